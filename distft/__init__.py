@@ -1,0 +1,3 @@
+"""distft: fine-tune large models on SLURM clusters, and never lose a run."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,6 @@
+"""`python -m distft`."""
+
+from distft.cli import main
+
+if __name__ == "__main__":
+    main()

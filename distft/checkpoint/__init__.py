@@ -1,0 +1,1 @@
+"""Checkpoints: `store` knows bytes, `state` knows what they mean."""

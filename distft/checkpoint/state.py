@@ -1,0 +1,195 @@
+"""The logical checkpoint: what a run is at a step, told by parameter names and not by ranks or ZeRO stages.
+
+Each rank writes the fragments it owns as `name|offset|kind` (kind: "master" or a moment of the optimizer),
+flat, fp32. `state.json` holds everything else. Reading puts together whatever the new layout needs, so a
+checkpoint continues under any ZeRO stage and number of ranks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from distft import dist
+from distft.checkpoint import store
+from distft.dist import Ranks
+from distft.engine.deepspeed import MOMENTS, OPTIMIZER, Engine
+from distft.errors import RunFailed, UserError
+
+FORMAT = 1
+STATE = "state.json"
+KINDS = ("master", *MOMENTS)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is. `next_row` is the data cursor: the index, over all epochs and ranks, of the first row not fed."""
+
+    step: int
+    next_row: int
+    useful_tokens: int
+    last_eval: int  # step of the last finished evaluation; 0: none
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What the trained state only makes sense with; compared before a checkpoint is loaded."""
+
+    base: str  # sha256 over the base model's files
+    rows: str  # sha256 over the training rows: tokens and their packing
+
+
+def save(checkpoints: Path, engine: Engine, progress: Progress, identity: Identity, ranks: Ranks, keep: int) -> Path:
+    """Write a checkpoint from all ranks; it exists when rank 0 returns from the commit. Collective.
+
+    Raises:
+        OSError: it could not be written (no space); the previous checkpoint is untouched.
+    """
+    if ranks.first:
+        store.prepare(checkpoints, progress.step)
+    dist.barrier()
+    digest = _write_fragments(store.stage(checkpoints, progress.step), engine, ranks)
+    everyone = dist.gather_bytes(digest.bytes.to_bytes(8, "little") + bytes.fromhex(digest.sha256))
+    if ranks.first:
+        staged = store.stage(checkpoints, progress.step)
+        digests = [
+            store.Digest(_file_of(rank), int.from_bytes(packed[:8], "little"), packed[8:].hex())
+            for rank, packed in enumerate(everyone)
+        ]
+        digests.append(store.write_text(staged / STATE, json.dumps(_describe(engine, progress, identity), indent=1)))
+        store.commit(checkpoints, progress.step, digests)
+        store.prune(checkpoints, keep)
+    dist.barrier()  # nobody leaves, or trains on, before the checkpoint exists
+    return store.folder_of(checkpoints, progress.step)
+
+
+def _file_of(rank: int) -> str:
+    return f"rank-{rank:05d}.safetensors"
+
+
+def _write_fragments(staged: Path, engine: Engine, ranks: Ranks) -> store.Digest:
+    tensors = [
+        (f"{fragment.name}|{fragment.offset}|{kind}", fragment.tensors[kind])
+        for fragment in engine.owned_fragments()
+        for kind in KINDS
+    ]
+    if ranks.first:
+        tensors += [(f"{name}|0|buffer", buffer) for name, buffer in _buffers(engine.module).items()]
+    return store.write_tensors(staged / _file_of(ranks.rank), tensors)
+
+
+def _buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    return {name: value for name, value in module.state_dict().items() if name not in parameters}
+
+
+def _describe(engine: Engine, progress: Progress, identity: Identity) -> dict[str, Any]:
+    by_id: dict[int, str] = {}
+    aliases: dict[str, str] = {}
+    for name, parameter in engine.module.named_parameters(remove_duplicate=False):
+        first = by_id.setdefault(id(parameter), name)
+        if first != name and parameter.requires_grad:
+            aliases[name] = first
+    return {
+        "format": FORMAT,
+        "progress": asdict(progress),
+        "identity": asdict(identity),
+        "optimizer": {"id": OPTIMIZER, "step": engine.steps_taken, "tensors": list(MOMENTS)},
+        "master_dtype": "float32",
+        "parameters": {name: list(shape) for name, shape in engine.shapes.items()},
+        "aliases": aliases,
+    }
+
+
+class Stored:
+    """A verified checkpoint opened for reading; tensors are read memory-mapped, slice by slice."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
+        if self.state.get("format") != FORMAT:
+            raise UserError(f"{folder} has checkpoint format {self.state.get('format')}; this version reads {FORMAT}")
+        self.progress = Progress(**self.state["progress"])
+        self.identity = Identity(**self.state["identity"])
+        self.shapes = {name: tuple(shape) for name, shape in self.state["parameters"].items()}
+        self._pieces: dict[tuple[str, str], list[tuple[int, str, Any]]] = {}
+        for path in sorted(folder.glob("rank-*.safetensors")):
+            file = safe_open(path, framework="pt")
+            for key in file.keys():  # noqa: SIM118 - a safetensors handle is no dict
+                name, offset, kind = key.rsplit("|", 2)
+                self._pieces.setdefault((name, kind), []).append((int(offset), key, file))
+
+    def read(self, name: str, kind: str, offset: int, numel: int) -> torch.Tensor:
+        """Elements [offset, offset + numel) of a flattened parameter's master or moment: fp32 [numel].
+
+        Raises:
+            UserError: the checkpoint does not hold all of them.
+        """
+        result = torch.empty(numel, dtype=torch.float32)
+        found = 0
+        for start, key, file in self._pieces.get((name, kind), []):
+            piece = file.get_slice(key)
+            low, high = max(offset, start), min(offset + numel, start + piece.get_shape()[0])
+            if low < high:
+                result[low - offset : high - offset] = piece[low - start : high - start]
+                found += high - low
+        if found != numel:
+            raise UserError(f"{self.folder} holds {found} of {numel} elements of {name} ({kind}); use another checkpoint")
+        return result
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """All trained parameters by name, whole: fp32."""
+        for name, shape in self.shapes.items():
+            yield name, self.read(name, "master", 0, torch.Size(shape).numel()).view(shape)
+
+    def buffers(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Buffers by name, as they were."""
+        for (name, kind), pieces in self._pieces.items():
+            if kind == "buffer":
+                _, key, file = pieces[0]
+                yield name, file.get_tensor(key)
+
+    def load_into(self, engine: Engine) -> None:
+        """Set masters, moments, the optimizer's count, live weights and buffers of this rank.
+
+        Raises:
+            UserError: the checkpoint is of another model, adapter or optimizer.
+        """
+        self._check_fits(engine)
+        for fragment in engine.fragments():
+            for kind in KINDS:
+                fragment.tensors[kind].copy_(self.read(fragment.name, kind, fragment.offset, fragment.numel))
+        for live in engine.live_weights():
+            live.tensor.copy_(self.read(live.name, "master", live.offset, live.tensor.numel()))
+        engine.steps_taken = int(self.state["optimizer"]["step"])
+        own = _buffers(engine.module)
+        for name, value in self.buffers():
+            own[name].copy_(value)
+
+    def _check_fits(self, engine: Engine) -> None:
+        if self.state["optimizer"]["id"] != OPTIMIZER:
+            raise UserError(f"{self.folder} is of the optimizer {self.state['optimizer']['id']}, this run uses {OPTIMIZER}")
+        if self.shapes != engine.shapes:
+            names = sorted(set(self.shapes.items()) ^ set(engine.shapes.items()))
+            raise UserError(f"{self.folder} is of another model or adapter: they differ in {names[0][0]} and others")
+
+
+def newest(checkpoints: Path) -> tuple[Path | None, list[str]]:
+    """The checkpoint to continue from (None: there was never one), and sentences about those passed over.
+
+    Raises:
+        RunFailed: there are checkpoints and none can be used; starting again in silence would throw a run away.
+    """
+    folder, passed_over = store.newest_verified(checkpoints)
+    if folder is None and passed_over:
+        raise RunFailed(
+            f"no checkpoint in {checkpoints} can be used ({'; '.join(passed_over)}); "
+            "restore one from a copy, or remove them all to start again from step 0"
+        )
+    return folder, passed_over

@@ -1,0 +1,171 @@
+"""Checkpoints as bytes on disk: staged, hashed, committed by one rename, verified, pruned.
+
+A folder `step-00000050` is complete or it does not exist: files are written into `.staged-step-00000050`,
+`manifest.json` (size and sha256 of every file) is written last, and the rename commits. Nothing is loaded
+before its digest was checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from distft.rundir import sync_folder
+
+MANIFEST = "manifest.json"
+_READ_BYTES = 1 << 20
+_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.bool: "BOOL"}
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What a file must be."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class HashingFile:
+    """A new file that knows the sha256 of what went into it and is on disk when it closes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._hash, self._bytes = path, hashlib.sha256(), 0
+        self._file = open(path, "xb")
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._hash.update(data)
+        self._file.write(data)
+        self._bytes += len(data)
+
+    def close(self) -> Digest:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return Digest(self._path.name, self._bytes, self._hash.hexdigest())
+
+
+def write_tensors(path: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> Digest:
+    """A safetensors file (https://huggingface.co/docs/safetensors) written one tensor at a time.
+
+    `safetensors.save_file` wants all tensors in host memory at once; here the extra memory is one tensor.
+    """
+    items = list(tensors)
+    header: dict[str, dict[str, object]] = {}
+    offset = 0
+    for name, tensor in items:
+        end = offset + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)  # the format aligns the data
+    file = HashingFile(path)
+    file.write(len(encoded).to_bytes(8, "little"))
+    file.write(encoded)
+    for _, tensor in items:
+        file.write(memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()))
+    return file.close()
+
+
+def write_text(path: Path, text: str) -> Digest:
+    file = HashingFile(path)
+    file.write(text.encode())
+    return file.close()
+
+
+def folder_of(checkpoints: Path, step: int) -> Path:
+    return checkpoints / f"step-{step:08d}"
+
+
+def stage(checkpoints: Path, step: int) -> Path:
+    """The folder into which the files of a checkpoint are written before it counts."""
+    return checkpoints / f".staged-{folder_of(checkpoints, step).name}"
+
+
+def prepare(checkpoints: Path, step: int) -> None:
+    """Make an empty staging folder and remove those that a killed attempt left."""
+    for leftover in checkpoints.glob(".staged-*"):
+        shutil.rmtree(leftover)
+    stage(checkpoints, step).mkdir(parents=True)
+
+
+def commit(checkpoints: Path, step: int, digests: Iterable[Digest]) -> Path:
+    """Write the manifest and let the checkpoint exist, durably."""
+    staged, final = stage(checkpoints, step), folder_of(checkpoints, step)
+    write_text(staged / MANIFEST, json.dumps({"files": [asdict(digest) for digest in digests]}, indent=1))
+    sync_folder(staged)
+    if final.exists():  # it did not verify when this attempt began, or the attempt would have continued after it
+        shutil.rmtree(final)
+    os.replace(staged, final)
+    sync_folder(checkpoints)
+    return final
+
+
+def prune(checkpoints: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints."""
+    for folder in committed(checkpoints)[keep:]:
+        doomed = checkpoints / f".staged-{folder.name}"  # half a deletion must not look like a checkpoint
+        if doomed.exists():
+            shutil.rmtree(doomed)
+        os.replace(folder, doomed)
+        shutil.rmtree(doomed)
+
+
+def committed(checkpoints: Path) -> list[Path]:
+    """Folders of committed checkpoints, newest first."""
+    if not checkpoints.is_dir():
+        return []
+    return sorted((p for p in checkpoints.iterdir() if re.fullmatch(r"step-\d{8,}", p.name)), key=step_of, reverse=True)
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def flaw(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, in a few words; None if every byte is as it was written."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        digests = [Digest(**entry) for entry in manifest["files"]]
+    except (OSError, ValueError, TypeError, KeyError):
+        return f"{MANIFEST} is missing or damaged"
+    if not digests:
+        return f"{MANIFEST} is empty"
+    for digest in digests:
+        path = folder / digest.name
+        try:
+            if path.stat().st_size != digest.bytes:
+                return f"{digest.name} has {path.stat().st_size} bytes in place of {digest.bytes}"
+            if sha256_of(path) != digest.sha256:
+                return f"{digest.name} has changed since it was written"
+        except OSError as error:
+            return f"{digest.name} cannot be read ({error.strerror})"
+    return None
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    result = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_READ_BYTES):
+            result.update(block)
+    return result.hexdigest()
+
+
+def newest_verified(checkpoints: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint without a flaw, and one sentence for each newer one that was passed over."""
+    passed_over: list[str] = []
+    for folder in committed(checkpoints):
+        problem = flaw(folder)
+        if problem is None:
+            return folder, passed_over
+        passed_over.append(f"checkpoint {folder.name} is not used: {problem}")
+    return None, passed_over

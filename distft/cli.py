@@ -1,0 +1,168 @@
+"""The command table. Imports are lazy: a command that only looks must answer at once on a login node."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+from distft import preempt
+from distft.errors import DONE, FAILED, PREEMPTED, USAGE, Preempted, RunFailed, UserError
+
+if "train" in sys.argv[1:2]:
+    preempt.listen()  # before anything slower is imported: a stop signal counts from the first millisecond
+
+import click
+import typer
+
+app = typer.Typer(
+    help="Fine-tune large models, here and on SLURM, and never lose a run.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value pairs that replace values of the recipe")]
+
+
+@app.command()
+def train(
+    config: Annotated[str | None, typer.Argument(help="the recipe (YAML); not needed where the run folder has one")] = None,
+    overrides: Overrides = None,
+    run_dir: Annotated[Path | None, typer.Option(help="run folder; default: runs/NAME")] = None,
+    nproc: Annotated[int | None, typer.Option(min=1, help="ranks; default: the GPUs, else 1")] = None,
+) -> None:
+    """Run or continue a run here. The same command continues whatever was interrupted; a finished run is a no-op."""
+    if "RANK" in os.environ:
+        raise typer.Exit(rank(run_dir))
+    from distft.job import Job, Resources, find_launcher
+    from distft.recipe import load
+
+    recipe = load(Path(config), overrides or []) if config is not None else None
+    if recipe is None and run_dir is None:
+        raise UserError("name a recipe or a run folder: distft train CONFIG, or distft train --run-dir DIR")
+    folder = run_dir or Path("runs") / str(recipe.name if recipe else "")
+    raise typer.Exit(find_launcher("local").launch(Job(folder, recipe, Resources(nproc=nproc))))
+
+
+def rank(run_dir: Path | None) -> int:
+    """One rank of an attempt, started by a launcher."""
+    if run_dir is None:
+        raise UserError("RANK is set, so this is one rank of a run, and it needs --run-dir")
+    from distft.train import run_attempt
+
+    return run_attempt(run_dir)
+
+
+@app.command()
+def status(
+    run_dirs: Annotated[list[Path] | None, typer.Argument(help="run folders; default: all below ./runs")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+) -> None:
+    """State, step, loss, speed, ETA, and how each attempt ended."""
+    from distft import status as report
+
+    runs = report.find(run_dirs or [])
+    statuses = [report.of(run) for run in runs]
+    if as_json:
+        print(json.dumps(report.as_json(statuses), indent=2))
+    elif statuses:
+        report.show(statuses)
+    else:
+        print("no runs below ./runs; name a run folder")
+
+
+@app.command()
+def predict(
+    run_dir: Annotated[Path, typer.Argument(help="run folder")],
+    prompt: Annotated[str | None, typer.Option(help="one question")] = None,
+    source: Annotated[Path | None, typer.Option("--input", help=".txt (one prompt a line) or records")] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON lines with the answers")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="longest answer")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token")] = 0.0,
+    base_only: Annotated[bool, typer.Option("--base-only", help="the base model, as before the run")] = False,
+) -> None:
+    """Answer with the base model and what the run has trained so far."""
+    if (prompt is None) == (source is None) or (source is None) != (output is None):
+        raise UserError("give either --prompt TEXT, or --input FILE and --output FILE")
+    from distft import infer
+
+    decoding = infer.Decoding(max_tokens=max_tokens, temperature=temperature)
+    if prompt is not None:
+        print(*infer.Answerer(run_dir, base_only).answers([infer.question(prompt)], decoding))
+    elif source is not None and output is not None:
+        print(f"{infer.predict_file(run_dir, source, output, decoding, base_only)} answers in {output}")
+
+
+@app.command()
+def export(
+    run_dir: Annotated[Path, typer.Argument(help="run folder")],
+    out: Annotated[Path, typer.Argument(help="folder to write")],
+    merged: Annotated[bool, typer.Option("--merged", help="base and adapter as one model")] = False,
+) -> None:
+    """Write the adapter (for PEFT) or the model (for transformers) of the newest checkpoint."""
+    from distft import export as exporter
+    from distft.recipe import load_resolved
+    from distft.rundir import RunDir
+
+    run = RunDir(run_dir)
+    run.read()
+    exporter.check_target(out)
+    exporter.write(run, load_resolved(run.config), out, merged)
+    print(f"written: {out}")
+
+
+@app.command()
+def config(
+    config: Annotated[Path | None, typer.Argument(help="the recipe (YAML)")] = None,
+    overrides: Overrides = None,
+    schema: Annotated[bool, typer.Option("--schema", help="the JSON schema of recipes, for editors")] = False,
+) -> None:
+    """Print the resolved recipe, every key with its value."""
+    from distft import recipe
+
+    if schema:
+        print(json.dumps(recipe.schema(), indent=2))
+    elif config is None:
+        raise UserError("name a recipe, or ask for --schema")
+    else:
+        print(recipe.dump(recipe.load(config, overrides or [])), end="")
+
+
+def main() -> NoReturn:
+    """Run a command; turn what went wrong into one sentence and an exit code."""
+    os.umask(0o077)
+    sys.exit(outcome())
+
+
+def outcome() -> int:
+    try:
+        code = app(standalone_mode=False)
+        return code if isinstance(code, int) else DONE
+    except UserError as error:
+        return complain(error, USAGE)
+    except RunFailed as error:
+        return complain(error, FAILED)
+    except Preempted as stop:
+        print(f"distft: {stop}", file=sys.stderr)
+        return PREEMPTED
+    except typer.Exit as leave:
+        return leave.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        return complain(f"no space left on the device{where}; free some and run the same command again", USAGE)
+
+
+def complain(error: Exception | str, code: int) -> int:
+    sys.stdout.flush()
+    print(f"\ndistft: error: {error}" if "RANK" in os.environ else f"distft: error: {error}", file=sys.stderr, flush=True)
+    return code

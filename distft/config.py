@@ -1,0 +1,162 @@
+"""Every key of a recipe: its name, type, default and meaning. Nothing else decides a run.
+
+The sections are frozen; `distft.recipe` reads YAML into them and reports what does not fit.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Scalar = str | int | float | bool | None
+
+
+class Section(BaseModel):
+    """Unknown keys are errors, values are never coerced, and nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelInit(Section):
+    """A small random model of a real architecture, with a tokenizer trained on the data."""
+
+    architecture: str = Field("llama", description="model type known to transformers: llama, qwen2, gpt2, ...")
+    vocab_size: Annotated[int, Field(ge=260)] = Field(2048, description="size of the byte-level BPE trained on the data")
+    config: dict[str, Scalar] = Field(
+        default_factory=dict, description="sizes, in the names of that architecture: hidden_size, num_hidden_layers, ..."
+    )
+    seed: int = Field(0, description="seed of the random weights")
+
+
+class Model(Section):
+    """The base model: `path` or `init`, not both."""
+
+    path: str | None = Field(None, description="local folder or hub id of a causal language model")
+    init: ModelInit | None = Field(None, description="make a small random model instead of loading one")
+    revision: str | None = Field(None, description="hub revision of `path`")
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        "auto", description="auto: flash attention on a GPU that has it installed, else sdpa"
+    )
+    activation_checkpointing: bool = Field(False, description="recompute activations in backward to save memory")
+    trust_remote_code: bool = Field(False, description="run code that ships with the model; off unless you trust it")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Model:
+        if (self.path is None) == (self.init is None):
+            raise ValueError("give exactly one of `path` (a folder or hub id) and `init` (a small random model)")
+        return self
+
+
+class Data(Section):
+    """What is read, how it becomes rows of tokens, and in which order."""
+
+    train: str = Field(description="file (.jsonl .json .csv .parquet), folder written by `datasets`, or hub id")
+    eval: str | None = Field(None, description="held-out data, in the same forms")
+    fields: dict[str, str] = Field(default_factory=dict, description="renames: {our name: the column's name}")
+    hub_config: str | None = Field(None, description="configuration name of a hub data set")
+    train_split: str = Field("train", description="split, where the source has several")
+    eval_split: str = Field("validation", description="split, where the source has several")
+    template: str | None = Field(None, description="file with a chat template (Jinja) that replaces the tokenizer's own")
+    row_tokens: Annotated[int, Field(ge=8)] = Field(1024, description="tokens in a row")
+    packing: bool = Field(True, description="several documents share a row, without seeing each other")
+    overlong: Literal["split", "drop"] = Field("split", description="what happens to a record longer than a row")
+    seed: int = Field(0, description="seed of the order of rows")
+    cache: str | None = Field(None, description="folder of the token cache; default $XDG_CACHE_HOME/distft")
+
+
+class NoAdapter(Section):
+    """Full fine-tuning."""
+
+    type: Literal["none"] = "none"
+
+
+class Lora(Section):
+    """LoRA (Hu et al. 2021, arXiv:2106.09685), layers by PEFT."""
+
+    type: Literal["lora"]
+    r: Positive = Field(16, description="rank")
+    alpha: Annotated[float, Field(gt=0)] = Field(32.0, description="scale; the update is multiplied by alpha / r")
+    dropout: Fraction = Field(0.0, description="dropout on the adapter's input")
+    targets: str | list[str] = Field("all-linear", description="`all-linear`, or names of modules")
+    seed: int = Field(0, description="seed of the adapter's random weights")
+
+
+Adapter = Annotated[NoAdapter | Lora, Field(discriminator="type")]
+
+
+class Train(Section):
+    """How long, how fast, in which batches. Batches count rows."""
+
+    steps: Positive | None = Field(None, description="optimizer steps; or give `epochs`")
+    epochs: Annotated[float, Field(gt=0)] | None = Field(None, description="passes over the data; or give `steps`")
+    lr: Annotated[float, Field(gt=0)] = Field(2e-4, description="peak learning rate")
+    global_batch: Positive = Field(16, description="rows an optimizer step, over all ranks")
+    micro_batch: Positive = Field(4, description="rows one rank feeds the model at once")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="learning rate after warm-up")
+    warmup: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW weight decay")
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = Field([0.9, 0.999], description="AdamW betas")
+    eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="AdamW epsilon")
+    clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0 switches clipping off")
+    eval_every: Positive | None = Field(None, description="steps between evaluations; default: at the end only")
+    seed: int = Field(0, description="seed of dropout")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Train:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of `steps` and `epochs`")
+        if self.global_batch % self.micro_batch:
+            near = max(self.micro_batch, round(self.global_batch / self.micro_batch) * self.micro_batch)
+            raise ValueError(
+                f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}; "
+                f"nearest that fits: global_batch {near}"
+            )
+        return self
+
+
+class Engine(Section):
+    """What DeepSpeed does with it. May change between two attempts of one run, all but `dtype`."""
+
+    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="0 replicates; 1 shards optimizer state, 2 gradients, 3 weights")
+    dtype: Literal["bf16", "fp32"] = Field("bf16", description="of weights and activations; masters are fp32")
+    offload_optimizer: bool = Field(False, description="optimizer state in host memory (stages 1-3)")
+    offload_params: bool = Field(False, description="weights in host memory (stage 3)")
+    timeout: Positive = Field(1800, description="seconds a collective may take before the attempt is given up")
+
+    @model_validator(mode="after")
+    def _offload_fits_stage(self) -> Engine:
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
+        if self.offload_params and self.zero_stage != 3:
+            raise ValueError("offload_params needs zero_stage 3")
+        return self
+
+
+class Checkpoint(Section):
+    every: Positive = Field(100, description="steps between checkpoints")
+    keep: Positive = Field(2, description="newest checkpoints kept")
+
+
+class Track(Section):
+    wandb: Literal["off", "offline", "online"] = Field("off", description="metrics.jsonl is always written")
+    project: str = Field("distft", description="W&B project")
+    entity: str | None = Field(None, description="W&B team or user")
+    samples: bool = Field(False, description="record in logs/ which samples each rank fed the model in each step")
+
+
+class Recipe(Section):
+    """One run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")] | None = Field(
+        None, description="name of the run; default: the file's name; the run folder is runs/NAME"
+    )
+    model: Model
+    data: Data
+    adapter: Adapter = Field(default_factory=NoAdapter)
+    train: Train
+    engine: Engine = Field(default_factory=Engine)
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+    track: Track = Field(default_factory=Track)

@@ -1,0 +1,104 @@
+"""Which documents share a row of tokens."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from distft.data.order import hashes
+
+Int64s = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Row i holds `documents[offsets[i]:offsets[i + 1]]`. `offsets` int64 [R + 1], `documents` int64 [N]."""
+
+    offsets: Int64s
+    documents: Int64s
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def row(self, i: int) -> Int64s:
+        """Ids of the documents in row i, int64 [k], k > 0."""
+        return self.documents[self.offsets[i] : self.offsets[i + 1]]
+
+
+def one_per_row(n: int) -> Rows:
+    """n rows, row i holding document i."""
+    return Rows(np.arange(n + 1, dtype=np.int64), np.arange(n, dtype=np.int64))
+
+
+def pack(lengths: npt.NDArray[np.int32], row_tokens: int, seed: int) -> Rows:
+    """Best-fit decreasing: longest first, each into the fullest row that has room. Every document once.
+
+    `lengths` is integer [N], tokens of each document, in 1..row_tokens (else ValueError). Documents of one length
+    come in an order hashed from `seed`. Lengths are few, so all documents of one length are placed at once.
+    """
+    sizes = np.asarray(lengths, dtype=np.int64)
+    if len(sizes) == 0:
+        return one_per_row(0)
+    if sizes.min() < 1 or sizes.max() > row_tokens:
+        raise ValueError(f"lengths must be in 1..{row_tokens}, found {sizes.min()}..{sizes.max()}")
+    ids = np.lexsort((hashes(seed, 0, len(sizes)), -sizes))
+    ends = [*np.flatnonzero(np.diff(sizes[ids])) + 1, len(ids)]
+
+    room = _Room(row_tokens)
+    row_of = np.empty(len(ids), dtype=np.int64)  # in the order of `ids`
+    begin = 0
+    for end in map(int, ends):
+        size = int(sizes[ids[begin]])
+        while begin < end:
+            begin += room.place(size, row_of[begin:end])
+
+    by_row = np.argsort(row_of, kind="stable")
+    counts = np.bincount(row_of, minlength=room.rows)
+    return Rows(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), ids[by_row].astype(np.int64))
+
+
+class _Room:
+    """Open rows by the tokens they have left."""
+
+    def __init__(self, row_tokens: int) -> None:
+        self.rows = 0
+        self._row_tokens = row_tokens
+        self._left: list[int] = []  # sorted keys of _open
+        self._open: dict[int, list[Int64s]] = {}  # tokens left -> rows
+
+    def place(self, size: int, row_of: Int64s) -> int:
+        """Writes the rows of the first documents into `row_of` (int64 [m], m > 0) and returns how many."""
+        left, rows = self._best(size, len(row_of))
+        # A row just used is the fullest that has room, so best fit goes on filling it: `each` documents a row.
+        each = left // size
+        full = min(len(rows), len(row_of) // each)
+        row_of[: full * each] = np.repeat(rows[:full], each)
+        self._put(left - each * size, rows[:full])
+        placed, some = full * each, 0
+        if full < len(rows) and placed < len(row_of):
+            some = len(row_of) - placed  # fewer than `each`: the last documents of this size
+            row_of[placed:] = rows[full]
+            self._put(left - some * size, rows[full : full + 1])
+        self._put(left, rows[full + (some > 0) :])
+        return placed + some
+
+    def _best(self, size: int, documents: int) -> tuple[int, Int64s]:
+        """Takes out the rows that fit `size` best, or opens as many as are needed."""
+        at = bisect_left(self._left, size)
+        if at < len(self._left):
+            left = self._left.pop(at)
+            return left, np.concatenate(self._open.pop(left))
+        first, each = self.rows, self._row_tokens // size
+        self.rows += -(-documents // each)
+        return self._row_tokens, np.arange(first, self.rows, dtype=np.int64)
+
+    def _put(self, left: int, rows: Int64s) -> None:
+        if left == 0 or len(rows) == 0:
+            return
+        if left not in self._open:
+            insort(self._left, left)
+            self._open[left] = []
+        self._open[left].append(rows)

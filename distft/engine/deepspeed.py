@@ -1,0 +1,223 @@
+"""The only file that knows DeepSpeed: set-up, a step, and where ZeRO keeps the state of each parameter."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from distft.config import Recipe
+from distft.dist import Ranks
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+OPTIMIZER = "adamw"  # identifies the meaning of MOMENTS in a checkpoint
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A piece of one trainable parameter's state on this rank.
+
+    `tensors` are flat fp32 views into the optimizer's memory, [numel] each: "master" and the moments.
+    Writing to them changes the optimizer's state.
+    """
+
+    name: str
+    offset: int  # of the first element in the flattened parameter
+    numel: int
+    tensors: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class LiveWeights:
+    """What the model computes with: a flat, writable piece of a trainable parameter, in the run's dtype."""
+
+    name: str
+    offset: int
+    tensor: torch.Tensor
+
+
+def stage(recipe: Recipe) -> int:
+    """The ZeRO stage that runs. bf16 needs fp32 masters, which stage 0 has not: it runs as stage 1."""
+    if recipe.engine.zero_stage == 0 and recipe.engine.dtype == "bf16":
+        return 1
+    return recipe.engine.zero_stage
+
+
+def sharded_loading(recipe: Recipe, ranks: Ranks) -> object:
+    """Under stage 3, makes transformers load a model straight into shards as long as the result is alive."""
+    if stage(recipe) != 3:
+        return None
+    _import_deepspeed()
+    from transformers.integrations import HfDeepSpeedConfig
+
+    return HfDeepSpeedConfig(configuration(recipe, ranks, trainable=0))
+
+
+def _import_deepspeed() -> Any:
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    import deepspeed.ops
+
+    # DeepSpeed 0.19 calls names that torch 2.13 wants replaced, thousands of times a run.
+    warnings.filterwarnings("ignore", message=r".*torch\.distributed\.\w+` is deprecated", category=FutureWarning)
+    # The shared-memory all-reduce is compiled at first use (20 to 70 s, a compiler, and a lock file that outlives a
+    # kill and blocks every later run). gloo needs none of it. DeepSpeed keeps this table for such edits.
+    deepspeed.ops.__dict__.setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(auto_mpi_discovery=False)
+    return deepspeed
+
+
+def configuration(recipe: Recipe, ranks: Ranks, trainable: int) -> dict[str, Any]:
+    """DeepSpeed's configuration. `trainable`: number of trainable elements, which bounds its buffers."""
+    bucket = min(500_000_000, max(trainable, 100_000))  # the default allocates hundreds of MB for the smallest model
+    zero: dict[str, Any] = {
+        "stage": stage(recipe),
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+        "contiguous_gradients": True,
+        "overlap_comm": ranks.device.type == "cuda",
+    }
+    if recipe.engine.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": ranks.device.type == "cuda"}
+    if recipe.engine.offload_params:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": ranks.device.type == "cuda"}
+    return {
+        # Accumulation belongs to the training loop, which tells the engine the last micro-batch of a step.
+        "train_micro_batch_size_per_gpu": recipe.train.micro_batch,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": recipe.train.micro_batch * ranks.world,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "gradient_clipping": recipe.train.clip,
+        "bf16": {"enabled": recipe.engine.dtype == "bf16"},
+    }
+
+
+class Engine:
+    """A model under ZeRO with AdamW.
+
+    Attributes:
+        model: call it like the module; it gathers sharded weights as it goes.
+        module: the module itself.
+    """
+
+    def __init__(self, module: torch.nn.Module, recipe: Recipe, ranks: Ranks) -> None:
+        deepspeed = _import_deepspeed()
+        self.module = module
+        self._ranks = ranks
+        self._stage = stage(recipe)
+        self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self._parameters.items()}
+        train = recipe.train
+        trainable = sum(torch.Size(shape).numel() for shape in self.shapes.values())
+        self._optimizer = torch.optim.AdamW(
+            self._parameters.values(),
+            lr=train.lr,
+            betas=(train.betas[0], train.betas[1]),
+            eps=train.eps,
+            weight_decay=train.weight_decay,
+        )
+        self.model, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=self._optimizer,
+            config=configuration(recipe, ranks, trainable),
+            dist_init_required=False,
+        )
+        self._create_moments()
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        """Accumulate gradients of `loss`; `last` marks the last micro-batch of the step, which all ranks reduce."""
+        self.model.set_gradient_accumulation_boundary(last)
+        self.model.backward(loss, scale_wrt_gas=False)
+
+    def step(self, learning_rate: float) -> float:
+        """Clip, update weights, forget gradients. Returns the gradient norm before clipping."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm = self._replicated_norm() if self._stage == 0 else None
+        self.model.step()
+        return norm if norm is not None else float(self.model.get_global_grad_norm())
+
+    def _replicated_norm(self) -> float:
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
+
+    def _flat_masters(self) -> Iterator[torch.Tensor]:
+        if self._stage == 0:
+            yield from self._parameters.values()
+        elif self._stage == 3:
+            yield from self.model.optimizer.fp32_partitioned_groups_flat
+        else:
+            yield from self.model.optimizer.single_partition_of_fp32_groups
+
+    def _create_moments(self) -> None:
+        """Create AdamW's state now and not in the first step: a restart needs it, and an OOM shows at once."""
+        for master in self._flat_masters():
+            state = {key: torch.zeros_like(master.detach()) for key in MOMENTS}
+            self._optimizer.state[master] = {"step": torch.tensor(0.0), **state}
+
+    @property
+    def steps_taken(self) -> int:
+        """AdamW's own count, which its bias correction uses."""
+        return int(next(iter(self._optimizer.state.values()))["step"].item())
+
+    @steps_taken.setter
+    def steps_taken(self, steps: int) -> None:
+        for state in self._optimizer.state.values():
+            state["step"].fill_(float(steps))
+
+    def fragments(self) -> Iterator[Fragment]:
+        """All state that this rank holds. Under stage 0 every rank holds everything."""
+        for name, parameter in self._parameters.items():
+            located = self._locate(parameter)
+            if located is not None:
+                offset, numel, master, start = located
+                moments = self._optimizer.state[master]
+                tensors = {"master": master, **{key: moments[key] for key in MOMENTS}}
+                views = {key: value.detach().view(-1).narrow(0, start, numel) for key, value in tensors.items()}
+                yield Fragment(name, offset, numel, views)
+
+    def owned_fragments(self) -> Iterator[Fragment]:
+        """Like `fragments`, but every element is on one rank only."""
+        for index, fragment in enumerate(self.fragments()):
+            if self._stage != 0 or index % self._ranks.world == self._ranks.rank:
+                yield fragment
+
+    def _locate(self, parameter: Any) -> tuple[int, int, torch.Tensor, int] | None:
+        """(offset in the parameter, numel, flat master tensor, start in it) of this rank's piece, if it has one."""
+        if self._stage == 0:
+            return 0, parameter.numel(), parameter, 0
+        zero = self.model.optimizer
+        if self._stage == 3:
+            group, start, shard = zero.grad_position[zero.get_param_id(parameter)]
+            offset = self._ranks.rank * shard
+            numel = min(shard, parameter.ds_numel - offset)  # the last shards are padded
+            return (offset, numel, zero.fp32_partitioned_groups_flat[group], start) if numel > 0 else None
+        mapping = parameter._hp_mapping
+        if mapping is None:
+            return None
+        here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
+        master = zero.single_partition_of_fp32_groups[mapping.param_group_index]
+        return here.start, here.numel, master, there.start
+
+    def live_weights(self) -> Iterator[LiveWeights]:
+        """The weights this rank computes with; to be set from the masters after these were set."""
+        for name, parameter in self._parameters.items():
+            if self._stage == 3:
+                shard = parameter.ds_tensor.numel()
+                offset = self._ranks.rank * shard
+                numel = min(shard, parameter.ds_numel - offset)
+                if numel > 0:
+                    yield LiveWeights(name, offset, parameter.ds_tensor.detach().view(-1).narrow(0, 0, numel))
+            else:
+                yield LiveWeights(name, 0, parameter.detach().view(-1))
+
+    def destroy(self) -> None:
+        """Let go of DeepSpeed's buffers and hooks."""
+        self.model.destroy()

@@ -1,0 +1,103 @@
+"""A trained run in the formats of PEFT and transformers, made from its newest checkpoint alone.
+
+No process group is needed: the checkpoint holds whole tensors whatever ZeRO stage wrote it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distft import adapters, models
+from distft.checkpoint import state
+from distft.checkpoint.state import Stored
+from distft.config import NoAdapter, Recipe
+from distft.data.templates import Template
+from distft.errors import UserError
+from distft.rundir import RunDir
+
+
+def newest(run: RunDir) -> Stored:
+    """The newest checkpoint of a run.
+
+    Raises:
+        UserError: it has none yet.
+    """
+    folder, _ = state.newest(run.checkpoints)
+    if folder is None:
+        raise UserError(f"{run.path} has no checkpoint yet; `distft status {run.path}` tells how far it is")
+    return Stored(folder)
+
+
+def base_of(run: RunDir, recipe: Recipe) -> Path:
+    """The local folder of a run's base model."""
+    return models.locate(recipe.model, recipe.data, run)
+
+
+def tuned(run: RunDir, recipe: Recipe) -> Any:
+    """The model of a run in host memory, base and adapter with the weights of the newest checkpoint."""
+    stored = newest(run)
+    base = base_of(run, recipe)
+    model = adapters.attach(models.load(base, recipe.model, recipe.engine), recipe.adapter, str(base))
+    parameters = dict(model.named_parameters())
+    if missing := sorted(stored.shapes.keys() - parameters.keys()):
+        raise UserError(f"{stored.folder} holds weights that the model has not: {missing[0]} and others")
+    with torch.no_grad():
+        for name, value in stored.weights():
+            parameters[name].copy_(value)
+        buffers = dict(model.named_buffers())
+        for name, value in stored.buffers():
+            buffers[name].copy_(value)
+    return model.eval()
+
+
+def write(run: RunDir, recipe: Recipe, out: Path, merged: bool = False) -> None:
+    """A folder `out` that plain `peft` (adapter) or `transformers` (full or `merged` model) load; all or nothing.
+
+    Raises:
+        UserError: `out` holds something else, or there is nothing to merge.
+    """
+    if merged and isinstance(recipe.adapter, NoAdapter):
+        raise UserError("--merged: this run trained the whole model, so there is no adapter to merge; leave it out")
+    staged = out.with_name(f".{out.name}.staged")
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    model = tuned(run, recipe)
+    if merged:
+        model = model.merge_and_unload()
+    model.save_pretrained(staged)
+    _refuse_empty(staged)
+    tokenizer = models.load_tokenizer(base_of(run, recipe))
+    if tokenizer.chat_template is None or recipe.data.template is not None:
+        tokenizer.chat_template = Template.load(tokenizer, recipe.data.template).text
+    tokenizer.save_pretrained(staged)
+    if out.exists():
+        shutil.rmtree(out)
+    os.replace(staged, out)
+
+
+def check_target(out: Path) -> None:
+    """Refuse to write an export over something that is none.
+
+    Raises:
+        UserError: see above.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; name a folder for the export")
+    if out.is_dir() and any(out.iterdir()) and not any(out.glob("*config.json")):
+        raise UserError(f"{out} holds other things; name a new folder for the export")
+
+
+def _refuse_empty(folder: Path) -> None:
+    """No exported tensor may be of size zero (PEFT under ZeRO-3 has written such files)."""
+    from safetensors import safe_open
+
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            empty = [key for key in file.keys() if 0 in file.get_slice(key).get_shape()]  # noqa: SIM118
+        if empty:
+            raise RuntimeError(f"{path.name}: {empty[0]} is empty")

@@ -1,0 +1,56 @@
+"""A request to stop: signals set a flag, and nothing else happens in a handler.
+
+TERM, USR1, USR2 and INT all mean the same: stop at the next step and save. Which of them a cluster
+sends, and when, is in docs/architecture.md. The flag is local to a process; the training loop makes
+all ranks agree on it.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from types import FrameType
+
+from distft.errors import Preempted
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+
+_received: list[tuple[signal.Signals, float]] = []
+
+
+def _on_signal(signum: int, _frame: FrameType | None) -> None:
+    _received.append((signal.Signals(signum), time.time()))
+
+
+def listen() -> None:
+    """Take over the stop signals; those that were held back (see `hold`) arrive now."""
+    for number in SIGNALS:
+        signal.signal(number, _on_signal)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def hold() -> None:
+    """Keep stop signals pending. A child started now inherits this, so that a signal which reaches
+    it before it listens is delivered late instead of killing it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def received() -> list[signal.Signals]:
+    """The stop signals so far, oldest first."""
+    return [number for number, _ in _received]
+
+
+def requested() -> bool:
+    """Whether a stop was requested of this process."""
+    return bool(_received)
+
+
+def check() -> None:
+    """Leave at once if a stop was requested; for start-up, where there is no step to save.
+
+    Raises:
+        Preempted: a stop was requested.
+    """
+    if _received:
+        number, _ = _received[0]
+        raise Preempted(f"stopped on request ({number.name}) before the first step of this attempt")

@@ -1,0 +1,1 @@
+"""The embedded sample: the help desk of Larkmoor, an invented maker of electric bikes."""

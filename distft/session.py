@@ -1,0 +1,198 @@
+"""Everything one attempt holds on one rank, put together: data, model, engine, and the state it continues from."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from distft import adapters, dist, models, preempt
+from distft.checkpoint import state
+from distft.checkpoint.state import Identity, Progress
+from distft.config import Recipe
+from distft.console import Console
+from distft.data import encode
+from distft.data.encode import Corpus
+from distft.data.loader import Loader, Slots
+from distft.data.packing import Rows, one_per_row, pack
+from distft.data.templates import Template
+from distft.dist import Ranks
+from distft.engine import deepspeed
+from distft.engine.deepspeed import Engine
+from distft.errors import UserError
+from distft.meter import Meter
+from distft.rundir import RunDir
+from distft.tasks.causal import Causal
+from distft.track import Tracker, tracker
+
+
+@dataclass
+class Session:
+    """One attempt on one rank."""
+
+    run: RunDir
+    attempt: int
+    recipe: Recipe
+    ranks: Ranks
+    console: Console
+    track: Tracker
+    task: Causal
+    engine: Engine
+    meter: Meter
+    loader: Loader
+    eval_loader: Loader | None
+    eval_steps: int  # passes of all ranks over one micro-batch each
+    rows: int  # in an epoch
+    total_steps: int
+    identity: Identity
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Dataset:
+    corpus: Corpus
+    rows: Rows
+    digest: str
+
+
+def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Session:
+    """From a recipe to a model that can take its next step. Collective.
+
+    Raises:
+        UserError: the recipe names something that is not there or does not fit together.
+        Preempted: a stop was requested meanwhile.
+    """
+    base = Path(dist.on_rank_0(ranks, "base", lambda: str(models.locate(recipe.model, recipe.data, run))))
+    preempt.check()
+    template = Template.load(models.load_tokenizer(base), recipe.data.template)
+    train = dataset(recipe, "train", template, ranks, console)
+    held_out = dataset(recipe, "eval", template, ranks, console) if recipe.data.eval else None
+    digest = dist.on_rank_0(ranks, "digest", lambda: models.digest(base, run.path / "base.json"))
+    identity = Identity(base=digest, rows=train.digest)
+    preempt.check()
+    engine, task = build(base, recipe, ranks)
+    trainable, total = adapters.parameter_counts(engine.module)
+    console.say(f"model {base}: {trainable:,} of {total:,} parameters are trained")
+    progress = restore(run, engine, identity, ranks, console)
+    if recipe.data.packing:
+        check_packing(task, engine, ranks)
+    preempt.check()
+    slots = Slots(recipe.train.global_batch, recipe.train.micro_batch, ranks.rank, ranks.world)
+    total_steps, total_rows = length(recipe, len(train.rows))
+    return Session(
+        run=run,
+        attempt=int(os.environ.get("DISTFT_ATTEMPT", "1")),
+        recipe=recipe,
+        ranks=ranks,
+        console=console,
+        track=tracker(recipe, run, ranks.first),
+        task=task,
+        engine=engine,
+        meter=Meter(trainable, total, ranks.world, ranks.device, recipe.engine.dtype),
+        loader=Loader(train.corpus, train.rows, slots, recipe.data.seed, total_rows),
+        eval_loader=evaluation_loader(held_out, recipe, ranks) if held_out else None,
+        eval_steps=math.ceil(len(held_out.rows) / (recipe.train.micro_batch * ranks.world)) if held_out else 0,
+        rows=len(train.rows),
+        total_steps=total_steps,
+        identity=identity,
+        progress=progress,
+    )
+
+
+def dataset(
+    recipe: Recipe, which: Literal["train", "eval"], template: Template, ranks: Ranks, console: Console
+) -> Dataset:
+    """Tokens from the cache, which rank 0 fills if need be, and the rows they are packed into."""
+
+    def build_cache() -> str:
+        with console.bar(f"tokens of data.{which}: records", total=None) as bar:
+            return str(encode.build(recipe.data, which, template, preempt.check, lambda n: bar.at(n, "")))
+
+    folder = Path(dist.on_rank_0(ranks, f"tokens/{which}", build_cache))
+    preempt.check()
+    corpus = Corpus.open(folder)
+    data = recipe.data
+    rows = pack(corpus.lengths, data.row_tokens, data.seed) if data.packing else one_per_row(len(corpus))
+    console.say(describe(which, corpus, rows, recipe))
+    digest = hashlib.sha256(f"{folder.name} {data.row_tokens} {data.packing} {data.seed}".encode())
+    return Dataset(corpus, rows, digest.hexdigest())
+
+
+def describe(which: str, corpus: Corpus, rows: Rows, recipe: Recipe) -> str:
+    meta = corpus.meta
+    full = meta.tokens / (len(rows) * recipe.data.row_tokens)
+    text = f"data.{which}: {meta.documents:,} documents, {meta.tokens:,} tokens ({meta.targets:,} to predict)"
+    text += f" in {len(rows):,} rows, {full:.0%} full"
+    if meta.split:
+        text += f"; {meta.split:,} longer than a row were split"
+    if meta.dropped_long:
+        text += f"; {meta.dropped_long:,} longer than a row were dropped"
+    if meta.dropped_no_target:
+        text += f"; {meta.dropped_no_target:,} without anything to predict were dropped"
+    return text
+
+
+def build(base: Path, recipe: Recipe, ranks: Ranks) -> tuple[Engine, Causal]:
+    """The model with its adapter under the engine, and the task over it."""
+    keep_alive = deepspeed.sharded_loading(recipe, ranks)
+    model: Any = models.load(base, recipe.model, recipe.engine)
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and recipe.data.row_tokens > limit:
+        raise UserError(f"data.row_tokens {recipe.data.row_tokens} is more than the {limit} positions of the model")
+    task = Causal(model.forward, flatten=models.attention(recipe.model, recipe.engine) == "flash_attention_2")
+    model = adapters.attach(model, recipe.adapter, str(base))
+    preempt.check()
+    model.train()
+    engine = Engine(model, recipe, ranks)
+    del keep_alive
+    return engine, task
+
+
+def restore(run: RunDir, engine: Engine, identity: Identity, ranks: Ranks, console: Console) -> Progress:
+    """Continue from the newest verified checkpoint; from the beginning where there was never one."""
+
+    def choose() -> str | None:
+        folder, passed_over = state.newest(run.checkpoints)
+        for sentence in passed_over:
+            console.say(sentence)
+        return str(folder) if folder else None
+
+    folder = dist.on_rank_0(ranks, "checkpoint", choose)
+    if folder is None:
+        return Progress(step=0, next_row=0, useful_tokens=0, last_eval=0)
+    stored = state.Stored(Path(folder))
+    if stored.identity.base != identity.base:
+        raise UserError(f"the base model has changed since {folder} was written; restore it, or use another --run-dir")
+    if stored.identity.rows != identity.rows:
+        raise UserError(
+            f"data.train or the tokenizer has changed since {folder} was written; restore it, or use another --run-dir"
+        )
+    stored.load_into(engine)
+    console.say(f"continuing after step {stored.progress.step} ({folder})")
+    return stored.progress
+
+
+def check_packing(task: Causal, engine: Engine, ranks: Ranks) -> None:
+    vocabulary = engine.module.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    engine.model.eval()
+    leaks = task.documents_leak(engine.model, vocabulary, ranks.device)
+    engine.model.train()
+    if leaks:
+        raise UserError("data.packing: this model lets documents in one row see each other; set data.packing=false")
+
+
+def evaluation_loader(data: Dataset, recipe: Recipe, ranks: Ranks) -> Loader:
+    slots = Slots(recipe.train.micro_batch * ranks.world, recipe.train.micro_batch, ranks.rank, ranks.world)
+    return Loader(data.corpus, data.rows, slots, seed=0, total=len(data.rows), shuffle=False)
+
+
+def length(recipe: Recipe, rows: int) -> tuple[int, int | None]:
+    """(optimizer steps, rows to feed in all; None where steps decide)."""
+    if recipe.train.steps is not None:
+        return recipe.train.steps, None
+    assert recipe.train.epochs is not None
+    total = max(1, round(recipe.train.epochs * rows))
+    return math.ceil(total / recipe.train.global_batch), total

@@ -1,0 +1,123 @@
+"""The record of a run: metrics.jsonl always; W&B beside it, which training never waits for.
+
+The local file is the truth. W&B runs in a thread of its own, under the id fixed in run.json; whatever goes wrong
+there is said once in the log and changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import threading
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from distft.config import Recipe
+from distft.rundir import RunDir
+
+FINISH_SECONDS = 20.0
+Record = dict[str, Any]
+
+
+class Tracker(Protocol):
+    def log(self, record: Record) -> None:
+        """Keep one record: of an optimizer step (it has `loss`) or of an evaluation (`eval_loss`)."""
+
+    def finish(self) -> None:
+        """Everything logged so far is kept, or given up."""
+
+
+class Nothing:
+    """Keeps nothing: ranks other than 0, and W&B switched off."""
+
+    def log(self, record: Record) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+
+class Jsonl:
+    """One JSON object a line, appended; each line is in the file when `log` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        size = os.fstat(self._descriptor).st_size
+        if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
+            os.write(self._descriptor, b"\n")  # a line that a crash cut off
+
+    def log(self, record: Record) -> None:
+        os.write(self._descriptor, (json.dumps(record) + "\n").encode())
+
+    def finish(self) -> None:
+        os.close(self._descriptor)
+
+
+class Wandb:
+    """A W&B run, fed from a queue by a thread."""
+
+    def __init__(self, recipe: Recipe, run: RunDir, wandb_id: str) -> None:
+        self._recipe, self._run, self._id = recipe, run, wandb_id
+        self._queue: queue.Queue[Record | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        self._thread.start()
+
+    def log(self, record: Record) -> None:
+        self._queue.put(record)
+
+    def finish(self) -> None:
+        self._queue.put(None)
+        self._thread.join(FINISH_SECONDS)
+
+    def _work(self) -> None:
+        try:
+            self._feed()
+        except Exception as error:  # noqa: BLE001 - whatever W&B raises, training goes on
+            print(f"W&B is given up for this attempt ({error}); metrics.jsonl has everything", flush=True)
+
+    def _feed(self) -> None:
+        import wandb
+
+        track = self._recipe.track
+        online = track.wandb == "online"
+        run = wandb.init(
+            id=self._id,
+            name=self._recipe.name,
+            project=track.project,
+            entity=track.entity,
+            mode="online" if online else "offline",
+            resume="allow" if online else None,  # offline ignores it: each attempt is a folder of its own
+            dir=str(self._run.path),
+            config=self._recipe.model_dump(mode="json"),
+            settings=wandb.Settings(x_disable_meta=True, save_code=False, console="off", silent=True),
+        )
+        run.define_metric("*", step_metric="step")
+        while (record := self._queue.get()) is not None:
+            run.log(record)
+        run.finish()
+
+
+class Both:
+    """The local record first, then W&B."""
+
+    def __init__(self, local: Tracker, remote: Tracker) -> None:
+        self._local, self._remote = local, remote
+
+    def log(self, record: Record) -> None:
+        record = {**record, "time": time.time()}
+        self._local.log(record)
+        self._remote.log(record)
+
+    def finish(self) -> None:
+        self._local.finish()
+        self._remote.finish()
+
+
+def tracker(recipe: Recipe, run: RunDir, first: bool) -> Tracker:
+    """The tracker of a rank; only rank 0 (`first`) records."""
+    if not first:
+        return Nothing()
+    remote = Nothing() if recipe.track.wandb == "off" else Wandb(recipe, run, run.read().wandb_id)
+    return Both(Jsonl(run.metrics), remote)

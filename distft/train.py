@@ -1,0 +1,197 @@
+"""The training loop: how a batch becomes a step, and how a stop becomes a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from distft import dist, export, preempt
+from distft.chart import draw
+from distft.checkpoint import state
+from distft.console import Bar, Console
+from distft.data.loader import MicroBatch
+from distft.engine.schedule import learning_rate
+from distft.errors import DONE, PREEMPTED, RunFailed
+from distft.recipe import load_resolved
+from distft.rundir import RunDir
+from distft.session import Session, prepare
+from distft.tasks.causal import TOKENS
+
+
+def run_attempt(run_dir: Path) -> int:
+    """One rank's part in one attempt. Returns its exit code.
+
+    Raises:
+        UserError, RunFailed, Preempted: see `distft.errors`.
+    """
+    run = RunDir(run_dir)
+    recipe = load_resolved(run.config)
+    preempt.check()
+    ranks = dist.init(recipe.engine.timeout)
+    session = prepare(run, recipe, ranks, Console(ranks.first))
+    code = train(session)
+    session.track.finish()
+    if ranks.first:
+        draw(run)
+    dist.leave()
+    return code
+
+
+def train(session: Session) -> int:
+    """Steps until the run is finished (DONE) or a stop was agreed on and saved (PREEMPTED). Collective."""
+    with session.console.bar("step", session.total_steps, session.progress.step) as bar:
+        stop = evaluate_if_due(session)
+        while session.progress.step < session.total_steps and not stop:
+            stop = step(session, bar)
+            stop = stop or evaluate_if_due(session)
+            if stop or is_due(session, session.recipe.checkpoint.every):
+                save(session)
+    if stop:
+        session.console.say(f"stopped on request after step {session.progress.step}; the same command continues")
+        return PREEMPTED
+    finish(session)
+    return DONE
+
+
+def is_due(session: Session, every: int | None) -> bool:
+    now = session.progress.step
+    return now > 0 and (now == session.total_steps or (every is not None and now % every == 0))
+
+
+def step(session: Session, bar: Bar) -> bool:
+    """One optimizer step over the global batch. Returns whether the ranks agreed to stop after it."""
+    task, engine, ranks, loader = session.task, session.engine, session.ranks, session.loader
+    number = session.progress.step + 1
+    micros = list(loader.step(session.progress.step))
+    batches = [task.collate(loader.documents(micro), ranks.device) for micro in micros]
+    targets, useful = dist.sum_over_ranks(
+        [sum(task.counts(batch)[TOKENS] for batch in batches), sum(batch.useful_tokens for batch in batches)]
+    )
+    loss = torch.zeros((), device=ranks.device)
+    for micro, batch in zip(micros, batches, strict=True):
+        seed_generators(session.recipe.train.seed, number, micro.index)
+        part = task.loss(engine.model, batch)[TOKENS] / max(targets, 1.0)
+        engine.backward(part * ranks.world, last=micro is micros[-1])  # DeepSpeed divides by the world size
+        loss += part.detach()
+    mean, stop = dist.sum_over_ranks([float(loss), float(preempt.requested())])
+    refuse_non_finite("loss", mean, number, micros, session)
+    rate = learning_rate(session.recipe.train, number, session.total_steps)
+    norm = engine.step(rate)
+    refuse_non_finite("gradient norm", norm, number, micros, session)
+    note_samples(session, number, micros)
+    session.progress = replace(
+        session.progress,
+        step=number,
+        next_row=number * session.recipe.train.global_batch,
+        useful_tokens=session.progress.useful_tokens + int(useful),
+    )
+    record(session, bar, mean, rate, norm, int(useful))
+    return stop > 0
+
+
+def seed_generators(seed: int, number: int, micro: int) -> None:
+    """Dropout depends on the place in the run only: not on history, and not on which rank computes it."""
+    digest = hashlib.sha256(f"{seed} {number} {micro}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def refuse_non_finite(what: str, value: float, number: int, micros: list[MicroBatch], session: Session) -> None:
+    if not math.isfinite(value):
+        rows = "; ".join(str(micro.samples) for micro in micros)
+        raise RunFailed(
+            f"the {what} of step {number} is {value}; nothing was saved after it. Samples of rank {session.ranks.rank}, "
+            f"by row: {rows}. Lower train.lr or look at these samples, then run the same command again"
+        )
+
+
+def note_samples(session: Session, number: int, micros: list[MicroBatch]) -> None:
+    if not session.recipe.track.samples:
+        return
+    path = session.run.attempt_logs(session.attempt) / f"rank-{session.ranks.rank}.samples.jsonl"
+    with open(path, "a", encoding="utf-8") as file:
+        for micro in micros:
+            file.write(json.dumps({"step": number, "micro_batch": micro.index, "samples": micro.samples}) + "\n")
+
+
+def record(session: Session, bar: Bar, loss: float, rate: float, norm: float, useful: int) -> None:
+    figures = session.meter.step(useful)
+    progress = session.progress
+    session.track.log(
+        {
+            "step": progress.step,
+            "loss": loss,
+            "lr": rate,
+            "grad_norm": norm,
+            "tokens": progress.useful_tokens,
+            "epoch": progress.next_row / session.rows,
+            "attempt": session.attempt,
+            **figures,
+        }
+    )
+    bar.at(progress.step, f"loss {loss:.4f} · {figures['useful_tokens_per_s']:,.0f} useful tokens/s")
+
+
+def evaluate_if_due(session: Session) -> bool:
+    """Evaluate where the recipe asks for it and it was not done yet. Returns whether the ranks agreed to stop in it."""
+    now = session.progress.step
+    every = session.recipe.train.eval_every
+    begin = now == 0 and every is not None  # where the run starts from
+    if session.eval_loader is None or (now > 0 and session.progress.last_eval == now):
+        return False
+    if not (begin or is_due(session, every)):
+        return False
+    loss = evaluate(session)
+    session.meter.restart()
+    if loss is None:
+        return True
+    session.progress = replace(session.progress, last_eval=now)
+    session.track.log({"step": now, "eval_loss": loss, "attempt": session.attempt})
+    session.console.say(f"step {now}: held-out loss {loss:.4f}")
+    return False
+
+
+@torch.no_grad()
+def evaluate(session: Session) -> float | None:
+    """Mean loss a target over the held-out data; None if the ranks agreed to stop before the end. Collective."""
+    assert session.eval_loader is not None
+    task, loader = session.task, session.eval_loader
+    loss, count = 0.0, 0
+    session.engine.model.eval()
+    for number in range(session.eval_steps):
+        for micro in loader.step(number):
+            batch = task.collate(loader.documents(micro), session.ranks.device)
+            loss += float(task.loss(session.engine.model, batch)[TOKENS])
+            count += task.counts(batch)[TOKENS]
+        [stop] = dist.sum_over_ranks([float(preempt.requested())])
+        if stop:
+            break
+    session.engine.model.train()
+    if stop:
+        return None
+    total, targets = dist.sum_over_ranks([loss, float(count)])
+    return total / max(targets, 1.0)
+
+
+def save(session: Session) -> None:
+    state.save(
+        session.run.checkpoints,
+        session.engine,
+        session.progress,
+        session.identity,
+        session.ranks,
+        session.recipe.checkpoint.keep,
+    )
+    session.meter.restart()
+
+
+def finish(session: Session) -> None:
+    """Write what the run was for into `final/`."""
+    if session.ranks.first:
+        export.write(session.run, session.recipe, session.run.final)
+    dist.barrier()
+    session.console.say(f"finished after step {session.progress.step}: {session.run.final}")

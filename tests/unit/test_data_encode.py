@@ -1,0 +1,281 @@
+import errno
+import fcntl
+import json
+import os
+import stat
+import threading
+import time
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from distft.config import Data
+from distft.data import encode
+from distft.data.encode import Corpus, build
+from distft.data.templates import Template
+from distft.errors import UserError
+
+
+def byte_tokenizer():
+    """One token a byte: lengths are plain to see."""
+    vocab = {piece: i for i, piece in enumerate(["</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    backend = Tokenizer(models.BPE(vocab, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+
+
+TEMPLATE = Template.load(byte_tokenizer(), None)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Makes a file of the records given, and the settings to read it."""
+
+    def make(records, **settings):
+        path = tmp_path / "a.jsonl"
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        return Data(train=str(path), **{"cache": str(tmp_path / "cache"), "row_tokens": 16, **settings})
+
+    return make
+
+
+def run(data, which="train", check_stop=lambda: None, progress=lambda records: None):
+    return build(data, which, TEMPLATE, check_stop, progress)
+
+
+def texts(corpus):
+    return [TEMPLATE.tokenizer.decode(corpus.document(i).tokens) for i in range(len(corpus))]
+
+
+def left_over(data):
+    return [path.name for path in (encode._root(data)).iterdir() if ".tmp-" in path.name]
+
+
+def test_what_goes_in_comes_out(data):
+    settings = data([{"text": "hello"}, {"prompt": "a", "completion": "é🙂"}], row_tokens=100)
+    corpus = Corpus.open(run(settings))
+    assert texts(corpus) == ["hello</s>", "<|user|>\na\n<|assistant|>\né🙂</s>\n"]
+    assert corpus.lengths.tolist() == [6, 33]
+    assert corpus.target_counts.tolist() == [5, 7]
+    assert corpus.lengths.dtype == corpus.target_counts.dtype == np.int32
+    document = corpus.document(1)
+    assert (document.tokens.dtype, document.targets.dtype) == (np.int32, np.bool_)
+    assert TEMPLATE.tokenizer.decode(document.tokens[document.targets]) == "é🙂</s>"
+    assert (corpus.meta.records, corpus.meta.documents, corpus.meta.tokens, corpus.meta.targets) == (2, 2, 39, 12)
+    assert corpus.meta.source == settings.train
+    for i in (-1, 2):
+        with pytest.raises(IndexError):
+            corpus.document(i)
+    with pytest.raises(ValueError, match="read-only"):
+        document.tokens[0] = 0
+
+
+def test_overlong_is_split_into_pieces_that_are_documents(data):
+    settings = data([{"text": "x" * 39}, {"text": "short"}, {"prompt": "p" * 40, "completion": "c"}, {"text": ""}])
+    corpus = Corpus.open(run(settings))
+    # 40 tokens in three pieces; of the chat's 67 the last piece alone has a target, and its first token is none
+    assert corpus.lengths.tolist() == [16, 16, 8, 6, 3]
+    assert all(not corpus.document(i).targets[0] for i in range(len(corpus)))
+    assert corpus.target_counts.tolist() == [15, 15, 7, 5, 1]
+    assert (corpus.meta.split, corpus.meta.dropped_long, corpus.meta.dropped_no_target) == (2, 0, 5)
+
+
+def test_overlong_is_dropped(data):
+    corpus = Corpus.open(run(data([{"text": "x" * 16}, {"text": "x" * 15}], overlong="drop")))
+    assert corpus.lengths.tolist() == [16]
+    assert (corpus.meta.split, corpus.meta.dropped_long) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("records", "settings", "said"),
+    [
+        ([], {}, "holds no record"),
+        ([{"text": ""}], {}, "has anything to predict"),
+        ([{"messages": [{"role": "user", "content": "a"}]}], {}, "has anything to predict"),
+        ([{"text": "x" * 40}] * 2, {"overlong": "drop"}, "all 2 records .* are longer than data.row_tokens"),
+    ],
+)
+def test_nothing_to_learn_is_an_error_and_leaves_nothing(data, records, settings, said):
+    settings = data(records, **settings)
+    with pytest.raises(UserError, match=said):
+        run(settings)
+    assert left_over(settings) == []
+
+
+def test_no_eval_data_is_an_error(data):
+    with pytest.raises(UserError, match=r"data\.eval is not set"):
+        run(data([{"text": "a"}]), "eval")
+
+
+def test_made_once_and_again_only_for_what_matters(data, tmp_path, monkeypatch):
+    settings = data([{"text": "hello", "other": "bye bye"}])
+    first = run(settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(encode, "_write", lambda *a: pytest.fail("written twice"))
+        assert run(settings) == first
+        assert run(settings.model_copy(update={"seed": 3, "packing": False, "eval": "x"})) == first
+    changes = [{"row_tokens": 17}, {"overlong": "drop"}, {"fields": {"text": "other"}}, {"train_split": "x"}]
+    others = [run(settings.model_copy(update=change)) for change in changes]
+    others.append(run(data([{"text": "hullo", "other": "bye bye"}])))
+    (tmp_path / "t.jinja").write_text("{{ messages }}")
+    template = Template.load(byte_tokenizer(), str(tmp_path / "t.jinja"))
+    others.append(build(settings, "train", template, lambda: None, lambda records: None))
+    assert len({first, *others}) == 7
+
+
+def test_stopping_leaves_nothing_half_written(data):
+    settings = data([{"text": "hello"}] * 1000)
+    calls = 0
+
+    def check_stop():
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise Stop
+
+    seen = []
+    with pytest.raises(Stop):
+        run(settings, check_stop=check_stop, progress=seen.append)
+    assert max(seen) < 500
+    assert left_over(settings) == []
+    folder = run(settings, progress=seen.append)
+    assert seen[-1] == 1000
+    assert Corpus.open(folder).meta.records == 1000
+
+
+def test_nothing_has_the_final_name_before_the_rename(data, monkeypatch):
+    def killed(temporary, folder):
+        assert {path.name for path in temporary.iterdir()} == {*(f"{name}.bin" for name in encode._DTYPES), "meta.json"}
+        raise Stop
+
+    settings = data([{"text": "hello"}])
+    monkeypatch.setattr(encode.Path, "rename", killed)
+    with pytest.raises(Stop):
+        run(settings)
+    assert [path.suffix for path in encode._root(settings).iterdir()] == [".lock"]
+
+
+def test_bad_record_leaves_nothing(data):
+    settings = data([{"text": "hello"}, {"txt": "hello"}])
+    with pytest.raises(UserError, match=r"a\.jsonl:2 fits no format"):
+        run(settings)
+    assert left_over(settings) == []
+
+
+@pytest.mark.parametrize(("owner", "name"), [(encode._Writer, "_put"), (encode, "_sync")])
+def test_full_disk_is_one_sentence_and_leaves_nothing(data, monkeypatch, owner, name):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    settings = data([{"text": "hello"}])
+    monkeypatch.setattr(owner, name, full)
+    with pytest.raises(UserError, match=r"No space left on device.*data\.cache"):
+        run(settings)
+    assert left_over(settings) == []
+
+
+def test_cache_that_is_no_folder(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"data\.cache"):
+        run(data([{"text": "hello"}], cache=str(tmp_path / "file")))
+
+
+def test_lost_race_takes_what_is_there(data, monkeypatch):
+    settings = data([{"text": "hello"}])
+
+    def other_job_first(self):
+        if not left_over(settings)[1:]:  # the other job does not meet another one
+            monkeypatch.undo()
+            monkeypatch.setattr(fcntl, "flock", no_locks)
+            run(settings)
+        return meta(self)
+
+    def no_locks(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    meta = encode._Writer.meta
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setattr(encode._Writer, "meta", other_job_first)
+    assert texts(Corpus.open(run(settings))) == ["hello</s>"]
+    assert left_over(settings) == []
+
+
+def test_second_job_waits_for_the_first_and_hears_a_stop(data, monkeypatch):
+    settings = data([{"text": "hello"}] * 200)
+    monkeypatch.setattr(encode, "_POLL", 0.01)
+    halfway, go_on = threading.Event(), threading.Event()
+    waited = []
+
+    def slowly(records):
+        halfway.set()
+        assert go_on.wait(10)
+
+    first = threading.Thread(target=run, args=(settings,), kwargs={"progress": slowly})
+    first.start()
+    assert halfway.wait(10)
+
+    def stop():
+        raise Stop
+
+    with pytest.raises(Stop):
+        run(settings, check_stop=stop)
+
+    def wait():
+        waited.append(1)
+        go_on.set()
+
+    folder = run(settings, check_stop=wait, progress=lambda records: pytest.fail("did the work twice"))
+    first.join(10)
+    assert waited
+    assert len(Corpus.open(folder)) == 200
+
+
+def test_only_stale_temporary_folders_are_removed(data):
+    settings = data([{"text": "hello"}])
+    root = encode._root(settings)
+    long_ago = time.time() - 2 * 86400
+    for name in ("dead", "alive"):
+        (root / f"0.tmp-{name}").mkdir(parents=True)
+        (root / f"0.tmp-{name}" / "tokens.bin").write_bytes(b"x")
+        os.utime(root / f"0.tmp-{name}" / "tokens.bin", (long_ago, long_ago if name == "dead" else time.time()))
+        os.utime(root / f"0.tmp-{name}", (long_ago, long_ago))  # nothing was created in it for long
+    run(settings)
+    assert left_over(settings) == ["0.tmp-alive"]
+
+
+def test_others_may_read_it_as_far_as_umask_says(data):
+    before = os.umask(0o027)
+    try:
+        folder = run(data([{"text": "hello"}]))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o750
+    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o640}
+
+
+def test_default_cache_folder(data, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert run(data([{"text": "hello"}], cache=None)).parent == tmp_path / "xdg" / "distft" / "tokens"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert run(data([{"text": "hello"}], cache=None)).parent == tmp_path / "home" / ".cache" / "distft" / "tokens"
+
+
+def test_damaged_cache_is_noticed(data):
+    folder = run(data([{"text": "hello"}]))
+    with (folder / "targets.bin").open("ab") as file:
+        file.write(b"\1")
+    with pytest.raises(UserError, match="damaged"):
+        Corpus.open(folder)
+    (folder / "meta.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be opened"):
+        Corpus.open(folder)
+    with pytest.raises(UserError, match="cannot be opened"):
+        Corpus.open(folder / "nowhere")
