@@ -27,7 +27,7 @@ def attach(model: Any, adapter: Adapter, base: str | None) -> Any:
     check_targets(model, adapter)
     config = LoraConfig(
         r=adapter.r,
-        lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # PEFT divides it by r: any number will do
+        lora_alpha=adapter.alpha,  # PEFT divides it by r: any number will do
         lora_dropout=adapter.dropout,
         target_modules=adapter.targets,
         task_type="CAUSAL_LM",

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -31,7 +32,9 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="key=value pairs tha
 
 @app.command()
 def train(
-    config: Annotated[str | None, typer.Argument(help="the recipe (YAML); not needed where the run folder has one")] = None,
+    config: Annotated[
+        str | None, typer.Argument(help="the recipe (YAML); not needed where the run folder has one")
+    ] = None,
     overrides: Overrides = None,
     run_dir: Annotated[Path | None, typer.Option(help="run folder; default: runs/NAME")] = None,
     nproc: Annotated[int | None, typer.Option(min=1, help="ranks; default: the GPUs, else 1")] = None,
@@ -136,6 +139,7 @@ def config(
 def main() -> NoReturn:
     """Run a command; turn what went wrong into one sentence and an exit code."""
     os.umask(0o077)
+    warnings.simplefilter("ignore", FutureWarning)  # what libraries tell each other is of no use to a user
     sys.exit(outcome())
 
 
@@ -164,5 +168,7 @@ def outcome() -> int:
 
 def complain(error: Exception | str, code: int) -> int:
     sys.stdout.flush()
-    print(f"\ndistft: error: {error}" if "RANK" in os.environ else f"distft: error: {error}", file=sys.stderr, flush=True)
+    print(
+        f"\ndistft: error: {error}" if "RANK" in os.environ else f"distft: error: {error}", file=sys.stderr, flush=True
+    )
     return code

@@ -11,22 +11,26 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Text = Annotated[str, Field(min_length=1)]
 Scalar = str | int | float | bool | None
 
 
 class Section(BaseModel):
-    """Unknown keys are errors, values are never coerced, and nothing changes after reading."""
+    """Unknown keys are errors, values are never coerced, numbers are finite, and nothing changes after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ModelInit(Section):
     """A small random model of a real architecture, with a tokenizer trained on the data."""
 
     architecture: str = Field("llama", description="model type known to transformers: llama, qwen2, gpt2, ...")
-    vocab_size: Annotated[int, Field(ge=260)] = Field(2048, description="size of the byte-level BPE trained on the data")
+    vocab_size: Annotated[int, Field(ge=260)] = Field(
+        2048, description="size of the byte-level BPE trained on the data"
+    )
     config: dict[str, Scalar] = Field(
-        default_factory=dict, description="sizes, in the names of that architecture: hidden_size, num_hidden_layers, ..."
+        default_factory=dict,
+        description="sizes, in the names of that architecture: hidden_size, num_hidden_layers, ...",
     )
     seed: int = Field(0, description="seed of the random weights")
 
@@ -34,7 +38,7 @@ class ModelInit(Section):
 class Model(Section):
     """The base model: `path` or `init`, not both."""
 
-    path: str | None = Field(None, description="local folder or hub id of a causal language model")
+    path: Text | None = Field(None, description="local folder or hub id of a causal language model")
     init: ModelInit | None = Field(None, description="make a small random model instead of loading one")
     revision: str | None = Field(None, description="hub revision of `path`")
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
@@ -53,18 +57,20 @@ class Model(Section):
 class Data(Section):
     """What is read, how it becomes rows of tokens, and in which order."""
 
-    train: str = Field(description="file (.jsonl .json .csv .parquet), folder written by `datasets`, or hub id")
-    eval: str | None = Field(None, description="held-out data, in the same forms")
+    train: Text = Field(description="file (.jsonl .json .csv .parquet), folder written by `datasets`, or hub id")
+    eval: Text | None = Field(None, description="held-out data, in the same forms")
     fields: dict[str, str] = Field(default_factory=dict, description="renames: {our name: the column's name}")
     hub_config: str | None = Field(None, description="configuration name of a hub data set")
     train_split: str = Field("train", description="split, where the source has several")
     eval_split: str = Field("validation", description="split, where the source has several")
-    template: str | None = Field(None, description="file with a chat template (Jinja) that replaces the tokenizer's own")
+    template: Text | None = Field(
+        None, description="file with a chat template (Jinja) that replaces the tokenizer's own"
+    )
     row_tokens: Annotated[int, Field(ge=8)] = Field(1024, description="tokens in a row")
     packing: bool = Field(True, description="several documents share a row, without seeing each other")
     overlong: Literal["split", "drop"] = Field("split", description="what happens to a record longer than a row")
     seed: int = Field(0, description="seed of the order of rows")
-    cache: str | None = Field(None, description="folder of the token cache; default $XDG_CACHE_HOME/distft")
+    cache: Text | None = Field(None, description="folder of the token cache; default $XDG_CACHE_HOME/distft")
 
 
 class NoAdapter(Section):
@@ -105,7 +111,7 @@ class Train(Section):
     seed: int = Field(0, description="seed of dropout")
 
     @model_validator(mode="after")
-    def _one_length(self) -> Train:
+    def _length_and_batches_fit(self) -> Train:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of `steps` and `epochs`")
         if self.global_batch % self.micro_batch:
@@ -114,13 +120,20 @@ class Train(Section):
                 f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}; "
                 f"nearest that fits: global_batch {near}"
             )
+        if self.steps is not None and self.warmup >= self.steps:
+            raise ValueError(
+                f"warmup {self.warmup} leaves no step of {self.steps} for the schedule; "
+                f"give warmup 0 to {self.steps - 1}, or more steps"
+            )
         return self
 
 
 class Engine(Section):
     """What DeepSpeed does with it. May change between two attempts of one run, all but `dtype`."""
 
-    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="0 replicates; 1 shards optimizer state, 2 gradients, 3 weights")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        2, description="0 replicates; 1 shards optimizer state, 2 gradients, 3 weights"
+    )
     dtype: Literal["bf16", "fp32"] = Field("bf16", description="of weights and activations; masters are fp32")
     offload_optimizer: bool = Field(False, description="optimizer state in host memory (stages 1-3)")
     offload_params: bool = Field(False, description="weights in host memory (stage 3)")

@@ -7,6 +7,7 @@ A rank's own output goes to its log; rank 0 has in addition the console of whoev
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,9 +28,9 @@ class Console:
     """Rank 0's view outward. Says nothing on other ranks."""
 
     def __init__(self, first: bool) -> None:
-        descriptor = os.environ.get("DISTFT_CONSOLE_FD") if first else os.devnull
-        file = open(int(descriptor) if descriptor and descriptor.isdigit() else descriptor or os.dup(2), "w")
-        self._rich = RichConsole(file=file, highlight=False, soft_wrap=True)
+        descriptor = os.environ.get("DISTFT_CONSOLE_FD")
+        file = os.fdopen(int(descriptor), "w") if first and descriptor else sys.stderr
+        self._rich = RichConsole(file=file, highlight=False, soft_wrap=True, quiet=not first)
 
     def say(self, text: str) -> None:
         self._rich.print(text, markup=False)

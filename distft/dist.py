@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 import torch.distributed as td
+from torch._C._distributed_c10d import TCPStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from distft import preempt
 from distft.errors import RunFailed
@@ -33,7 +35,7 @@ class Ranks:
     local_rank: int
     world: int
     device: torch.device
-    store: td.Store
+    store: Store
 
     @property
     def first(self) -> bool:
@@ -60,7 +62,7 @@ def init(timeout_seconds: int) -> Ranks:
         torch.cuda.set_device(device)
     timeout = timedelta(seconds=timeout_seconds)
     listen = os.environ.pop("DISTFT_LISTEN_FD", None)
-    store = td.TCPStore(
+    store = TCPStore(
         address,
         port,
         world,
@@ -71,7 +73,7 @@ def init(timeout_seconds: int) -> Ranks:
     td.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=world, timeout=timeout
     )
-    return Ranks(rank, local_rank, world, device, td.PrefixStore("distft", store))
+    return Ranks(rank, local_rank, world, device, PrefixStore("distft", store))
 
 
 def die_with_parent() -> None:

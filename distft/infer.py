@@ -65,7 +65,9 @@ class Answerer:
         filler = self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else stop
         ids = torch.tensor([[filler] * (width - len(p)) + p for p in prompts], device=self._device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self._device)
-        sampling = {"do_sample": True, "temperature": decoding.temperature} if decoding.temperature else {"do_sample": False}
+        sampling = (
+            {"do_sample": True, "temperature": decoding.temperature} if decoding.temperature else {"do_sample": False}
+        )
         out = self._model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -79,7 +81,9 @@ class Answerer:
     def _stops(self) -> list[int]:
         """The tokenizer's end token, and those the model's own configuration names (chat models have several)."""
         own = self._model.generation_config.eos_token_id
-        return sorted({self._tokenizer.eos_token_id, *(own if isinstance(own, list) else [own] if own is not None else [])})
+        return sorted(
+            {self._tokenizer.eos_token_id, *(own if isinstance(own, list) else [own] if own is not None else [])}
+        )
 
 
 def question(text: str) -> list[Message]:

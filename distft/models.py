@@ -49,7 +49,7 @@ def locate(model: Model, data: Data, run: RunDir) -> Path:
 
 def _fetch(model: Model) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     assert model.path is not None
     try:
@@ -146,7 +146,9 @@ def load(folder: Path, model: Model, engine: Engine) -> Any:
         UserError: transformers cannot load it as a causal language model, or weights are missing in it.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     try:
         loaded, info = AutoModelForCausalLM.from_pretrained(
             folder,

@@ -121,7 +121,7 @@ class RunDir:
             return Run(attempts=attempts, **stored)
         except FileNotFoundError:
             raise UserError(f"{self.path} holds no run: there is no run.json in it") from None
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{self.json} is not what distft wrote ({error}); restore it from a copy") from None
 
     def write(self, run: Run) -> None:

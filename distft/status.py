@@ -51,7 +51,7 @@ def of(run: RunDir) -> Status:
     recent = [steps[number] for number in sorted(steps)[-RECENT:]]
     seconds = sum(record["seconds"] for record in recent)
     total = total_steps(run, last)
-    state = content.state
+    state: str = content.state
     if state == "running" and not alive(run, content):
         state = "lost"  # its processes are gone and could not say so; the same command continues it
     running = state == "running" and total is not None and recent
@@ -75,7 +75,7 @@ def total_steps(run: RunDir, last: dict[str, Any]) -> int | None:
         return train.steps
     if not last or not last.get("epoch") or train.epochs is None:
         return None
-    return round(train.epochs * last["step"] / last["epoch"])
+    return round(train.epochs * float(last["step"]) / float(last["epoch"]))
 
 
 def alive(run: RunDir, content: Run) -> bool:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+from itertools import takewhile
 from pathlib import Path
 
 from distft.config import Recipe
 from distft.errors import DONE, UserError
 from distft.job import Job
-from distft.recipe import dump, load_resolved, refused, differences
+from distft.recipe import differences, dump, load_resolved, refused
 from distft.rundir import RunDir, write_atomically
 from launchers.parent import Node, run_attempt
+
+_GPU = re.compile(r"\s*(\d+\s*$|GPU-|MIG-)")
 
 
 class LocalLauncher:
@@ -24,8 +27,8 @@ class LocalLauncher:
             raise UserError(f"{run.path} holds no run; name a recipe: distft train CONFIG --run-dir {run.path}")
         run.path.mkdir(parents=True, exist_ok=True)
         with run.lock() as lock:
+            check_sizes(job.recipe or load_resolved(run.config), nproc)  # before anything is written
             recipe = settle_recipe(run, job.recipe)
-            check_sizes(recipe, nproc)
             if run.read().state == "done":
                 print(f"{run.path} is finished; nothing to do")
                 return DONE
@@ -39,7 +42,8 @@ def settle_recipe(run: RunDir, wanted: Recipe | None) -> Recipe:
         UserError: the folder holds a run of another recipe; the message shows the difference.
     """
     if not run.exists():
-        assert wanted is not None and wanted.name is not None
+        assert wanted is not None
+        assert wanted.name is not None
         run.create(wanted.name, dump(wanted))
         return wanted
     stored = load_resolved(run.config)
@@ -74,5 +78,6 @@ def gpus() -> int:
     """GPUs this process may use, counted without loading CUDA."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([entry for entry in visible.split(",") if entry.strip() not in ("", "-1")])
+        # CUDA counts up to the first entry that is none: -1, or SLURM's NoDevFiles
+        return len(list(takewhile(_GPU.match, visible.split(","))))
     return len([entry for entry in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", entry.name)])

@@ -121,7 +121,7 @@ class Stored:
         self._pieces: dict[tuple[str, str], list[tuple[int, str, Any]]] = {}
         for path in sorted(folder.glob("rank-*.safetensors")):
             file = safe_open(path, framework="pt")
-            for key in file.keys():  # noqa: SIM118 - a safetensors handle is no dict
+            for key in file.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118 - a safetensors handle is no dict
                 name, offset, kind = key.rsplit("|", 2)
                 self._pieces.setdefault((name, kind), []).append((int(offset), key, file))
 
@@ -140,7 +140,9 @@ class Stored:
                 result[low - offset : high - offset] = piece[low - start : high - start]
                 found += high - low
         if found != numel:
-            raise UserError(f"{self.folder} holds {found} of {numel} elements of {name} ({kind}); use another checkpoint")
+            raise UserError(
+                f"{self.folder} holds {found} of {numel} elements of {name} ({kind}); use another checkpoint"
+            )
         return result
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -174,7 +176,9 @@ class Stored:
 
     def _check_fits(self, engine: Engine) -> None:
         if self.state["optimizer"]["id"] != OPTIMIZER:
-            raise UserError(f"{self.folder} is of the optimizer {self.state['optimizer']['id']}, this run uses {OPTIMIZER}")
+            raise UserError(
+                f"{self.folder} is of the optimizer {self.state['optimizer']['id']}, this run uses {OPTIMIZER}"
+            )
         if self.shapes != engine.shapes:
             names = sorted(set(self.shapes.items()) ^ set(engine.shapes.items()))
             raise UserError(f"{self.folder} is of another model or adapter: they differ in {names[0][0]} and others")

@@ -14,8 +14,11 @@ import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from io import BufferedWriter
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from distft.rundir import sync_folder
@@ -35,22 +38,21 @@ class Digest:
 
 
 class HashingFile:
-    """A new file that knows the sha256 of what went into it and is on disk when it closes."""
+    """Writes to an open file and knows the sha256 of what went into it."""
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._hash, self._bytes = path, hashlib.sha256(), 0
-        self._file = open(path, "xb")
+    def __init__(self, file: BufferedWriter) -> None:
+        self._file, self._hash, self._bytes = file, hashlib.sha256(), 0
 
     def write(self, data: bytes | memoryview) -> None:
         self._hash.update(data)
         self._file.write(data)
         self._bytes += len(data)
 
-    def close(self) -> Digest:
+    def finish(self) -> Digest:
+        """Have all of it on disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._file.close()
-        return Digest(self._path.name, self._bytes, self._hash.hexdigest())
+        return Digest(Path(self._file.name).name, self._bytes, self._hash.hexdigest())
 
 
 def write_tensors(path: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> Digest:
@@ -67,18 +69,21 @@ def write_tensors(path: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> Di
         offset = end
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)  # the format aligns the data
-    file = HashingFile(path)
-    file.write(len(encoded).to_bytes(8, "little"))
-    file.write(encoded)
-    for _, tensor in items:
-        file.write(memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()))
-    return file.close()
+    with open(path, "xb") as opened:
+        file = HashingFile(opened)
+        file.write(len(encoded).to_bytes(8, "little"))
+        file.write(encoded)
+        for _, tensor in items:
+            array: npt.NDArray[np.uint8] = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+            file.write(array.data)
+        return file.finish()
 
 
 def write_text(path: Path, text: str) -> Digest:
-    file = HashingFile(path)
-    file.write(text.encode())
-    return file.close()
+    with open(path, "xb") as opened:
+        file = HashingFile(opened)
+        file.write(text.encode())
+        return file.finish()
 
 
 def folder_of(checkpoints: Path, step: int) -> Path:
@@ -135,7 +140,10 @@ def flaw(folder: Path) -> str | None:
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         digests = [Digest(**entry) for entry in manifest["files"]]
-    except (OSError, ValueError, TypeError, KeyError):
+        named = all(re.fullmatch(r"[\w.-]+", digest.name) for digest in digests)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        named = False
+    if not named:
         return f"{MANIFEST} is missing or damaged"
     if not digests:
         return f"{MANIFEST} is empty"

@@ -208,6 +208,7 @@ class Engine:
 
     def live_weights(self) -> Iterator[LiveWeights]:
         """The weights this rank computes with; to be set from the masters after these were set."""
+        parameter: Any  # ZeRO-3 gives it more attributes
         for name, parameter in self._parameters.items():
             if self._stage == 3:
                 shard = parameter.ds_tensor.numel()

@@ -1,6 +1,6 @@
 """Ranks of the exactness matrix: ours against a plain loop, broken against unbroken, one layout against another.
 
-    python -m tests.dist.exactness reference|equal|resume|relayout|layouts FOLDER [--steps N] ...
+    python -m tests.dist.exactness reference|equal|options|resume|write|read|relayout FOLDER CONFIG [--steps N] ...
 
 `make exactness` runs all of it on GSM8K and writes docs/exactness.md; the tests run a part on the embedded sample.
 """
@@ -69,7 +69,7 @@ def plain_loop(opened: scenario.Open, recipe: Recipe, steps: int) -> list[list[f
     def factor(done: int) -> float:
         if done < warmup:
             return (done + 1) / warmup
-        return (1 + math.cos(math.pi * (done - warmup) / (steps - warmup))) / 2
+        return (1 + math.cos(math.pi * (done - warmup) / max(1, steps - warmup))) / 2
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     history = []
@@ -122,6 +122,38 @@ def equal(folder: Path, config: Path, steps: int, only: list[str], dtype: str) -
             rows.append(row)
             print(json.dumps(row), flush=True)
             (folder / f"equal-{dtype}-{ranks.world}.json").write_text(json.dumps(rows, indent=1))
+
+
+OPTIONS = {
+    "offload_optimizer, ZeRO 1": ("engine.zero_stage=1", "engine.offload_optimizer=true"),
+    "offload_optimizer, ZeRO 2": ("engine.zero_stage=2", "engine.offload_optimizer=true"),
+    "offload_optimizer, ZeRO 3": ("engine.zero_stage=3", "engine.offload_optimizer=true"),
+    "both offloads, ZeRO 3": ("engine.zero_stage=3", "engine.offload_optimizer=true", "engine.offload_params=true"),
+    "activation checkpointing, ZeRO 2": ("engine.zero_stage=2", "model.activation_checkpointing=true"),
+    "activation checkpointing, ZeRO 3": ("engine.zero_stage=3", "model.activation_checkpointing=true"),
+    "attention eager": ("engine.zero_stage=2", "model.attention=eager"),
+}
+
+
+def options(folder: Path, config: Path, steps: int) -> None:
+    """Settings that must not change the result: within 1e-5 a step of the plain loop, across a save and a restart."""
+    ranks = scenario.join()
+    for number, (name, overrides) in enumerate(OPTIONS.items()):
+        for adapter in ADAPTERS:
+            plain = json.loads((folder / f"reference-{adapter}-packed.json").read_text())
+            run = folder / f"option-{adapter}-{number}"
+            settings = [*variant(adapter, True, len(plain)), "engine.dtype=fp32", "train.micro_batch=4", *overrides]
+            for _ in range(2):
+                opened = scenario.open_run(run, config, ranks, *settings)
+                opened.advance(steps // 2)
+                opened.save()
+                opened.close()
+            if ranks.first:
+                ours = scenario.losses(run)
+                assert sorted(ours) == list(range(1, steps // 2 * 2 + 1))
+                worst = max(abs(ours[step][0] - plain[step - 1][0]) for step in ours)
+                print(f"{adapter}, {name}: {worst:.1e}", flush=True)
+                assert worst < 1e-5, f"{adapter}, {name}: {worst}"
 
 
 # --- broken against unbroken ------------------------------------------------------------------------------------------
@@ -238,7 +270,7 @@ def relayout(folder: Path, config: Path, steps: int, part: int, stage: int) -> N
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["reference", "equal", "resume", "write", "read", "relayout"])
+    parser.add_argument("what", choices=["reference", "equal", "options", "resume", "write", "read", "relayout"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("config", type=Path)
     parser.add_argument("--steps", type=int, default=200)
@@ -253,6 +285,8 @@ def main() -> None:
         reference(args.folder, args.config, args.steps, args.only)
     elif args.what == "equal":
         equal(args.folder, args.config, args.steps, args.only, args.dtype)
+    elif args.what == "options":
+        options(args.folder, args.config, args.steps)
     elif args.what == "resume":
         resume(args.folder, args.config, args.steps)
     elif args.what == "write":

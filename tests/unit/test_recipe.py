@@ -15,6 +15,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from distft.config import Recipe, Section
 from distft.errors import UserError
@@ -126,9 +127,9 @@ def test_wandb_off_is_text(write: Write) -> None:
 
 def test_anchors_are_expanded(write: Write) -> None:
     recipe = load(
-        write("data: {train: &d org/d, eval: *d}\nmodel: {path: org/m}\ntrain: {steps: &n 8, warmup: *n}"), []
+        write("data: {train: &d org/d, eval: *d}\nmodel: {path: org/m}\ntrain: {steps: &n 8, micro_batch: *n}"), []
     )
-    assert (recipe.data.eval, recipe.train.warmup) == ("org/d", 8)
+    assert (recipe.data.eval, recipe.train.micro_batch) == ("org/d", 8)
 
 
 def test_override_of_an_alias_leaves_its_anchor(write: Write) -> None:
@@ -256,10 +257,36 @@ def test_missing_keys_are_reported_at_their_section(write: Write) -> None:
             "{steps: 1, global_batch: 7}",
             "train: global_batch 7 is not a multiple of micro_batch 4; nearest that fits: global_batch 8",
         ),
+        (
+            "{steps: 3, warmup: 3}",
+            "train: warmup 3 leaves no step of 3 for the schedule; give warmup 0 to 2, or more steps",
+        ),
     ],
 )
 def test_validators_speak_for_themselves(write: Write, train: str, expected: str) -> None:
     assert complaint(write(f"model: {{path: x}}\ndata: {{train: x}}\ntrain: {train}")) == f"recipe.yaml:3: {expected}"
+
+
+@pytest.mark.parametrize("key", ["model.path", "data.train", "data.eval", "data.template", "data.cache"])
+def test_empty_paths_are_refused(write: Write, key: str) -> None:
+    message = complaint(write(SMALL), f"{key}=''")
+    assert message.endswith(f": {key}: got ''; must have at least 1 character")
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("key", ["lr", "epochs", "eps", "weight_decay", "clip"])
+def test_numbers_are_finite_whoever_makes_the_recipe(key: str, value: float) -> None:
+    with pytest.raises(ValidationError, match="finite number"):
+        small(train={"steps": 5, key: value})
+
+
+def test_a_models_configuration_is_finite() -> None:
+    with pytest.raises(ValidationError, match="finite number"):
+        small(model={"init": {"config": {"rope_theta": float("inf")}}})
+
+
+def test_warmup_is_free_where_epochs_decide_the_steps() -> None:
+    assert small(train={"epochs": 1.0, "warmup": 1000}).train.warmup == 1000
 
 
 def test_unreadable_value_is_not_reported_again(write: Write) -> None:

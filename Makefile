@@ -1,0 +1,36 @@
+# Two commands are the contract: `make demo` and `make test`. Both set up all they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+export HF_HUB_OFFLINE ?= 1
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+.PHONY: demo test check unit exactness clean
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "installing the tested set into $(VENV) (a minute or two)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## train, interrupt, continue and question a model on the embedded sample
+	@$(BIN)/python -m distft.demo
+
+test: check ## everything: lint, types, unit tests, several processes, the command line
+	@$(BIN)/python -m pytest
+
+check: $(INSTALLED) ## lint and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+unit: $(INSTALLED) ## the tests that take under a minute
+	@$(BIN)/python -m pytest tests/unit
+
+exactness: $(INSTALLED) ## equality on GSM8K, about an hour; needs ../shared/data
+	@$(BIN)/python benchmarks/exactness.py runs/exactness
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,75 @@
+"""A part of `make exactness` on the embedded sample: small enough for every test run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import distft.sample
+from tests.dist import scenario
+from tests.dist.launch import run_ranks
+
+MODULE = "tests.dist.exactness"
+RECIPE = """
+model:
+  init:
+    architecture: llama
+    vocab_size: 512
+    config: {{hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4,
+              num_key_value_heads: 2, max_position_embeddings: 256, tie_word_embeddings: true}}
+data: {{train: {data}, row_tokens: 160, cache: {cache}}}
+adapter: {{type: lora, r: 4}}
+train: {{steps: 12, lr: 1.0e-3, global_batch: 16, micro_batch: 4, warmup: 2}}
+engine: {{zero_stage: 2, dtype: fp32}}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exactness")
+    data = Path(distft.sample.__file__).with_name("conversations.jsonl")
+    (folder / "recipe.yaml").write_text(RECIPE.format(data=data, cache=folder / "cache"))
+    run_ranks(MODULE, 1, "reference", str(folder), str(folder / "recipe.yaml"), "--steps", "12")
+    return folder
+
+
+def ranks(folder: Path, nproc: int, what: str, *options: str) -> None:
+    run_ranks(MODULE, nproc, what, str(folder), str(folder / "recipe.yaml"), *options)
+
+
+def test_equal_to_a_plain_loop(folder: Path) -> None:
+    """Full and LoRA, packed and not, accumulation 1 and 4, ZeRO 0-3, on 2 ranks."""
+    ranks(folder, 2, "equal", "--steps", "12")
+    rows = json.loads((folder / "equal-fp32-2.json").read_text())
+    assert len(rows) == 32
+    assert max(row["worst"] for row in rows) < 1e-5
+    assert all(row["last_loss"] < row["first_loss"] for row in rows)
+
+
+def test_options_do_not_change_the_result(folder: Path) -> None:
+    ranks(folder, 2, "options", "--steps", "6")
+
+
+def test_continued_equals_unbroken_bit_for_bit(folder: Path) -> None:
+    """Full and LoRA, ZeRO 1-3, fp32 and bf16, with dropout, on 2 ranks."""
+    ranks(folder, 2, "resume", "--steps", "6")
+    assert len(json.loads((folder / "resume-2.json").read_text())) == 12
+
+
+def test_other_ranks_and_stages_read_the_same_state(folder: Path) -> None:
+    """Written on 2 ranks under ZeRO 0-3, read on 1 rank under ZeRO 0-3, full and LoRA."""
+    ranks(folder, 2, "write", "--steps", "4")
+    ranks(folder, 1, "read", "--steps", "4", "--writers", "2")
+
+
+def test_changing_ranks_feeds_the_same_samples(folder: Path) -> None:
+    """2 ranks under ZeRO 3, then 1 rank under ZeRO 1, then 2 under ZeRO 0, against 1 rank unbroken."""
+    for part, nproc, stage in ((0, 1, 2), (1, 2, 3), (2, 1, 1), (3, 2, 0)):
+        ranks(folder, nproc, "relayout", "--steps", "9", "--part", str(part), "--stage", str(stage))
+    whole, pieces = scenario.samples(folder / "whole"), scenario.samples(folder / "pieces")
+    assert len(whole) == 9
+    assert whole == pieces
+    one, other = scenario.losses(folder / "whole"), scenario.losses(folder / "pieces")
+    assert max(abs(one[step][0] - other[step][0]) for step in one) < 1e-5

@@ -1,0 +1,209 @@
+"""What a run leaves for others: plain PEFT and transformers must see the model that was trained."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from distft import cli, export
+from distft.recipe import load_resolved
+from distft.rundir import RunDir
+from tests.e2e.command import Ended, checkpoints
+from tests.e2e.conftest import Made
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # what peft and transformers warn about is theirs
+
+IDS = torch.arange(40).view(2, 20) * 7 % 290
+
+
+def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *args: str | Path) -> Ended:
+    """The command in this process, which has paid for the imports already."""
+    monkeypatch.setattr(sys, "argv", ["distft", *map(str, args)])
+    capfd.readouterr()
+    code = cli.outcome()
+    captured = capfd.readouterr()
+    return Ended(code, captured.out, captured.err)
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        result: torch.Tensor = model.eval()(input_ids=IDS).logits
+    return result.float()
+
+
+def ours(run: Path) -> torch.Tensor:
+    """Logits of the product's own model."""
+    opened = RunDir(run)
+    return logits(export.tuned(opened, load_resolved(opened.config)))
+
+
+def of_base(run: Path, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(run / "base", dtype=dtype)
+
+
+def with_adapter(run: Path, adapter: Path) -> torch.Tensor:
+    from peft import PeftModel
+
+    return logits(PeftModel.from_pretrained(of_base(run, torch.float32), adapter))
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            found.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 - no dict
+    assert found
+    return found
+
+
+def test_final_adapter_in_peft(unbroken: Made) -> None:
+    final = unbroken.run / "final"
+    expected = ours(unbroken.run)
+    torch.testing.assert_close(with_adapter(unbroken.run, final), expected, rtol=0, atol=1e-6)
+    assert (logits(of_base(unbroken.run, torch.float32)) - expected).abs().max() > 1e-3  # training changed something
+    assert all(tensor.numel() for tensor in tensors(final).values())
+    assert all("lora_" in name for name in tensors(final))
+
+
+def test_exported_adapter_in_peft(
+    unbroken: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "adapter"
+    ended = here(monkeypatch, capfd, "export", unbroken.run, out)
+    assert ended.code == 0
+    assert str(out) in ended.out
+    torch.testing.assert_close(with_adapter(unbroken.run, out), ours(unbroken.run), rtol=0, atol=1e-6)
+    assert here(monkeypatch, capfd, "export", unbroken.run, out).code == 0  # an earlier export is replaced
+
+
+def test_merged_in_transformers(unbroken: Made, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    out = tmp_path / "merged"
+    ended = unbroken.place.run("export", unbroken.run, out, "--merged")  # a process of its own, as a user has
+    assert ended.code == 0, ended.err
+    merged = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    torch.testing.assert_close(logits(merged), ours(unbroken.run), rtol=0, atol=1e-4)
+    assert not any("lora" in name for name in tensors(out))
+    assert all(tensor.numel() for tensor in tensors(out).values())
+    chat = [{"role": "user", "content": "What of the lamp?"}]
+    assert "lamp" in AutoTokenizer.from_pretrained(out).apply_chat_template(chat, tokenize=False)
+
+
+def test_full_model_in_transformers(
+    full: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    out = tmp_path / "model"
+    assert here(monkeypatch, capfd, "export", full.run, out).code == 0
+    expected = ours(full.run)
+    for folder in (full.run / "final", out):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+        assert torch.equal(logits(model), expected)
+        assert all(tensor.numel() for tensor in tensors(folder).values())
+    assert not torch.equal(logits(of_base(full.run, torch.bfloat16)), expected)
+
+
+def test_nothing_to_merge(
+    full: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ended = here(monkeypatch, capfd, "export", full.run, tmp_path / "model", "--merged")
+    assert ended.code == 2
+    assert "--merged" in ended.sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_foreign_folder_is_refused(
+    unbroken: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.txt").write_text("three years of work")
+    ended = here(monkeypatch, capfd, "export", unbroken.run, tmp_path)
+    assert ended.code == 2
+    assert str(tmp_path) in ended.sentence
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_folder_with_a_config_of_something_else_is_refused(
+    unbroken: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tsconfig.json").write_text("{}")
+    (tmp_path / "thesis.txt").write_text("three years of work")
+    ended = here(monkeypatch, capfd, "export", unbroken.run, tmp_path)
+    assert ended.code == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["thesis.txt", "tsconfig.json"]
+
+
+def test_an_unfinished_run_gives_its_newest_checkpoint(
+    preempted: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from distft.checkpoint.state import Stored
+
+    out = tmp_path / "adapter"
+    assert here(monkeypatch, capfd, "export", preempted.run, out).code == 0
+    written = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors(out).items()}
+    older, newest = (dict(Stored(f).weights()) for f in checkpoints(preempted.run))
+    plain = {name.removeprefix("base_model.model.").replace(".default", ""): tensor for name, tensor in newest.items()}
+    assert written.keys() == plain.keys()
+    assert all(torch.equal(written[name], plain[name]) for name in plain)
+    assert any(not torch.equal(older[name], newest[name]) for name in newest)
+
+
+def test_predict_file_of_an_unfinished_run(preempted: Made, tmp_path: Path) -> None:
+    source, out = tmp_path / "questions.txt", tmp_path / "answers.jsonl"
+    source.write_text("What of the lamp?\n\nWhat of the bike?\n")
+    ended = preempted.place.run(
+        "predict", preempted.run, "--input", source, "--output", out, "--max-tokens", "6"
+    )  # a process of its own, as a user has
+    assert ended.code == 0, ended.err
+    assert f"2 answers in {out}" in ended.out
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [a["messages"][0]["content"] for a in answers] == ["What of the lamp?", "What of the bike?"]
+    assert all(isinstance(a["answer"], str) for a in answers)
+
+
+def test_predict_prompt(
+    unbroken: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ("predict", unbroken.run, "--prompt", "What of the lamp?", "--max-tokens", "8")
+    ended = here(monkeypatch, capfd, *command)
+    assert ended.code == 0
+    assert ended.out.strip()
+    assert here(monkeypatch, capfd, *command).out == ended.out  # temperature 0
+    source, out = tmp_path / "records.jsonl", tmp_path / "answers.jsonl"
+    source.write_text(json.dumps({"prompt": "What of the lamp?", "completion": "never shown"}) + "\n")
+    assert (
+        here(monkeypatch, capfd, "predict", unbroken.run, "--input", source, "--output", out, "--max-tokens", "8").code
+        == 0
+    )
+    assert json.loads(out.read_text())["answer"] == ended.out.strip()
+
+
+def test_predict_wants_one_source(
+    unbroken: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ended = here(monkeypatch, capfd, "predict", unbroken.run, "--prompt", "a", "--input", tmp_path / "b.txt")
+    assert ended.code == 2
+    assert "--prompt" in ended.sentence
+
+
+def test_no_checkpoint_yet(
+    unbroken: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = unbroken.copy("no-checkpoint")
+    for folder in checkpoints(run):
+        folder.rename(tmp_path / folder.name)
+    ended = here(monkeypatch, capfd, "export", run, tmp_path / "out")
+    assert ended.code == 2
+    assert "no checkpoint yet" in ended.sentence
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*"))

@@ -1,0 +1,235 @@
+"""Runs that are stopped, killed and damaged: the same command continues them, and nothing shows in the result."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from distft.preempt import SIGNALS
+from tests.e2e.command import (
+    EVERY,
+    STEPS,
+    Ended,
+    Workplace,
+    about,
+    checkpoints,
+    eval_losses,
+    flip,
+    losses,
+    until,
+    until_step,
+)
+from tests.e2e.conftest import Made
+
+
+def test_term_in_training_saves_and_says_so(preempted: Made) -> None:
+    assert preempted.ended.code == 75
+    assert "Traceback" not in preempted.ended.err
+    content = about(preempted.run)
+    [attempt] = content["attempts"]
+    assert content["state"] == "preempted"
+    assert attempt["exit_code"] == 75
+    assert "SIGTERM" in attempt["cause"]
+    last = max(losses(preempted.run))
+    assert EVERY < last < STEPS
+    assert attempt["last_step"] == last
+    assert checkpoints(preempted.run)[-1].name == f"step-{last:08d}"
+
+
+@dataclass(frozen=True)
+class Continued:
+    run: Path
+    ended: Ended
+    first_pid: int
+    intruder: Ended  # the same command, given while the first was at work
+
+
+@pytest.fixture(scope="module")
+def continued(preempted: Made) -> Continued:
+    """The preempted run, continued; a second process wanted to continue it too."""
+    run = preempted.copy("continued")
+    command = ("train", "recipe.yaml", "data.eval=eval.jsonl", "--run-dir", run, "--nproc", "2")
+    with preempted.place.start(*command) as first:
+        until(lambda: len(about(run)["attempts"]) == 2, "the second attempt")
+        intruder = preempted.place.run(*command)
+        return Continued(run, first.end(), first.pid, intruder)
+
+
+def test_the_same_command_continues_as_if_unbroken(continued: Continued, unbroken: Made) -> None:
+    assert continued.ended.code == 0, continued.ended.err
+    assert about(continued.run)["state"] == "done"
+    assert [attempt["exit_code"] for attempt in about(continued.run)["attempts"]] == [75, 0]
+    assert sorted(losses(continued.run)) == list(range(1, STEPS + 1))
+    assert losses(continued.run) == losses(unbroken.run)  # each step once, to the last bit
+    assert eval_losses(continued.run) == eval_losses(unbroken.run)
+
+
+def test_a_second_process_is_refused(continued: Continued) -> None:
+    assert continued.intruder.code == 2
+    sentence = continued.intruder.sentence
+    assert str(continued.first_pid) in sentence
+    assert about(continued.run)["attempts"][1]["hosts"][0] in sentence
+
+
+def test_a_finished_run_is_a_no_op(unbroken: Made) -> None:
+    before = (unbroken.run / "run.json").read_bytes()
+    started = time.monotonic()
+    again = unbroken.place.run("train", "recipe.yaml", "data.eval=eval.jsonl", "--run-dir", unbroken.run)
+    assert again.code == 0
+    assert "finished" in again.out
+    assert again.err == ""
+    assert time.monotonic() - started < 10.0  # no rank was started
+    assert (unbroken.run / "run.json").read_bytes() == before
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """A process started inside gets what is sent to it when it begins to listen."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def listens(pid: int) -> bool:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("SigCgt:"):
+            return all(int(line.split()[1], 16) >> (number - 1) & 1 for number in SIGNALS)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("number", "seconds"),
+    [(signal.SIGUSR1, None), (signal.SIGUSR2, 0.0), (signal.SIGINT, 0.3), (signal.SIGTERM, 1.0), (signal.SIGINT, 3.0)],
+)
+def test_a_signal_before_the_first_step(place: Workplace, number: signal.Signals, seconds: float | None) -> None:
+    """`seconds`: after the process listens; None: before it runs at all."""
+    run = place.folder / f"early-{number.name}-{seconds}"
+    with signals_held():
+        starting = place.start("train", "recipe.yaml", "--run-dir", run, "--nproc", "1")
+        command = starting.__enter__()
+        if seconds is None:
+            command.send(number)
+    try:
+        if seconds is not None:
+            until(lambda: listens(command.pid), "the parent listens", 20.0, every=0.001)
+            moment = time.monotonic() + seconds
+            until(lambda: time.monotonic() >= moment, "the moment to signal", every=0.005)
+            command.send(number)
+        ended = command.end(90.0)
+    finally:
+        starting.__exit__(None, None, None)
+    assert ended.code == 75, ended.err
+    assert "Traceback" not in ended.err + "".join(log.read_text() for log in run.glob("logs/*/*.log"))
+    content = about(run)
+    assert content["state"] == "preempted"
+    assert number.name in content["attempts"][-1]["cause"]
+    assert losses(run) == {}
+
+
+def test_term_in_evaluation(preempted: Made, unbroken: Made) -> None:
+    run = preempted.copy("evaluating")
+    command = ("train", "recipe.yaml", "data.eval=eval.jsonl", "--run-dir", run, "--nproc", "2")
+    with preempted.place.start(*command) as evaluating:
+        until_step(evaluating, run, STEPS)
+        evaluating.send(signal.SIGUSR1)
+        ended = evaluating.end(60.0)
+    assert ended.code == 75, ended.err
+    assert eval_losses(run) == []  # or the signal came too late, and this test shows nothing
+    assert checkpoints(run)[-1].name == f"step-{STEPS:08d}"
+    ended = preempted.place.run(*command)
+    assert ended.code == 0, ended.err
+    assert len(about(run)["attempts"]) == 3
+    assert losses(run) == losses(unbroken.run)
+    assert eval_losses(run) == eval_losses(unbroken.run)
+    assert len(eval_losses(run)) == 1
+
+
+def test_a_killed_rank(place: Workplace, unbroken: Made) -> None:
+    run = place.folder / "killed-rank"
+    command = ("train", "recipe.yaml", "--run-dir", run, "--nproc", "2")
+    with place.start(*command) as first:
+        until_step(first, run, EVERY + 5)
+        first.ranks()[1].kill()
+        ended = first.end(15.0)
+    assert ended.code == 1
+    assert "rank 1 was killed by SIGKILL" in ended.err
+    assert "Traceback" not in ended.err
+    content = about(run)
+    assert content["state"] == "failed"
+    assert content["attempts"][0]["cause"] == "rank 1 was killed by SIGKILL"
+    lost = [step for step in losses(run) if step > EVERY]
+    assert lost
+    assert [folder.name for folder in checkpoints(run)] == [f"step-{EVERY:08d}"]
+    assert place.run(*command).code == 0
+    expected = {step: values * (2 if step in lost else 1) for step, values in losses(unbroken.run).items()}
+    assert losses(run) == expected
+
+
+def gone(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)  # nobody has asked for its exit code yet
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_killed_parent(place: Workplace, unbroken: Made) -> None:
+    run = place.folder / "killed-parent"
+    command = ("train", "recipe.yaml", "--run-dir", run, "--nproc", "2")
+    with place.start(*command) as first:
+        until_step(first, run, EVERY + 5)
+        ranks = first.ranks()
+        assert sorted(ranks) == [0, 1]
+        os.kill(first.pid, signal.SIGKILL)
+        until(lambda: all(gone(rank) for rank in ranks.values()), "the ranks die with their parent", 2.0)
+    assert about(run)["state"] == "running"
+    [seen] = json.loads(place.run("status", "--json", run).out)
+    assert seen["state"] == "lost"
+    assert "lost" in place.run("status", run).out
+    assert place.run(*command).code == 0
+    first_attempt, second = about(run)["attempts"]
+    assert first_attempt["cause"] == "killed"
+    assert first_attempt["start"] < first_attempt["end"] < second["start"]
+    assert first_attempt["last_step"] > EVERY
+    assert second["first_step"] == EVERY + 1
+    assert {step: set(values) for step, values in losses(run).items()} == {
+        step: set(values) for step, values in losses(unbroken.run).items()
+    }
+
+
+def test_a_damaged_checkpoint_is_passed_over(preempted: Made, unbroken: Made) -> None:
+    run = preempted.copy("damaged")
+    newest = checkpoints(run)[-1]
+    flip(newest / "rank-00001.safetensors")
+    ended = preempted.place.run("train", "--run-dir", run, "--nproc", "2")
+    assert ended.code == 0, ended.err
+    assert ended.err.count("is not used") == 1
+    assert f"checkpoint {newest.name} is not used: rank-00001.safetensors" in ended.err
+    assert about(run)["attempts"][1]["first_step"] == EVERY + 1
+    assert {step: set(values) for step, values in losses(run).items()} == {
+        step: set(values) for step, values in losses(unbroken.run).items()
+    }
+
+
+def test_all_checkpoints_damaged(preempted: Made) -> None:
+    run = preempted.copy("all-damaged")
+    for folder in checkpoints(run):
+        flip(folder / "rank-00000.safetensors")
+    before = losses(run)
+    ended = preempted.place.run("train", "--run-dir", run, "--nproc", "1")
+    assert ended.code == 1
+    assert "no checkpoint" in ended.sentence
+    assert "\n" not in ended.sentence
+    assert ended.sentence == about(run)["attempts"][-1]["cause"]
+    assert losses(run) == before
+    assert about(run)["state"] == "failed"

@@ -1,0 +1,102 @@
+"""The order of rows: a pure function of seed, step and rank, and the same whatever the number of ranks."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distft.data.loader import Loader, Slots
+from distft.data.packing import Rows, one_per_row
+
+BATCH, MICRO, ROWS = 8, 2, 13
+CORPUS: Any = SimpleNamespace(document=lambda sample: f"document {sample}")
+PAIRS = Rows(np.arange(0, 2 * ROWS + 1, 2), np.arange(2 * ROWS)[::-1].copy())  # two documents in every row
+
+
+def loader(rank: int = 0, world: int = 1, rows: Rows = PAIRS, seed: int = 0, **options: Any) -> Loader:
+    return Loader(CORPUS, rows, Slots(BATCH, MICRO, rank, world), seed, **options)
+
+
+def global_batch(step: int, world: int, **options: Any) -> list[list[int]]:
+    """The rows of one step over all ranks, in the order of the micro-batches' indices."""
+    micros = [micro for rank in range(world) for micro in loader(rank, world, **options).step(step)]
+    micros.sort(key=lambda micro: micro.index)
+    assert [micro.index for micro in micros] == list(range(BATCH // MICRO))
+    return [row for micro in micros for row in micro.samples]
+
+
+def sequence(**options: Any) -> Iterator[list[int]]:
+    for step in itertools.count():
+        yield from global_batch(step, world=1, **options)
+
+
+@pytest.mark.parametrize("total", [None, 19])
+@pytest.mark.parametrize("world", [2, 4])
+def test_every_number_of_ranks_feeds_the_same_rows(world: int, total: int | None) -> None:
+    for step in range(6):
+        assert global_batch(step, world, total=total) == global_batch(step, 1, total=total)
+
+
+@pytest.mark.parametrize("rows", [one_per_row(ROWS), PAIRS, one_per_row(1), one_per_row(3)])
+def test_each_epoch_feeds_every_row_once_in_an_order_of_its_own(rows: Rows) -> None:
+    fed = list(itertools.islice(sequence(rows=rows), 4 * len(rows)))
+    epochs = [fed[begin : begin + len(rows)] for begin in range(0, len(fed), len(rows))]
+    every = sorted(rows.row(i).tolist() for i in range(len(rows)))
+    assert all(sorted(epoch) == every for epoch in epochs)
+    if len(rows) == ROWS:
+        assert len({str(epoch) for epoch in epochs}) == len(epochs)
+        assert epochs[0] != every
+
+
+def test_seeds_differ_and_repeat() -> None:
+    assert global_batch(3, 1, seed=1) == global_batch(3, 1, seed=1)
+    assert global_batch(3, 1, seed=1) != global_batch(3, 1, seed=2)
+
+
+def test_any_step_can_be_sought() -> None:
+    walked = loader(1, 2)
+    history = [list(walked.step(step)) for step in range(1001)]
+    assert list(loader(1, 2).step(1000)) == history[1000]
+    assert list(walked.step(17)) == history[17]  # and going back changes nothing
+
+
+def test_seeking_far_costs_no_more_than_beginning() -> None:
+    made = loader()
+    orders: list[int] = []
+    make_order = made._make_order
+    made._order = lambda epoch: (orders.append(epoch), make_order(epoch))[1]  # type: ignore[assignment, func-returns-value]
+    list(made.step(10**12))
+    assert len(set(orders)) <= 2
+
+
+def test_what_the_last_step_lacks_is_padding() -> None:
+    total = 2 * BATCH + 3
+    fed = [row for step in range(4) for row in global_batch(step, 2, total=total)]
+    assert all(fed[:total])
+    assert fed[total:] == [[]] * (4 * BATCH - total)
+    assert fed[:total] == list(itertools.islice(sequence(), total))
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_every_rank_has_the_same_number_of_full_micro_batches(world: int) -> None:
+    for rank in range(world):
+        micros = list(loader(rank, world, total=3).step(0))  # also where only padding is left for a rank
+        assert len(micros) == BATCH // MICRO // world
+        assert all(len(micro.samples) == MICRO for micro in micros)
+
+
+def test_without_shuffling_rows_come_as_they_are() -> None:
+    fed = itertools.islice(sequence(rows=one_per_row(ROWS), shuffle=False), ROWS)
+    assert list(fed) == [[sample] for sample in range(ROWS)]
+
+
+def test_documents_are_those_of_the_samples() -> None:
+    made = loader(total=1)
+    micro = next(made.step(0))
+    first = micro.samples[0]
+    assert made.documents(micro) == [[f"document {sample}" for sample in first], []]
