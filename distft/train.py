@@ -104,8 +104,8 @@ def refuse_non_finite(what: str, value: float, number: int, micros: list[MicroBa
     if not math.isfinite(value):
         rows = "; ".join(str(micro.samples) for micro in micros)
         raise RunFailed(
-            f"the {what} of step {number} is {value}; nothing was saved after it. Lower train.lr or look at the samples, "
-            f"then run the same command again. Samples of rank {session.ranks.rank} in this step, by row: {rows}"
+            f"the {what} of step {number} is {value}; nothing was saved after it. Lower train.lr or look at its samples, "
+            f"then run the same command again. Rank {session.ranks.rank} fed, by row: {rows}"
         )
 
 
