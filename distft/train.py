@@ -104,7 +104,7 @@ def refuse_non_finite(what: str, value: float, number: int, micros: list[MicroBa
     if not math.isfinite(value):
         rows = "; ".join(str(micro.samples) for micro in micros)
         raise RunFailed(
-            f"the {what} of step {number} is {value}; nothing was saved after it. Lower train.lr or look at its samples, "
+            f"the {what} of step {number} is {value}; nothing was saved after it. Lower train.lr or check the data, "
             f"then run the same command again. Rank {session.ranks.rank} fed, by row: {rows}"
         )
 
