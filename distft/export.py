@@ -63,10 +63,11 @@ def write(run: RunDir, recipe: Recipe, out: Path, merged: bool = False) -> None:
     """
     if merged and isinstance(recipe.adapter, NoAdapter):
         raise UserError("--merged: this run trained the whole model, so there is no adapter to merge; leave it out")
+    model = tuned(run, recipe)
+    out = out.absolute()
     staged = out.with_name(f".{out.name}.staged")
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
-    model = tuned(run, recipe)
     if merged:
         model = model.merge_and_unload()
     model.save_pretrained(staged)
@@ -88,7 +89,8 @@ def check_target(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; name a folder for the export")
-    if out.is_dir() and any(out.iterdir()) and not any(out.glob("*config.json")):
+    ours = any((out / name).exists() for name in ("adapter_config.json", "generation_config.json"))
+    if out.is_dir() and any(out.iterdir()) and not ours:
         raise UserError(f"{out} holds other things; name a new folder for the export")
 
 

@@ -7,6 +7,7 @@ parent alone, which passes it on.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -59,7 +60,12 @@ def run_attempt(run: RunDir, recipe: Recipe, node: Node, lock: int) -> int:
     try:
         code, cause = run_ranks(run, attempt.number, node, lock)
     finally:
-        finish(run, record, attempt, code, cause)
+        try:
+            finish(run, record, attempt, code, cause)
+        except OSError as error:
+            # No space even for this: what filled the disk was said already, and the next attempt closes this one.
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or code == DONE:
+                raise
     return code
 
 

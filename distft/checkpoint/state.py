@@ -81,7 +81,12 @@ def _write_fragments(staged: Path, engine: Engine, ranks: Ranks) -> store.Digest
     ]
     if ranks.first:
         tensors += [(f"{name}|0|buffer", buffer) for name, buffer in _buffers(engine.module).items()]
-    return store.write_tensors(staged / _file_of(ranks.rank), tensors)
+    path = staged / _file_of(ranks.rank)
+    try:
+        return store.write_tensors(path, tensors)
+    except OSError:
+        path.unlink(missing_ok=True)  # on a full disk: the room which the record of the failure needs
+        raise
 
 
 def _buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -207,3 +207,13 @@ def test_no_checkpoint_yet(
     assert "no checkpoint yet" in ended.sentence
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))
+
+
+def test_the_folder_one_is_in(
+    unbroken: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "here"
+    out.mkdir()
+    monkeypatch.chdir(out)
+    assert here(monkeypatch, capfd, "export", unbroken.run, ".").code == 0
+    assert (out / "adapter_model.safetensors").exists()
