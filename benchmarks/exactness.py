@@ -1,4 +1,4 @@
-"""Exactness on real data: GSM8K, a small random Llama, every ZeRO stage, 1, 2 and 4 ranks. Writes docs/exactness.md.
+"""Exactness on real data: GSM8K, a small random Llama, every ZeRO stage, 1, 2 and 4 ranks. Writes FOLDER/report.md.
 
     make exactness            about an hour on two cores
 

@@ -25,11 +25,14 @@ def attach(model: Any, adapter: Adapter, base: str | None) -> Any:
     from peft import LoraConfig, get_peft_model
 
     check_targets(model, adapter)
+    # PEFT takes a string for a regular expression, unless it is this one.
+    single = isinstance(adapter.targets, str) and adapter.targets != "all-linear"
+    names = [adapter.targets] if single else adapter.targets
     config = LoraConfig(
         r=adapter.r,
         lora_alpha=adapter.alpha,  # PEFT divides it by r: any number will do
         lora_dropout=adapter.dropout,
-        target_modules=adapter.targets,
+        target_modules=names,
         task_type="CAUSAL_LM",
     )
     # The same seed on every rank and at every start: a checkpoint replaces these values, a first attempt keeps them.

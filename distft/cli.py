@@ -16,7 +16,6 @@ from distft.errors import DONE, FAILED, PREEMPTED, USAGE, Preempted, RunFailed, 
 if "train" in sys.argv[1:2]:
     preempt.listen()  # before anything slower is imported: a stop signal counts from the first millisecond
 
-import click
 import typer
 
 app = typer.Typer(
@@ -145,8 +144,8 @@ def main() -> NoReturn:
 
 def outcome() -> int:
     try:
-        code = app(standalone_mode=False)
-        return code if isinstance(code, int) else DONE
+        app()
+        return DONE
     except UserError as error:
         return complain(error, USAGE)
     except RunFailed as error:
@@ -154,11 +153,8 @@ def outcome() -> int:
     except Preempted as stop:
         print(f"distft: {stop}", file=sys.stderr)
         return PREEMPTED
-    except typer.Exit as leave:
-        return leave.exit_code
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
+    except SystemExit as leave:  # typer's own way out, wrong options included
+        return leave.code if isinstance(leave.code, int) else DONE
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

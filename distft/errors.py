@@ -5,7 +5,7 @@ from __future__ import annotations
 DONE = 0
 FAILED = 1
 USAGE = 2
-PREEMPTED = 75  # EX_TEMPFAIL: stopped on request, state saved; run the same command again
+PREEMPTED = 75  # EX_TEMPFAIL: stopped on request; run the same command again
 
 
 class UserError(Exception):
@@ -13,7 +13,7 @@ class UserError(Exception):
 
 
 class RunFailed(Exception):
-    """The run cannot go on (a non-finite loss, a full disk). Printed as it is; exit code 1."""
+    """The run cannot go on (a non-finite loss, no checkpoint that verifies). Printed as it is; exit code 1."""
 
 
 class Preempted(Exception):

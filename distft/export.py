@@ -5,6 +5,7 @@ No process group is needed: the checkpoint holds whole tensors whatever ZeRO sta
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -19,6 +20,8 @@ from distft.config import NoAdapter, Recipe
 from distft.data.templates import Template
 from distft.errors import UserError
 from distft.rundir import RunDir
+
+MARK = "distft.json"  # in every export: which run and step it is of, and that it may be written over
 
 
 def newest(run: RunDir) -> Stored:
@@ -76,6 +79,8 @@ def write(run: RunDir, recipe: Recipe, out: Path, merged: bool = False) -> None:
     if tokenizer.chat_template is None or recipe.data.template is not None:
         tokenizer.chat_template = Template.load(tokenizer, recipe.data.template).text
     tokenizer.save_pretrained(staged)
+    (staged / MARK).write_text(json.dumps({"run": run.read().name, "step": newest(run).progress.step}) + "\n")
+    check_target(out)
     if out.exists():
         shutil.rmtree(out)
     os.replace(staged, out)
@@ -89,8 +94,7 @@ def check_target(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; name a folder for the export")
-    ours = any((out / name).exists() for name in ("adapter_config.json", "generation_config.json"))
-    if out.is_dir() and any(out.iterdir()) and not ours:
+    if out.is_dir() and any(out.iterdir()) and not (out / MARK).exists():
         raise UserError(f"{out} holds other things; name a new folder for the export")
 
 

@@ -83,7 +83,7 @@ def alive(run: RunDir, content: Run) -> bool:
     try:
         with run.lock():
             return False
-    except UserError:
+    except (UserError, PermissionError):  # somebody else's run: their lock is not ours to try
         return True
 
 

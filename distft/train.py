@@ -104,9 +104,9 @@ def refuse_non_finite(what: str, value: float, number: int, micros: list[MicroBa
     if not math.isfinite(value):
         rows = "; ".join(str(micro.samples) for micro in micros)
         raise RunFailed(
-            f"the {what} of step {number} is {value}; nothing was saved after it. Lower train.lr, or look at what "
+            f"the {what} of step {number} is {value}; nothing was saved after it. Look at what "
             f"rank {session.ranks.rank} fed from {session.recipe.data.train} (ids of documents, by row: {rows}), "
-            "then run the same command again"
+            "or start another run with a lower train.lr"
         )
 
 

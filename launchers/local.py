@@ -27,11 +27,12 @@ class LocalLauncher:
             raise UserError(f"{run.path} holds no run; name a recipe: distft train CONFIG --run-dir {run.path}")
         run.path.mkdir(parents=True, exist_ok=True)
         with run.lock() as lock:
-            check_sizes(job.recipe or load_resolved(run.config), nproc)  # before anything is written
-            recipe = settle_recipe(run, job.recipe)
-            if run.read().state == "done":
+            if run.exists() and run.read().state == "done":
+                settle_recipe(run, job.recipe)
                 print(f"{run.path} is finished; nothing to do")
                 return DONE
+            check_sizes(job.recipe or load_resolved(run.config), nproc)  # before anything is written
+            recipe = settle_recipe(run, job.recipe)
             return run_attempt(run, recipe, Node(nproc=nproc), lock)
 
 

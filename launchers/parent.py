@@ -194,6 +194,8 @@ def watch(ranks: list[Rank]) -> tuple[int, str]:
 def blame(rank: Rank) -> int:
     """Of ranks that left within one poll, which is the cause and which the consequence; smallest first."""
     code = rank.process.returncode
+    if code == PREEMPTED and preempt.requested():
+        return -1  # one that left before the first step closes connections, on which another may abort
     return 0 if code < 0 else {USAGE: 1, PREEMPTED: 2, FAILED: 3, DONE: 5}.get(code, 4)
 
 

@@ -63,8 +63,7 @@ def save(checkpoints: Path, engine: Engine, progress: Progress, identity: Identi
             for rank, packed in enumerate(everyone)
         ]
         digests.append(store.write_text(staged / STATE, json.dumps(_describe(engine, progress, identity), indent=1)))
-        store.commit(checkpoints, progress.step, digests)
-        store.prune(checkpoints, keep)
+        store.prune(checkpoints, keep, newest=store.commit(checkpoints, progress.step, digests))
     dist.barrier()  # nobody leaves, or trains on, before the checkpoint exists
     return store.folder_of(checkpoints, progress.step)
 

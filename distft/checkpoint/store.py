@@ -114,9 +114,15 @@ def commit(checkpoints: Path, step: int, digests: Iterable[Digest]) -> Path:
     return final
 
 
-def prune(checkpoints: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints."""
-    for folder in committed(checkpoints)[keep:]:
+def prune(checkpoints: Path, keep: int, newest: Path) -> None:
+    """Remove all but `newest`, which was just committed, and the `keep` - 1 before it.
+
+    Those with a higher step go too: they did not verify when this attempt began, or it would have continued there.
+    """
+    folders = committed(checkpoints)
+    before = [folder for folder in folders if step_of(folder) < step_of(newest)]
+    kept = {newest, *before[: keep - 1]}
+    for folder in [folder for folder in folders if folder not in kept]:
         doomed = checkpoints / f".staged-{folder.name}"  # half a deletion must not look like a checkpoint
         if doomed.exists():
             shutil.rmtree(doomed)

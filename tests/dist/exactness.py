@@ -2,7 +2,7 @@
 
     python -m tests.dist.exactness reference|equal|options|resume|write|read|relayout FOLDER CONFIG [--steps N] ...
 
-`make exactness` runs all of it on GSM8K and writes docs/exactness.md; the tests run a part on the embedded sample.
+`make exactness` runs all of it on GSM8K (figures in docs/exactness.md); the tests run a part on the embedded sample.
 """
 
 from __future__ import annotations

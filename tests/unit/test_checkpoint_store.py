@@ -105,10 +105,20 @@ def test_newest_is_by_number_and_not_by_name_or_age(tmp_path: Path) -> None:
 def test_prune_keeps_the_newest(tmp_path: Path) -> None:
     for step in (1, 2, 10, 3):
         put(tmp_path, step)
-    store.prune(tmp_path, 2)
+    newest = store.folder_of(tmp_path, 10)
+    store.prune(tmp_path, 2, newest)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000010"]
-    store.prune(tmp_path, 5)
+    store.prune(tmp_path, 5, newest)
     assert len(store.committed(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_prune_never_removes_what_was_just_committed(tmp_path: Path, keep: int) -> None:
+    """Step 100 was damaged, so the run continued after 50 and saved 75: not the damaged one is the newest."""
+    for step in (50, 75, 100):
+        put(tmp_path, step)
+    store.prune(tmp_path, keep, store.folder_of(tmp_path, 75))
+    assert [store.step_of(folder) for folder in store.committed(tmp_path)] == [75, 50][:keep]
 
 
 def test_prune_goes_on_where_a_killed_one_stopped(tmp_path: Path) -> None:
@@ -117,7 +127,7 @@ def test_prune_goes_on_where_a_killed_one_stopped(tmp_path: Path) -> None:
     doomed = tmp_path / ".staged-step-00000001"
     doomed.mkdir()
     (doomed / "half").touch()
-    store.prune(tmp_path, 1)
+    store.prune(tmp_path, 1, store.folder_of(tmp_path, 2))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
 
 
