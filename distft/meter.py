@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 
 import psutil
@@ -20,7 +19,6 @@ PEAK_BF16 = {
     "H800": 989e12,
     "L40S": 362e12,
     "A10": 125e12,
-    "V100": 125e12,
 }
 
 
@@ -67,8 +65,3 @@ def peak_flops(device: torch.device, dtype: str) -> float:
         return 0.0
     name = torch.cuda.get_device_name(device)
     return next((peak for key, peak in sorted(PEAK_BF16.items(), key=lambda kv: -len(kv[0])) if key in name), 0.0)
-
-
-def peak_host_bytes() -> int:
-    """Most resident memory this process ever had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -75,6 +75,8 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     preempt.check()
     engine, task = build(base, recipe, ranks)
     trainable, total = adapters.parameter_counts(engine.module)
+    if deepspeed.stage(recipe) != recipe.engine.zero_stage:
+        console.say("engine.dtype bf16 needs fp32 masters, which ZeRO 0 does not keep: this runs as ZeRO 1")
     console.say(f"model {base}: {trainable:,} of {total:,} parameters are trained")
     progress = restore(run, engine, identity, ranks, console)
     if recipe.data.packing:
