@@ -67,14 +67,14 @@ def bf16(folder: str, config: str, steps: str) -> None:
 
 
 def resume(folder: str, config: str, steps: str) -> None:
-    run_ranks(MODULE, 2, "resume", folder, config, "--steps", "40", timeout=HOURS)
+    run_ranks(MODULE, 2, "resume", folder, config, "--steps", "30", timeout=HOURS)
 
 
 def layouts(folder: str, config: str, steps: str) -> None:
     for ranks in (4, 2):
-        run_ranks(MODULE, ranks, "write", folder, config, "--steps", "6", timeout=HOURS)
-    run_ranks(MODULE, 2, "read", folder, config, "--steps", "6", "--writers", "4", timeout=HOURS)
-    run_ranks(MODULE, 1, "read", folder, config, "--steps", "6", "--writers", "4", "2", timeout=HOURS)
+        run_ranks(MODULE, ranks, "write", folder, config, "--steps", "12", timeout=HOURS)
+    run_ranks(MODULE, 2, "read", folder, config, "--steps", "12", "--writers", "4", timeout=HOURS)
+    run_ranks(MODULE, 1, "read", folder, config, "--steps", "12", "--writers", "4", "2", timeout=HOURS)
     loaded = 2 * 16 + 2 * 2 * 16
     (Path(folder) / "layouts.json").write_text(json.dumps({"loaded": loaded}))
 
