@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test check unit exactness clean
+.PHONY: demo test check unit cluster-test exactness clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing the tested set into $(VENV) (a minute or two)"
@@ -18,7 +18,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## train, interrupt, continue and question a model on the embedded sample
 	@$(BIN)/python -m distft.demo
 
-test: check ## everything: lint, types, unit tests, several processes, the command line
+test: check ## everything: lint, types, unit tests, several processes, the command line, a real SLURM
 	@$(BIN)/python -m pytest
 
 check: $(INSTALLED) ## lint and types
@@ -28,6 +28,10 @@ check: $(INSTALLED) ## lint and types
 
 unit: $(INSTALLED) ## the tests that take under a minute
 	@$(BIN)/python -m pytest tests/unit
+
+cluster-test: $(INSTALLED) ## all that a cluster does to a job, an hour and a half; GSM8K where ../shared/data is there
+	@DISTFT_GSM8K=1 $(BIN)/python -m pytest -m "" tests/cluster
+	@DISTFT_FUZZ=5000 $(BIN)/python -m pytest tests/unit/test_slurm_site.py
 
 exactness: $(INSTALLED) ## equality on GSM8K, about an hour; needs ../shared/data
 	@$(BIN)/python benchmarks/exactness.py runs/exactness

@@ -37,18 +37,20 @@ def train(
     overrides: Overrides = None,
     run_dir: Annotated[Path | None, typer.Option(help="run folder; default: runs/NAME")] = None,
     nproc: Annotated[int | None, typer.Option(min=1, help="ranks; default: the GPUs, else 1")] = None,
+    prepare: Annotated[bool, typer.Option("--prepare", help="make the run folder and start nothing")] = False,
 ) -> None:
     """Run or continue a run here. The same command continues whatever was interrupted; a finished run is a no-op."""
     if "RANK" in os.environ:
         raise typer.Exit(rank(run_dir))
-    from distft.job import Job, Resources, find_launcher
+    from distft.job import Job, Mode, Resources, find_launcher
     from distft.recipe import load
 
     recipe = load(Path(config), overrides or []) if config is not None else None
     if recipe is None and run_dir is None:
         raise UserError("name a recipe or a run folder: distft train CONFIG, or distft train --run-dir DIR")
     folder = run_dir or Path("runs") / str(recipe.name if recipe else "")
-    raise typer.Exit(find_launcher("local").launch(Job(folder, recipe, Resources(nproc=nproc))))
+    mode: Mode = "prepare" if prepare else "run"
+    raise typer.Exit(find_launcher("local").launch(Job(folder, recipe, Resources(nproc=nproc), mode)))
 
 
 def rank(run_dir: Path | None) -> int:
@@ -61,21 +63,89 @@ def rank(run_dir: Path | None) -> int:
 
 
 @app.command()
+def submit(
+    config: Annotated[Path, typer.Argument(help="the recipe (YAML)")],
+    overrides: Overrides = None,
+    run_dir: Annotated[Path | None, typer.Option(help="run folder; default: runs/NAME")] = None,
+    site: Annotated[str | None, typer.Option(help="site profile, name or file; default: $DISTFT_SITE")] = None,
+    nodes: Annotated[int | None, typer.Option(help="nodes; default: the site's")] = None,
+    nproc: Annotated[int | None, typer.Option(help="ranks a node; default: one a GPU")] = None,
+    time: Annotated[str | None, typer.Option(help="time limit of a job; default: the site's")] = None,
+    after: Annotated[Path | None, typer.Option(help="run folder of a run that must finish first")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the batch script and change nothing")] = False,
+    check: Annotated[bool, typer.Option("--check", help="a ten-second job that looks around instead")] = False,
+) -> None:
+    """Send a run to SLURM. It comes back by itself after preemption, time limits and crashes."""
+    from distft.job import Job, Mode, Resources, find_launcher
+    from distft.recipe import load
+
+    recipe = load(config, overrides or [])
+    resources = Resources(nodes, nproc, time, site, after)
+    folder = run_dir or Path("runs") / str(recipe.name)
+    mode: Mode = "show" if dry_run else "check" if check else "run"
+    raise typer.Exit(find_launcher("slurm").launch(Job(folder, recipe, resources, mode)))
+
+
+@app.command()
+def resume(
+    run_dir: Annotated[Path, typer.Argument(help="run folder")],
+    site: Annotated[str | None, typer.Option(help="site profile; default: that of the run's last job")] = None,
+    nodes: Annotated[int | None, typer.Option(help="nodes; default: the site's")] = None,
+    nproc: Annotated[int | None, typer.Option(help="ranks a node; default: one a GPU")] = None,
+    time: Annotated[str | None, typer.Option(help="time limit of a job; default: the site's")] = None,
+) -> None:
+    """Send a run folder to SLURM again: one that was cancelled, held, or that somebody copied here."""
+    from distft.job import Job, Resources, find_launcher
+
+    raise typer.Exit(find_launcher("slurm").launch(Job(run_dir, None, Resources(nodes, nproc, time, site))))
+
+
+@app.command()
+def cancel(run_dir: Annotated[Path, typer.Argument(help="run folder")]) -> None:
+    """End a run that waits or runs, here or on SLURM. It can be resumed."""
+    from distft.job import find_launcher
+    from distft.rundir import RunDir
+
+    run = RunDir(run_dir)
+    print(find_launcher(run.read().launcher).cancel(run))
+
+
+@app.command()
 def status(
     run_dirs: Annotated[list[Path] | None, typer.Argument(help="run folders; default: all below ./runs")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="look again every few seconds, until Ctrl-C")] = False,
 ) -> None:
-    """State, step, loss, speed, ETA, and how each attempt ended."""
+    """State, step, loss, speed, ETA, and how each attempt ended; what SLURM says, where it is asked."""
     from distft import status as report
 
-    runs = report.find(run_dirs or [])
-    statuses = [report.of(run) for run in runs]
+    if watch:
+        report.watch(lambda: report.find(run_dirs or []))
+        return
+    statuses = [report.of(run) for run in report.find(run_dirs or [])]
     if as_json:
         print(json.dumps(report.as_json(statuses), indent=2))
     elif statuses:
         report.show(statuses)
     else:
         print("no runs below ./runs; name a run folder")
+
+
+@app.command()
+def logs(
+    run_dir: Annotated[Path, typer.Argument(help="run folder")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="and what is still to come")] = False,
+    rank: Annotated[int, typer.Option(min=0, help="whose log")] = 0,
+    attempt: Annotated[int | None, typer.Option(min=1, help="default: the newest")] = None,
+) -> None:
+    """What a rank said."""
+    from distft import logs as rank_logs
+    from distft.rundir import RunDir
+
+    try:
+        rank_logs.show(RunDir(run_dir), attempt, rank, follow)
+    except KeyboardInterrupt:
+        raise typer.Exit(DONE) from None
 
 
 @app.command()

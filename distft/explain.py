@@ -1,4 +1,4 @@
-"""What pydantic found wrong with a recipe, in the words of the user's file."""
+"""What pydantic found wrong with a recipe or a site profile, in the words of the user's file."""
 
 from __future__ import annotations
 
@@ -24,22 +24,24 @@ _KINDS = {
 }
 
 
-def explain(invalid: ValidationError, values: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
-    """What is wrong with which key of `values`; silent about values that were lost before."""
+def explain(
+    invalid: ValidationError, values: Mapping[str, Any], root: type[BaseModel] = Recipe
+) -> Iterator[tuple[Keys, str]]:
+    """What is wrong with which key of `values`, meant as a `root`; silent about values that were lost before."""
     found: dict[Keys, list[ErrorDetails]] = {}
     for error in invalid.errors(include_url=False):
         if error["input"] is not LOST or error["type"] == "extra_forbidden":
-            found.setdefault(_key(error["loc"], values), []).append(error)
+            found.setdefault(_key(error["loc"], values, root), []).append(error)
     for key, errors in found.items():
         if errors[0]["type"].startswith("union_tag"):
-            yield from _invalid_tag(key, errors[0]["input"])
+            yield from _invalid_tag(key, errors[0]["input"], root)
         else:
-            yield key, _words(errors)
+            yield key, _words(errors, root)
 
 
-def _invalid_tag(key: Keys, given: dict[str, Any]) -> Iterator[tuple[Keys, str]]:
+def _invalid_tag(key: Keys, given: dict[str, Any], root: type[BaseModel]) -> Iterator[tuple[Keys, str]]:
     """Of a section whose `type` decides which keys it has; pydantic looks no further than a wrong type."""
-    sections = _sections(key)
+    sections = _sections(key, root)
     tags = " or ".join(repr(_tag_of(section)) for section in sections)
     if given.get("type") is not LOST:
         got = f"got {short(given['type'])}" if "type" in given else "missing"
@@ -50,12 +52,12 @@ def _invalid_tag(key: Keys, given: dict[str, Any]) -> Iterator[tuple[Keys, str]]
             yield (*key, name), _unknown(name, valid)
 
 
-def _key(loc: Keys, values: Mapping[str, Any]) -> Keys:
+def _key(loc: Keys, values: Mapping[str, Any], root: type[BaseModel]) -> Keys:
     """`loc` without what is no key: the tag of a union, and the names of its members."""
     key: Keys = ()
     value: Any = values
     for end, part in enumerate(loc):
-        sections = _sections(loc[:end])
+        sections = _sections(loc[:end], root)
         inside = (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int))
         if len(sections) < 2 and (sections or inside):
             key = (*key, part)
@@ -63,10 +65,10 @@ def _key(loc: Keys, values: Mapping[str, Any]) -> Keys:
     return key
 
 
-def _words(errors: list[ErrorDetails]) -> str:
+def _words(errors: list[ErrorDetails], root: type[BaseModel]) -> str:
     """What is wrong with one key and what to do; several errors are the members of one union."""
     loc, kind, given = errors[0]["loc"], errors[0]["type"], short(errors[0]["input"])
-    sections, parents = _sections(loc), _sections(loc[:-1])
+    sections, parents = _sections(loc, root), _sections(loc[:-1], root)
     keys = ", ".join(_names(sections))
     if kind == "extra_forbidden":
         return _unknown(str(loc[-1]), _names(parents))
@@ -78,7 +80,8 @@ def _words(errors: list[ErrorDetails]) -> str:
     if kind in ("model_type", "model_attributes_type"):
         return f"got {given}; write keys under it, or leave it out: {keys}"
     if kind == "string_pattern_mismatch":
-        return f"got {given}; must be {_NAME_RULE}"
+        rule = f"be {_NAME_RULE}" if root is Recipe else errors[0]["msg"].removeprefix("String should ")
+        return f"got {given}; must {rule}"
     wanted = [re.sub(r"^(Input|List|String) should| after validation", "", error["msg"]).strip() for error in errors]
     wanted = [_KINDS.get(text.removeprefix("be "), text.removeprefix("be ")) for text in wanted]
     must = "must" if wanted[0].startswith("have") else "must be"
@@ -90,9 +93,9 @@ def _unknown(name: str, valid: list[str]) -> str:
     return f"unknown key; {f'did you mean {near[0]}? ' if near else ''}valid keys: {', '.join(valid)}"
 
 
-def _sections(loc: Keys) -> list[type[BaseModel]]:
+def _sections(loc: Keys, root: type[BaseModel]) -> list[type[BaseModel]]:
     """The models that `loc` leads to: one, or the members of a union before its tag, or none for a plain value."""
-    found: list[type[BaseModel]] = [Recipe]
+    found: list[type[BaseModel]] = [root]
     for part in loc:
         if len(found) > 1:
             found = [section for section in found if _tag_of(section) == part]

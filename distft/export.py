@@ -75,7 +75,7 @@ def write(run: RunDir, recipe: Recipe, out: Path, merged: bool = False) -> None:
         model = model.merge_and_unload()
     model.save_pretrained(staged)
     _refuse_empty(staged)
-    tokenizer = models.load_tokenizer(base_of(run, recipe))
+    tokenizer = models.load_tokenizer(base_of(run, recipe), recipe.model)
     if tokenizer.chat_template is None or recipe.data.template is not None:
         tokenizer.chat_template = Template.load(tokenizer, recipe.data.template).text
     tokenizer.save_pretrained(staged)

@@ -38,7 +38,7 @@ class Answerer:
         run.read()
         self.recipe: Recipe = load_resolved(run.config)
         base = export.base_of(run, self.recipe)
-        self._tokenizer = models.load_tokenizer(base)
+        self._tokenizer = models.load_tokenizer(base, self.recipe.model)
         self._template = Template.load(self._tokenizer, self.recipe.data.template)
         if base_only:
             model = models.load(base, self.recipe.model, self.recipe.engine)

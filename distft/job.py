@@ -5,20 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from distft.config import Recipe
 from distft.errors import UserError
+from distft.rundir import RunDir
 
+Mode = Literal["run", "prepare", "show", "check"]
+"""Start it; only make the run folder; show what would be sent; send a short job that looks around."""
 ENTRY_POINTS = "distft.launchers"
 
 
 @dataclass(frozen=True)
 class Resources:
-    """Processes wanted. `nproc` None: one a GPU of the node, or one where there is none."""
+    """What a job is to have. None: what the site says; of `nproc`: one rank a GPU, or one where there is none."""
 
-    nodes: int = 1
-    nproc: int | None = None
+    nodes: int | None = None
+    nproc: int | None = None  # ranks a node
+    time: str | None = None  # limit, in the scheduler's form
+    site: str | None = None  # profile of the cluster: a name or a file
+    after: Path | None = None  # run folder of a run that must finish first
 
 
 @dataclass(frozen=True)
@@ -28,13 +34,31 @@ class Job:
     run_dir: Path
     recipe: Recipe | None = None
     resources: Resources = field(default_factory=Resources)
+    mode: Mode = "run"
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a scheduler knows about a run."""
+
+    job: str
+    state: str  # pending, running, ending, gone; unknown where it does not answer
+    detail: str  # why it waits, where it runs, what is not known
+    cancelled: bool = False
+    causes: dict[int, str] = field(default_factory=dict)  # by number of attempt, where run.json has no answer
 
 
 class Launcher(Protocol):
     """Puts the processes of a job on machines; each of them runs `distft train --run-dir DIR`."""
 
     def launch(self, job: Job) -> int:
-        """Returns the exit code of the attempt (`distft.errors`)."""
+        """Run a job, or send it. Returns an exit code (`distft.errors`)."""
+
+    def outlook(self, run: RunDir) -> Outlook | None:
+        """What is known beyond the run folder; None: nothing."""
+
+    def cancel(self, run: RunDir) -> str:
+        """End what runs or waits, and do not start it again. Returns what was done, in words."""
 
 
 def find_launcher(name: str) -> Launcher:

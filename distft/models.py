@@ -117,7 +117,7 @@ def _texts(data: Data) -> Iterator[str]:
         yield parsed if isinstance(parsed, str) else "\n".join(m["content"] for m in parsed.messages)
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path, model: Model) -> Any:
     """The tokenizer of a model folder.
 
     Raises:
@@ -126,7 +126,7 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"model.path: no tokenizer can be loaded from {folder} ({_first_line(error)})") from None
 

@@ -7,6 +7,7 @@ all ranks agree on it.
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from types import FrameType
@@ -54,3 +55,9 @@ def check() -> None:
     if _received:
         number, _ = _received[0]
         raise Preempted(f"stopped on request ({number.name}) before the first step of this attempt")
+
+
+def deadline() -> float | None:
+    """When the scheduler ends this job, in seconds since the epoch, as far as the parent knows (DISTFT_DEADLINE)."""
+    value = os.environ.get("DISTFT_DEADLINE")
+    return float(value) if value else None

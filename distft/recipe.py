@@ -85,6 +85,23 @@ def refused(differences: Sequence[Difference]) -> list[Difference]:
     return [difference for difference in differences if difference.key not in MAY_CHANGE]
 
 
+def check_sizes(recipe: Recipe, world: int) -> None:
+    """Every rank must get the same number of micro-batches.
+
+    Raises:
+        UserError: the global batch does not divide; the message names the nearest that fit.
+    """
+    unit = recipe.train.micro_batch * world
+    batch = recipe.train.global_batch
+    if batch % unit:
+        below, above = batch // unit * unit, (batch // unit + 1) * unit
+        near = f"{below} or {above}" if below else f"{above}"
+        raise UserError(
+            f"train.global_batch {batch} is not a multiple of micro_batch {recipe.train.micro_batch} x {world} ranks; "
+            f"nearest that fit: train.global_batch={near}"
+        )
+
+
 def schema() -> dict[str, Any]:
     """JSON schema (draft 2020-12) of a recipe, for editors."""
     return {

@@ -2,34 +2,35 @@
 
     config.yaml        the resolved recipe
     run.json           name, state, wandb_id, one entry an attempt
+    lease.json         who is at work on it (see lease.py)
     metrics.jsonl      one object an optimizer step, one an evaluation
     loss.png           the chart of the above
     logs/              attempt-001/rank-0.log
+    slurm/             what was sent to SLURM, and what the jobs said
     base/              the base model, where the recipe makes one (`model.init`)
     checkpoints/       step-00000050/
     final/             what the run was for: adapter or model, in the format of PEFT / transformers
 
-`run.json` has one writer, the light parent of the first node, and one attempt at a time holds `lock`.
+`run.json` has one writer: the light parent of the first node, and when it is gone the requeue policy of its job.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import os
+import re
 import secrets
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from distft.errors import UserError
 
-State = Literal["new", "running", "done", "preempted", "failed"]
+State = Literal["new", "running", "done", "preempted", "failed", "held", "cancelled"]
 
 
 @dataclass
@@ -47,6 +48,10 @@ class Attempt:
     exit_code: int | None = None
     first_step: int | None = None  # optimizer steps recorded by it; None: not one
     last_step: int | None = None
+    job: str | None = None  # the scheduler's
+    restart: int = 0  # how often the scheduler had started that job again
+    commit_before: int = 0  # step of the newest checkpoint at its start; 0: none
+    commit_after: int = 0  # and at its end
 
 
 @dataclass
@@ -55,6 +60,8 @@ class Run:
 
     name: str
     state: State = "new"
+    reason: str | None = None  # why it is held
+    launcher: str = "local"  # who started it last
     wandb_id: str = field(default_factory=lambda: secrets.token_hex(4))
     created: float = field(default_factory=time.time)
     attempts: list[Attempt] = field(default_factory=list)
@@ -143,31 +150,10 @@ class RunDir:
     def attempt_logs(self, number: int) -> Path:
         return self.logs / f"attempt-{number:03d}"
 
-    @contextmanager
-    def lock(self) -> Iterator[int]:
-        """Hold the run. The file descriptor is handed to the ranks, so that the lock outlives a killed parent
-        until its last rank is gone.
-
-        Raises:
-            UserError: another attempt holds it; the message names that attempt.
-        """
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{self.path} is in use by {self._holder()}; wait for it or stop it first") from None
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
-    def _holder(self) -> str:
-        attempts = self.read().attempts if self.exists() else []
-        if not attempts:
-            return "another process that is just starting"
-        last = attempts[-1]
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(last.start))
-        return f"attempt {last.number} (process {last.pid} on {', '.join(last.hosts)}, since {since})"
+    def newest_commit(self) -> int:
+        """Step of the newest checkpoint, verified or not; 0: there is none."""
+        names = [path.name for path in self.checkpoints.glob("step-*")] if self.checkpoints.is_dir() else []
+        return max((int(name[5:]) for name in names if re.fullmatch(r"step-\d{8,}", name)), default=0)
 
 
 def this_host() -> str:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from distft import adapters, dist, models, preempt
+from distft import adapters, dist, models, preempt, pulse
 from distft.checkpoint import state
 from distft.checkpoint.state import Identity, Progress
+from distft.clock import Clock
 from distft.config import Recipe
 from distft.console import Console
 from distft.data import encode
@@ -23,6 +24,7 @@ from distft.dist import Ranks
 from distft.engine import deepspeed
 from distft.engine.deepspeed import Engine
 from distft.errors import UserError
+from distft.lease import Fence
 from distft.meter import Meter
 from distft.rundir import RunDir
 from distft.tasks.causal import Causal
@@ -39,6 +41,8 @@ class Session:
     ranks: Ranks
     console: Console
     track: Tracker
+    clock: Clock
+    fence: Fence
     task: Causal
     engine: Engine
     meter: Meter
@@ -65,19 +69,23 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         UserError: the recipe names something that is not there or does not fit together.
         Preempted: a stop was requested meanwhile.
     """
+    pulse.at("the base model")
     base = Path(dist.on_rank_0(ranks, "base", lambda: str(models.locate(recipe.model, recipe.data, run))))
     preempt.check()
-    template = Template.load(models.load_tokenizer(base), recipe.data.template)
+    pulse.at("the data")
+    template = Template.load(models.load_tokenizer(base, recipe.model), recipe.data.template)
     train = dataset(recipe, "train", template, ranks, console)
     held_out = dataset(recipe, "eval", template, ranks, console) if recipe.data.eval else None
     digest = dist.on_rank_0(ranks, "digest", lambda: models.digest(base, run.path / "base.json"))
     identity = Identity(base=digest, rows=train.digest)
     preempt.check()
+    pulse.at("the model")
     engine, task = build(base, recipe, ranks)
     trainable, total = adapters.parameter_counts(engine.module)
     if deepspeed.stage(recipe) != recipe.engine.zero_stage:
         console.say("engine.dtype bf16 needs fp32 masters, which ZeRO 0 does not keep: this runs as ZeRO 1")
     console.say(f"model {base}: {trainable:,} of {total:,} parameters are trained")
+    pulse.at("the checkpoint to continue from")
     progress = restore(run, engine, identity, ranks, console)
     if recipe.data.packing:
         check_packing(task, engine, ranks)
@@ -91,6 +99,8 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         ranks=ranks,
         console=console,
         track=tracker(recipe, run, ranks.first),
+        clock=Clock(preempt.deadline(), state_bytes=12 * trainable // ranks.world),  # master and two moments, fp32
+        fence=Fence(run, os.environ.get("DISTFT_TOKEN")),
         task=task,
         engine=engine,
         meter=Meter(trainable, total, ranks.world, ranks.device, recipe.engine.dtype),
@@ -111,7 +121,12 @@ def dataset(
 
     def build_cache() -> str:
         with console.bar(f"tokens of data.{which}: records", total=None) as bar:
-            return str(encode.build(recipe.data, which, template, preempt.check, lambda n: bar.at(n, "")))
+
+            def show(number: int) -> None:
+                pulse.moving()
+                bar.at(number, "")
+
+            return str(encode.build(recipe.data, which, template, preempt.check, show))
 
     folder = Path(dist.on_rank_0(ranks, f"tokens/{which}", build_cache))
     preempt.check()
@@ -192,9 +207,19 @@ def evaluation_loader(data: Dataset, recipe: Recipe, ranks: Ranks) -> Loader:
 
 
 def length(recipe: Recipe, rows: int) -> tuple[int, int | None]:
-    """(optimizer steps, rows to feed in all; None where steps decide)."""
+    """(optimizer steps, rows to feed in all; None where steps decide).
+
+    Raises:
+        UserError: the warm-up takes all steps.
+    """
     if recipe.train.steps is not None:
         return recipe.train.steps, None
     assert recipe.train.epochs is not None
     total = max(1, round(recipe.train.epochs * rows))
-    return math.ceil(total / recipe.train.global_batch), total
+    steps = math.ceil(total / recipe.train.global_batch)
+    if recipe.train.warmup >= steps:
+        raise UserError(
+            f"train.warmup {recipe.train.warmup} leaves no step for the schedule: {recipe.train.epochs:g} epochs of "
+            f"{rows:,} rows are {steps} steps; give warmup 0 to {steps - 1}, or more epochs"
+        )
+    return steps, total

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
-from distft.errors import UserError
+from distft import lease
+from distft.job import Outlook, find_launcher
 from distft.recipe import load_resolved
 from distft.rundir import Attempt, Run, RunDir
 
+WATCH_SECONDS = 3.0
 RECENT = 20  # steps over which the speed is averaged
 
 
@@ -32,6 +37,8 @@ class Status:
     useful_tokens_per_s: float | None
     eta_seconds: float | None
     attempts: list[Attempt]
+    reason: str | None  # why it is held
+    job: Outlook | None  # what its scheduler says
 
 
 def of(run: RunDir) -> Status:
@@ -41,6 +48,7 @@ def of(run: RunDir) -> Status:
         UserError: the folder holds none.
     """
     content = run.read()
+    outlook = find_launcher(content.launcher).outlook(run) if content.state != "done" else None
     steps: dict[int, dict[str, Any]] = {}
     eval_loss = None
     for record in run.records():
@@ -51,9 +59,7 @@ def of(run: RunDir) -> Status:
     recent = [steps[number] for number in sorted(steps)[-RECENT:]]
     seconds = sum(record["seconds"] for record in recent)
     total = total_steps(run, last)
-    state: str = content.state
-    if state == "running" and not alive(run, content):
-        state = "lost"  # its processes are gone and could not say so; the same command continues it
+    state = state_of(run, content, outlook)
     running = state == "running" and total is not None and recent
     return Status(
         run_dir=str(run.path),
@@ -65,8 +71,32 @@ def of(run: RunDir) -> Status:
         eval_loss=eval_loss,
         useful_tokens_per_s=sum(r["useful_tokens_per_s"] * r["seconds"] for r in recent) / seconds if recent else None,
         eta_seconds=(total - last["step"]) * seconds / len(recent) if running and total is not None else None,
-        attempts=content.attempts,
+        attempts=[
+            dataclasses.replace(
+                attempt, cause=outlook.causes.get(attempt.number, attempt.cause) if outlook else attempt.cause
+            )
+            for attempt in content.attempts
+        ],
+        reason=content.reason,
+        job=outlook,
     )
+
+
+def state_of(run: RunDir, content: Run, outlook: Outlook | None) -> str:
+    """The state in run.json, unless its processes are gone and could not say so, or its scheduler knows better."""
+    if content.state == "done" or (outlook is None and content.state == "running" and lease.alive(run)):
+        return content.state
+    if outlook is not None:
+        if outlook.state == "pending":
+            return "queued"
+        if outlook.state in ("running", "ending", "unknown") and lease.alive(run):
+            return "running" if outlook.state != "ending" else "ending"
+        if outlook.state == "running":
+            return "starting"
+        if outlook.state == "gone" and outlook.cancelled:
+            return "cancelled"
+    # lost: the same command continues it
+    return "lost" if content.state == "running" else content.state
 
 
 def total_steps(run: RunDir, last: dict[str, Any]) -> int | None:
@@ -76,15 +106,6 @@ def total_steps(run: RunDir, last: dict[str, Any]) -> int | None:
     if not last or not last.get("epoch") or train.epochs is None:
         return None
     return round(train.epochs * float(last["step"]) / float(last["epoch"]))
-
-
-def alive(run: RunDir, content: Run) -> bool:
-    """Whether somebody holds the run's lock."""
-    try:
-        with run.lock():
-            return False
-    except (UserError, PermissionError):  # somebody else's run: their lock is not ours to try
-        return True
 
 
 def find(folders: list[Path]) -> list[RunDir]:
@@ -98,24 +119,48 @@ def as_json(statuses: list[Status]) -> list[dict[str, Any]]:
     return [dataclasses.asdict(status) for status in statuses]
 
 
+def watch(runs: Callable[[], list[RunDir]]) -> None:
+    """The same, again and again, until Ctrl-C."""
+    console = Console(highlight=False)
+    try:
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                live.update(Group(*(part for run in runs() for part in lines(of(run)))), refresh=True)
+                time.sleep(WATCH_SECONDS)
+    except KeyboardInterrupt:
+        return
+
+
 def show(statuses: list[Status]) -> None:
     """Tables for people."""
     console = Console(highlight=False)
     for status in statuses:
-        of_total = f" of {status.total_steps}" if status.total_steps else ""
-        parts = [
-            f"[bold]{status.name}[/bold]",
-            status.state,
-            f"step {status.step}{of_total}",
-            f"loss {status.loss:.4f}" if status.loss is not None else None,
-            f"held-out loss {status.eval_loss:.4f}" if status.eval_loss is not None else None,
-            f"{status.useful_tokens_per_s:,.0f} useful tokens/s" if status.useful_tokens_per_s else None,
-            f"ETA {clock(status.eta_seconds)}" if status.eta_seconds is not None else None,
-        ]
-        console.print(" · ".join(part for part in parts if part))
-        console.print(status.run_dir, style="dim", soft_wrap=True)
-        if status.attempts:
-            console.print(table(status.attempts))
+        for part in lines(status):
+            console.print(part, soft_wrap=not isinstance(part, Table))
+
+
+def lines(status: Status) -> Iterator[str | Table]:
+    """What there is to see of one run."""
+    of_total = f" of {status.total_steps}" if status.total_steps else ""
+    parts = [
+        f"[bold]{status.name}[/bold]",
+        status.state,
+        f"step {status.step}{of_total}",
+        f"loss {status.loss:.4f}" if status.loss is not None else None,
+        f"held-out loss {status.eval_loss:.4f}" if status.eval_loss is not None else None,
+        f"{status.useful_tokens_per_s:,.0f} useful tokens/s" if status.useful_tokens_per_s else None,
+        f"ETA {clock(status.eta_seconds)}" if status.eta_seconds is not None else None,
+    ]
+    yield " · ".join(part for part in parts if part)
+    yield f"[dim]{escape(status.run_dir)}[/dim]"
+    if status.reason:
+        yield f"held: {escape(status.reason)}"
+    if status.job is not None:
+        yield escape(
+            f"job {status.job.job}: {status.job.state}" + (f", {status.job.detail}" if status.job.detail else "")
+        )
+    if status.attempts:
+        yield table(status.attempts)
 
 
 def table(attempts: list[Attempt]) -> Table:

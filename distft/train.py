@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from distft import dist, export, preempt
+from distft import dist, export, preempt, pulse
 from distft.chart import draw
 from distft.checkpoint import state
 from distft.console import Bar, Console
@@ -31,12 +32,14 @@ def run_attempt(run_dir: Path) -> int:
     """
     run = RunDir(run_dir)
     recipe = load_resolved(run.config)
+    pulse.begin()
     preempt.check()
+    pulse.at("the meeting of all ranks")
     ranks = dist.init(recipe.engine.timeout)
     session = prepare(run, recipe, ranks, Console(ranks.first))
     code = train(session)
     session.track.finish()
-    if ranks.first:
+    if ranks.first and code == DONE:  # an attempt that was told to stop has better to do with its last seconds
         draw(run)
     dist.leave()
     return code
@@ -52,7 +55,8 @@ def train(session: Session) -> int:
             if stop or is_due(session, session.recipe.checkpoint.every):
                 save(session)
     if stop:
-        session.console.say(f"stopped on request after step {session.progress.step}; the same command continues")
+        why = "on request" if preempt.requested() else "before the time limit"
+        session.console.say(f"stopped {why} after step {session.progress.step}; the same command continues")
         return PREEMPTED
     finish(session)
     return DONE
@@ -67,18 +71,22 @@ def step(session: Session, bar: Bar) -> bool:
     """One optimizer step over the global batch. Returns whether the ranks agreed to stop after it."""
     task, engine, ranks, loader = session.task, session.engine, session.ranks, session.loader
     number = session.progress.step + 1
+    pulse.at(f"the data of step {number}")
     micros = list(loader.step(session.progress.step))
     batches = [task.collate(loader.documents(micro), ranks.device) for micro in micros]
+    pulse.at(f"step {number}")
     targets, useful = dist.sum_over_ranks(
         [sum(task.counts(batch)[TOKENS] for batch in batches), sum(batch.useful_tokens for batch in batches)]
     )
     loss = torch.zeros((), device=ranks.device)
     for micro, batch in zip(micros, batches, strict=True):
+        pulse.at(f"step {number}, a micro-batch")
         seed_generators(session.recipe.train.seed, number, micro.index)
         part = task.loss(engine.model, batch)[TOKENS] / max(targets, 1.0)
         engine.backward(part * ranks.world, last=micro is micros[-1])  # DeepSpeed divides by the world size
         loss += part.detach()
-    mean, stop = dist.sum_over_ranks([float(loss), float(preempt.requested())])
+    pulse.at(f"step {number}, the update")
+    mean, stop = dist.sum_over_ranks([float(loss), float(stop_wanted(session))])
     refuse_non_finite("loss", mean, number, micros, session)
     rate = learning_rate(session.recipe.train, number, session.total_steps)
     norm = engine.step(rate)
@@ -92,6 +100,11 @@ def step(session: Session, bar: Bar) -> bool:
     )
     record(session, bar, mean, rate, norm, int(useful))
     return stop > 0
+
+
+def stop_wanted(session: Session) -> bool:
+    """Whether this rank was told to stop, or the job's time is over; the next sum over ranks makes it known to all."""
+    return preempt.requested() or session.clock.out_of_time()
 
 
 def seed_generators(seed: int, number: int, micro: int) -> None:
@@ -120,7 +133,10 @@ def note_samples(session: Session, number: int, micros: list[MicroBatch]) -> Non
 
 
 def record(session: Session, bar: Bar, loss: float, rate: float, norm: float, useful: int) -> None:
+    if session.ranks.first:
+        session.fence.check()
     figures = session.meter.step(useful)
+    session.clock.stepped(figures["seconds"])
     progress = session.progress
     session.track.log(
         {
@@ -164,6 +180,7 @@ def evaluate(session: Session) -> float | None:
     loss, count = 0.0, 0
     session.engine.model.eval()
     for number in range(session.eval_steps):
+        pulse.at(f"the evaluation, part {number + 1} of {session.eval_steps}")
         for micro in loader.step(number):
             batch = task.collate(loader.documents(micro), session.ranks.device)
             loss += float(task.loss(session.engine.model, batch)[TOKENS])
@@ -179,6 +196,8 @@ def evaluate(session: Session) -> float | None:
 
 
 def save(session: Session) -> None:
+    began = time.monotonic()
+    pulse.at(f"the checkpoint of step {session.progress.step}")
     state.save(
         session.run.checkpoints,
         session.engine,
@@ -186,12 +205,17 @@ def save(session: Session) -> None:
         session.identity,
         session.ranks,
         session.recipe.checkpoint.keep,
+        session.fence,
     )
+    seconds = time.monotonic() - began
+    session.clock.saved(seconds)
+    session.track.log({"step": session.progress.step, "save_seconds": seconds, "attempt": session.attempt})
     session.meter.restart()
 
 
 def finish(session: Session) -> None:
     """Write what the run was for into `final/`."""
+    pulse.at("the export")
     if session.ranks.first:
         export.write(session.run, session.recipe, session.run.final)
     dist.barrier()

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import socket
 from itertools import takewhile
 from pathlib import Path
 
+from distft import lease
 from distft.config import Recipe
 from distft.errors import DONE, UserError
-from distft.job import Job
-from distft.recipe import differences, dump, load_resolved, refused
-from distft.rundir import RunDir, write_atomically
-from launchers.parent import Node, run_attempt
+from distft.job import Job, Outlook
+from distft.lease import Held
+from distft.recipe import check_sizes, differences, dump, load_resolved, refused
+from distft.rundir import Attempt, RunDir, this_host, write_atomically
+from launchers.attempt import Verdict, recorded
+from launchers.parent import Claim, Node, run_ranks
+
+PATIENCE_SECONDS = 1.0  # somebody who only looks holds a run for an instant
 
 _GPU = re.compile(r"\s*(\d+\s*$|GPU-|MIG-)")
 
@@ -26,27 +33,62 @@ class LocalLauncher:
         if job.recipe is None and not run.exists():
             raise UserError(f"{run.path} holds no run; name a recipe: distft train CONFIG --run-dir {run.path}")
         run.path.mkdir(parents=True, exist_ok=True)
-        with run.lock() as lock:
+        if job.mode == "prepare":  # in a batch script that is started again, whose last attempt may not be cold yet
+            settle_recipe(run, job.recipe)
+            return DONE
+        if run.exists():
+            agreed_recipe(run, job.recipe)  # before anything is written, the lease included
+        with lease.hold(run, patience=PATIENCE_SECONDS) as held:
             if run.exists() and run.read().state == "done":
                 settle_recipe(run, job.recipe)
                 print(f"{run.path} is finished; nothing to do")
                 return DONE
             check_sizes(job.recipe or load_resolved(run.config), nproc)  # before anything is written
             recipe = settle_recipe(run, job.recipe)
-            return run_attempt(run, recipe, Node(nproc=nproc), lock)
+            return recorded(
+                run, recipe, held, [this_host()], nproc, lambda attempt: on_this_node(run, recipe, held, nproc, attempt)
+            ).code
+
+    def outlook(self, run: RunDir) -> Outlook | None:
+        return None
+
+    def cancel(self, run: RunDir) -> str:
+        """Have the light parent stop its ranks; they save first."""
+        found = lease.read(run)
+        if found is None or found.released or not lease.alive(run):
+            raise UserError(f"{run.path} is not at work; there is nothing to cancel")
+        if found.host != this_host():
+            raise UserError(f"{run.path} is at work on {found.host}; cancel it there")
+        os.kill(found.pid, signal.SIGTERM)
+        return f"told process {found.pid} to save and to stop; the same command continues the run"
+
+
+def on_this_node(run: RunDir, recipe: Recipe, held: Held, nproc: int, attempt: Attempt) -> Verdict:
+    """All ranks of an attempt here. The parent opens the socket they meet on, so that no port is chosen twice."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    node = Node(nproc=nproc, port=listener.getsockname()[1], listener=listener, timeout=recipe.engine.timeout)
+    return run_ranks(run, node, Claim(attempt.number, held.lease.token, held.lock), held.renew)
 
 
 def settle_recipe(run: RunDir, wanted: Recipe | None) -> Recipe:
-    """The recipe of this attempt, written to the run folder. Only keys that leave the result alone may differ.
-
-    Raises:
-        UserError: the folder holds a run of another recipe; the message shows the difference.
-    """
+    """The recipe of this attempt, written to the run folder. Raises what `agreed_recipe` does."""
     if not run.exists():
         assert wanted is not None
         assert wanted.name is not None
         run.create(wanted.name, dump(wanted))
         return wanted
+    agreed = agreed_recipe(run, wanted)
+    if agreed != load_resolved(run.config):
+        write_atomically(run.config, dump(agreed))
+    return agreed
+
+
+def agreed_recipe(run: RunDir, wanted: Recipe | None) -> Recipe:
+    """The recipe with which a run may go on. Only keys that leave the result alone may differ from the stored one.
+
+    Raises:
+        UserError: the folder holds a run of another recipe; the message shows the difference.
+    """
     stored = load_resolved(run.config)
     if wanted is None or wanted == stored:
         return stored
@@ -54,25 +96,7 @@ def settle_recipe(run: RunDir, wanted: Recipe | None) -> Recipe:
     if bad := refused(changed):
         lines = "".join(f"\n  {item.key}: {item.old!r} there, {item.new!r} asked for" for item in bad)
         raise UserError(f"{run.path} holds a run of another recipe; use another --run-dir, or the same values:{lines}")
-    write_atomically(run.config, dump(wanted))
     return wanted
-
-
-def check_sizes(recipe: Recipe, world: int) -> None:
-    """Every rank must get the same number of micro-batches.
-
-    Raises:
-        UserError: the global batch does not divide; the message names the nearest that fit.
-    """
-    unit = recipe.train.micro_batch * world
-    batch = recipe.train.global_batch
-    if batch % unit:
-        below, above = batch // unit * unit, (batch // unit + 1) * unit
-        near = f"{below} or {above}" if below else f"{above}"
-        raise UserError(
-            f"train.global_batch {batch} is not a multiple of micro_batch {recipe.train.micro_batch} x {world} ranks; "
-            f"nearest that fit: train.global_batch={near}"
-        )
 
 
 def gpus() -> int:

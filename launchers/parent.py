@@ -7,26 +7,30 @@ parent alone, which passes it on.
 
 from __future__ import annotations
 
-import errno
+import mmap
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from distft import preempt
-from distft.config import Recipe
+from distft import preempt, pulse
 from distft.errors import DONE, FAILED, PREEMPTED, USAGE
-from distft.rundir import Attempt, Run, RunDir, State, this_host
+from distft.rundir import RunDir
+from launchers.attempt import Verdict
+from launchers.watchdog import Patient, Watchdog, shared_memory
 
 FOLLOW_SECONDS = {DONE: 120.0, PREEMPTED: 60.0}  # time for the other ranks after the first one left so
 FOLLOW_AFTER_CRASH_SECONDS = 10.0
 POLL_SECONDS = 0.05
+LOOK_AROUND_SECONDS = 0.5
+STACKS_SECONDS = 0.5
+STANDSTILL = 0.9  # of engine.timeout: the rank that hangs is to be named before the others give up waiting for it
 ERROR_PREFIX = "distft: error: "
 
 
@@ -35,14 +39,26 @@ class Node:
     """The ranks this parent owns, and where all ranks of the attempt meet."""
 
     nproc: int
-    first_rank: int = 0
-    world_size: int | None = None  # default: nproc
+    index: int = 0  # of this node in the attempt
+    nodes: int = 1
     address: str = "127.0.0.1"
-    port: int = 0  # 0: one that is free, chosen by rank 0's listening socket
+    port: int = 0
+    listener: socket.socket | None = None  # of the first node: what rank 0 listens on
+    deadline: float | None = None  # seconds since the epoch; the scheduler ends the job then
+    timeout: float = float("inf")  # seconds a collective may take
 
     @property
     def world(self) -> int:
-        return self.world_size or self.nproc
+        return self.nproc * self.nodes
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the ranks of an attempt write under: its number, the token of its lease, and the lock they keep."""
+
+    attempt: int
+    token: str
+    lock: int | None = None
 
 
 @dataclass(frozen=True)
@@ -50,108 +66,45 @@ class Rank:
     number: int
     process: subprocess.Popen[bytes]
     log: Path
+    memory: mmap.mmap  # its pulse
 
 
-def run_attempt(run: RunDir, recipe: Recipe, node: Node, lock: int) -> int:
-    """One attempt, recorded in run.json. Returns its exit code."""
-    record = run.read()
-    attempt = begin(run, record, recipe, node)
-    code, cause = FAILED, "the parent process failed"
-    try:
-        code, cause = run_ranks(run, attempt.number, node, lock)
-    finally:
-        try:
-            finish(run, record, attempt, code, cause)
-        except OSError as error:
-            # No space even for this: what filled the disk was said already, and the next attempt closes this one.
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or code == DONE:
-                raise
-    return code
+LookAround = Callable[[], Verdict | None]
+"""Called twice a second while ranks run: a verdict where the attempt has ended on another node.
+Raises RunFailed where the run was taken over."""
 
 
-def begin(run: RunDir, record: Run, recipe: Recipe, node: Node) -> Attempt:
-    for earlier in record.attempts:
-        if earlier.end is None:  # its parent could not write any more
-            close(run, earlier, FAILED, "killed", end=last_sign_of_life(run, earlier))
-    attempt = Attempt(
-        number=len(record.attempts) + 1,
-        hosts=[this_host()],
-        pid=os.getpid(),
-        world_size=node.world,
-        zero_stage=recipe.engine.zero_stage,
-        start=time.time(),
-    )
-    record.attempts.append(attempt)
-    record.state = "running"
-    run.write(record)
-    run.attempt_logs(attempt.number).mkdir(parents=True, exist_ok=True)
-    return attempt
-
-
-def finish(run: RunDir, record: Run, attempt: Attempt, code: int, cause: str) -> None:
-    close(run, attempt, code, cause, end=time.time())
-    states: dict[int, State] = {DONE: "done", PREEMPTED: "preempted"}
-    record.state = states.get(code, "failed")
-    run.write(record)
-
-
-def close(run: RunDir, attempt: Attempt, code: int, cause: str, end: float) -> None:
-    steps = [record["step"] for record in run.records() if record.get("attempt") == attempt.number and "loss" in record]
-    attempt.first_step, attempt.last_step = (steps[0], steps[-1]) if steps else (None, None)
-    attempt.exit_code, attempt.cause, attempt.end = code, cause, end
-
-
-def last_sign_of_life(run: RunDir, attempt: Attempt) -> float:
-    logs = [path.stat().st_mtime for path in run.attempt_logs(attempt.number).glob("*.log")]
-    return max([attempt.start, *logs])
-
-
-def run_ranks(run: RunDir, attempt: int, node: Node, lock: int) -> tuple[int, str]:
-    """Start, watch and end the ranks. Returns (exit code, cause in words)."""
-    pending: deque[signal.Signals] = deque(preempt.received())
-    if pending:
-        return PREEMPTED, f"preempted ({pending[0].name}) before the ranks were started"
+def run_ranks(run: RunDir, node: Node, claim: Claim, look_around: LookAround) -> Verdict:
+    """Start, watch and end the ranks of this node."""
+    if pending := preempt.received():
+        return Verdict(PREEMPTED, f"preempted ({pending[0].name}) before the ranks were started", weight=-1)
     # Signals are held while ranks start: none is lost between two of them, and ranks inherit the held mask.
     preempt.hold()
     try:
-        ranks = start_ranks(run, attempt, node, lock)
+        ranks = start_ranks(run, node, claim)
     finally:
         preempt.listen()
     try:
-        return watch(ranks)
+        patients = [Patient(rank.number, rank.process.pid, rank.memory) for rank in ranks]
+        return watch(ranks, Watchdog(patients, STANDSTILL * node.timeout), look_around)
     finally:
         end(ranks)
 
 
-def start_ranks(run: RunDir, attempt: int, node: Node, lock: int) -> list[Rank]:
-    listener = socket.create_server((node.address, node.port)) if node.first_rank == 0 else None
-    port = listener.getsockname()[1] if listener else node.port
-    threads = max(1, len(os.sched_getaffinity(0)) // node.nproc)
+def start_ranks(run: RunDir, node: Node, claim: Claim) -> list[Rank]:
     console = os.dup(sys.stderr.fileno())  # in a rank, descriptor 2 is its log
     ranks: list[Rank] = []
     for local in range(node.nproc):
-        number = node.first_rank + local
-        keep = [lock, console] + ([listener.fileno()] if listener and number == 0 else [])
-        environment = {
-            "OMP_NUM_THREADS": str(threads),
-            **os.environ,
-            "RANK": str(number),
-            "LOCAL_RANK": str(local),
-            "WORLD_SIZE": str(node.world),
-            "LOCAL_WORLD_SIZE": str(node.nproc),
-            "MASTER_ADDR": node.address,
-            "MASTER_PORT": str(port),
-            "PYTHONUNBUFFERED": "1",
-            "DISTFT_ATTEMPT": str(attempt),
-            "DISTFT_PARENT": str(os.getpid()),
-        }
-        if node.address == "127.0.0.1":
-            environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        number = node.index * node.nproc + local
+        pulse_file = shared_memory()
+        keep = [console, pulse_file] + ([claim.lock] if claim.lock is not None else [])
+        environment = {**rank_environment(node, claim, local), "DISTFT_PULSE_FD": str(pulse_file)}
         if number == 0:
             environment["DISTFT_CONSOLE_FD"] = str(console)
-            if listener:
-                environment["DISTFT_LISTEN_FD"] = str(listener.fileno())
-        log = run.attempt_logs(attempt) / f"rank-{number}.log"
+            if node.listener:
+                environment["DISTFT_LISTEN_FD"] = str(node.listener.fileno())
+                keep.append(node.listener.fileno())
+        log = run.attempt_logs(claim.attempt) / f"rank-{number}.log"
         with open(log, "ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "distft", "train", "--run-dir", str(run.path)],
@@ -162,19 +115,44 @@ def start_ranks(run: RunDir, attempt: int, node: Node, lock: int) -> list[Rank]:
                 pass_fds=keep,
                 start_new_session=True,
             )
-        ranks.append(Rank(number, process, log))
+        ranks.append(Rank(number, process, log, mmap.mmap(pulse_file, pulse.BYTES)))
+        os.close(pulse_file)
     os.close(console)
-    if listener:
-        listener.close()
+    if node.listener:
+        node.listener.close()
     return ranks
 
 
-def watch(ranks: list[Rank]) -> tuple[int, str]:
-    """Wait for the first rank to leave, then for the others as long as their grace time lasts."""
+def rank_environment(node: Node, claim: Claim, local: int) -> dict[str, str]:
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // node.nproc)),
+        **os.environ,
+        "RANK": str(node.index * node.nproc + local),
+        "LOCAL_RANK": str(local),
+        "WORLD_SIZE": str(node.world),
+        "LOCAL_WORLD_SIZE": str(node.nproc),
+        "MASTER_ADDR": node.address,
+        "MASTER_PORT": str(node.port),
+        "PYTHONUNBUFFERED": "1",
+        "DISTFT_ATTEMPT": str(claim.attempt),
+        "DISTFT_TOKEN": claim.token,
+        "DISTFT_PARENT": str(os.getpid()),
+    }
+    if node.deadline is not None:
+        environment["DISTFT_DEADLINE"] = str(node.deadline)
+    if node.nodes == 1:
+        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    return environment
+
+
+def watch(ranks: list[Rank], watchdog: Watchdog, look_around: LookAround) -> Verdict:
+    """Wait for the first rank to leave, here or elsewhere, then for the others as long as their grace time lasts."""
     passed_on = 0
     first: Rank | None = None
-    deadline = float("inf")
+    elsewhere: Verdict | None = None
+    deadline, next_look = float("inf"), 0.0
     while running := [rank for rank in ranks if rank.process.poll() is None]:
+        now = time.monotonic()
         signals = preempt.received()
         for number in signals[passed_on:]:
             pass_on(number, running, first_time=passed_on == 0)
@@ -183,12 +161,24 @@ def watch(ranks: list[Rank]) -> tuple[int, str]:
             deadline = 0.0  # Ctrl-C twice: the user does not want to wait for a save
         if first is None and len(running) < len(ranks):
             first = min((rank for rank in ranks if rank not in running), key=blame)
-            deadline = time.monotonic() + FOLLOW_SECONDS.get(first.process.returncode, FOLLOW_AFTER_CRASH_SECONDS)
-        if time.monotonic() > deadline:
+            deadline = min(deadline, now + grace(first.process.returncode))
+        if now >= next_look:
+            next_look = now + LOOK_AROUND_SECONDS
+            if elsewhere is None and (elsewhere := look_around()) is not None:
+                deadline = min(deadline, now + grace(elsewhere.code))
+        if first is None and elsewhere is None and (hang := watchdog.hanging()) is not None:
+            say(f"{hang}; the stacks of all ranks are in their logs: {ranks[0].log.parent}", sys.stderr)
+            return Verdict(FAILED, hang)
+        if now > deadline:
             break
         time.sleep(POLL_SECONDS)
     gone = [rank for rank in ranks if rank.process.poll() is not None]
-    return verdict(first or min(gone, key=blame, default=None))
+    first = first or min(gone, key=blame, default=None)
+    return elsewhere if first is None and elsewhere is not None else verdict(first)
+
+
+def grace(code: int) -> float:
+    return FOLLOW_SECONDS.get(code, FOLLOW_AFTER_CRASH_SECONDS)
 
 
 def blame(rank: Rank) -> int:
@@ -207,28 +197,28 @@ def pass_on(number: signal.Signals, running: list[Rank], first_time: bool) -> No
         rank.process.send_signal(number)
 
 
-def verdict(first: Rank | None) -> tuple[int, str]:
+def verdict(first: Rank | None) -> Verdict:
     """What the first rank that left says about the attempt."""
     signals = preempt.received()
     if first is None:
-        return PREEMPTED, "killed by a second Ctrl-C before it could save"
-    code = first.process.returncode
+        return Verdict(PREEMPTED, "killed by a second Ctrl-C before it could save", weight=-1)
+    code, weight = first.process.returncode, blame(first)
     if code == DONE:
-        return DONE, "finished"
+        return Verdict(DONE, "finished", weight)
     if code == PREEMPTED:
-        return PREEMPTED, f"preempted ({signals[0].name})" if signals else "preempted"
+        return Verdict(PREEMPTED, f"preempted ({signals[0].name})" if signals else "preempted", weight)
     if code < 0:
         cause = f"rank {first.number} was killed by {signal.Signals(-code).name}"
         say(f"{cause}; its log: {first.log}", sys.stderr)
-        return FAILED, cause
+        return Verdict(FAILED, cause, weight)
     log = first.log.read_text(encoding="utf-8", errors="replace")
     _, found, sentence = log.rpartition(f"\n{ERROR_PREFIX}")  # a rank's error is the last thing it says
     if found:
         say(f"error: {sentence.strip()}", sys.stderr)
-        return (USAGE if code == USAGE else FAILED), sentence.strip()
+        return Verdict(USAGE if code == USAGE else FAILED, sentence.strip(), weight)
     end_of_log = "\n".join(log.splitlines()[-20:])
     say(f"rank {first.number} failed (exit code {code}); the end of {first.log}:\n{end_of_log}", sys.stderr)
-    return FAILED, f"rank {first.number} crashed"
+    return Verdict(FAILED, f"rank {first.number} crashed", weight)
 
 
 def say(message: str, stream: TextIO) -> None:
@@ -236,7 +226,15 @@ def say(message: str, stream: TextIO) -> None:
 
 
 def end(ranks: list[Rank]) -> None:
+    """Kill the ranks that are still there, and have them say first where they are."""
+    left = [rank for rank in ranks if rank.process.poll() is None]
+    for rank in left:
+        if pulse.read(rank.memory).beats:  # before, the signal would leave a core file and no stacks
+            rank.process.send_signal(pulse.STACKS)
+            rank.process.send_signal(signal.SIGCONT)
+    if left:
+        time.sleep(STACKS_SECONDS)
+    for rank in left:
+        rank.process.kill()
     for rank in ranks:
-        if rank.process.poll() is None:
-            rank.process.kill()
         rank.process.wait()

@@ -21,6 +21,7 @@ from distft.checkpoint import store
 from distft.dist import Ranks
 from distft.engine.deepspeed import MOMENTS, OPTIMIZER, Engine
 from distft.errors import RunFailed, UserError
+from distft.lease import Fence
 
 FORMAT = 1
 STATE = "state.json"
@@ -45,14 +46,25 @@ class Identity:
     rows: str  # sha256 over the training rows: tokens and their packing
 
 
-def save(checkpoints: Path, engine: Engine, progress: Progress, identity: Identity, ranks: Ranks, keep: int) -> Path:
+def save(
+    checkpoints: Path,
+    engine: Engine,
+    progress: Progress,
+    identity: Identity,
+    ranks: Ranks,
+    keep: int,
+    fence: Fence,
+) -> Path:
     """Write a checkpoint from all ranks; it exists when rank 0 returns from the commit. Collective.
 
     Raises:
+        RunFailed: another attempt has taken the run over; its checkpoints are untouched.
+        UserError: there is no space for it.
         OSError: it could not be written (no space); the previous checkpoint is untouched.
     """
     if ranks.first:
-        store.prepare(checkpoints, progress.step)
+        fence.check()
+        store.prepare(checkpoints, progress.step, _bytes(engine))
     dist.barrier()
     digest = _write_fragments(store.stage(checkpoints, progress.step), engine, ranks)
     everyone = dist.gather_bytes(digest.bytes.to_bytes(8, "little") + bytes.fromhex(digest.sha256))
@@ -63,9 +75,15 @@ def save(checkpoints: Path, engine: Engine, progress: Progress, identity: Identi
             for rank, packed in enumerate(everyone)
         ]
         digests.append(store.write_text(staged / STATE, json.dumps(_describe(engine, progress, identity), indent=1)))
+        fence.check()  # as late as can be: an attempt that was given up may come back to life at any line
         store.prune(checkpoints, keep, newest=store.commit(checkpoints, progress.step, digests))
     dist.barrier()  # nobody leaves, or trains on, before the checkpoint exists
     return store.folder_of(checkpoints, progress.step)
+
+
+def _bytes(engine: Engine) -> int:
+    """What a checkpoint takes: fp32 masters and moments of all trained parameters, from all ranks."""
+    return 4 * len(KINDS) * sum(torch.Size(shape).numel() for shape in engine.shapes.values())
 
 
 def _file_of(rank: int) -> str:

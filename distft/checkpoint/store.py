@@ -21,6 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from distft import pulse
+from distft.errors import UserError
 from distft.rundir import sync_folder
 
 MANIFEST = "manifest.json"
@@ -74,6 +76,7 @@ def write_tensors(path: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> Di
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)
         for _, tensor in items:
+            pulse.moving()
             array: npt.NDArray[np.uint8] = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
             file.write(array.data)
         return file.finish()
@@ -95,10 +98,20 @@ def stage(checkpoints: Path, step: int) -> Path:
     return checkpoints / f".staged-{folder_of(checkpoints, step).name}"
 
 
-def prepare(checkpoints: Path, step: int) -> None:
-    """Make an empty staging folder and remove those that a killed attempt left."""
+def prepare(checkpoints: Path, step: int, needed: int) -> None:
+    """Make an empty staging folder and remove those that a killed attempt left.
+
+    Raises:
+        UserError: the file system has not the `needed` bytes; what is there is untouched.
+    """
     for leftover in checkpoints.glob(".staged-*"):
         shutil.rmtree(leftover)
+    free = shutil.disk_usage(checkpoints).free
+    if free < needed:
+        raise UserError(
+            f"no space left for the checkpoint of step {step}: it takes {needed / 1e6:,.0f} MB and "
+            f"{free / 1e6:,.0f} MB are free in {checkpoints}; free some and run the same command again"
+        )
     stage(checkpoints, step).mkdir(parents=True)
 
 
@@ -170,6 +183,7 @@ def sha256_of(path: Path) -> str:
     result = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(_READ_BYTES):
+            pulse.moving()
             result.update(block)
     return result.hexdigest()
 

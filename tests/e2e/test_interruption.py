@@ -233,3 +233,22 @@ def test_all_checkpoints_damaged(preempted: Made) -> None:
     assert ended.sentence == about(run)["attempts"][-1]["cause"]
     assert losses(run) == before
     assert about(run)["state"] == "failed"
+
+
+def test_a_rank_that_is_stopped_is_named_and_the_attempt_ends(unbroken: Made) -> None:
+    place, run = unbroken.place, unbroken.place.folder / "stopped"
+    command = ("train", "recipe.yaml", "data.eval=eval.jsonl", "--run-dir", run, "--nproc", "2")
+    with place.start(*command) as first:
+        until_step(first, run, EVERY + 5)
+        first.ranks()[1].send_signal(signal.SIGSTOP)
+        ended = first.end()
+    assert ended.code == 1
+    said = f"hang: rank 1 on {about(run)['attempts'][0]['hosts'][0]} gave no sign of life for 30 s, in step "
+    assert said in about(run)["attempts"][0]["cause"]
+    assert said in ended.err
+    for rank in (0, 1):
+        log = (run / "logs" / "attempt-001" / f"rank-{rank}.log").read_text()
+        assert "most recent call first" in log, f"no stacks of rank {rank}"
+    assert place.run(*command).code == 0
+    assert all(set(values) == set(losses(unbroken.run)[step]) for step, values in losses(run).items())
+    assert sorted(losses(run)) == list(range(1, STEPS + 1))

@@ -18,18 +18,21 @@ LAYERS = [  # lowest first; a name stands for a module, or for a package with al
     {"distft.yamlfile"},
     {"distft.explain"},
     {"distft.recipe"},
-    {"distft.job", "distft.preempt", "distft.rundir"},
+    {"distft.preempt", "distft.rundir", "distft.clock", "distft.pulse"},
+    {"distft.lease", "distft.job"},
     {"distft.dist", "distft.meter", "distft.track", "distft.console", "distft.chart"},
     {"distft.data", "distft.models", "distft.adapters", "distft.engine", "distft.checkpoint"},
     {"distft.tasks"},
     {"distft.session", "distft.export"},
-    {"distft.train", "distft.infer", "distft.status"},
+    {"distft.train", "distft.infer", "distft.status", "distft.logs", "distft.probe"},
     {"distft.demo"},
     {"distft.cli"},
     {"distft.__main__"},
 ]
-FOR_LAUNCHERS = {f"distft.{name}" for name in ("job", "rundir", "config", "recipe", "errors", "preempt")}
-LIGHT = ["cli", "config", "errors", "job", "rundir", "recipe", "status", "preempt"]
+FOR_LAUNCHERS = {
+    f"distft.{name}" for name in ("job", "rundir", "config", "recipe", "errors", "preempt", "lease", "explain", "pulse")
+}
+LIGHT = ["cli", "config", "errors", "job", "rundir", "recipe", "status", "preempt", "lease", "logs"]
 HEAVY = ["torch", "transformers", "deepspeed", "peft", "numpy"]
 MOST_LINES = 320
 
@@ -101,7 +104,10 @@ def test_one_file_knows_deepspeed() -> None:
         assert knowing == ({"distft.engine.deepspeed"} if name == "distft" else set())
 
 
-@pytest.mark.parametrize("module", [*(f"distft.{name}" for name in LIGHT), "launchers.local", "launchers.parent"])
+@pytest.mark.parametrize(
+    "module",
+    [*(f"distft.{name}" for name in LIGHT), "launchers.local", "launchers.slurm.node", "launchers.slurm.submit"],
+)
 def test_import_is_light(module: str) -> None:
     code = f"import sys, {module}; print(sorted({set(HEAVY)} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from distft.checkpoint import store
+from distft.errors import UserError
 
 TENSORS = {
     "fp32|0|master": torch.tensor([[1.5, -0.0], [float("inf"), 1e-45]]),
@@ -29,7 +30,7 @@ FILES = {"rank-00000.safetensors": "abc" * 20, "rank-00001.safetensors": "xyz" *
 
 def put(checkpoints: Path, step: int, files: dict[str, str] = FILES) -> Path:
     """A committed checkpoint of small text files."""
-    store.prepare(checkpoints, step)
+    store.prepare(checkpoints, step, needed=0)
     staged = store.stage(checkpoints, step)
     return store.commit(checkpoints, step, [store.write_text(staged / name, text) for name, text in files.items()])
 
@@ -86,7 +87,7 @@ def test_a_file_is_never_overwritten(tmp_path: Path) -> None:
 
 
 def test_commit_makes_the_checkpoint_appear_at_once(tmp_path: Path) -> None:
-    store.prepare(tmp_path, 3)
+    store.prepare(tmp_path, 3, needed=0)
     digest = store.write_text(store.stage(tmp_path, 3) / "a", "text")
     assert store.newest_verified(tmp_path) == (None, [])
     folder = store.commit(tmp_path, 3, [digest])
@@ -146,15 +147,15 @@ def test_what_a_killed_attempt_staged_is_ignored_and_then_removed(two: Path) -> 
     leftover.mkdir()
     store.write_text(leftover / "rank-00000.safetensors", "half")
     assert store.newest_verified(two) == (store.folder_of(two, 10), [])
-    store.prepare(two, 20)
+    store.prepare(two, 20, needed=0)
     assert not leftover.exists()
     assert list(store.stage(two, 20).iterdir()) == []
 
 
 def test_prepare_empties_the_same_steps_staging(two: Path) -> None:
-    store.prepare(two, 15)
+    store.prepare(two, 15, needed=0)
     store.write_text(store.stage(two, 15) / "old", "x")
-    store.prepare(two, 15)
+    store.prepare(two, 15, needed=0)
     assert list(store.stage(two, 15).iterdir()) == []
 
 
@@ -169,7 +170,7 @@ def test_a_failed_write_leaves_the_previous_checkpoint(two: Path, monkeypatch: p
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    store.prepare(two, 15)
+    store.prepare(two, 15, needed=0)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         store.write_text(store.stage(two, 15) / "a", "x")
@@ -269,3 +270,9 @@ def test_when_none_is_left_every_one_is_named(two: Path) -> None:
     folder, passed_over = store.newest_verified(two)
     assert folder is None
     assert [sentence.split(" ")[1] for sentence in passed_over] == ["step-00000010", "step-00000005"]
+
+
+def test_no_room_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no space left for the checkpoint of step 7: it takes 1,000,000,000 MB"):
+        store.prepare(tmp_path, 7, needed=10**15)
+    assert list(tmp_path.iterdir()) == []

@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distft.config import Recipe
 from distft.data.loader import Loader, Slots
 from distft.data.packing import Rows, one_per_row
+from distft.errors import UserError
+from distft.session import length
 
 BATCH, MICRO, ROWS = 8, 2, 13
 CORPUS: Any = SimpleNamespace(document=lambda sample: f"document {sample}")
@@ -100,3 +103,14 @@ def test_documents_are_those_of_the_samples() -> None:
     micro = next(made.step(0))
     first = micro.samples[0]
     assert made.documents(micro) == [[f"document {sample}" for sample in first], []]
+
+
+def test_warm_up_must_leave_steps_of_the_epochs() -> None:
+    values = {
+        "model": {"path": "/m"},
+        "data": {"train": "/d"},
+        "train": {"epochs": 2.0, "global_batch": 16, "warmup": 10},
+    }
+    assert length(Recipe.model_validate(values), rows=100) == (13, 200)
+    with pytest.raises(UserError, match=r"2 epochs of 64 rows are 8 steps; give warmup 0 to 7"):
+        length(Recipe.model_validate(values), rows=64)

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from distft import chart, console, track
+from distft import chart, console, lease, track
 from distft.config import Recipe, Train
 from distft.engine.schedule import learning_rate
 from distft.errors import DONE, FAILED, PREEMPTED, USAGE, UserError
 from distft.job import Job, Resources
 from distft.meter import Meter
-from distft.recipe import load_resolved
+from distft.recipe import check_sizes, load_resolved
 from distft.rundir import Attempt, Run, RunDir
-from launchers.local import LocalLauncher, check_sizes, gpus, settle_recipe
-from launchers.parent import Node, Rank, begin, blame, close
+from launchers.attempt import Verdict, begin, close
+from launchers.local import LocalLauncher, gpus, settle_recipe
+from launchers.parent import Rank, blame
 
 
 def recipe(**sections: Any) -> Recipe:
@@ -92,7 +93,7 @@ def test_no_recipe_and_no_run_is_said(tmp_path: Path) -> None:
 def left(number: int, code: int) -> Rank:
     process = subprocess.Popen.__new__(subprocess.Popen)
     process.returncode = code
-    return Rank(number, process, Path("log"))
+    return Rank(number, process, Path("log"), mmap.mmap(-1, 16))
 
 
 def test_of_ranks_that_left_together_the_cause_comes_first() -> None:
@@ -157,33 +158,6 @@ def test_no_run_json_is_no_run(tmp_path: Path) -> None:
         RunDir(tmp_path).read()
 
 
-def test_a_run_in_use_names_who_holds_it(run: RunDir) -> None:
-    with run.lock():
-        with pytest.raises(UserError, match="in use by another process that is just starting"), run.lock():
-            pass
-        run.write(Run("x", attempts=[attempt(3)]))
-        with pytest.raises(UserError, match=r"in use by attempt 3 \(process 4321 on node7, since 2023-"), run.lock():
-            pass
-    with run.lock():
-        pass  # free again
-
-
-def test_the_lock_lives_as_long_as_a_rank_has_it(run: RunDir) -> None:
-    with run.lock() as lock:
-        code = "import sys; print('up', flush=True); sys.stdin.read()"
-        rank = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[lock]
-        )
-    with rank:
-        assert rank.stdout is not None
-        assert rank.stdout.readline() == b"up\n"
-        with pytest.raises(UserError, match="in use"), run.lock():
-            pass
-        rank.communicate()
-    with run.lock():
-        pass
-
-
 def test_a_line_cut_off_by_a_crash_is_passed_over_and_closed(run: RunDir) -> None:
     run.metrics.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     assert [record["step"] for record in run.records()] == [1]
@@ -197,10 +171,12 @@ def test_a_line_cut_off_by_a_crash_is_passed_over_and_closed(run: RunDir) -> Non
 
 def test_an_attempt_whose_parent_was_killed_is_closed_by_the_next(run: RunDir) -> None:
     record = Run("x", state="running", attempts=[attempt()])
-    begin(run, record, recipe(), Node(nproc=2))
+    with lease.hold(run, job="12", restart=3) as held:
+        begin(run, record, recipe(), held, ["node7", "node8"], world=4)
     first, second = run.read().attempts
     assert (first.cause, first.exit_code, first.end) == ("killed", FAILED, first.start)
-    assert (second.number, second.end, second.pid) == (2, None, os.getpid())
+    assert (second.number, second.end, second.pid, second.hosts) == (2, None, os.getpid(), ["node7", "node8"])
+    assert (second.job, second.restart, second.world_size) == ("12", 3, 4)
     assert run.attempt_logs(2).is_dir()
 
 
@@ -209,7 +185,7 @@ def test_an_attempt_knows_its_steps(run: RunDir) -> None:
         "".join(json.dumps({"step": n, "loss": 1.0, "attempt": 1 + n // 3}) + "\n" for n in range(1, 6))
     )
     ended = attempt(2)
-    close(run, ended, DONE, "finished", end=1.0)
+    close(run, ended, Verdict(DONE, "finished"), end=1.0)
     assert (ended.first_step, ended.last_step, ended.exit_code) == (3, 5, DONE)
 
 

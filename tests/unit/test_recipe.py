@@ -649,7 +649,8 @@ def test_schema_is_closed_titled_and_described() -> None:
     assert (described["title"], described["description"]) == ("distft recipe", "One run.")
     assert set(described["properties"]) == set(Recipe.model_fields)
     found = list(objects(described))
-    assert len(found) == len(Section.__subclasses__())
+    sections = [section for section in Section.__subclasses__() if section.__module__ == Recipe.__module__]
+    assert len(found) == len(sections)
     assert all(item["additionalProperties"] is False for item in found)
     assert described["$defs"]["Data"]["properties"]["seed"]["description"] == "seed of the order of rows"
 

@@ -1,0 +1,40 @@
+"""The time limit of a job: whether another step, and the save after it, still fit before it."""
+
+from __future__ import annotations
+
+import time
+
+MARGIN = 1.5  # of the slowest step and the slowest save seen
+RECENT_STEPS = 20
+LEAVE_SECONDS = 15.0  # to draw the chart, to let W&B finish, and for the batch script to ask for the next attempt
+
+
+class Clock:
+    """Knows when the job ends, and measures what must fit before.
+
+    Args:
+        deadline: seconds since the epoch; None: there is no limit, and time is never out.
+        state_bytes: of this rank's part of a checkpoint, from which the first save is estimated.
+    """
+
+    def __init__(self, deadline: float | None, state_bytes: int = 0) -> None:
+        self._deadline = deadline
+        self._save = 2.0 + state_bytes / 100e6  # a slow shared file system
+        self._measured = False
+        self._steps: list[float] = []
+
+    def stepped(self, seconds: float) -> None:
+        self._steps = [*self._steps, seconds][-RECENT_STEPS:]
+
+    def saved(self, seconds: float) -> None:
+        self._save = max(self._save, seconds) if self._measured else seconds
+        self._measured = True
+
+    @property
+    def room(self) -> float:
+        """Seconds that a step, a save and the way out take, generously."""
+        return MARGIN * (max(self._steps, default=0.0) + self._save) + LEAVE_SECONDS
+
+    def out_of_time(self) -> bool:
+        """Whether to stop now."""
+        return self._deadline is not None and time.time() + self.room > self._deadline

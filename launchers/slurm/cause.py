@@ -1,0 +1,74 @@
+"""Why an attempt ended, in one of a few words, from what SLURM kept and what the attempt said itself.
+
+preempted, time limit, node failure, out of memory, crash, hang, cancelled; details follow in brackets or after a colon.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import time
+from collections.abc import Sequence
+
+from distft.errors import DONE, PREEMPTED
+from distft.rundir import Attempt, Run, RunDir
+from launchers.attempt import Verdict, close, last_sign_of_life
+from launchers.slurm import scheduler
+from launchers.slurm.scheduler import Accounted
+
+EARLY_SECONDS = 90.0  # SLURM sends the lead signal up to a minute early, and saving takes time
+UNKNOWN = "killed"
+
+
+def stop_cause(verdict: Verdict, signals: Sequence[signal.Signals], ends: float | None) -> Verdict:
+    """A stop that nobody asked for was the clock's; one that was asked for near the time limit is the limit's."""
+    if verdict.code != PREEMPTED or ends is None:
+        return verdict
+    if not signals and verdict.cause == "preempted":
+        return dataclasses.replace(verdict, cause="time limit (by the clock)")
+    lead = float(os.environ.get("DISTFT_SIGNAL_LEAD") or 0)
+    if signals and signals[0] is signal.SIGUSR2 and time.time() > ends - lead - EARLY_SECONDS:
+        return dataclasses.replace(verdict, cause=f"time limit ({signals[0].name})")
+    return verdict
+
+
+def settle(run: RunDir, record: Run) -> None:
+    """Give attempts that could not say how they ended the cause that SLURM knows."""
+    starts: dict[str, list[Accounted] | None] = {}
+    for attempt in record.attempts:
+        if attempt.job is None or not (attempt.end is None or attempt.cause == UNKNOWN):
+            continue
+        if attempt.job not in starts:
+            starts[attempt.job] = scheduler.accounted(attempt.job)
+        found = of_start(starts[attempt.job], attempt)
+        if attempt.end is None:
+            end = (found and found.end) or last_sign_of_life(run, attempt)
+            close(run, attempt, Verdict(1, UNKNOWN), end)
+        if found is not None and found.cause is not None:
+            attempt.cause = found.cause if found.cause != "crash" else UNKNOWN
+
+
+def of_start(starts: list[Accounted] | None, attempt: Attempt) -> Accounted | None:
+    """The start of the job in which an attempt ran."""
+    if not starts:
+        return None
+    if attempt.restart < len(starts):
+        return starts[attempt.restart]
+    return next((entry for entry in reversed(starts) if entry.start <= attempt.start), None)
+
+
+def fruitless(record: Run) -> int:
+    """How many of the last attempts, without a break, ended by their own doing and committed nothing."""
+    count = 0
+    for attempt in reversed(record.attempts):
+        if attempt.commit_after > attempt.commit_before or attempt.exit_code == DONE:
+            break
+        if not is_from_outside(attempt):
+            count += 1
+    return count
+
+
+def is_from_outside(attempt: Attempt) -> bool:
+    """Preempted or cancelled: says nothing about the run. A time limit without a commit does."""
+    return (attempt.cause or "").startswith(("preempted", "requeued", "cancelled"))

@@ -1,0 +1,141 @@
+"""The one owner of requeue: what the batch script runs after srun, with srun's exit code.
+
+75 is requeued. A crash is requeued until three attempts in a row committed nothing; then the run is held. Wrong input
+and a finished run are not. Where SLURM itself has ended the job (preempted without grace, node failure, cancelled),
+requeue is SLURM's business and nothing is done here. So every event starts the job again exactly once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from distft import lease
+from distft.errors import DONE, FAILED, PREEMPTED, USAGE, UserError
+from distft.rundir import Attempt, Run, RunDir
+from launchers.attempt import STATES, Verdict, close
+from launchers.slurm import scheduler
+from launchers.slurm.cause import UNKNOWN, fruitless, of_start
+from launchers.slurm.node import folder, read_verdict
+
+MOST_FRUITLESS = 3
+ACCOUNTING_SECONDS = 4.0  # KILL follows TERM after KillWait, 30 s by default
+KILLED = 128  # a shell's exit code of a process that a signal killed, less the signal
+
+
+@dataclass(frozen=True)
+class Decision:
+    action: Literal["requeue", "leave", "hold"]
+    reason: str
+
+
+def main() -> int:
+    """`python -m launchers.slurm.policy EXIT_CODE`, within a job. Returns the exit code of the batch script."""
+    os.umask(0o077)
+    code, job = int(sys.argv[1]), os.environ["SLURM_JOB_ID"]
+    restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    run = RunDir(Path(os.environ["DISTFT_RUN_DIR"]))
+    holder = lease.read(run)
+    if holder is not None and not holder.released and (holder.job != job or holder.restart > restart):
+        return code  # somebody else is at work: a later start of this job, which was given up, or another job
+    record = run.read()
+    verdict = of_attempt(run, job, restart, code)
+    state = scheduler.state_of(job)
+    record_end(run, record, job, restart, verdict, state)
+    decision = decide(record, verdict, state)
+    apply(run, record, job, decision)
+    return verdict.code
+
+
+def of_attempt(run: RunDir, job: str, restart: int, code: int) -> Verdict:
+    """What the nodes said; srun's exit code alone is the highest of its tasks' and may be of a bystander."""
+    first = read_verdict(folder(run, job, restart) / "node-0.json")
+    if first is not None:
+        return first
+    if code > KILLED:
+        return Verdict(FAILED, f"srun or the first node's light parent was killed by signal {code - KILLED}")
+    return Verdict(code if code in (DONE, USAGE, PREEMPTED) else FAILED, UNKNOWN)
+
+
+def record_end(run: RunDir, record: Run, job: str, restart: int, verdict: Verdict, state: str | None) -> None:
+    """Close the attempt where its parent could not, and take down what SLURM did to it."""
+    attempt = next((a for a in reversed(record.attempts) if (a.job, a.restart) == (job, restart)), None)
+    if attempt is None:
+        if verdict.code == USAGE:  # refused before it began: run.json may be somebody else's
+            return
+        number, now = len(record.attempts) + 1, time.time()
+        attempt = Attempt(number, [], os.getpid(), 0, 0, start=now, job=job, restart=restart)
+        record.attempts.append(attempt)
+    if attempt.end is None:
+        close(run, attempt, verdict, end=time.time())
+        record.state = STATES.get(verdict.code, "failed")
+    if state != "RUNNING" and (cause := cause_by_scheduler(job, attempt)):
+        if not (attempt.cause or "").startswith(cause):
+            attempt.cause = f"{cause}: {attempt.cause}" if attempt.exit_code != DONE else attempt.cause
+        if cause == "cancelled":
+            record.state = "cancelled"
+    run.write(record)
+
+
+def cause_by_scheduler(job: str, attempt: Attempt) -> str | None:
+    """SLURM is still at work on the job when it is asked; its accounting is a moment behind."""
+    deadline = time.monotonic() + ACCOUNTING_SECONDS
+    while time.monotonic() < deadline:
+        starts = scheduler.accounted(job)
+        if starts is None:
+            return None
+        found = of_start(starts, attempt)
+        if found is not None and found.cause not in (None, "crash", "finished"):
+            return found.cause
+        time.sleep(0.5)
+    return None
+
+
+def decide(record: Run, verdict: Verdict, state: str | None) -> Decision:
+    """What to do with the job, from the run's record, the attempt's verdict and the job's state in SLURM."""
+    if verdict.code == DONE:
+        return Decision("leave", "finished")
+    if verdict.code == USAGE:
+        return Decision("leave", "wrong input is not tried again")
+    if state != "RUNNING":
+        return Decision("leave", f"SLURM has ended the job ({state or 'it does not answer'})")
+    count = fruitless(record)
+    if count >= MOST_FRUITLESS:
+        return Decision("hold", f"{count} attempts in a row committed nothing; the last one: {verdict.cause}")
+    return Decision("requeue", verdict.cause)
+
+
+def apply(run: RunDir, record: Run, job: str, decision: Decision) -> None:
+    if decision.action == "hold":
+        record.state, record.reason = "held", decision.reason
+        run.write(record)
+        say(f"held: {decision.reason}; mend it, then: distft resume {run.path}")
+    elif decision.action == "requeue":
+        asked = scheduler.requeue(job)
+        say(
+            f"{decision.reason}: "
+            + (
+                "SLURM starts the job again"
+                if asked
+                else f"SLURM does not requeue the job; continue by: distft resume {run.path}"
+            )
+        )
+    else:
+        say(decision.reason)
+
+
+def say(message: str) -> None:
+    print(f"distft: {message}", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        code = main()
+    except UserError as error:
+        print(f"distft: error: {error}", file=sys.stderr, flush=True)
+        code = USAGE
+    sys.exit(code)

@@ -1,0 +1,162 @@
+"""What the login node can find out before a job waits a night for nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from distft.config import Recipe
+from distft.errors import DONE, FAILED, UserError
+from distft.recipe import check_sizes
+from distft.rundir import RunDir
+from launchers.slurm import scheduler, script
+from launchers.slurm.script import Request
+from launchers.slurm.site import Site
+
+NOT_SHARED = ("/tmp", "/var/tmp", "/dev/shm", "/run")
+ROOM_SECONDS = 60.0  # of training that a time limit should leave beside the signal's lead
+PROBE = "launchers.slurm.probe"
+PROBE_SECONDS = 300.0
+
+
+def check(run: RunDir, recipe: Recipe, site: Site, request: Request) -> list[str]:
+    """Warnings about a job that is to be sent.
+
+    Raises:
+        UserError: it cannot work; all reasons, a line each.
+    """
+    problems = [*unprintable(run.path), *missing(recipe, site), *unshared(run, recipe, site)]
+    try:
+        check_sizes(recipe, request.nodes * site.ranks_a_node)
+    except UserError as error:
+        problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    return [*lead_warning(run, site, request)]
+
+
+def unprintable(path: Path) -> Iterator[str]:
+    if not str(path).isprintable() or re.search(r"[%\\'\"]", str(path)):
+        yield f"run folder {str(path)!r}: SLURM takes no quotes, %, \\ or line breaks in it; give another --run-dir"
+
+
+def places(run: RunDir, recipe: Recipe) -> dict[str, Path]:
+    """Everything on disk that the nodes must see, by what it is."""
+    found = {"run folder": run.path, "environment (sys.prefix)": Path(sys.prefix)}
+    named = {"model.path": recipe.model.path, "data.train": recipe.data.train, "data.eval": recipe.data.eval}
+    named |= {"data.template": recipe.data.template, "data.cache": recipe.data.cache}
+    return found | {key: Path(value) for key, value in named.items() if value is not None and os.path.isabs(value)}
+
+
+def missing(recipe: Recipe, site: Site) -> Iterator[str]:
+    """Files that are not there, and hub ids that the nodes, without internet, will not find in the cache."""
+    named = {"model.path": recipe.model.path, "data.train": recipe.data.train, "data.eval": recipe.data.eval}
+    for key, value in (named | {"data.template": recipe.data.template}).items():
+        if value is None:
+            continue
+        if os.path.isabs(value):
+            if not os.path.exists(value):
+                yield f"{key}: {value} does not exist"
+        elif site.offline and not in_cache(value, "models" if key == "model.path" else "datasets", site):
+            yield (
+                f"{key}: {value} is not in the hub's cache, and nodes have no internet; fetch it here first "
+                "(hf download), or set offline = false in the site profile"
+            )
+
+
+def in_cache(name: str, kind: str, site: Site) -> bool:
+    home = os.path.expandvars(os.path.expanduser(site.scratch.huggingface or os.environ.get("HF_HOME") or "")) or None
+    hub = Path(home or Path.home() / ".cache" / "huggingface") / "hub"
+    return any((hub / f"{kind}--{name.replace('/', '--')}").glob("snapshots/*/*"))
+
+
+def unshared(run: RunDir, recipe: Recipe, site: Site) -> Iterator[str]:
+    shared = [Path(os.path.expandvars(os.path.expanduser(folder))) for folder in site.shared]
+    for what, path in places(run, recipe).items():
+        real = Path(os.path.realpath(path))
+        if what.startswith("environment") and site.container is not None:
+            continue
+        if shared and not any(real.is_relative_to(os.path.realpath(folder)) for folder in shared):
+            listed = ", ".join(map(str, shared))
+            yield f"{what}: {real} is not below a folder that the nodes share ({listed}: `shared` in the site profile)"
+        elif not shared and any(real.is_relative_to(folder) for folder in NOT_SHARED):
+            yield (
+                f"{what}: {real} is on this machine only; use a folder that the nodes share, "
+                "or name it in `shared` in the site profile"
+            )
+
+
+def lead_warning(run: RunDir, site: Site, request: Request) -> Iterator[str]:
+    """The signal's lead against the time limit, and against what a step and a save of this run took before."""
+    limit = seconds_of(request.time)
+    if site.signal_lead and limit < site.signal_lead + ROOM_SECONDS:
+        yield f"the time limit of {request.time} leaves hardly a minute before the signal ({site.signal_lead} s lead)"
+    records = list(run.records())
+    step = max((record["seconds"] for record in records[-200:] if "loss" in record), default=0.0)
+    save = max((record["save_seconds"] for record in records if "save_seconds" in record), default=0.0)
+    needed = 1.5 * (step + save)
+    if site.signal_lead and needed > site.signal_lead:
+        yield (
+            f"a step ({step:.0f} s) and a save ({save:.0f} s) of this run do not fit into signal_lead = "
+            f"{site.signal_lead}; set it to {needed:.0f} or more (the clock stops the run in time all the same)"
+        )
+
+
+def seconds_of(text: str) -> float:
+    """Of a time limit in one of SLURM's forms: minutes, m:s, h:m:s, d-h, d-h:m, d-h:m:s."""
+    days, dash, rest = text.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash:
+        parts += [0] * (3 - len(parts))
+    elif len(parts) < 3:
+        parts = [0, *parts, *[0] * (2 - len(parts))]
+    hours, minutes, seconds = parts
+    return float(((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def send_probe(request: Request) -> int:
+    """A short job in place of the run: what it sees is printed. Returns DONE where all nodes agree."""
+    folder = request.run_dir.parent / f".check-{secrets.token_hex(4)}"
+    folder.mkdir(parents=True)
+    try:
+        probe = dataclasses.replace(
+            request, name="distft-check", run_dir=folder, folder=folder, time="5", module=PROBE, policy=False
+        )
+        job = script.send(probe)
+        print(f"job {job} is sent to look around; waiting for it (Ctrl-C cancels it)", flush=True)
+        try:
+            ended = wait_for(job)
+        except BaseException:
+            scheduler.ask("scancel", job)
+            raise
+        for path in sorted(folder.glob("*_log.out")):
+            print(path.read_text(encoding="utf-8", errors="replace"), end="")
+        return DONE if ended and (folder / "agreed").exists() else FAILED
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for(job: str) -> bool:
+    """Until a job is gone from the queue; cancelled where it runs for too long."""
+    began: float | None = None
+    shown = ""
+    while True:
+        entry = (scheduler.queued([job]) or {}).get(job)
+        if entry is None or entry.state in scheduler.ENDED:
+            return True
+        if entry.state == "PENDING" and entry.reason != shown:
+            shown = entry.reason
+            print(f"waiting: {shown}", flush=True)
+        if entry.state == "RUNNING":
+            began = began or time.monotonic()
+            if time.monotonic() - began > PROBE_SECONDS:
+                scheduler.ask("scancel", job)
+                return False
+        time.sleep(1.0)

@@ -1,0 +1,123 @@
+"""What SLURM says, by its own commands. Each is given a few seconds; without an answer nothing is known."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from datetime import datetime
+
+from distft.errors import UserError
+
+ANSWER_SECONDS = 10.0
+ENDED = {
+    "COMPLETED": "finished",
+    "PREEMPTED": "preempted",
+    "TIMEOUT": "time limit",
+    "NODE_FAIL": "node failure",
+    "OUT_OF_MEMORY": "out of memory",
+    "CANCELLED": "cancelled",
+    "FAILED": "crash",
+    "BOOT_FAIL": "node failure",
+    "DEADLINE": "time limit",
+    "REQUEUED": "requeued",
+}
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A job that SLURM has not forgotten: a line of squeue."""
+
+    job: str
+    state: str  # PENDING, RUNNING, COMPLETING, ...
+    reason: str
+    start: str  # when it began or is expected to; N/A
+    nodes: str
+
+
+@dataclass(frozen=True)
+class Accounted:
+    """One start of a job: a line of sacct."""
+
+    state: str  # COMPLETED, PREEMPTED, TIMEOUT, ...
+    start: float
+    end: float | None
+    nodes: str
+
+    @property
+    def cause(self) -> str | None:
+        """In the words of run.json; None while it goes on."""
+        return ENDED.get(self.state.split(" ")[0])
+
+
+def ask(*command: str) -> str | None:
+    """What a command of SLURM prints; None where it is missing, refuses or does not answer in time."""
+    environment = {**os.environ, "LC_ALL": "C", "SLURM_TIME_FORMAT": "%s"}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=ANSWER_SECONDS, env=environment, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def require(command: str) -> None:
+    """Raises UserError where this machine has no such command."""
+    if shutil.which(command) is None:
+        raise UserError(f"{command} is not found here; run this on a login node of your cluster")
+
+
+def queued(jobs: list[str]) -> dict[str, Queued] | None:
+    """Those of `jobs` that wait, run or have just ended; None where squeue does not answer."""
+    if not jobs:
+        return {}
+    # All of the user's, because squeue refuses a list with a job that it has forgotten.
+    output = ask("squeue", "--noheader", "--me", "--states=all", "--format=%i|%T|%r|%S|%N")
+    if output is None:
+        return None
+    entries = [Queued(*line.strip().split("|")) for line in output.splitlines() if line.count("|") == 4]
+    return {entry.job: entry for entry in entries if entry.job in jobs}
+
+
+def state_of(job: str) -> str | None:
+    """The job's state now, by the controller: RUNNING, COMPLETING, ..."""
+    output = ask("scontrol", "--oneliner", "show", "job", job)
+    found = re.search(r"\bJobState=(\w+)", output or "")
+    return found.group(1) if found else None
+
+
+def is_over(job: str) -> bool:
+    """Whether the controller says that a job has ended for good."""
+    return state_of(job) in ENDED
+
+
+def accounted(job: str) -> list[Accounted] | None:
+    """All starts of a job, oldest first; None where there is no accounting."""
+    columns = "JobID,State,Start,End,NodeList"
+    output = ask("sacct", "-X", "--duplicates", "--noheader", "--parsable2", f"--format={columns}", "--jobs", job)
+    if output is None:
+        return None
+    found = []
+    for line in output.splitlines():
+        parts = line.split("|")
+        if len(parts) == 5 and parts[0] == job and (start := _seconds(parts[2])) is not None:
+            found.append(Accounted(parts[1], start, _seconds(parts[3]), parts[4]))
+    return sorted(found, key=lambda entry: entry.start)
+
+
+def requeue(job: str) -> bool:
+    """Have SLURM start a job again. Returns whether it agreed."""
+    return ask("scontrol", "requeue", job) is not None
+
+
+def _seconds(text: str) -> float | None:
+    if text.isdigit():
+        return float(text)
+    try:
+        return time.mktime(datetime.strptime(text, "%Y-%m-%dT%H:%M:%S").timetuple())
+    except ValueError:
+        return None

@@ -1,0 +1,212 @@
+"""A site profile: what is special about one cluster, said once, in TOML. Every key, its type and its meaning.
+
+Values end up in a batch script, so each is checked here against what it may contain. The keys that are shell on
+purpose (`setup`) are single lines. No secret may stand in a profile: it is a file that people share.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from distft.config import Positive, Section
+from distft.errors import UserError
+from distft.explain import explain
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FOLDERS = (Path("slurm/sites"), Path("~/.config/distft/sites"))
+_SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)S?(_|$|=)", re.IGNORECASE)
+_SECRET_VALUE = re.compile(
+    r"hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9-]{16,}|\b[0-9a-f]{40}\b|://[^/\s:@]+:[^/\s@]+@"
+)
+_OURS = re.compile(
+    r"(DISTFT_|SLURM_|SBATCH_|SUBMITIT_).*|RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|MASTER_(ADDR|PORT)"
+)
+_OWNED_OPTIONS = {
+    "array", "chdir", "error", "export", "job-name", "no-requeue", "ntasks", "ntasks-per-node", "open-mode", "output",
+    "requeue", "signal", "wait", "wrap",
+}  # fmt: skip
+
+
+def _one_line(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("has a line break or another character that cannot be printed; write it in one plain line")
+    return value
+
+
+def _no_secret(value: str) -> str:
+    if _SECRET_VALUE.search(value) or (re.search(r"\w=", value) and _SECRET_NAME.search(value)):
+        raise ValueError("looks like a secret; keep it out of the profile, in your shell or in the tool's own login")
+    return value
+
+
+def _environment_name(name: str) -> str:
+    if _SECRET_NAME.search(name):
+        raise ValueError(f"{name} looks like a secret; export it in the shell you submit from, jobs inherit it")
+    if _OURS.fullmatch(name):
+        raise ValueError(f"{name} is set by distft or SLURM")
+    return name
+
+
+def _raw_option(line: str) -> str:
+    name = line.removeprefix("--").split("=", 1)[0]
+    if name in _OWNED_OPTIONS:
+        raise ValueError(f"--{name} is set by distft")
+    return line
+
+
+Line = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_one_line), AfterValidator(_no_secret)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@+-]*$", max_length=128)]
+Names = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@+,-]*$", max_length=256)]
+Constraint = Annotated[str, Field(pattern=r"^[A-Za-z0-9_\[(][A-Za-z0-9_.,&|*()\[\]:=-]*$", max_length=256)]
+Hosts = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,\[\]-]*$", max_length=1024)]
+Memory = Annotated[str, Field(pattern=r"^[0-9]{1,9}[KMGT]?B?$")]
+Time = Annotated[str, Field(pattern=r"^([0-9]{1,6}|[0-9]{1,4}(:[0-9]{2}){1,2}|[0-9]{1,3}-[0-9]{1,2}(:[0-9]{2}){0,2})$")]
+Absolute = Annotated[str, Field(pattern=r"^[/~$]", max_length=1024), AfterValidator(_one_line)]
+Interface = Annotated[str, Field(pattern=r"^[=^]?[A-Za-z0-9_.:,-]{1,64}$")]
+Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9._%+-]+(@[A-Za-z0-9.-]+)?$", max_length=256)]
+Dependency = Annotated[str, Field(pattern=r"^[a-z]+(:[0-9_+]+)*([,?][a-z]+(:[0-9_+]+)*)*$", max_length=256)]
+Option = Annotated[
+    str,
+    Field(pattern=r"^--[a-z][a-z0-9-]*(=[A-Za-z0-9_.,:/@+*&|\[\]()=%-]+)?$", max_length=256),
+    AfterValidator(_raw_option),
+    AfterValidator(_no_secret),
+]
+EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"), AfterValidator(_environment_name)]
+
+
+class Gpus(Section):
+    """GPUs a node. Each becomes one rank."""
+
+    request: Literal["gres", "gpus-per-node", "none"] = Field("gres", description="the option your SLURM wants")
+    count: Positive = Field(1, description="GPUs a node")
+    type: Name | None = Field(None, description="like a100")
+
+
+class Mail(Section):
+    user: Address = Field(description="address")
+    events: list[Literal["BEGIN", "END", "FAIL", "REQUEUE", "TIME_LIMIT", "ALL"]] = Field(
+        ["END", "FAIL"], description="what to be told of"
+    )
+
+
+class Scratch(Section):
+    """Caches that do not fit into a home folder. `$VARIABLES` are expanded on the node."""
+
+    huggingface: Absolute | None = Field(None, description="HF_HOME")
+    triton: Absolute | None = Field(None, description="TRITON_CACHE_DIR")
+    torch_extensions: Absolute | None = Field(None, description="TORCH_EXTENSIONS_DIR")
+    distft: Absolute | None = Field(None, description="XDG_CACHE_HOME: the token cache")
+
+
+class Container(Section):
+    """The ranks run in an image that has distft installed; the batch script does not."""
+
+    image: Line = Field(description="file or address of the image")
+    runtime: Literal["pyxis", "apptainer"] = Field("pyxis", description="pyxis: srun --container-image")
+    mounts: list[Line] = Field(default_factory=list, description="SOURCE:TARGET")
+    python: Absolute = Field("/usr/bin/python3", description="Python within the image")
+
+
+class Site(Section):
+    """One cluster."""
+
+    partition: Names | None = Field(None, description="--partition; several by commas")
+    account: Name | None = Field(None, description="--account")
+    qos: Name | None = Field(None, description="--qos")
+    constraint: Constraint | None = Field(None, description="--constraint: features of nodes")
+    reservation: Name | None = Field(None, description="--reservation")
+    exclude: Hosts | None = Field(None, description="--exclude: nodes not to use")
+    nodes: Positive = Field(1, description="nodes a job, unless --nodes says otherwise")
+    ranks: Positive | None = Field(None, description="ranks a node; default: one a GPU")
+    cpus: Positive | None = Field(None, description="CPUs a node (--cpus-per-task; there is one task a node)")
+    memory: Memory | None = Field(None, description="memory a node, like 64G; 0: all of it")
+    time: Time = Field("1:00:00", description="time limit, in SLURM's forms, unless --time says otherwise")
+    gpus: Gpus | None = Field(None, description="leave out for nodes without")
+    exclusive: bool = Field(False, description="whole nodes")
+    modules: list[Line] = Field(default_factory=list, description="`module load` these")
+    activate: Absolute | None = Field(None, description="virtual environment, or a script to source")
+    setup: list[Line] = Field(default_factory=list, description="lines of shell before the ranks are started")
+    variables: dict[EnvironmentName, Line] = Field(default_factory=dict, description="environment variables")
+    offline: bool = Field(True, description="nodes have no internet: HF_HUB_OFFLINE=1")
+    interface: Interface | None = Field(None, description="network between ranks: NCCL_ and GLOO_SOCKET_IFNAME")
+    scratch: Scratch = Field(default_factory=Scratch, description="folders of caches")
+    container: Container | None = Field(None, description="image that the ranks run in")
+    mail: Mail | None = Field(None, description="--mail-user, --mail-type")
+    dependency: Dependency | None = Field(None, description="--dependency, like afterok:123")
+    signal_lead: Annotated[int, Field(ge=0, le=65535)] = Field(
+        120, description="seconds before the time limit at which SLURM sends SIGUSR2; 0: no signal, the clock decides"
+    )
+    srun: list[Option] = Field(default_factory=list, description="further options of srun, like --mpi=none")
+    sbatch: list[Option] = Field(default_factory=list, description="further options of sbatch, like --licenses=x")
+    wckey: Name | None = Field(None, description="--wckey; submitit's own is left out")
+    shared: list[Absolute] = Field(
+        default_factory=list, description="folders that all nodes share; what a run needs must be below one of them"
+    )
+
+    @model_validator(mode="after")
+    def _ranks_are_known(self) -> Site:
+        if self.ranks is not None and self.gpus is not None and self.ranks > self.gpus.count:
+            raise ValueError(f"ranks {self.ranks} is more than the {self.gpus.count} GPUs of a node")
+        if self.container is not None and self.activate is not None:
+            raise ValueError("container and activate exclude each other: the image brings its own environment")
+        return self
+
+    @property
+    def ranks_a_node(self) -> int:
+        return self.ranks or (self.gpus.count if self.gpus and self.gpus.request != "none" else 1)
+
+
+def find(name: str | None) -> Path:
+    """The file of a profile: a path, or the name of one below `slurm/sites` or `~/.config/distft/sites`.
+
+    Raises:
+        UserError: none was named, here or by $DISTFT_SITE, or there is none of that name.
+    """
+    name = name or os.environ.get("DISTFT_SITE")
+    if not name:
+        raise UserError("name a site profile: --site NAME or FILE.toml, or set DISTFT_SITE (docs/slurm.md)")
+    if name.endswith(".toml"):
+        candidates = [Path(name)]
+    else:
+        candidates = [folder.expanduser() / f"{name}.toml" for folder in FOLDERS]
+    for path in candidates:
+        if path.is_file():
+            return path
+    known = sorted({path.stem for folder in FOLDERS for path in folder.expanduser().glob("*.toml")})
+    places = ", ".join(str(path) for path in candidates)
+    raise UserError(f"no site profile {name!r} ({places}); there are: {', '.join(known) or 'none'}")
+
+
+def load(path: Path) -> Site:
+    """The profile in a file. Raises UserError, a line a problem, where it is not valid."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path} cannot be read as TOML: {error}") from None
+    try:
+        return Site.model_validate(values)
+    except ValidationError as error:
+        found = [(".".join(map(str, key)), what) for key, what in explain(error, values, Site)]
+        lines = [f"{path}{_line_of(text, key)}: {key}: {what}" for key, what in found]
+        raise UserError("\n".join(["not a valid site profile", *lines])) from None
+
+
+def _line_of(text: str, key: str) -> str:
+    """`:LINE` where the last part of a dotted key is set, as far as it can be seen."""
+    last = re.escape(next((part for part in reversed(key.split(".")) if not part.isdigit()), key))
+    first = re.escape(key.split(".")[0])
+    for wanted in (rf"^\s*[\"']?{last}[\"']?\s*=", rf"^\s*\[?\s*{first}\b"):
+        if found := re.search(wanted, text, re.MULTILINE):
+            return f":{text.count(chr(10), 0, found.start()) + 1 + found.group().count(chr(10))}"
+    return ""

@@ -1,0 +1,192 @@
+"""The SLURM launcher: checks what can be checked on the login node, then sends the job."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from distft.config import Recipe
+from distft.errors import DONE, UserError
+from distft.explain import explain
+from distft.job import Job, Outlook
+from distft.recipe import load_resolved
+from distft.rundir import RunDir, write_atomically
+from launchers.local import settle_recipe
+from launchers.slurm import preflight, scheduler, script, site
+from launchers.slurm.cause import UNKNOWN, of_start
+from launchers.slurm.script import Request
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One job of a run: an entry of slurm/jobs.json."""
+
+    job: str
+    site: str
+    nodes: int
+    time: str
+    submitted: float
+
+
+def jobs_of(run: RunDir) -> list[Sent]:
+    """Jobs that were sent for a run, oldest first."""
+    try:
+        return [Sent(**entry) for entry in json.loads((run.path / "slurm" / "jobs.json").read_text(encoding="utf-8"))]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{run.path}/slurm/jobs.json is not what distft wrote ({error}); remove it") from None
+
+
+class SlurmLauncher:
+    """Sends a run to SLURM. The job continues by itself until the run is finished, held or cancelled."""
+
+    def launch(self, job: Job) -> int:
+        run = RunDir(job.run_dir)
+        sent = jobs_of(run)
+        profile_path = site.find(job.resources.site or (sent[-1].site if sent and job.recipe is None else None))
+        profile = overridden(site.load(profile_path), job)
+        if job.recipe is None and not run.exists():
+            raise UserError(f"{run.path} holds no run; name a recipe: distft submit CONFIG --run-dir {run.path}")
+        recipe = job.recipe or load_resolved(run.config)
+        request = requested(run, recipe, profile, job)
+        for warning in preflight.check(run, recipe, profile, request):
+            print(f"warning: {warning}")
+        if job.mode == "show":
+            print(script.text(request), end="")
+            return DONE
+        scheduler.require("sbatch")
+        if job.mode == "check":
+            return preflight.send_probe(request)
+        return self._submit(run, job, request, profile_path)
+
+    def _submit(self, run: RunDir, job: Job, request: Request, profile_path: Path) -> int:
+        if run.exists() and run.read().state == "done":
+            settle_recipe(run, job.recipe)
+            print(f"{run.path} is finished; nothing to do")
+            return DONE
+        refuse_second_job(run)
+        new = not run.path.exists()
+        try:
+            settle_recipe(run, job.recipe)
+            number = script.send(request)
+        except UserError:
+            if new:
+                shutil.rmtree(run.path, ignore_errors=True)
+            raise
+        record = run.read()
+        record.launcher = "slurm"
+        run.write(record)
+        entry = Sent(number, str(profile_path.absolute()), request.nodes, request.time, time.time())
+        listed = json.dumps([asdict(item) for item in [*jobs_of(run), entry]], indent=1)
+        write_atomically(run.path / "slurm" / "jobs.json", listed + "\n")
+        print(f"job {number} is sent; watch it: distft status --watch {run.path}")
+        return DONE
+
+    def outlook(self, run: RunDir) -> Outlook | None:
+        jobs = job_ids(run)
+        if not jobs:
+            return None
+        last = jobs[-1]
+        causes = causes_of(run)
+        entries = scheduler.queued([last])
+        if entries is None:
+            return Outlook(
+                last, "unknown", "squeue does not answer; what SLURM does with it is not known", causes=causes
+            )
+        entry = entries.get(last)
+        if entry is None or entry.state in scheduler.ENDED:
+            known = scheduler.accounted(last)
+            state = entry.state if entry is not None else known[-1].state if known else None
+            said = f"SLURM says: {state.lower()}" if state else "there is no accounting; its end is not known"
+            return Outlook(last, "gone", said, (state or "").startswith("CANCELLED"), causes)
+        if entry.state == "PENDING":
+            when = "" if entry.start in ("N/A", "") else f", expected {clock_time(entry.start)}"
+            return Outlook(last, "pending", f"{entry.reason}{when}", causes=causes)
+        return Outlook(last, "running" if entry.state == "RUNNING" else "ending", entry.nodes, causes=causes)
+
+    def cancel(self, run: RunDir) -> str:
+        scheduler.require("scancel")
+        alive = [
+            entry
+            for entry in (scheduler.queued([sent.job for sent in jobs_of(run)]) or {}).values()
+            if entry.state not in scheduler.ENDED
+        ]
+        if not alive:
+            raise UserError(f"{run.path} has no job that waits or runs; there is nothing to cancel")
+        for entry in alive:
+            if scheduler.ask("scancel", entry.job) is None:
+                raise UserError(f"scancel {entry.job} failed; try it by hand")
+        names = ", ".join(entry.job for entry in alive)
+        return f"cancelled job {names}; distft resume {run.path} continues the run"
+
+
+def job_ids(run: RunDir) -> list[str]:
+    """All jobs of a run, oldest first: those that were sent from here, and those that a batch script began."""
+    began = [attempt.job for attempt in run.read().attempts if attempt.job] if run.exists() else []
+    return sorted({*began, *(entry.job for entry in jobs_of(run))}, key=int)
+
+
+def overridden(profile: site.Site, job: Job) -> site.Site:
+    """The profile with the values of the command line, checked as those of the file are."""
+    wanted = {"nodes": job.resources.nodes, "time": job.resources.time, "ranks": job.resources.nproc}
+    given = {key: value for key, value in wanted.items() if value is not None}
+    values = {**profile.model_dump(exclude_unset=True), **given}
+    try:
+        return site.Site.model_validate(values)
+    except ValidationError as error:
+        lines = [f"--{'.'.join(map(str, key))}: {what}" for key, what in explain(error, values, site.Site)]
+        raise UserError("\n".join(lines)) from None
+
+
+def requested(run: RunDir, recipe: Recipe, profile: site.Site, job: Job) -> Request:
+    return Request(
+        name=f"distft-{recipe.name}",
+        run_dir=run.path,
+        folder=run.path / "slurm",
+        site=profile,
+        nodes=profile.nodes,
+        time=profile.time,
+        dependency=after(profile.dependency, job.resources.after),
+    )
+
+
+def after(dependency: str | None, earlier: Path | None) -> str | None:
+    """The dependency of a job that waits for another run to be finished."""
+    if earlier is None:
+        return dependency
+    first = RunDir(earlier)
+    if first.read().state == "done":
+        return dependency
+    jobs = job_ids(first)
+    entry = (scheduler.queued(jobs) or {}).get(jobs[-1]) if jobs else None
+    if entry is None or entry.state in scheduler.ENDED:
+        raise UserError(f"--after: {first.path} is not finished and has no job that waits or runs; resume it first")
+    return ",".join(filter(None, [dependency, f"afterok:{entry.job}"]))
+
+
+def refuse_second_job(run: RunDir) -> None:
+    entries = scheduler.queued(job_ids(run)) or {}
+    for entry in entries.values():
+        if entry.state not in scheduler.ENDED:
+            raise UserError(f"job {entry.job} of {run.path} is {entry.state.lower()} already; cancel it first, or wait")
+
+
+def causes_of(run: RunDir) -> dict[int, str]:
+    """Causes by accounting, of attempts that could not say themselves how they ended."""
+    found: dict[int, str] = {}
+    for attempt in run.read().attempts if run.exists() else []:
+        if attempt.job and (attempt.end is None or attempt.cause == UNKNOWN):
+            start = of_start(scheduler.accounted(attempt.job), attempt)
+            if start is not None and start.cause not in (None, "crash"):
+                found[attempt.number] = str(start.cause)
+    return found
+
+
+def clock_time(seconds: str) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(float(seconds))) if seconds.isdigit() else seconds

@@ -1,0 +1,56 @@
+"""A SLURM of four nodes on this machine, for all tests of this folder. Skipped where it cannot run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.scenario import DEVCLUSTER, DISTFT, ROOT, Cluster
+
+
+def start(*options: str) -> None:
+    done = subprocess.run([DEVCLUSTER, "up", *options], capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode == 2:
+        pytest.skip(done.stderr.strip() or done.stdout.strip())
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def folder() -> Iterator[Path]:
+    """Where every node and every user can write; a path that SLURM takes."""
+    path = Path("/var/tmp/distft-cluster-tests")
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(mode=0o755)
+    yield path
+    if not os.environ.get("DISTFT_KEEP"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def cluster(folder: Path) -> Iterator[Cluster]:
+    start()
+    environment = {
+        **os.environ,
+        "SLURM_CONF": os.environ.get("DISTFT_DEVCLUSTER", "/run/distft-devcluster") + "/slurm.conf",
+        "DISTFT_SITE": str(ROOT / "slurm" / "sites" / "devcluster.toml"),
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        "HF_HOME": str(folder / "huggingface"),
+        "PATH": f"{DISTFT.parent}:{os.environ['PATH']}",
+    }
+    made = Cluster(folder, environment)
+    yield made
+    subprocess.run([DEVCLUSTER, "down"], capture_output=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def another_user() -> Iterator[str]:
+    name = "distft-tester"
+    subprocess.run(["userdel", name], capture_output=True, check=False)
+    subprocess.run(["useradd", "--no-create-home", name], capture_output=True, check=True)
+    yield name
+    subprocess.run(["userdel", name], capture_output=True, check=False)
