@@ -77,6 +77,7 @@ def test_preemption_with_notice_loses_no_step(cluster: Cluster, variant: str, ev
     ("variant", "event", "site", "limit"),
     [
         ("lora-zero2-long", "time limit with the signal", "low", "2"),
+        ("full-zero3-long", "time limit with the signal", "low", "2"),
         ("lora-zero2-long", "time limit by the clock", "low-nosignal", "1"),
         ("full-zero3-long", "time limit by the clock", "low-nosignal", "1"),
     ],
