@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -119,3 +120,10 @@ def test_module_is_small_and_named_after_what_it_is(module: str) -> None:
     path = MODULES[module]
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
     assert not {"utils", "util", "helpers", "common", "manager", "misc"} & set(module.split("."))
+
+
+def test_every_folder_of_tests_is_collected(pytestconfig: pytest.Config) -> None:
+    passed_over = pytestconfig.getini("norecursedirs")
+    folders = {path.parent.name for path in (ROOT / "tests").rglob("test_*.py")}
+    assert {"cluster", "dist", "e2e", "unit"} <= folders
+    assert [name for name in folders if any(fnmatch(name, pattern) for pattern in passed_over)] == []
