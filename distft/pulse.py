@@ -16,6 +16,8 @@ import threading
 import time
 from dataclasses import dataclass
 
+from distft import failpoint
+
 BEAT_SECONDS = 1.0
 BYTES = 256
 STACKS = signal.SIGQUIT  # has a rank write the stacks of all its threads into its log
@@ -82,6 +84,7 @@ def begin() -> None:
 def at(place: str) -> None:
     """This rank has come to `place`. All ranks must pass the same places in the same order."""
     _pulse.at(place)
+    failpoint.reach(place)
 
 
 def moving() -> None:

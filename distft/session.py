@@ -12,6 +12,7 @@ from typing import Any, Literal
 from distft import adapters, dist, models, preempt, pulse
 from distft.checkpoint import state
 from distft.checkpoint.state import Identity, Progress
+from distft.checkpoint.writer import Writer
 from distft.clock import Clock
 from distft.config import Recipe
 from distft.console import Console
@@ -51,7 +52,7 @@ class Session:
     eval_steps: int  # passes of all ranks over one micro-batch each
     rows: int  # in an epoch
     total_steps: int
-    identity: Identity
+    writer: Writer
     progress: Progress
 
 
@@ -92,6 +93,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     preempt.check()
     slots = Slots(recipe.train.global_batch, recipe.train.micro_batch, ranks.rank, ranks.world)
     total_steps, total_rows = length(recipe, len(train.rows))
+    fence = Fence(run, os.environ.get("DISTFT_TOKEN"))
     return Session(
         run=run,
         attempt=int(os.environ.get("DISTFT_ATTEMPT", "1")),
@@ -100,7 +102,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         console=console,
         track=tracker(recipe, run, ranks.first),
         clock=Clock(preempt.deadline(), state_bytes=12 * trainable // ranks.world),  # master and two moments, fp32
-        fence=Fence(run, os.environ.get("DISTFT_TOKEN")),
+        fence=fence,
         task=task,
         engine=engine,
         meter=Meter(trainable, total, ranks.world, ranks.device, recipe.engine.dtype),
@@ -109,7 +111,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         eval_steps=math.ceil(len(held_out.rows) / (recipe.train.micro_batch * ranks.world)) if held_out else 0,
         rows=len(train.rows),
         total_steps=total_steps,
-        identity=identity,
+        writer=Writer(run.checkpoints, identity, ranks, recipe.checkpoint.keep, fence),
         progress=progress,
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import torch
 
 from distft import dist, export, preempt, pulse
 from distft.chart import draw
-from distft.checkpoint import state
 from distft.console import Bar, Console
 from distft.data.loader import MicroBatch
 from distft.engine.schedule import learning_rate
@@ -54,6 +52,9 @@ def train(session: Session) -> int:
             stop = stop or evaluate_if_due(session)
             if stop or is_due(session, session.recipe.checkpoint.every):
                 save(session)
+    pulse.at("the end of the save")
+    session.writer.wait()
+    note_saves(session)
     if stop:
         why = "on request" if preempt.requested() else "before the time limit"
         session.console.say(f"stopped {why} after step {session.progress.step}; the same command continues")
@@ -71,6 +72,7 @@ def step(session: Session, bar: Bar) -> bool:
     """One optimizer step over the global batch. Returns whether the ranks agreed to stop after it."""
     task, engine, ranks, loader = session.task, session.engine, session.ranks, session.loader
     number = session.progress.step + 1
+    note_saves(session)
     pulse.at(f"the data of step {number}")
     micros = list(loader.step(session.progress.step))
     batches = [task.collate(loader.documents(micro), ranks.device) for micro in micros]
@@ -196,21 +198,18 @@ def evaluate(session: Session) -> float | None:
 
 
 def save(session: Session) -> None:
-    began = time.monotonic()
+    """Begin a checkpoint of this step; it is written while training goes on."""
     pulse.at(f"the checkpoint of step {session.progress.step}")
-    state.save(
-        session.run.checkpoints,
-        session.engine,
-        session.progress,
-        session.identity,
-        session.ranks,
-        session.recipe.checkpoint.keep,
-        session.fence,
-    )
-    seconds = time.monotonic() - began
-    session.clock.saved(seconds)
-    session.track.log({"step": session.progress.step, "save_seconds": seconds, "attempt": session.attempt})
+    session.writer.begin(session.engine, session.progress)
     session.meter.restart()
+
+
+def note_saves(session: Session) -> None:
+    """Take down the checkpoints that came to exist. Raises what a save ran into."""
+    for saved in session.writer.news():
+        session.clock.saved(saved.seconds)
+        figures = {"save_seconds": saved.seconds, "stall_seconds": saved.stall}
+        session.track.log({"step": saved.step, **figures, "attempt": session.attempt})
 
 
 def finish(session: Session) -> None:

@@ -1,8 +1,8 @@
 """The logical checkpoint: what a run is at a step, told by parameter names and not by ranks or ZeRO stages.
 
-Each rank writes the fragments it owns as `name|offset|kind` (kind: "master" or a moment of the optimizer),
-flat, fp32. `state.json` holds everything else. Reading puts together whatever the new layout needs, so a
-checkpoint continues under any ZeRO stage and number of ranks.
+Each rank writes (by `writer.py`) the fragments it owns as `name|offset|kind` (kind: "master" or a moment of the
+optimizer), flat, fp32. `state.json` holds everything else. Reading puts together whatever the new layout needs, so
+a checkpoint continues under any ZeRO stage and number of ranks.
 """
 
 from __future__ import annotations
@@ -16,12 +16,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from distft import dist
 from distft.checkpoint import store
-from distft.dist import Ranks
 from distft.engine.deepspeed import MOMENTS, OPTIMIZER, Engine
 from distft.errors import RunFailed, UserError
-from distft.lease import Fence
 
 FORMAT = 1
 STATE = "state.json"
@@ -46,64 +43,23 @@ class Identity:
     rows: str  # sha256 over the training rows: tokens and their packing
 
 
-def save(
-    checkpoints: Path,
-    engine: Engine,
-    progress: Progress,
-    identity: Identity,
-    ranks: Ranks,
-    keep: int,
-    fence: Fence,
-) -> Path:
-    """Write a checkpoint from all ranks; it exists when rank 0 returns from the commit. Collective.
-
-    Raises:
-        RunFailed: another attempt has taken the run over; its checkpoints are untouched.
-        UserError: there is no space for it.
-        OSError: it could not be written (no space); the previous checkpoint is untouched.
-    """
-    if ranks.first:
-        fence.check()
-        store.prepare(checkpoints, progress.step, _bytes(engine))
-    dist.barrier()
-    digest = _write_fragments(store.stage(checkpoints, progress.step), engine, ranks)
-    everyone = dist.gather_bytes(digest.bytes.to_bytes(8, "little") + bytes.fromhex(digest.sha256))
-    if ranks.first:
-        staged = store.stage(checkpoints, progress.step)
-        digests = [
-            store.Digest(_file_of(rank), int.from_bytes(packed[:8], "little"), packed[8:].hex())
-            for rank, packed in enumerate(everyone)
-        ]
-        digests.append(store.write_text(staged / STATE, json.dumps(_describe(engine, progress, identity), indent=1)))
-        fence.check()  # as late as can be: an attempt that was given up may come back to life at any line
-        store.prune(checkpoints, keep, newest=store.commit(checkpoints, progress.step, digests))
-    dist.barrier()  # nobody leaves, or trains on, before the checkpoint exists
-    return store.folder_of(checkpoints, progress.step)
+def owned(engine: Engine, with_buffers: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    """What this rank writes: its fragments of masters and moments, and the buffers where it is asked for them."""
+    for fragment in engine.owned_fragments():
+        for kind in KINDS:
+            yield f"{fragment.name}|{fragment.offset}|{kind}", fragment.tensors[kind]
+    if with_buffers:
+        for name, buffer in _buffers(engine.module).items():
+            yield f"{name}|0|buffer", buffer
 
 
-def _bytes(engine: Engine) -> int:
+def bytes_of(engine: Engine) -> int:
     """What a checkpoint takes: fp32 masters and moments of all trained parameters, from all ranks."""
     return 4 * len(KINDS) * sum(torch.Size(shape).numel() for shape in engine.shapes.values())
 
 
-def _file_of(rank: int) -> str:
+def file_of(rank: int) -> str:
     return f"rank-{rank:05d}.safetensors"
-
-
-def _write_fragments(staged: Path, engine: Engine, ranks: Ranks) -> store.Digest:
-    tensors = [
-        (f"{fragment.name}|{fragment.offset}|{kind}", fragment.tensors[kind])
-        for fragment in engine.owned_fragments()
-        for kind in KINDS
-    ]
-    if ranks.first:
-        tensors += [(f"{name}|0|buffer", buffer) for name, buffer in _buffers(engine.module).items()]
-    path = staged / _file_of(ranks.rank)
-    try:
-        return store.write_tensors(path, tensors)
-    except OSError:
-        path.unlink(missing_ok=True)  # on a full disk: the room which the record of the failure needs
-        raise
 
 
 def _buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -111,7 +67,8 @@ def _buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value for name, value in module.state_dict().items() if name not in parameters}
 
 
-def _describe(engine: Engine, progress: Progress, identity: Identity) -> dict[str, Any]:
+def describe(engine: Engine, progress: Progress, identity: Identity) -> dict[str, Any]:
+    """The content of state.json."""
     by_id: dict[int, str] = {}
     aliases: dict[str, str] = {}
     for name, parameter in engine.module.named_parameters(remove_duplicate=False):

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from distft import pulse
-from distft.errors import UserError
+from distft import failpoint, pulse
+from distft.errors import RunFailed, UserError
 from distft.rundir import sync_folder
 
 MANIFEST = "manifest.json"
@@ -79,14 +79,34 @@ def write_tensors(path: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> Di
             pulse.moving()
             array: npt.NDArray[np.uint8] = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
             file.write(array.data)
-        return file.finish()
+        failpoint.reach(f"{path.name} is not synced")
+        digest = file.finish()
+    failpoint.reach(f"{path.name} is written")
+    return digest
+
+
+def read_back(path: Path, digest: Digest) -> None:
+    """Have the disk, and not the page cache, show that a file is what was written.
+
+    Raises:
+        RunFailed: it is not.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+    if sha256_of(path) != digest.sha256:
+        raise RunFailed(f"{path} came back from the file system with other bytes than were written; see to the disk")
 
 
 def write_text(path: Path, text: str) -> Digest:
     with open(path, "xb") as opened:
         file = HashingFile(opened)
         file.write(text.encode())
-        return file.finish()
+        digest = file.finish()
+    failpoint.reach(f"{path.name} is written")
+    return digest
 
 
 def folder_of(checkpoints: Path, step: int) -> Path:
@@ -122,8 +142,11 @@ def commit(checkpoints: Path, step: int, digests: Iterable[Digest]) -> Path:
     sync_folder(staged)
     if final.exists():  # it did not verify when this attempt began, or the attempt would have continued after it
         shutil.rmtree(final)
+    failpoint.reach("the checkpoint is not renamed")
     os.replace(staged, final)
+    failpoint.reach("the rename is not synced")
     sync_folder(checkpoints)
+    failpoint.reach("the checkpoint is committed")
     return final
 
 
@@ -140,6 +163,7 @@ def prune(checkpoints: Path, keep: int, newest: Path) -> None:
         if doomed.exists():
             shutil.rmtree(doomed)
         os.replace(folder, doomed)
+        failpoint.reach("an old checkpoint is half removed")
         shutil.rmtree(doomed)
 
 

@@ -47,9 +47,11 @@ class Open:
             train.step(self.session, Silent())
 
     def save(self) -> None:
+        """Begin a checkpoint; what follows goes on while it is written."""
         train.save(self.session)
 
     def close(self) -> None:
+        self.session.writer.wait()
         self.session.track.finish()
         self.session.engine.destroy()
         dist.barrier()

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LAYERS = [  # lowest first; a name stands for a module, or for a package with all that is in it
-    {"distft.errors", "distft.sample"},
+    {"distft.errors", "distft.failpoint", "distft.sample"},
     {"distft.config"},
     {"distft.yamlfile"},
     {"distft.explain"},

@@ -1,0 +1,162 @@
+"""Checkpoints behind the training: a step stalls only for the copy out of live tensors.
+
+A thread on each rank hashes and writes; rank 0's commits. They talk through a connection of their own to the
+rendezvous store, so that no collective of the training waits for them, nor they for it. One save is under way at a
+time, so the extra host memory is one copy of what a rank owns.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distft.checkpoint import state, store
+from distft.checkpoint.state import Identity, Progress
+from distft.dist import Ranks
+from distft.engine.deepspeed import Engine
+from distft.lease import Fence
+
+POLL_SECONDS = 0.01
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that exists: its step, the seconds from the request to the commit, and how long training stood."""
+
+    step: int
+    seconds: float
+    stall: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one rank writes; `description` is rank 0's."""
+
+    step: int
+    tensors: list[tuple[str, torch.Tensor]]
+    description: dict[str, Any] | None
+    needed: int  # bytes, of all ranks
+
+
+class HostMemory:
+    """Host copies of tensors, by name; the memory is kept from save to save."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, torch.Tensor] = {}
+
+    def copy(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> list[tuple[str, torch.Tensor]]:
+        copied, on_gpu = [], False
+        for name, tensor in tensors:
+            held = self._held.get(name)
+            if held is None or held.shape != tensor.shape:
+                held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+                self._held[name] = held
+            held.copy_(tensor.detach(), non_blocking=True)
+            copied.append((name, held))
+            on_gpu |= tensor.is_cuda
+        if on_gpu:
+            torch.cuda.synchronize()
+        return copied
+
+
+class Writer:
+    """Saves one checkpoint after the other. All ranks must ask for the same steps in the same order."""
+
+    def __init__(self, checkpoints: Path, identity: Identity, ranks: Ranks, keep: int, fence: Fence) -> None:
+        self._checkpoints, self._identity, self._ranks = checkpoints, identity, ranks
+        self._keep, self._fence = keep, fence
+        store_of_ranks: Any = ranks.store  # its type stub lacks `clone`
+        self._store = store_of_ranks.clone()
+        self._memory = HostMemory()
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._done: Saved | None = None  # the thread's; looked at when it has ended
+        self._news: list[Saved] = []
+
+    def begin(self, engine: Engine, progress: Progress) -> None:
+        """Copy this rank's part and have it written; waits for the save before. Raises what that one ran into."""
+        began = time.monotonic()
+        self.wait()
+        tensors = self._memory.copy(state.owned(engine, with_buffers=self._ranks.first))
+        description = state.describe(engine, progress, self._identity) if self._ranks.first else None
+        part = Part(progress.step, tensors, description, state.bytes_of(engine))
+        stall = time.monotonic() - began
+        self._thread = threading.Thread(target=self._run, args=(part, began, stall), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until the checkpoint that was begun exists.
+
+        Raises:
+            RunFailed: another attempt has taken the run over; its checkpoints are untouched.
+            UserError: there is no space for it.
+            OSError: it could not be written; the previous checkpoint is untouched.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+            self._news += [self._done] if self._done is not None else []
+            self._done = None
+        if self._failure is not None:
+            raise self._failure
+
+    def news(self) -> list[Saved]:
+        """Checkpoints that came to exist since this was asked last. Raises as `wait` does, and does not wait."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+        found, self._news = self._news, []
+        return found
+
+    def _run(self, part: Part, began: float, stall: float) -> None:
+        try:
+            self._write(part)
+            self._done = Saved(part.step, time.monotonic() - began, stall)
+        except BaseException as error:  # noqa: BLE001 - it is raised in the training thread
+            self._failure = error
+
+    def _write(self, part: Part) -> None:
+        checkpoints, step, rank = self._checkpoints, part.step, self._ranks.rank
+        if self._ranks.first:
+            self._fence.check()
+            store.prepare(checkpoints, step, part.needed)
+            self._tell(step, "staged")
+        else:
+            self._hear(step, "staged")
+        digest = self._write_tensors(store.stage(checkpoints, step) / state.file_of(rank), part)
+        self._tell(step, f"rank {rank}", json.dumps(asdict(digest)))
+        if part.description is not None:
+            everyone = [self._hear(step, f"rank {other}") for other in range(self._ranks.world)]
+            digests = [store.Digest(**json.loads(one)) for one in everyone]
+            text = json.dumps(part.description, indent=1)
+            digests.append(store.write_text(store.stage(checkpoints, step) / state.STATE, text))
+            self._fence.check()  # as late as can be: an attempt that was given up may come back to life at any line
+            store.prune(checkpoints, self._keep, newest=store.commit(checkpoints, step, digests))
+            self._tell(step, "committed")
+        else:
+            self._hear(step, "committed")
+
+    def _write_tensors(self, path: Path, part: Part) -> store.Digest:
+        try:
+            digest = store.write_tensors(path, part.tensors)
+        except OSError:
+            path.unlink(missing_ok=True)  # on a full disk: the room which the record of the failure needs
+            raise
+        store.read_back(path, digest)
+        return digest
+
+    def _tell(self, step: int, what: str, value: str = "") -> None:
+        self._store.set(f"save {step}: {what}", value)
+
+    def _hear(self, step: int, what: str) -> str:
+        """Wait for what another rank tells; where that rank fails, the attempt ends, and this thread with it."""
+        key = f"save {step}: {what}"
+        while not self._store.check([key]):
+            time.sleep(POLL_SECONDS)
+        return bytes(self._store.get(key)).decode()
