@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,13 +119,17 @@ class Workplace:
         }
 
     @contextmanager
-    def start(self, *args: str | Path) -> Iterator[Started]:
+    def start(self, *args: str | Path, environment: Mapping[str, str] | None = None) -> Iterator[Started]:
         """`distft args`, killed if it still runs at the end; its ranks die with it."""
         number = next(self._numbers)
         out, err = (self.folder / f"command-{number}.{kind}" for kind in ("out", "err"))
         with open(out, "wb") as to_out, open(err, "wb") as to_err:
             process = subprocess.Popen(
-                [DISTFT, *args], cwd=self.folder, env=self.environment(), stdout=to_out, stderr=to_err
+                [DISTFT, *args],
+                cwd=self.folder,
+                env={**self.environment(), **(environment or {})},
+                stdout=to_out,
+                stderr=to_err,
             )
         try:
             yield Started(process, out, err)
