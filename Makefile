@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test check unit cluster-test exactness clean
+.PHONY: demo test check unit cluster-test soak exactness clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing the tested set into $(VENV) (a minute or two)"
@@ -32,6 +32,11 @@ unit: $(INSTALLED) ## the tests that take under a minute
 cluster-test: $(INSTALLED) ## all that a cluster does to a job, an hour and a half; GSM8K where ../shared/data is there
 	@DISTFT_GSM8K=1 $(BIN)/python -m pytest -m "" tests/cluster
 	@DISTFT_FUZZ=5000 $(BIN)/python -m pytest tests/unit/test_slurm_site.py
+
+TRIALS ?= 150
+SEED ?= 1
+soak: $(INSTALLED) ## trials of two SIGKILLs each, drawn from SEED; about 40 s a trial
+	@$(BIN)/python -m tests.chaos.soak runs/soak-$(SEED) --seed $(SEED) --trials $(TRIALS)
 
 exactness: $(INSTALLED) ## equality on GSM8K, about an hour; needs ../shared/data
 	@$(BIN)/python benchmarks/exactness.py runs/exactness

@@ -148,6 +148,26 @@ def logs(
         raise typer.Exit(DONE) from None
 
 
+@app.command(name="verify-resume")
+def verify_resume(
+    config: Annotated[Path, typer.Argument(help="the recipe (YAML)")],
+    overrides: Overrides = None,
+    kills: Annotated[int, typer.Option(min=1, max=20, help="how often the second run is killed")] = 2,
+    steps: Annotated[int, typer.Option(min=2, max=1000, help="steps of each run")] = 24,
+    nproc: Annotated[int | None, typer.Option(min=1, help="ranks; default: the GPUs, else 1")] = None,
+) -> None:
+    """Run a recipe shortly here, without kills and with some, and compare everything bit for bit."""
+    from distft.recipe import load
+
+    if kills >= steps:
+        raise UserError(f"--kills {kills} needs more steps than {steps}: each kill is after another step")
+    recipe = load(config, overrides or [])
+    from distft import verify
+
+    ranks = ("--nproc", str(nproc)) if nproc is not None else ()
+    raise typer.Exit(verify.verify(config, overrides or [], recipe, verify.Trial(ranks, steps, kills)))
+
+
 @app.command()
 def predict(
     run_dir: Annotated[Path, typer.Argument(help="run folder")],

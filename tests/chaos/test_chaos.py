@@ -1,0 +1,45 @@
+"""A few trials of `make soak`, and what the plans of a soak are made of."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from tests.chaos.plan import EARLY_PLACES, SAVE_PLACES, Configuration, Kill, Trial, trial
+from tests.chaos.trial import Ground
+
+TWO = Configuration("lora", 2, "fp32", 2)
+KILLS = {
+    "file": Kill("rank", 1, place="rank-00001.safetensors is not synced"),
+    "commit": Kill("rank", 0, place="the checkpoint is not renamed"),
+    "instant": Kill("parent", 0, step=21, seconds=0.01),
+}
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
+    return Ground(tmp_path_factory.mktemp("chaos"))
+
+
+def test_kills_in_saves_and_out_of_them_leave_no_trace(ground: Ground) -> None:
+    result = ground.run(Trial(0, TWO, tuple(KILLS.values())))
+    assert result.wrong == []
+    assert result.killed == len(KILLS)
+    assert result.lost > 0
+
+
+def test_plans_are_the_same_for_the_same_seed_and_cover_what_they_must() -> None:
+    trials = [trial(1, number) for number in range(150)]
+    assert trials == [trial(1, number) for number in range(150)]
+    assert trials != [trial(2, number) for number in range(150)]
+    kills = list(itertools.chain.from_iterable(one.kills for one in trials))
+    assert len(kills) == 300
+    assert sum(kill.in_save for kill in kills) >= 60
+    assert sum(kill.place in EARLY_PLACES for kill in kills) <= 15
+    assert {kill.victim for kill in kills} == {"rank", "all ranks", "parent"}
+    assert {kill.place for kill in kills if kill.in_save} >= set(SAVE_PLACES[2:])
+    configurations = {one.configuration for one in trials}
+    assert {c.adapter for c in configurations} == {"lora", "full"}
+    assert {(c.zero_stage, c.dtype) for c in configurations} == set(itertools.product((1, 2, 3), ("fp32", "bf16")))
+    assert {c.ranks for c in configurations} == {1, 2, 4}
