@@ -35,7 +35,7 @@ cluster-test: $(INSTALLED) ## all that a cluster does to a job, an hour and a ha
 
 TRIALS ?= 150
 SEED ?= 1
-soak: $(INSTALLED) ## trials of two SIGKILLs each, drawn from SEED; about 40 s a trial
+soak: $(INSTALLED) ## trials of two SIGKILLs each, drawn from SEED; long
 	@$(BIN)/python -m tests.chaos.soak runs/soak-$(SEED) --seed $(SEED) --trials $(TRIALS)
 
 exactness: $(INSTALLED) ## equality on GSM8K, about an hour; needs ../shared/data

@@ -70,7 +70,7 @@ class Ground:
                     strike(attempt, run, kill)
                 code = attempt.end(300.0).code
             killed += code != 0
-            if (run / "run.json").exists() and (damage := uncommitted(run)):
+            if (run / "run.json").exists() and (damage := missing_commit(run)):
                 wrong.append(damage)
         ended = self.place.run(*command)
         if ended.code != 0:
@@ -100,8 +100,8 @@ def strike(attempt: Started, run: Path, kill: Kill) -> None:
                 continue
 
 
-def uncommitted(run: Path) -> str | None:
-    """A checkpoint that was recorded as saved and is older than the newest one on disk must not be missing."""
+def missing_commit(run: Path) -> str | None:
+    """What was recorded as saved must still be there: this checkpoint, or a newer one."""
     saved = max((record["step"] for record in records(run) if "save_seconds" in record), default=0)
     newest = max((int(path.name[5:]) for path in checkpoints(run)), default=0)
     return f"step {saved} was saved, and the newest checkpoint is {newest}" if newest < saved else None
