@@ -27,6 +27,7 @@ GSM8K = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
 SAMPLE = ROOT / "distft" / "sample" / "conversations.jsonl"
 STEPS, EVERY = 60, 15
 SECONDS = 240.0  # for a run of 60 steps with a few attempts, on two cores
+LONG_SECONDS = 600.0
 
 RECIPE = """\
 model:
@@ -120,7 +121,7 @@ class Cluster:
         """Losses of the run that nobody disturbed; made once."""
         if variant not in self.unbroken:
             run = self.submit(f"unbroken-{variant}", variant)
-            run.until_done()
+            run.until_done(LONG_SECONDS)
             assert run.restarts() == 0
             self.unbroken[variant] = run.path
         return losses(self.unbroken[variant])

@@ -13,6 +13,7 @@ import pytest
 
 from tests.cluster.scenario import (
     EVERY,
+    LONG_SECONDS,
     ROOT,
     SECONDS,
     STEPS,
@@ -29,7 +30,6 @@ from tests.e2e.command import about, losses, records, until
 
 AT = EVERY + 8  # a step between two checkpoints
 LATE = 600  # the same, of a long run
-LONG_SECONDS = 600.0
 HIGH = ("--partition=high", "--nodes=4", "--exclusive", "--time=1", "--wrap=sleep 4")
 
 
