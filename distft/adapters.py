@@ -11,6 +11,12 @@ from distft.config import Adapter, Lora, NoAdapter
 from distft.errors import UserError
 
 
+def import_code(adapter: Adapter) -> None:
+    """Import what `attach` will import."""
+    if not isinstance(adapter, NoAdapter):
+        import peft  # noqa: F401
+
+
 def attach(model: Any, adapter: Adapter, base: str | None) -> Any:
     """The model with a fresh adapter, or itself where there is none. What is not the adapter's is frozen.
 

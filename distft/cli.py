@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 from distft import preempt
 from distft.errors import DONE, FAILED, PREEMPTED, USAGE, Preempted, RunFailed, UserError
 
-if "train" in sys.argv[1:2]:
+if "train" in sys.argv[1:2] and "DISTFT_FORKSERVER_FD" not in os.environ:
     preempt.listen()  # before anything slower is imported: a stop signal counts from the first millisecond
 
 import typer
@@ -26,6 +26,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+Allow = Annotated[
+    list[str] | None,
+    typer.Option("--allow", metavar="KEY", help="continue although this differs from the attempts before; repeatable"),
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value pairs that replace values of the recipe")]
 
 
@@ -37,11 +41,16 @@ def train(
     overrides: Overrides = None,
     run_dir: Annotated[Path | None, typer.Option(help="run folder; default: runs/NAME")] = None,
     nproc: Annotated[int | None, typer.Option(min=1, help="ranks; default: the GPUs, else 1")] = None,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="how often ranks that crashed or hung are started again by themselves")
+    ] = 0,
+    allow: Allow = None,
     prepare: Annotated[bool, typer.Option("--prepare", help="make the run folder and start nothing")] = False,
 ) -> None:
     """Run or continue a run here. The same command continues whatever was interrupted; a finished run is a no-op."""
-    if "RANK" in os.environ:
-        raise typer.Exit(rank(run_dir))
+    if "RANK" in os.environ or "DISTFT_FORKSERVER_FD" in os.environ:
+        raise typer.Exit(process_of_a_node(run_dir))
+    from distft.changes import check_allowed
     from distft.job import Job, Mode, Resources, find_launcher
     from distft.recipe import load
 
@@ -50,13 +59,18 @@ def train(
         raise UserError("name a recipe or a run folder: distft train CONFIG, or distft train --run-dir DIR")
     folder = run_dir or Path("runs") / str(recipe.name if recipe else "")
     mode: Mode = "prepare" if prepare else "run"
-    raise typer.Exit(find_launcher("local").launch(Job(folder, recipe, Resources(nproc=nproc), mode)))
+    resources = Resources(nproc=nproc, max_restarts=max_restarts)
+    raise typer.Exit(find_launcher("local").launch(Job(folder, recipe, resources, mode, check_allowed(allow or []))))
 
 
-def rank(run_dir: Path | None) -> int:
-    """One rank of an attempt, started by a launcher."""
+def process_of_a_node(run_dir: Path | None) -> int:
+    """What a launcher starts: a rank, or the process from which the ranks of a node are forked."""
     if run_dir is None:
         raise UserError("RANK is set, so this is one rank of a run, and it needs --run-dir")
+    if "DISTFT_FORKSERVER_FD" in os.environ:
+        from distft import forkserver
+
+        return forkserver.serve(run_dir)
     from distft.train import run_attempt
 
     return run_attempt(run_dir)
@@ -71,19 +85,24 @@ def submit(
     nodes: Annotated[int | None, typer.Option(help="nodes; default: the site's")] = None,
     nproc: Annotated[int | None, typer.Option(help="ranks a node; default: one a GPU")] = None,
     time: Annotated[str | None, typer.Option(help="time limit of a job; default: the site's")] = None,
+    max_restarts: Annotated[
+        int | None, typer.Option(min=0, help="restarts of the ranks within a job; default: the site's")
+    ] = None,
     after: Annotated[Path | None, typer.Option(help="run folder of a run that must finish first")] = None,
+    allow: Allow = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the batch script and change nothing")] = False,
     check: Annotated[bool, typer.Option("--check", help="a ten-second job that looks around instead")] = False,
 ) -> None:
     """Send a run to SLURM. It comes back by itself after preemption, time limits and crashes."""
+    from distft.changes import check_allowed
     from distft.job import Job, Mode, Resources, find_launcher
     from distft.recipe import load
 
     recipe = load(config, overrides or [])
-    resources = Resources(nodes, nproc, time, site, after)
+    resources = Resources(nodes, nproc, time, site, max_restarts, after)
     folder = run_dir or Path("runs") / str(recipe.name)
     mode: Mode = "show" if dry_run else "check" if check else "run"
-    raise typer.Exit(find_launcher("slurm").launch(Job(folder, recipe, resources, mode)))
+    raise typer.Exit(find_launcher("slurm").launch(Job(folder, recipe, resources, mode, check_allowed(allow or []))))
 
 
 @app.command()
@@ -93,11 +112,17 @@ def resume(
     nodes: Annotated[int | None, typer.Option(help="nodes; default: the site's")] = None,
     nproc: Annotated[int | None, typer.Option(help="ranks a node; default: one a GPU")] = None,
     time: Annotated[str | None, typer.Option(help="time limit of a job; default: the site's")] = None,
+    max_restarts: Annotated[
+        int | None, typer.Option(min=0, help="restarts of the ranks within a job; default: the site's")
+    ] = None,
+    allow: Allow = None,
 ) -> None:
     """Send a run folder to SLURM again: one that was cancelled, held, or that somebody copied here."""
+    from distft.changes import check_allowed
     from distft.job import Job, Resources, find_launcher
 
-    raise typer.Exit(find_launcher("slurm").launch(Job(run_dir, None, Resources(nodes, nproc, time, site))))
+    resources = Resources(nodes, nproc, time, site, max_restarts)
+    raise typer.Exit(find_launcher("slurm").launch(Job(run_dir, None, resources, allow=check_allowed(allow or []))))
 
 
 @app.command()

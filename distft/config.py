@@ -109,6 +109,11 @@ class Train(Section):
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0 switches clipping off")
     eval_every: Positive | None = Field(None, description="steps between evaluations; default: at the end only")
     seed: int = Field(0, description="seed of dropout")
+    non_finite: Literal["stop", "skip", "rollback"] = Field(
+        "stop",
+        description="a step with a NaN or infinite loss or gradient: stop, pass the batch over, or go back first",
+    )
+    non_finite_budget: Positive = Field(3, description="how often a run may skip or roll back before it stops")
 
     @model_validator(mode="after")
     def _length_and_batches_fit(self) -> Train:

@@ -6,10 +6,8 @@ whoever started the process.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from distft import preempt
 from distft.errors import RunFailed
+from distft.process import die_with_parent
 
 POLL_SECONDS = 0.1
 
@@ -76,17 +75,6 @@ def init(timeout_seconds: int) -> Ranks:
     return Ranks(rank, local_rank, world, device, PrefixStore("distft", store))
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this rank when its light parent dies, so that no half attempt lives on (Linux)."""
-    parent = os.environ.get("DISTFT_PARENT")
-    if parent is None:
-        return
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGKILL))
-    if os.getppid() != int(parent):  # it died before the line above
-        os._exit(1)
-
-
 def leave() -> None:
     """Leave the process group together, so that nobody sees a closed connection."""
     if td.is_initialized():
@@ -108,6 +96,14 @@ def gather_bytes(value: bytes) -> list[bytes]:
     parts = [torch.empty_like(mine) for _ in range(td.get_world_size())]
     td.all_gather(parts, mine)
     return [bytes(part.tolist()) for part in parts]
+
+
+def gather_text(value: str) -> list[str]:
+    """A text from every rank, by rank. Collective."""
+    encoded = value.encode()
+    lengths = [int.from_bytes(one, "little") for one in gather_bytes(len(encoded).to_bytes(8, "little"))]
+    padded = gather_bytes(encoded.ljust(max(lengths)))
+    return [text[:length].decode() for text, length in zip(padded, lengths, strict=True)]
 
 
 def barrier() -> None:

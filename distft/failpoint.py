@@ -8,11 +8,9 @@ from __future__ import annotations
 import os
 import signal
 
-_rank, _, _place = os.environ.get("DISTFT_FAILPOINT", "").partition(":")
-_wanted = _place if _rank in (os.environ.get("RANK"), "*") else ""
-
 
 def reach(place: str) -> None:
     """Does not return, at the place that was asked for."""
-    if _wanted and place == _wanted:
+    wanted = os.environ.get("DISTFT_FAILPOINT")
+    if wanted is not None and wanted in (f"*:{place}", f"{os.environ.get('RANK')}:{place}"):
         os.kill(os.getpid(), signal.SIGKILL)

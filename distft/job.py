@@ -24,6 +24,7 @@ class Resources:
     nproc: int | None = None  # ranks a node
     time: str | None = None  # limit, in the scheduler's form
     site: str | None = None  # profile of the cluster: a name or a file
+    max_restarts: int | None = None  # of the ranks within an allocation
     after: Path | None = None  # run folder of a run that must finish first
 
 
@@ -35,6 +36,7 @@ class Job:
     recipe: Recipe | None = None
     resources: Resources = field(default_factory=Resources)
     mode: Mode = "run"
+    allow: frozenset[str] = frozenset()  # what may differ from the attempts before (`distft.changes`)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,10 @@ POLL_SECONDS = 0.5
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
+def new_token() -> str:
+    return secrets.token_hex(8)
+
+
 @dataclass(frozen=True)
 class Lease:
     """The content of lease.json. `port` 0: the ranks of this holder cannot meet yet."""
@@ -40,7 +44,7 @@ class Lease:
     attempt: int = 0
     address: str = ""  # where the ranks of the attempt meet
     port: int = 0
-    token: str = field(default_factory=lambda: secrets.token_hex(8))
+    token: str = field(default_factory=new_token)
     released: bool = False
 
     def __str__(self) -> str:
@@ -59,6 +63,12 @@ class Held:
         """Tell the other nodes of this attempt where its ranks meet."""
         self.check()
         self.lease = dataclasses.replace(self.lease, attempt=attempt, address=address, port=port)
+        _write(self.run, self.lease)
+
+    def change_token(self) -> None:
+        """Fence off the ranks of the attempt before: wherever they live on, they find another token."""
+        self.check()
+        self.lease = dataclasses.replace(self.lease, token=new_token(), address="", port=0)
         _write(self.run, self.lease)
 
     def check(self) -> None:

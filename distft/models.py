@@ -117,6 +117,29 @@ def _texts(data: Data) -> Iterator[str]:
         yield parsed if isinstance(parsed, str) else "\n".join(m["content"] for m in parsed.messages)
 
 
+def import_code(model: Model) -> None:
+    """Import what `load` and `load_tokenizer` will import, as far as that can be told without loading anything."""
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoTokenizer  # noqa: F401
+
+    kind = model.init.architecture if model.init is not None else _model_type(str(model.path))
+    if kind in CONFIG_MAPPING:
+        MODEL_FOR_CAUSAL_LM_MAPPING.get(CONFIG_MAPPING[kind], None)
+
+
+def _model_type(path: str) -> str | None:
+    """In the words of transformers; None where it is not known."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    file: Any = Path(path).expanduser() / "config.json"
+    try:
+        if not file.exists():
+            file = try_to_load_from_cache(path, "config.json")
+        return str(json.loads(Path(file).read_text(encoding="utf-8"))["model_type"])
+    except (HFValidationError, OSError, ValueError, TypeError, KeyError):
+        return None
+
+
 def load_tokenizer(folder: Path, model: Model) -> Any:
     """The tokenizer of a model folder.
 

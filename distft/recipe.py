@@ -8,23 +8,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from distft import yamlfile
-from distft.config import Checkpoint, Engine, Recipe, Track
+from distft.changes import Difference
+from distft.config import Recipe
 from distft.errors import UserError
 from distft.explain import explain
 from distft.yamlfile import Draft
-
-_FREE_SECTIONS: dict[str, type[BaseModel]] = {"engine": Engine, "checkpoint": Checkpoint, "track": Track}
-MAY_CHANGE: frozenset[str] = frozenset(
-    f"{name}.{key}" for name, section in _FREE_SECTIONS.items() for key in section.model_fields
-) - {"engine.dtype"} | {"data.cache"}
-"""Keys that may differ between two attempts in one run folder."""
 
 _DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jinja")
 _PATHS = {  # key: whether it may be a hub id, which looks like a relative path
@@ -34,15 +28,6 @@ _PATHS = {  # key: whether it may be a hub id, which looks like a relative path
     ("data", "template"): False,
     ("data", "cache"): False,
 }
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One key on which two recipes disagree; a value is None where a recipe has no such key."""
-
-    key: str
-    old: object
-    new: object
 
 
 def load(path: Path, overrides: Sequence[str]) -> Recipe:
@@ -78,11 +63,6 @@ def differences(old: Recipe, new: Recipe) -> list[Difference]:
         for key in before | after
         if repr(before.get(key, ...)) != repr(after.get(key, ...))
     ]
-
-
-def refused(differences: Sequence[Difference]) -> list[Difference]:
-    """Those that must not differ between two attempts in one run folder."""
-    return [difference for difference in differences if difference.key not in MAY_CHANGE]
 
 
 def check_sizes(recipe: Recipe, world: int) -> None:

@@ -52,6 +52,7 @@ class Attempt:
     restart: int = 0  # how often the scheduler had started that job again
     commit_before: int = 0  # step of the newest checkpoint at its start; 0: none
     commit_after: int = 0  # and at its end
+    failed_on: str | None = None  # the host whose processes failed first, where it may be the host's doing
 
 
 @dataclass
@@ -61,6 +62,7 @@ class Run:
     name: str
     state: State = "new"
     reason: str | None = None  # why it is held
+    excluded: list[str] = field(default_factory=list)  # hosts that the scheduler was asked not to use again
     launcher: str = "local"  # who started it last
     wandb_id: str = field(default_factory=lambda: secrets.token_hex(4))
     created: float = field(default_factory=time.time)

@@ -6,10 +6,12 @@ import hashlib
 import math
 import os
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from distft import adapters, dist, models, preempt, pulse
+from distft import adapters, changes, dist, models, preempt, pulse
+from distft.changes import Difference
 from distft.checkpoint import state
 from distft.checkpoint.state import Identity, Progress
 from distft.checkpoint.writer import Writer
@@ -30,6 +32,8 @@ from distft.meter import Meter
 from distft.rundir import RunDir
 from distft.tasks.causal import Causal
 from distft.track import Tracker, tracker
+
+LIBRARIES = ("torch", "deepspeed", "transformers", "peft")
 
 
 @dataclass
@@ -53,7 +57,9 @@ class Session:
     rows: int  # in an epoch
     total_steps: int
     writer: Writer
+    identity: Identity
     progress: Progress
+    saved: int  # step of the newest checkpoint, written or being written
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     train = dataset(recipe, "train", template, ranks, console)
     held_out = dataset(recipe, "eval", template, ranks, console) if recipe.data.eval else None
     digest = dist.on_rank_0(ranks, "digest", lambda: models.digest(base, run.path / "base.json"))
-    identity = Identity(base=digest, rows=train.digest)
+    identity = Identity(digest, train.digest, template.digest, {name: version(name) for name in LIBRARIES})
     preempt.check()
     pulse.at("the model")
     engine, task = build(base, recipe, ranks)
@@ -112,7 +118,9 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         rows=len(train.rows),
         total_steps=total_steps,
         writer=Writer(run.checkpoints, identity, ranks, recipe.checkpoint.keep, fence),
+        identity=identity,
         progress=progress,
+        saved=progress.step,
     )
 
 
@@ -170,8 +178,14 @@ def build(base: Path, recipe: Recipe, ranks: Ranks) -> tuple[Engine, Causal]:
     return engine, task
 
 
-def restore(run: RunDir, engine: Engine, identity: Identity, ranks: Ranks, console: Console) -> Progress:
-    """Continue from the newest verified checkpoint; from the beginning where there was never one."""
+def restore(
+    run: RunDir, engine: Engine, identity: Identity, ranks: Ranks, console: Console, key: str = "checkpoint"
+) -> Progress:
+    """Continue from the newest verified checkpoint; from the beginning where there was never one.
+
+    Args:
+        key: what it is called among the ranks; another one each time.
+    """
 
     def choose() -> str | None:
         folder, passed_over = state.newest(run.checkpoints)
@@ -179,19 +193,28 @@ def restore(run: RunDir, engine: Engine, identity: Identity, ranks: Ranks, conso
             console.say(sentence)
         return str(folder) if folder else None
 
-    folder = dist.on_rank_0(ranks, "checkpoint", choose)
+    folder = dist.on_rank_0(ranks, key, choose)
     if folder is None:
         return Progress(step=0, next_row=0, useful_tokens=0, last_eval=0)
     stored = state.Stored(Path(folder))
-    if stored.identity.base != identity.base:
-        raise UserError(f"the base model has changed since {folder} was written; restore it, or use another --run-dir")
-    if stored.identity.rows != identity.rows:
-        raise UserError(
-            f"data.train or the tokenizer has changed since {folder} was written; restore it, or use another --run-dir"
-        )
+    changes.agree(
+        differences(stored.identity, identity), changes.allowed_here(), f"{folder} was written with something else"
+    )
     stored.load_into(engine)
     console.say(f"continuing after step {stored.progress.step} ({folder})")
     return stored.progress
+
+
+def differences(stored: Identity, now: Identity) -> list[Difference]:
+    """Between what a checkpoint was written with and what there is now."""
+    found = [Difference(changes.BASE, stored.base[:12], now.base[:12])] if stored.base != now.base else []
+    if stored.tokenizer != now.tokenizer:
+        found.append(Difference(changes.TOKENIZER, stored.tokenizer[:12], now.tokenizer[:12]))
+    elif stored.rows != now.rows:
+        found.append(Difference(changes.CONTENT, stored.rows[:12], now.rows[:12]))
+    names = sorted(stored.versions.keys() | now.versions.keys())
+    versions = [(f"{changes.VERSIONS}.{name}", stored.versions.get(name), now.versions.get(name)) for name in names]
+    return found + [Difference(*item) for item in versions if item[1] != item[2]]
 
 
 def check_packing(task: Causal, engine: Engine, ranks: Ranks) -> None:

@@ -38,6 +38,7 @@ class Status:
     eta_seconds: float | None
     attempts: list[Attempt]
     reason: str | None  # why it is held
+    excluded: list[str]  # hosts on which attempts failed twice
     job: Outlook | None  # what its scheduler says
 
 
@@ -78,6 +79,7 @@ def of(run: RunDir) -> Status:
             for attempt in content.attempts
         ],
         reason=content.reason,
+        excluded=content.excluded,
         job=outlook,
     )
 
@@ -155,6 +157,8 @@ def lines(status: Status) -> Iterator[str | Table]:
     yield f"[dim]{escape(status.run_dir)}[/dim]"
     if status.reason:
         yield f"held: {escape(status.reason)}"
+    if status.excluded:
+        yield f"not used any more, because attempts failed there twice: {escape(', '.join(status.excluded))}"
     if status.job is not None:
         yield escape(
             f"job {status.job.job}: {status.job.state}" + (f", {status.job.detail}" if status.job.detail else "")

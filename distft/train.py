@@ -10,12 +10,13 @@ from pathlib import Path
 
 import torch
 
-from distft import dist, export, preempt, pulse
+from distft import dist, export, nonfinite, preempt, pulse
 from distft.chart import draw
 from distft.console import Bar, Console
 from distft.data.loader import MicroBatch
 from distft.engine.schedule import learning_rate
-from distft.errors import DONE, PREEMPTED, RunFailed
+from distft.errors import DONE, PREEMPTED
+from distft.nonfinite import Trouble
 from distft.recipe import load_resolved
 from distft.rundir import RunDir
 from distft.session import Session, prepare
@@ -50,7 +51,7 @@ def train(session: Session) -> int:
         while session.progress.step < session.total_steps and not stop:
             stop = step(session, bar)
             stop = stop or evaluate_if_due(session)
-            if stop or is_due(session, session.recipe.checkpoint.every):
+            if (stop or is_due(session, session.recipe.checkpoint.every)) and session.progress.step != session.saved:
                 save(session)
     pulse.at("the end of the save")
     session.writer.wait()
@@ -80,20 +81,22 @@ def step(session: Session, bar: Bar) -> bool:
     targets, useful = dist.sum_over_ranks(
         [sum(task.counts(batch)[TOKENS] for batch in batches), sum(batch.useful_tokens for batch in batches)]
     )
-    loss = torch.zeros((), device=ranks.device)
+    parts = []
     for micro, batch in zip(micros, batches, strict=True):
         pulse.at(f"step {number}, a micro-batch")
         seed_generators(session.recipe.train.seed, number, micro.index)
         part = task.loss(engine.model, batch)[TOKENS] / max(targets, 1.0)
-        engine.backward(part * ranks.world, last=micro is micros[-1])  # DeepSpeed divides by the world size
-        loss += part.detach()
+        # DeepSpeed divides by the world size
+        engine.backward(nonfinite.made_plain(part) * ranks.world, last=micro is micros[-1])
+        parts.append(part.detach())
     pulse.at(f"step {number}, the update")
-    mean, stop = dist.sum_over_ranks([float(loss), float(stop_wanted(session))])
-    refuse_non_finite("loss", mean, number, micros, session)
+    mean, stop = dist.sum_over_ranks([float(sum(parts)), float(stop_wanted(session))])
     rate = learning_rate(session.recipe.train, number, session.total_steps)
     norm = engine.step(rate)
-    refuse_non_finite("gradient norm", norm, number, micros, session)
     note_samples(session, number, micros)
+    if not (math.isfinite(mean) and math.isfinite(norm)):
+        nonfinite.handle(session, Trouble(number, mean, norm, micros, parts))
+        return stop > 0
     session.progress = replace(
         session.progress,
         step=number,
@@ -113,16 +116,6 @@ def seed_generators(seed: int, number: int, micro: int) -> None:
     """Dropout depends on the place in the run only: not on history, and not on which rank computes it."""
     digest = hashlib.sha256(f"{seed} {number} {micro}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
-def refuse_non_finite(what: str, value: float, number: int, micros: list[MicroBatch], session: Session) -> None:
-    if not math.isfinite(value):
-        rows = "; ".join(str(micro.samples) for micro in micros)
-        raise RunFailed(
-            f"the {what} of step {number} is {value}; nothing was saved after it. Look at what "
-            f"rank {session.ranks.rank} fed from {session.recipe.data.train} (ids of documents, by row: {rows}), "
-            "or start another run with a lower train.lr"
-        )
 
 
 def note_samples(session: Session, number: int, micros: list[MicroBatch]) -> None:
@@ -201,6 +194,7 @@ def save(session: Session) -> None:
     """Begin a checkpoint of this step; it is written while training goes on."""
     pulse.at(f"the checkpoint of step {session.progress.step}")
     session.writer.begin(session.engine, session.progress)
+    session.saved = session.progress.step
     session.meter.restart()
 
 

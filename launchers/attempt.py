@@ -1,4 +1,4 @@
-"""One attempt on the node that leads it: its entry in run.json, from the start of its ranks to their end."""
+"""Attempts on the node that leads them: their entries in run.json, from the start of the ranks to their end."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from distft import preempt
 from distft.config import Recipe
 from distft.errors import DONE, FAILED, PREEMPTED
 from distft.lease import Held
 from distft.rundir import Attempt, Run, RunDir, State, this_host
+
+MOST_FRUITLESS_HERE = 1  # a second one in a row is for the scheduler, which may give other nodes
+RESTART_ROOM_SECONDS = 60.0  # less of the job's time is not worth a restart
 
 STATES: dict[int, State] = {DONE: "done", PREEMPTED: "preempted"}
 
@@ -23,6 +27,46 @@ class Verdict:
     code: int
     cause: str
     weight: int = 0  # of several verdicts, the one with the smallest weight names the cause
+    host: str | None = None  # where it may be the host's doing: a process killed, hung or crashed without a word
+
+
+@dataclass(frozen=True)
+class Restarts:
+    """Whether to start the ranks again here, in the same allocation, after they crashed, hung or were lost."""
+
+    most: int = 0  # from one start of the job to the next
+    ends: float | None = None  # seconds since the epoch at which the allocation ends
+    possible: Callable[[Attempt], bool] = lambda attempt: True  # whether all nodes are there and their ranks have ended
+
+    def again(self, record: Run, verdict: Verdict, done: int) -> bool:
+        return (
+            verdict.code == FAILED
+            and done < self.most
+            and not preempt.requested()
+            and fruitless(record) <= MOST_FRUITLESS_HERE
+            and (self.ends is None or time.time() + RESTART_ROOM_SECONDS < self.ends)
+            and self.possible(record.attempts[-1])
+        )
+
+
+def in_this_allocation(
+    run: RunDir,
+    recipe: Recipe,
+    held: Held,
+    hosts: list[str],
+    world: int,
+    restarts: Restarts,
+    work: Callable[[Attempt], Verdict],
+) -> Verdict:
+    """One attempt, and the next as long as `restarts` allows it. Raises as `recorded` does."""
+    done = 0
+    while True:
+        verdict = recorded(run, recipe, held, hosts, world, work)
+        if not restarts.again(run.read(), verdict, done):
+            return verdict
+        done += 1
+        print(f"distft: {verdict.cause}: starting the ranks again here, restart {done} of {restarts.most}", flush=True)
+        held.change_token()
 
 
 def recorded(
@@ -82,9 +126,26 @@ def close(run: RunDir, attempt: Attempt, verdict: Verdict, end: float) -> None:
     steps = [record["step"] for record in run.records() if record.get("attempt") == attempt.number and "loss" in record]
     attempt.first_step, attempt.last_step = (steps[0], steps[-1]) if steps else (None, None)
     attempt.exit_code, attempt.cause, attempt.end = verdict.code, verdict.cause, end
+    attempt.failed_on = verdict.host
     attempt.commit_after = run.newest_commit()
 
 
 def last_sign_of_life(run: RunDir, attempt: Attempt) -> float:
     logs = [path.stat().st_mtime for path in run.attempt_logs(attempt.number).glob("*.log")]
     return max([attempt.start, *logs])
+
+
+def fruitless(record: Run) -> int:
+    """How many of the last attempts, without a break, ended by their own doing and committed nothing."""
+    count = 0
+    for attempt in reversed(record.attempts):
+        if attempt.commit_after > attempt.commit_before or attempt.exit_code == DONE:
+            break
+        if not is_from_outside(attempt):
+            count += 1
+    return count
+
+
+def is_from_outside(attempt: Attempt) -> bool:
+    """Preempted or cancelled: says nothing about the run. A time limit without a commit does."""
+    return (attempt.cause or "").startswith(("preempted", "requeued", "cancelled"))

@@ -9,15 +9,15 @@ import socket
 from itertools import takewhile
 from pathlib import Path
 
-from distft import lease
+from distft import changes, lease
 from distft.config import Recipe
 from distft.errors import DONE, UserError
 from distft.job import Job, Outlook
 from distft.lease import Held
-from distft.recipe import check_sizes, differences, dump, load_resolved, refused
+from distft.recipe import check_sizes, differences, dump, load_resolved
 from distft.rundir import Attempt, RunDir, this_host, write_atomically
-from launchers.attempt import Verdict, recorded
-from launchers.parent import Claim, Node, run_ranks
+from launchers.attempt import Restarts, Verdict, in_this_allocation
+from launchers.parent import Claim, Household, Node, household, run_ranks
 
 PATIENCE_SECONDS = 1.0  # somebody who only looks holds a run for an instant
 
@@ -34,20 +34,24 @@ class LocalLauncher:
             raise UserError(f"{run.path} holds no run; name a recipe: distft train CONFIG --run-dir {run.path}")
         run.path.mkdir(parents=True, exist_ok=True)
         if job.mode == "prepare":  # in a batch script that is started again, whose last attempt may not be cold yet
-            settle_recipe(run, job.recipe)
+            settle_recipe(run, job.recipe, job.allow)
             return DONE
         if run.exists():
-            agreed_recipe(run, job.recipe)  # before anything is written, the lease included
-        with lease.hold(run, patience=PATIENCE_SECONDS) as held:
-            if run.exists() and run.read().state == "done":
-                settle_recipe(run, job.recipe)
+            agreed_recipe(run, job.recipe, job.allow)  # before anything is written, the lease included
+        os.environ["DISTFT_ALLOW"] = ",".join(sorted(job.allow))  # the ranks see data, tokenizer and libraries
+        with lease.hold(run, patience=PATIENCE_SECONDS) as held, household(run, nproc) as home:
+            if not finished(run, job):
+                check_sizes(job.recipe or load_resolved(run.config), nproc)  # before anything is written
+            recipe = settle_recipe(run, job.recipe, job.allow)
+            if run.read().state == "done":
                 print(f"{run.path} is finished; nothing to do")
                 return DONE
-            check_sizes(job.recipe or load_resolved(run.config), nproc)  # before anything is written
-            recipe = settle_recipe(run, job.recipe)
-            return recorded(
-                run, recipe, held, [this_host()], nproc, lambda attempt: on_this_node(run, recipe, held, nproc, attempt)
-            ).code
+            restarts = Restarts(job.resources.max_restarts or 0)
+
+            def work(attempt: Attempt) -> Verdict:
+                return on_this_node(run, recipe, held, nproc, attempt, home)
+
+            return in_this_allocation(run, recipe, held, [this_host()], nproc, restarts, work).code
 
     def outlook(self, run: RunDir) -> Outlook | None:
         return None
@@ -63,28 +67,35 @@ class LocalLauncher:
         return f"told process {found.pid} to save and to stop; the same command continues the run"
 
 
-def on_this_node(run: RunDir, recipe: Recipe, held: Held, nproc: int, attempt: Attempt) -> Verdict:
+def on_this_node(run: RunDir, recipe: Recipe, held: Held, nproc: int, attempt: Attempt, home: Household) -> Verdict:
     """All ranks of an attempt here. The parent opens the socket they meet on, so that no port is chosen twice."""
     listener = socket.create_server(("127.0.0.1", 0))
     node = Node(nproc=nproc, port=listener.getsockname()[1], listener=listener, timeout=recipe.engine.timeout)
-    return run_ranks(run, node, Claim(attempt.number, held.lease.token, held.lock), held.renew)
+    return run_ranks(run, node, Claim(attempt.number, held.lease.token, held.lock), held.renew, home)
 
 
-def settle_recipe(run: RunDir, wanted: Recipe | None) -> Recipe:
-    """The recipe of this attempt, written to the run folder. Raises what `agreed_recipe` does."""
+def settle_recipe(run: RunDir, wanted: Recipe | None, allowed: frozenset[str] = frozenset()) -> Recipe:
+    """The recipe of this attempt, written to the run folder; with it a finished run may not be finished any more.
+
+    Raises what `agreed_recipe` does.
+    """
     if not run.exists():
         assert wanted is not None
         assert wanted.name is not None
         run.create(wanted.name, dump(wanted))
         return wanted
-    agreed = agreed_recipe(run, wanted)
+    agreed = agreed_recipe(run, wanted, allowed)
     if agreed != load_resolved(run.config):
+        if reopened(run, agreed):
+            record = run.read()
+            record.state = "new"
+            run.write(record)
         write_atomically(run.config, dump(agreed))
     return agreed
 
 
-def agreed_recipe(run: RunDir, wanted: Recipe | None) -> Recipe:
-    """The recipe with which a run may go on. Only keys that leave the result alone may differ from the stored one.
+def agreed_recipe(run: RunDir, wanted: Recipe | None, allowed: frozenset[str] = frozenset()) -> Recipe:
+    """The recipe with which a run may go on.
 
     Raises:
         UserError: the folder holds a run of another recipe; the message shows the difference.
@@ -92,11 +103,18 @@ def agreed_recipe(run: RunDir, wanted: Recipe | None) -> Recipe:
     stored = load_resolved(run.config)
     if wanted is None or wanted == stored:
         return stored
-    changed = differences(stored, wanted)
-    if bad := refused(changed):
-        lines = "".join(f"\n  {item.key}: {item.old!r} there, {item.new!r} asked for" for item in bad)
-        raise UserError(f"{run.path} holds a run of another recipe; use another --run-dir, or the same values:{lines}")
+    changes.agree(differences(stored, wanted), allowed, f"{run.path} holds a run of another recipe")
     return wanted
+
+
+def finished(run: RunDir, job: Job) -> bool:
+    return run.exists() and run.read().state == "done" and not (job.recipe and reopened(run, job.recipe))
+
+
+def reopened(run: RunDir, wanted: Recipe) -> bool:
+    """Whether this recipe gives a finished run more to do."""
+    found = differences(load_resolved(run.config), wanted)
+    return any(item.key in ("train.steps", "train.epochs") for item in found)
 
 
 def gpus() -> int:

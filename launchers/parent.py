@@ -1,35 +1,33 @@
 """The light parent: starts the ranks of a node, passes signals on, collects exit codes. No torch in it.
 
 The first rank that leaves decides the attempt: its exit code is the attempt's, the others follow in a
-grace time or are killed. Ranks run in their own sessions, so that a Ctrl-C of the terminal reaches the
+grace time or are killed. Ranks run in another session, so that a Ctrl-C of the terminal reaches the
 parent alone, which passes it on.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TextIO
 
-from distft import preempt, pulse
+from distft import preempt
 from distft.errors import DONE, FAILED, PREEMPTED, USAGE
-from distft.rundir import RunDir
+from distft.rundir import RunDir, this_host
 from launchers.attempt import Verdict
-from launchers.watchdog import Patient, Watchdog, shared_memory
+from launchers.forkserver import Child, ForkServer, Rank
+from launchers.watchdog import Watchdog
 
 FOLLOW_SECONDS = {DONE: 120.0, PREEMPTED: 60.0}  # time for the other ranks after the first one left so
 FOLLOW_AFTER_CRASH_SECONDS = 10.0
 POLL_SECONDS = 0.05
 LOOK_AROUND_SECONDS = 0.5
-STACKS_SECONDS = 0.5
 STANDSTILL = 0.9  # of engine.timeout: the rank that hangs is to be named before the others give up waiting for it
 ERROR_PREFIX = "distft: error: "
 
@@ -61,63 +59,70 @@ class Claim:
     lock: int | None = None
 
 
-@dataclass(frozen=True)
-class Rank:
-    number: int
-    process: subprocess.Popen[bytes]
-    log: Path
-    memory: mmap.mmap  # its pulse
-
-
 LookAround = Callable[[], Verdict | None]
 """Called twice a second while ranks run: a verdict where the attempt has ended on another node.
 Raises RunFailed where the run was taken over."""
 
 
-def run_ranks(run: RunDir, node: Node, claim: Claim, look_around: LookAround) -> Verdict:
+class Household:
+    """What a light parent keeps from one attempt to the next: the fork server of its node."""
+
+    def __init__(self, run: RunDir, nproc: int) -> None:
+        self._run, self._nproc = run, nproc
+        self._server: ForkServer | None = None
+
+    def server(self, attempt: int, index: int) -> ForkServer:
+        """The fork server; a new one where there is none that works. It starts importing at once."""
+        if self._server is None or not self._server.usable:
+            threads = str(max(1, len(os.sched_getaffinity(0)) // self._nproc))
+            # NumPy's library starts its threads when it is imported, and they do not survive a fork.
+            common = {"OMP_NUM_THREADS": threads, **os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+            log = self._run.attempt_logs(attempt) / f"node-{index}.log"
+            self._server = ForkServer(self._run, log, common)
+        return self._server
+
+    def end(self) -> None:
+        if self._server is not None:
+            self._server.end()
+
+
+@contextmanager
+def household(run: RunDir, nproc: int) -> Iterator[Household]:
+    made = Household(run, nproc)
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+def run_ranks(run: RunDir, node: Node, claim: Claim, look_around: LookAround, home: Household) -> Verdict:
     """Start, watch and end the ranks of this node."""
     if pending := preempt.received():
         return Verdict(PREEMPTED, f"preempted ({pending[0].name}) before the ranks were started", weight=-1)
-    # Signals are held while ranks start: none is lost between two of them, and ranks inherit the held mask.
+    # Signals are held while the fork server starts: it inherits that, and so do ranks until they listen.
     preempt.hold()
     try:
-        ranks = start_ranks(run, node, claim)
+        server = home.server(claim.attempt, node.index)
     finally:
         preempt.listen()
     try:
-        patients = [Patient(rank.number, rank.process.pid, rank.memory) for rank in ranks]
-        return watch(ranks, Watchdog(patients, STANDSTILL * node.timeout), look_around)
+        ranks = start_ranks(run, node, claim, server)
+        return watch(server, ranks, Watchdog(STANDSTILL * node.timeout), look_around)
     finally:
-        end(ranks)
+        server.end_ranks()
 
 
-def start_ranks(run: RunDir, node: Node, claim: Claim) -> list[Rank]:
-    console = os.dup(sys.stderr.fileno())  # in a rank, descriptor 2 is its log
-    ranks: list[Rank] = []
+def start_ranks(run: RunDir, node: Node, claim: Claim, server: ForkServer) -> list[Rank]:
+    ranks = []
     for local in range(node.nproc):
         number = node.index * node.nproc + local
-        pulse_file = shared_memory()
-        keep = [console, pulse_file] + ([claim.lock] if claim.lock is not None else [])
-        environment = {**rank_environment(node, claim, local), "DISTFT_PULSE_FD": str(pulse_file)}
+        files = {"DISTFT_LOCK_FD": claim.lock} if claim.lock is not None else {}
         if number == 0:
-            environment["DISTFT_CONSOLE_FD"] = str(console)
+            files["DISTFT_CONSOLE_FD"] = sys.stderr.fileno()  # in a rank, descriptor 2 is its log
             if node.listener:
-                environment["DISTFT_LISTEN_FD"] = str(node.listener.fileno())
-                keep.append(node.listener.fileno())
+                files["DISTFT_LISTEN_FD"] = node.listener.fileno()
         log = run.attempt_logs(claim.attempt) / f"rank-{number}.log"
-        with open(log, "ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "distft", "train", "--run-dir", str(run.path)],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                pass_fds=keep,
-                start_new_session=True,
-            )
-        ranks.append(Rank(number, process, log, mmap.mmap(pulse_file, pulse.BYTES)))
-        os.close(pulse_file)
-    os.close(console)
+        ranks.append(server.fork(number, log, rank_environment(node, claim, local), files))
     if node.listener:
         node.listener.close()
     return ranks
@@ -125,116 +130,105 @@ def start_ranks(run: RunDir, node: Node, claim: Claim) -> list[Rank]:
 
 def rank_environment(node: Node, claim: Claim, local: int) -> dict[str, str]:
     environment = {
-        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // node.nproc)),
-        **os.environ,
         "RANK": str(node.index * node.nproc + local),
         "LOCAL_RANK": str(local),
         "WORLD_SIZE": str(node.world),
         "LOCAL_WORLD_SIZE": str(node.nproc),
         "MASTER_ADDR": node.address,
         "MASTER_PORT": str(node.port),
-        "PYTHONUNBUFFERED": "1",
         "DISTFT_ATTEMPT": str(claim.attempt),
         "DISTFT_TOKEN": claim.token,
-        "DISTFT_PARENT": str(os.getpid()),
     }
     if node.deadline is not None:
         environment["DISTFT_DEADLINE"] = str(node.deadline)
-    if node.nodes == 1:
-        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if node.nodes == 1 and "GLOO_SOCKET_IFNAME" not in os.environ:
+        environment["GLOO_SOCKET_IFNAME"] = "lo"
     return environment
 
 
-def watch(ranks: list[Rank], watchdog: Watchdog, look_around: LookAround) -> Verdict:
+def watch(server: ForkServer, ranks: list[Rank], watchdog: Watchdog, look_around: LookAround) -> Verdict:
     """Wait for the first rank to leave, here or elsewhere, then for the others as long as their grace time lasts."""
-    passed_on = 0
-    first: Rank | None = None
+    first: Child | None = None
     elsewhere: Verdict | None = None
     deadline, next_look = float("inf"), 0.0
-    while running := [rank for rank in ranks if rank.process.poll() is None]:
+    while running := [rank for rank in ranks if rank.code is None]:
         now = time.monotonic()
         signals = preempt.received()
-        for number in signals[passed_on:]:
-            pass_on(number, running, first_time=passed_on == 0)
-            passed_on += 1
+        if signals and not server.ready:
+            return Verdict(PREEMPTED, f"preempted ({signals[0].name}) before the ranks were started", weight=-1)
+        pass_on(signals, running)
         if [number for number in signals if number is signal.SIGINT][1:]:
             deadline = 0.0  # Ctrl-C twice: the user does not want to wait for a save
         if first is None and len(running) < len(ranks):
             first = min((rank for rank in ranks if rank not in running), key=blame)
-            deadline = min(deadline, now + grace(first.process.returncode))
+            deadline = min(deadline, now + grace(first.code))
         if now >= next_look:
             next_look = now + LOOK_AROUND_SECONDS
             if elsewhere is None and (elsewhere := look_around()) is not None:
                 deadline = min(deadline, now + grace(elsewhere.code))
-        if first is None and elsewhere is None and (hang := watchdog.hanging()) is not None:
+        if first is None and elsewhere is None and (hang := watchdog.hanging(begun(server, ranks))):
             say(f"{hang}; the stacks of all ranks are in their logs: {ranks[0].log.parent}", sys.stderr)
-            return Verdict(FAILED, hang)
+            return Verdict(FAILED, hang, host=this_host())
         if now > deadline:
             break
         time.sleep(POLL_SECONDS)
-    gone = [rank for rank in ranks if rank.process.poll() is not None]
-    first = first or min(gone, key=blame, default=None)
+        server.look()
+    if server.code is not None:
+        first = first or server
+    first = first or min((rank for rank in ranks if rank.code is not None), key=blame, default=None)
     return elsewhere if first is None and elsewhere is not None else verdict(first)
 
 
-def grace(code: int) -> float:
-    return FOLLOW_SECONDS.get(code, FOLLOW_AFTER_CRASH_SECONDS)
+def begun(server: ForkServer, ranks: list[Rank]) -> list[Child]:
+    """The processes that should get on: the fork server as long as it imports, then the ranks."""
+    return [rank for rank in ranks if rank.pid is not None] if server.ready else [server]
 
 
-def blame(rank: Rank) -> int:
+def grace(code: int | None) -> float:
+    return FOLLOW_SECONDS.get(FAILED if code is None else code, FOLLOW_AFTER_CRASH_SECONDS)
+
+
+def blame(child: Child) -> int:
     """Of ranks that left within one poll, which is the cause and which the consequence; smallest first."""
-    code = rank.process.returncode
+    code = FAILED if child.code is None else child.code
     if code == PREEMPTED and preempt.requested():
         return -1  # one that left before the first step closes connections, on which another may abort
     return 0 if code < 0 else {USAGE: 1, PREEMPTED: 2, FAILED: 3, DONE: 5}.get(code, 4)
 
 
-def pass_on(number: signal.Signals, running: list[Rank], first_time: bool) -> None:
-    if first_time:
-        again = "; Ctrl-C again kills it, losing the steps since the last checkpoint" if number is signal.SIGINT else ""
-        say(f"{number.name} received: stopping at the next step{again}", sys.stderr)
+def pass_on(signals: Sequence[signal.Signals], running: list[Rank]) -> None:
+    """Tell each rank that has begun of the stop signals that it does not know of."""
     for rank in running:
-        rank.process.send_signal(number)
+        if rank.pid is None:
+            continue
+        for number in signals[rank.told :]:
+            rank.send(number)
+        rank.told = len(signals)
 
 
-def verdict(first: Rank | None) -> Verdict:
-    """What the first rank that left says about the attempt."""
+def verdict(first: Child | None) -> Verdict:
+    """What the first rank that left says about the attempt; or the fork server, where it was the first."""
     signals = preempt.received()
-    if first is None:
+    if first is None or first.code is None:
         return Verdict(PREEMPTED, "killed by a second Ctrl-C before it could save", weight=-1)
-    code, weight = first.process.returncode, blame(first)
+    code, weight = first.code, blame(first)
     if code == DONE:
         return Verdict(DONE, "finished", weight)
     if code == PREEMPTED:
         return Verdict(PREEMPTED, f"preempted ({signals[0].name})" if signals else "preempted", weight)
     if code < 0:
-        cause = f"rank {first.number} was killed by {signal.Signals(-code).name}"
+        cause = f"{first.name} was killed by {signal.Signals(-code).name}"
         say(f"{cause}; its log: {first.log}", sys.stderr)
-        return Verdict(FAILED, cause, weight)
+        return Verdict(FAILED, cause, weight, this_host())
     log = first.log.read_text(encoding="utf-8", errors="replace")
     _, found, sentence = log.rpartition(f"\n{ERROR_PREFIX}")  # a rank's error is the last thing it says
     if found:
         say(f"error: {sentence.strip()}", sys.stderr)
         return Verdict(USAGE if code == USAGE else FAILED, sentence.strip(), weight)
     end_of_log = "\n".join(log.splitlines()[-20:])
-    say(f"rank {first.number} failed (exit code {code}); the end of {first.log}:\n{end_of_log}", sys.stderr)
-    return Verdict(FAILED, f"rank {first.number} crashed", weight)
+    say(f"{first.name} failed (exit code {code}); the end of {first.log}:\n{end_of_log}", sys.stderr)
+    return Verdict(FAILED, f"{first.name} crashed", weight, this_host())
 
 
 def say(message: str, stream: TextIO) -> None:
     print(f"distft: {message}", file=stream, flush=True)
-
-
-def end(ranks: list[Rank]) -> None:
-    """Kill the ranks that are still there, and have them say first where they are."""
-    left = [rank for rank in ranks if rank.process.poll() is None]
-    for rank in left:
-        if pulse.read(rank.memory).beats:  # before, the signal would leave a core file and no stacks
-            rank.process.send_signal(pulse.STACKS)
-            rank.process.send_signal(signal.SIGCONT)
-    if left:
-        time.sleep(STACKS_SECONDS)
-    for rank in left:
-        rank.process.kill()
-    for rank in ranks:
-        rank.process.wait()

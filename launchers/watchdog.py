@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from distft import pulse
 from distft.rundir import this_host
+from launchers.forkserver import Child
 
 STOPPED_SECONDS = 30.0  # without a beat and without CPU time
 STARTING_SECONDS = 300.0  # the same, before the first beat: imports from a slow file system
@@ -17,20 +18,10 @@ PAUSED_SECONDS = 5.0  # between two looks of our own: it was us who stood still,
 LOOK_SECONDS = 1.0
 
 
-def shared_memory() -> int:
-    """A file for a rank's pulse, in memory only."""
-    descriptor = os.memfd_create("distft-pulse")
-    os.ftruncate(descriptor, pulse.BYTES)
-    return descriptor
-
-
 @dataclass
-class Patient:
-    """One rank, as it was seen."""
+class Seen:
+    """One process, as it was seen."""
 
-    number: int
-    pid: int
-    memory: mmap.mmap
     beats: int = 0
     cpu: float = 0.0
     moves: int = 0
@@ -39,8 +30,8 @@ class Patient:
     alive_at: float = field(default_factory=time.monotonic)
     moved_at: float = field(default_factory=time.monotonic)
 
-    def look(self, now: float) -> None:
-        sign, cpu = pulse.read(self.memory), cpu_seconds(self.pid)
+    def look(self, child: Child, now: float) -> None:
+        sign, cpu = pulse.read(child.memory), cpu_seconds(child.pid)
         if (sign.beats, cpu) != (self.beats, self.cpu):
             self.beats, self.cpu, self.alive_at = sign.beats, cpu, now
         if sign.moves != self.moves:
@@ -48,46 +39,50 @@ class Patient:
 
     @property
     def where(self) -> str:
-        return f"rank {self.number} on {this_host()}"
+        return self.place or "its start"
 
 
 class Watchdog:
-    """Looks at the ranks of a node.
+    """Looks at processes of a node.
 
     Args:
         standstill: seconds without a step forward of any rank of this node after which the attempt is given up.
     """
 
-    def __init__(self, patients: list[Patient], standstill: float) -> None:
-        self._patients, self._standstill = patients, standstill
+    def __init__(self, standstill: float) -> None:
+        self._standstill = standstill
+        self._seen: dict[str, Seen] = {}
         self._looked = time.monotonic()
 
-    def hanging(self) -> str | None:
-        """Which rank hangs and where, in words; None while all is well."""
+    def hanging(self, begun: Sequence[Child]) -> str | None:
+        """Which of the processes that have begun hangs and where, in words; None while all is well."""
         now = time.monotonic()
         if now - self._looked < LOOK_SECONDS:
             return None
         paused, self._looked = now - self._looked > PAUSED_SECONDS, now
-        for patient in self._patients:
-            patient.look(now)
+        self._seen = {child.name: self._seen.get(child.name, Seen()) for child in begun}
+        for child in begun:
+            seen = self._seen[child.name]
+            seen.look(child, now)
             if paused:
-                patient.alive_at = patient.moved_at = now
-        for patient in self._patients:
-            limit = STOPPED_SECONDS if patient.beats else STARTING_SECONDS
-            if now - patient.alive_at > limit:
-                place = patient.place or "its start"
-                return f"hang: {patient.where} gave no sign of life for {limit:.0f} s, in {place}"
-        moving = max((patient.moved_at for patient in self._patients), default=now)
-        if now - moving > self._standstill:
-            behind = min(self._patients, key=lambda patient: patient.passed)
-            alone = behind.passed < max(patient.passed for patient in self._patients)
-            who = behind.where if alone or len(self._patients) == 1 else f"all ranks on {this_host()}"
-            place = behind.place or "its start"
-            return f"hang: {who} did not get on for {self._standstill:.0f} s, in {place}"
-        return None
+                seen.alive_at = seen.moved_at = now
+        for name, seen in self._seen.items():
+            limit = STOPPED_SECONDS if seen.beats else STARTING_SECONDS
+            if now - seen.alive_at > limit:
+                return f"hang: {name} on {this_host()} gave no sign of life for {limit:.0f} s, in {seen.where}"
+        return self._standing_still(now)
+
+    def _standing_still(self, now: float) -> str | None:
+        ranks = {name: seen for name, seen in self._seen.items() if seen.beats}
+        if not ranks or now - max(seen.moved_at for seen in ranks.values()) <= self._standstill:
+            return None
+        name, behind = min(ranks.items(), key=lambda item: item[1].passed)
+        alone = behind.passed < max(seen.passed for seen in ranks.values())
+        who = name if alone or len(ranks) == 1 else "all ranks"
+        return f"hang: {who} on {this_host()} did not get on for {self._standstill:.0f} s, in {behind.where}"
 
 
-def cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int | None) -> float:
     """CPU time a process has used; 0.0 when it is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -33,14 +33,18 @@ class Progress:
     next_row: int
     useful_tokens: int
     last_eval: int  # step of the last finished evaluation; 0: none
+    non_finite: int = 0  # how often a step was not finite
+    rolled_back_at: int = 0  # the step for which the run went back last; 0: it never did
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What the trained state only makes sense with; compared before a checkpoint is loaded."""
+    """What a run is with, beside its recipe; compared before a checkpoint is loaded."""
 
     base: str  # sha256 over the base model's files
     rows: str  # sha256 over the training rows: tokens and their packing
+    tokenizer: str  # sha256 over the tokenizer and its chat template
+    versions: dict[str, str]  # of the libraries that decide the bits of a loss
 
 
 def owned(engine: Engine, with_buffers: bool) -> Iterator[tuple[str, torch.Tensor]]:

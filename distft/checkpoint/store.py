@@ -113,12 +113,12 @@ def folder_of(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step-{step:08d}"
 
 
-def stage(checkpoints: Path, step: int) -> Path:
-    """The folder into which the files of a checkpoint are written before it counts."""
-    return checkpoints / f".staged-{folder_of(checkpoints, step).name}"
+def stage(checkpoints: Path, step: int, owner: str = "") -> Path:
+    """The folder into which the files of a checkpoint are written before it counts; each `owner` has its own."""
+    return checkpoints / f".staged-{folder_of(checkpoints, step).name}{owner and '-'}{owner}"
 
 
-def prepare(checkpoints: Path, step: int, needed: int) -> None:
+def prepare(checkpoints: Path, step: int, needed: int, owner: str = "") -> None:
     """Make an empty staging folder and remove those that a killed attempt left.
 
     Raises:
@@ -132,12 +132,12 @@ def prepare(checkpoints: Path, step: int, needed: int) -> None:
             f"no space left for the checkpoint of step {step}: it takes {needed / 1e6:,.0f} MB and "
             f"{free / 1e6:,.0f} MB are free in {checkpoints}; free some and run the same command again"
         )
-    stage(checkpoints, step).mkdir(parents=True)
+    stage(checkpoints, step, owner).mkdir(parents=True)
 
 
-def commit(checkpoints: Path, step: int, digests: Iterable[Digest]) -> Path:
+def commit(checkpoints: Path, step: int, digests: Iterable[Digest], owner: str = "") -> Path:
     """Write the manifest and let the checkpoint exist, durably."""
-    staged, final = stage(checkpoints, step), folder_of(checkpoints, step)
+    staged, final = stage(checkpoints, step, owner), folder_of(checkpoints, step)
     write_text(staged / MANIFEST, json.dumps({"files": [asdict(digest) for digest in digests]}, indent=1))
     sync_folder(staged)
     if final.exists():  # it did not verify when this attempt began, or the attempt would have continued after it

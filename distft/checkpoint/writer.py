@@ -21,6 +21,7 @@ from distft.checkpoint import state, store
 from distft.checkpoint.state import Identity, Progress
 from distft.dist import Ranks
 from distft.engine.deepspeed import Engine
+from distft.errors import RunFailed
 from distft.lease import Fence
 
 POLL_SECONDS = 0.01
@@ -85,7 +86,9 @@ class Writer:
         began = time.monotonic()
         self.wait()
         tensors = self._memory.copy(state.owned(engine, with_buffers=self._ranks.first))
-        description = state.describe(engine, progress, self._identity) if self._ranks.first else None
+        description = None
+        if self._ranks.first:
+            description = {**state.describe(engine, progress, self._identity), "written_by": self._fence.token}
         part = Part(progress.step, tensors, description, state.bytes_of(engine))
         stall = time.monotonic() - began
         self._thread = threading.Thread(target=self._run, args=(part, began, stall), name="checkpoint", daemon=True)
@@ -123,26 +126,31 @@ class Writer:
 
     def _write(self, part: Part) -> None:
         checkpoints, step, rank = self._checkpoints, part.step, self._ranks.rank
+        owner = self._fence.token or ""
+        staged = store.stage(checkpoints, step, owner)
         if self._ranks.first:
             self._fence.check()
-            store.prepare(checkpoints, step, part.needed)
+            store.prepare(checkpoints, step, part.needed, owner)
             self._tell(step, "staged")
         else:
             self._hear(step, "staged")
-        digest = self._write_tensors(store.stage(checkpoints, step) / state.file_of(rank), part)
+        digest = self._write_tensors(staged / state.file_of(rank), part)
         self._tell(step, f"rank {rank}", json.dumps(asdict(digest)))
         if part.description is not None:
             everyone = [self._hear(step, f"rank {other}") for other in range(self._ranks.world)]
             digests = [store.Digest(**json.loads(one)) for one in everyone]
             text = json.dumps(part.description, indent=1)
-            digests.append(store.write_text(store.stage(checkpoints, step) / state.STATE, text))
+            digests.append(store.write_text(staged / state.STATE, text))
             self._fence.check()  # as late as can be: an attempt that was given up may come back to life at any line
-            store.prune(checkpoints, self._keep, newest=store.commit(checkpoints, step, digests))
+            store.prune(checkpoints, self._keep, newest=store.commit(checkpoints, step, digests, owner))
             self._tell(step, "committed")
         else:
             self._hear(step, "committed")
 
     def _write_tensors(self, path: Path, part: Part) -> store.Digest:
+        for name, tensor in part.tensors:
+            if not name.endswith("|buffer") and not bool(torch.isfinite(tensor).all()):
+                raise RunFailed(f"{name} is not finite after step {part.step}; that is not saved. Use a lower train.lr")
         try:
             digest = store.write_tensors(path, part.tensors)
         except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -51,13 +52,14 @@ def sharded_loading(recipe: Recipe, ranks: Ranks) -> object:
     """Under stage 3, makes transformers load a model straight into shards as long as the result is alive."""
     if stage(recipe) != 3:
         return None
-    _import_deepspeed()
+    _connect(imported())
     from transformers.integrations import HfDeepSpeedConfig
 
     return HfDeepSpeedConfig(configuration(recipe, ranks, trainable=0))
 
 
-def _import_deepspeed() -> Any:
+def imported() -> Any:
+    """The package, as it is used here."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
@@ -68,8 +70,11 @@ def _import_deepspeed() -> Any:
     # The shared-memory all-reduce is compiled at first use (20 to 70 s, a compiler, and a lock file that outlives a
     # kill and blocks every later run). gloo needs none of it. DeepSpeed keeps this table for such edits.
     deepspeed.ops.__dict__.setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(auto_mpi_discovery=False)
     return deepspeed
+
+
+def _connect(deepspeed: Any) -> None:
+    deepspeed.init_distributed(auto_mpi_discovery=False)
 
 
 def configuration(recipe: Recipe, ranks: Ranks, trainable: int) -> dict[str, Any]:
@@ -108,7 +113,8 @@ class Engine:
     """
 
     def __init__(self, module: torch.nn.Module, recipe: Recipe, ranks: Ranks) -> None:
-        deepspeed = _import_deepspeed()
+        deepspeed = imported()
+        _connect(deepspeed)
         self.module = module
         self._ranks = ranks
         self._stage = stage(recipe)
@@ -137,11 +143,17 @@ class Engine:
         self.model.backward(loss, scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> float:
-        """Clip, update weights, forget gradients. Returns the gradient norm before clipping."""
+        """Clip, update weights, forget gradients. Returns the gradient norm before clipping; where that is not finite,
+        no weight and no moment was changed."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         norm = self._replicated_norm() if self._stage == 0 else None
+        if norm is not None and not math.isfinite(norm):
+            self._optimizer.zero_grad()
+            return norm
         self.model.step()
+        if not self.model.was_step_applied():
+            return math.inf
         return norm if norm is not None else float(self.model.get_global_grad_norm())
 
     def _replicated_norm(self) -> float:

@@ -9,9 +9,10 @@ import dataclasses
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Sequence
 
-from distft.errors import DONE, PREEMPTED
+from distft.errors import PREEMPTED
 from distft.rundir import Attempt, Run, RunDir
 from launchers.attempt import Verdict, close, last_sign_of_life
 from launchers.slurm import scheduler
@@ -19,6 +20,7 @@ from launchers.slurm.scheduler import Accounted
 
 EARLY_SECONDS = 90.0  # SLURM sends the lead signal up to a minute early, and saving takes time
 UNKNOWN = "killed"
+MOST_FAILURES = 2  # on one host
 
 
 def stop_cause(verdict: Verdict, signals: Sequence[signal.Signals], ends: float | None) -> Verdict:
@@ -58,17 +60,7 @@ def of_start(starts: list[Accounted] | None, attempt: Attempt) -> Accounted | No
     return next((entry for entry in reversed(starts) if entry.start <= attempt.start), None)
 
 
-def fruitless(record: Run) -> int:
-    """How many of the last attempts, without a break, ended by their own doing and committed nothing."""
-    count = 0
-    for attempt in reversed(record.attempts):
-        if attempt.commit_after > attempt.commit_before or attempt.exit_code == DONE:
-            break
-        if not is_from_outside(attempt):
-            count += 1
-    return count
-
-
-def is_from_outside(attempt: Attempt) -> bool:
-    """Preempted or cancelled: says nothing about the run. A time limit without a commit does."""
-    return (attempt.cause or "").startswith(("preempted", "requeued", "cancelled"))
+def suspects(record: Run, job: str) -> list[str]:
+    """Hosts on which attempts of this job failed first, twice or more."""
+    count = Counter(attempt.failed_on for attempt in record.attempts if attempt.job == job and attempt.failed_on)
+    return sorted(host for host, times in count.items() if times >= MOST_FAILURES)

@@ -17,10 +17,10 @@ from typing import Literal
 from distft import lease
 from distft.errors import DONE, FAILED, PREEMPTED, USAGE, UserError
 from distft.rundir import Attempt, Run, RunDir
-from launchers.attempt import STATES, Verdict, close
+from launchers.attempt import STATES, Verdict, close, fruitless
 from launchers.slurm import scheduler
-from launchers.slurm.cause import UNKNOWN, fruitless, of_start
-from launchers.slurm.node import folder, read_verdict
+from launchers.slurm.cause import UNKNOWN, of_start, suspects
+from launchers.slurm.verdicts import folder, read_verdict
 
 MOST_FRUITLESS = 3
 ACCOUNTING_SECONDS = 4.0  # KILL follows TERM after KillWait, 30 s by default
@@ -115,17 +115,25 @@ def apply(run: RunDir, record: Run, job: str, decision: Decision) -> None:
         run.write(record)
         say(f"held: {decision.reason}; mend it, then: distft resume {run.path}")
     elif decision.action == "requeue":
-        asked = scheduler.requeue(job)
-        say(
-            f"{decision.reason}: "
-            + (
-                "SLURM starts the job again"
-                if asked
-                else f"SLURM does not requeue the job; continue by: distft resume {run.path}"
-            )
-        )
+        avoid = to_avoid(record, job)
+        if avoid != record.excluded:
+            record.excluded = avoid
+            run.write(record)
+        if not scheduler.requeue(job):
+            say(f"{decision.reason}: SLURM does not requeue the job; continue by: distft resume {run.path}")
+            return
+        say(f"{decision.reason}: SLURM starts the job again")
+        if avoid and not scheduler.exclude(job, avoid):
+            say(f"SLURM does not take {','.join(avoid)} from the job's nodes, where attempts failed twice")
     else:
         say(decision.reason)
+
+
+def to_avoid(record: Run, job: str) -> list[str]:
+    """Hosts that failed twice, as far as enough others are there."""
+    hosts = suspects(record, job)
+    usable = scheduler.usable_nodes(os.environ.get("SLURM_JOB_PARTITION", "")) or set()
+    return hosts if len(usable - set(hosts)) >= int(os.environ.get("SLURM_JOB_NUM_NODES") or 1) else []
 
 
 def say(message: str) -> None:

@@ -114,6 +114,23 @@ def requeue(job: str) -> bool:
     return ask("scontrol", "requeue", job) is not None
 
 
+def exclude(job: str, hosts: list[str]) -> bool:
+    """Have a job that was just requeued start on other nodes than these and those it excludes already."""
+    output = ask("scontrol", "--oneliner", "show", "job", job)
+    found = re.search(r"\bExcNodeList=(\S+)", output or "")
+    already = [found.group(1)] if found and found.group(1) != "(null)" else []
+    return ask("scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join([*already, *hosts])}") is not None
+
+
+def usable_nodes(partition: str) -> set[str] | None:
+    """Nodes of a partition that are not down or drained; None where sinfo does not answer."""
+    output = ask("sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N %T")
+    if output is None:
+        return None
+    states = [line.split() for line in output.splitlines() if len(line.split()) == 2]
+    return {name for name, state in states if not re.search(r"down|drain|fail|maint|\*", state)}
+
+
 def _seconds(text: str) -> float | None:
     if text.isdigit():
         return float(text)

@@ -27,6 +27,7 @@ class Request:
     nodes: int
     time: str
     dependency: str | None = None
+    allow: frozenset[str] = frozenset()  # what may differ from the attempts before
     module: str = NODE  # what runs once a node
     policy: bool = True  # whether the job may ask to be started again
 
@@ -140,9 +141,12 @@ def _variables(request: Request) -> dict[str, str]:
     quoted = {
         "DISTFT_RUN_DIR": shlex.quote(str(request.run_dir)),
         "DISTFT_SIGNAL_LEAD": str(site.signal_lead),
+        "DISTFT_MAX_RESTARTS": str(site.max_restarts),
     }
     if site.ranks is not None or site.gpus is not None:
         quoted["DISTFT_RANKS"] = str(site.ranks_a_node)
+    if request.allow:
+        quoted["DISTFT_ALLOW"] = shlex.quote(",".join(sorted(request.allow)))
     if site.offline:
         quoted["HF_HUB_OFFLINE"] = "1"
     if site.interface:

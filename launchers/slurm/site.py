@@ -143,6 +143,9 @@ class Site(Section):
     container: Container | None = Field(None, description="image that the ranks run in")
     mail: Mail | None = Field(None, description="--mail-user, --mail-type")
     dependency: Dependency | None = Field(None, description="--dependency, like afterok:123")
+    max_restarts: Annotated[int, Field(ge=0, le=1000)] = Field(
+        10, description="how often ranks that crashed or hung are started again before the job is given back"
+    )
     signal_lead: Annotated[int, Field(ge=0, le=65535)] = Field(
         120, description="seconds before the time limit at which SLURM sends SIGUSR2; 0: no signal, the clock decides"
     )

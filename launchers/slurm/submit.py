@@ -16,7 +16,7 @@ from distft.explain import explain
 from distft.job import Job, Outlook
 from distft.recipe import load_resolved
 from distft.rundir import RunDir, write_atomically
-from launchers.local import settle_recipe
+from launchers.local import finished, settle_recipe
 from launchers.slurm import preflight, scheduler, script, site
 from launchers.slurm.cause import UNKNOWN, of_start
 from launchers.slurm.script import Request
@@ -66,21 +66,21 @@ class SlurmLauncher:
         return self._submit(run, job, request, profile_path)
 
     def _submit(self, run: RunDir, job: Job, request: Request, profile_path: Path) -> int:
-        if run.exists() and run.read().state == "done":
-            settle_recipe(run, job.recipe)
+        if finished(run, job):
+            settle_recipe(run, job.recipe, job.allow)
             print(f"{run.path} is finished; nothing to do")
             return DONE
         refuse_second_job(run)
         new = not run.path.exists()
         try:
-            settle_recipe(run, job.recipe)
+            settle_recipe(run, job.recipe, job.allow)
             number = script.send(request)
         except UserError:
             if new:
                 shutil.rmtree(run.path, ignore_errors=True)
             raise
         record = run.read()
-        record.launcher = "slurm"
+        record.launcher, record.excluded = "slurm", []  # who sends it again has looked at the nodes
         run.write(record)
         entry = Sent(number, str(profile_path.absolute()), request.nodes, request.time, time.time())
         listed = json.dumps([asdict(item) for item in [*jobs_of(run), entry]], indent=1)
@@ -135,6 +135,7 @@ def job_ids(run: RunDir) -> list[str]:
 def overridden(profile: site.Site, job: Job) -> site.Site:
     """The profile with the values of the command line, checked as those of the file are."""
     wanted = {"nodes": job.resources.nodes, "time": job.resources.time, "ranks": job.resources.nproc}
+    wanted |= {"max_restarts": job.resources.max_restarts}
     given = {key: value for key, value in wanted.items() if value is not None}
     values = {**profile.model_dump(exclude_unset=True), **given}
     try:
@@ -152,6 +153,7 @@ def requested(run: RunDir, recipe: Recipe, profile: site.Site, job: Job) -> Requ
         site=profile,
         nodes=profile.nodes,
         time=profile.time,
+        allow=job.allow,
         dependency=after(profile.dependency, job.resources.after),
     )
 

@@ -132,5 +132,7 @@ def digests(folder: Path) -> dict[str, str]:
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.safetensors")}
     assert files, f"no tensors in {folder}"
     if (state := folder / "state.json").exists():
-        files["state.json"] = json.dumps({**json.loads(state.read_text()), "identity": None}, sort_keys=True)
+        files["state.json"] = json.dumps(
+            {**json.loads(state.read_text()), "identity": None, "written_by": None}, sort_keys=True
+        )
     return files

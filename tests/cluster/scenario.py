@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from tests.e2e.command import about, losses, records, until
+from tests.e2e.command import RANK_NAME, about, losses, records, until
 
 ROOT = Path(__file__).parents[2]
 DISTFT = Path(sys.executable).with_name("distft")
@@ -196,7 +196,11 @@ class Run:
         return found
 
     def rank(self, number: int) -> psutil.Process:
-        [found] = self.processes(lambda p, e: e.get("RANK") == str(number) and "distft" in p.cmdline())
+        [found] = self.processes(lambda p, e: p.name() == f"{RANK_NAME}{number}")
+        return found
+
+    def fork_server(self, index: int) -> psutil.Process:
+        [found] = self.processes(lambda p, e: p.name() == "distft-fork" and e.get("SLURM_NODEID") == str(index))
         return found
 
     def parent(self, index: int) -> psutil.Process:

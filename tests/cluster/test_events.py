@@ -5,6 +5,7 @@ Two nodes with two ranks each. The numbers are those of the acceptance in the is
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Callable
 from itertools import pairwise
@@ -118,21 +119,41 @@ def test_a_signal_from_outside_is_one_requeue(cluster: Cluster, variant: str) ->
 
 @pytest.mark.parametrize("variant", ["lora-zero2", pytest.param("full-zero3", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
-    ("who", "cause"),
+    ("who", "cause", "options", "restarts"),
     [
-        ("rank", "rank 3 was killed by SIGKILL"),
-        ("parent", "killed"),
-        ("srun", "srun or the first node's light parent was killed by signal 9"),
+        ("rank", "rank 3 was killed by SIGKILL", (), 0),  # started again within the job
+        pytest.param("rank", "rank 3 was killed", ("--max-restarts=0",), 1, marks=pytest.mark.long),
+        pytest.param("fork server", "the fork server was killed by SIGKILL", (), 0, marks=pytest.mark.long),
+        ("parent", "killed", (), 1),
+        ("srun", "srun or the first node's light parent was killed by signal 9", (), 1),
     ],
 )
 def test_a_kill_loses_at_most_the_steps_since_the_last_commit(
-    cluster: Cluster, variant: str, who: str, cause: str
+    cluster: Cluster, variant: str, who: str, cause: str, options: tuple[str, ...], restarts: int
 ) -> None:
     cluster.reference(variant)
-    run = cluster.submit(f"killed-{who}-{variant}", variant)
-    victims = {"rank": lambda: run.rank(3), "parent": lambda: run.parent(1), "srun": run.srun}
-    disturbed(run, f"SIGKILL of a {who}", lambda: kill(victims[who]()), lost=range(EVERY + 1))
+    run = cluster.submit(f"killed-{who.replace(' ', '-')}-{restarts}-{variant}", variant, *options)
+    victims = {
+        "rank": lambda: run.rank(3),
+        "fork server": lambda: run.fork_server(1),
+        "parent": lambda: run.parent(1),
+        "srun": run.srun,
+    }
+    event = f"SIGKILL of a {who}" + (f", {' '.join(options)}" if options else "")
+    disturbed(run, event, lambda: kill(victims[who]()), lost=range(EVERY + 1), restarts=restarts)
     assert cause in about(run.path)["attempts"][0]["cause"]
+    assert len(about(run.path)["attempts"]) == 2
+
+
+@pytest.mark.long
+def test_a_stopped_rank_is_named_and_started_again_in_the_job(cluster: Cluster) -> None:
+    cluster.reference("lora-zero2")
+    run = cluster.submit("stopped", "lora-zero2")
+    disturbed(
+        run, "SIGSTOP of a rank", lambda: run.rank(2).send_signal(signal.SIGSTOP), lost=range(EVERY + 1), restarts=0
+    )
+    [first, _] = about(run.path)["attempts"]
+    assert first["cause"].startswith(f"hang: rank 2 on {first['hosts'][1]} gave no sign of life for 30 s")
 
 
 # --- 5: nodes ---------------------------------------------------------------------------------------------------------
@@ -208,7 +229,7 @@ def test_a_run_that_always_crashes_is_held(cluster: Cluster) -> None:
     run = cluster.submit("hopeless", "lora-zero2", "train.lr=1.0e+30", "train.clip=0", "train.steps=50")
     run.until(lambda: run.ended() == "held", "the run is held")
     run.until(lambda: run.state() == "FAILED", "the job has failed", 30.0)
-    assert run.restarts() == 2
+    assert run.restarts() == 1  # after the first failure the ranks are started again within the job
     attempts = about(run.path)["attempts"]
     assert [attempt["exit_code"] for attempt in attempts] == [1, 1, 1]
     found = run.status()
@@ -242,7 +263,7 @@ def there(run: Run, pattern: str) -> Callable[[], bool]:
 
 PHASES: dict[str, Callable[[Run], Callable[[], bool]]] = {
     "parent": lambda run: there(run, "slurm/*_log.out"),
-    "imports": lambda run: there(run, "logs/attempt-001/rank-0.log"),
+    "imports": lambda run: there(run, "logs/attempt-001/node-0.log"),
     "model": lambda run: there(run, ".base.staged"),
     "tokens": lambda run: there(run, "base/config.json"),
     "engine": lambda run: said(run, "documents"),

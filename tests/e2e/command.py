@@ -22,6 +22,7 @@ DISTFT = Path(sys.executable).with_name("distft")
 ERROR = "distft: error: "
 START_SECONDS = 180.0  # for all imports and the first step, on a busy machine
 STEPS = 60
+RANK_NAME = "distft-rank-"  # of a process, in ps
 EVERY = 20  # steps between checkpoints
 
 RECIPE = """\
@@ -75,10 +76,11 @@ class Started:
     def ranks(self) -> dict[int, psutil.Process]:
         """Its ranks by their number."""
         found = {}
-        for child in psutil.Process(self.pid).children():
+        for child in psutil.Process(self.pid).children(recursive=True):
             try:
-                found[int(child.environ()["RANK"])] = child
-            except (psutil.NoSuchProcess, psutil.AccessDenied, KeyError):  # gone, or not exec'd yet
+                if child.name().startswith(RANK_NAME):
+                    found[int(child.name().removeprefix(RANK_NAME))] = child
+            except psutil.NoSuchProcess:
                 continue
         return found
 

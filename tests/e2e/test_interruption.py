@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from tests.e2e.command import (
     eval_losses,
     flip,
     losses,
+    records,
     until,
     until_step,
 )
@@ -176,6 +178,38 @@ def test_a_killed_rank(place: Workplace, unbroken: Made) -> None:
     assert losses(run) == expected
 
 
+def test_ranks_that_are_lost_are_started_again_here(place: Workplace, unbroken: Made) -> None:
+    """A killed rank, then the fork server: one command, three attempts, and the run comes out the same."""
+    run = place.folder / "restarted"
+    command = ("train", "recipe.yaml", "data.eval=eval.jsonl", "--run-dir", run, "--nproc", "2", "--max-restarts", "2")
+    with place.start(*command) as only:
+        until_step(only, run, EVERY + 5)
+        only.ranks()[1].kill()
+        until(lambda: any(r["attempt"] == 2 and r["step"] > EVERY + 8 for r in records(run)), "the second attempt")
+        [server] = [p for p in psutil.Process(only.pid).children() if p.name() == "distft-fork"]
+        server.kill()
+        ended = only.end()
+    assert ended.code == 0, ended.err
+    causes = [attempt["cause"] for attempt in about(run)["attempts"]]
+    assert causes == ["rank 1 was killed by SIGKILL", "the fork server was killed by SIGKILL", "finished"]
+    assert about(run)["state"] == "done"
+    assert {attempt["first_step"] for attempt in about(run)["attempts"][1:]} == {EVERY + 1}
+    assert {step: set(values) for step, values in losses(run).items()} == {
+        step: set(values) for step, values in losses(unbroken.run).items()
+    }
+    assert eval_losses(run) == eval_losses(unbroken.run)
+
+
+def test_restarts_here_end_where_they_lead_nowhere(place: Workplace) -> None:
+    run = place.folder / "nowhere"
+    broken = ("train.lr=1.0e+30", "train.clip=0", "data.eval=null")
+    ended = place.run("train", "recipe.yaml", *broken, "--run-dir", run, "--nproc", "1", "--max-restarts", "9")
+    assert ended.code == 1
+    assert len(about(run)["attempts"]) == 2  # the second one committed nothing either
+    assert ended.err.count("starting the ranks again here") == 0
+    assert ended.out.count("starting the ranks again here, restart 1 of 9") == 1
+
+
 def gone(process: psutil.Process) -> bool:
     try:
         return bool(process.status() == psutil.STATUS_ZOMBIE)  # nobody has asked for its exit code yet
@@ -252,3 +286,34 @@ def test_a_rank_that_is_stopped_is_named_and_the_attempt_ends(unbroken: Made) ->
     assert place.run(*command).code == 0
     assert all(set(values) == set(losses(unbroken.run)[step]) for step, values in losses(run).items())
     assert sorted(losses(run)) == list(range(1, STEPS + 1))
+
+
+def test_what_changes_the_losses_has_to_be_asked_for(preempted: Made) -> None:
+    """More steps for a finished run; other data under a run that was stopped."""
+    place, run = preempted.place, preempted.copy("allowed")
+    shutil.copy(place.folder / "train.jsonl", place.folder / "grown.jsonl")
+    command = ("train", "recipe.yaml", "data.eval=eval.jsonl", "--run-dir", run, "--nproc", "2")
+    with open(place.folder / "train.jsonl", "a") as file:
+        file.write('{"prompt": "And the bell?", "completion": "ring"}\n')
+    try:
+        ended = place.run(*command)
+        assert ended.code == 2
+        assert "add --allow data.content, or use the same values:\n  to be allowed: data.content: '" in ended.sentence
+        assert place.run(*command, "--allow", "data.content").code == 0
+    finally:
+        shutil.copy(place.folder / "grown.jsonl", place.folder / "train.jsonl")
+
+
+def test_a_finished_run_is_prolonged(full: Made) -> None:
+    place, run = full.place, full.copy("prolonged")
+    command = ("train", "--run-dir", run, "--nproc", "1")
+    assert place.run(*command).out.endswith("nothing to do\n")
+    overrides = ("data.train=long.jsonl", "adapter={type: none}", "train.steps=8", "engine.dtype=bf16")
+    longer = ("train", "recipe.yaml", *overrides, "--run-dir", run, "--nproc", "1")
+    refused = place.run(*longer)
+    assert refused.code == 2
+    assert "--allow train.steps" in refused.sentence
+    assert place.run(*longer, "--allow", "train.steps").code == 0
+    assert sorted(losses(run)) == list(range(1, 9))
+    assert [attempt["first_step"] for attempt in about(run)["attempts"]] == [1, 7]
+    assert json.loads((run / "final" / "distft.json").read_text())["step"] == 8

@@ -16,22 +16,23 @@ ROOT = Path(__file__).parents[2]
 LAYERS = [  # lowest first; a name stands for a module, or for a package with all that is in it
     {"distft.errors", "distft.failpoint", "distft.sample"},
     {"distft.config"},
-    {"distft.yamlfile"},
+    {"distft.changes", "distft.yamlfile"},
     {"distft.explain"},
     {"distft.recipe"},
-    {"distft.preempt", "distft.rundir", "distft.clock", "distft.pulse"},
+    {"distft.preempt", "distft.process", "distft.rundir", "distft.clock", "distft.pulse"},
     {"distft.lease", "distft.job"},
     {"distft.dist", "distft.meter", "distft.track", "distft.console", "distft.chart"},
     {"distft.data", "distft.models", "distft.adapters", "distft.engine", "distft.checkpoint"},
     {"distft.tasks"},
-    {"distft.session", "distft.export"},
+    {"distft.session", "distft.export", "distft.nonfinite"},
     {"distft.train", "distft.infer", "distft.status", "distft.logs", "distft.probe", "distft.verify"},
-    {"distft.demo"},
+    {"distft.demo", "distft.forkserver"},
     {"distft.cli"},
     {"distft.__main__"},
 ]
 FOR_LAUNCHERS = {
-    f"distft.{name}" for name in ("job", "rundir", "config", "recipe", "errors", "preempt", "lease", "explain", "pulse")
+    f"distft.{name}"
+    for name in ("changes", "job", "rundir", "config", "recipe", "errors", "preempt", "lease", "explain", "pulse")
 }
 LIGHT = ["cli", "config", "errors", "job", "rundir", "recipe", "status", "preempt", "lease", "logs"]
 HEAVY = ["torch", "transformers", "deepspeed", "peft", "numpy"]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,9 @@ from distft.meter import Meter
 from distft.recipe import check_sizes, load_resolved
 from distft.rundir import Attempt, Run, RunDir
 from launchers.attempt import Verdict, begin, close
+from launchers.forkserver import Rank
 from launchers.local import LocalLauncher, gpus, settle_recipe
-from launchers.parent import Rank, blame
+from launchers.parent import blame
 
 
 def recipe(**sections: Any) -> Recipe:
@@ -91,15 +90,13 @@ def test_no_recipe_and_no_run_is_said(tmp_path: Path) -> None:
 
 
 def left(number: int, code: int) -> Rank:
-    process = subprocess.Popen.__new__(subprocess.Popen)
-    process.returncode = code
-    return Rank(number, process, Path("log"), mmap.mmap(-1, 16))
+    return Rank(f"rank {number}", Path("log"), pid=1, code=code, number=number)
 
 
 def test_of_ranks_that_left_together_the_cause_comes_first() -> None:
     codes = [DONE, 134, FAILED, PREEMPTED, USAGE, -9]
     ranks = [left(number, code) for number, code in enumerate(codes)]
-    assert [rank.process.returncode for rank in sorted(ranks, key=blame)] == [-9, USAGE, PREEMPTED, FAILED, 134, DONE]
+    assert [rank.code for rank in sorted(ranks, key=blame)] == [-9, USAGE, PREEMPTED, FAILED, 134, DONE]
 
 
 # --- the recipe of a run folder ---------------------------------------------------------------------------------------
@@ -128,9 +125,21 @@ def test_another_recipe_is_refused_and_shown(run: RunDir) -> None:
     with pytest.raises(UserError) as caught:
         settle_recipe(run, recipe(train={"steps": 6}, engine={"zero_stage": 1}))
     first, *rest = str(caught.value).splitlines()
-    assert first.startswith(f"{run.path} holds a run of another recipe; ")
-    assert rest == ["  train.steps: 5 there, 6 asked for"]
+    assert first == (f"{run.path} holds a run of another recipe; add --allow train.steps, or use the same values:")
+    assert rest == [
+        "  to be allowed: train.steps: 5 there, 6 now",
+        "  harmless or allowed: engine.zero_stage: 2 there, 1 now",
+    ]
     assert run.config.read_bytes() == before
+
+
+def test_a_finished_run_with_more_steps_is_not_finished(run: RunDir) -> None:
+    run.write(Run("x", state="done"))
+    settle_recipe(run, recipe(engine={"zero_stage": 1}))
+    assert run.read().state == "done"
+    wanted = recipe(train={"steps": 6}, engine={"zero_stage": 1})
+    assert settle_recipe(run, wanted, frozenset({"train.steps"})) == wanted == load_resolved(run.config)
+    assert run.read().state == "new"
 
 
 # --- run.json, the lock, metrics.jsonl --------------------------------------------------------------------------------

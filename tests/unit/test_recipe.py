@@ -17,9 +17,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from distft.changes import ALLOWABLE, HARMLESS, Difference, agree, check_allowed
 from distft.config import Recipe, Section
 from distft.errors import UserError
-from distft.recipe import MAY_CHANGE, Difference, differences, dump, load, load_resolved, refused, schema
+from distft.recipe import differences, dump, load, load_resolved, schema
 
 SMALL = "model: {path: org/model}\ndata: {train: org/data}\ntrain: {steps: 5}\n"
 FUZZ = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck), database=None)
@@ -613,7 +614,6 @@ def test_differences_are_flat_ordered_and_complete() -> None:
         Difference("engine.dtype", "bf16", "fp32"),
         Difference("data.fields.a", None, "b"),
     ]
-    assert [item.key for item in refused(found)] == [item.key for item in found if item.key != "engine.zero_stage"]
     assert differences(old, old) == []
 
 
@@ -623,13 +623,53 @@ def test_differences_see_types_and_nulls_of_a_models_configuration(old: dict[str
     assert [item.key for item in differences(one, two)] == ["model.init.config.a"]
 
 
-def test_what_may_change() -> None:
-    recipe = small(adapter={"type": "lora"}, model={"init": {}})
-    every = {"name", "model.path", "model.init.seed", "adapter.r", *keys}
-    free = {key for key in every if key.split(".")[0] in ("engine", "checkpoint", "track")} - {"engine.dtype"}
-    assert free | {"data.cache"} == MAY_CHANGE
-    assert {item.key for item in refused([Difference(key, 1, 2) for key in every])} == every - MAY_CHANGE
-    assert refused(differences(recipe, recipe.model_copy(update={"name": "y"}))) == [Difference("name", None, "y")]
+def test_every_key_has_a_rule() -> None:
+    every = {"model.path", "model.init.seed", "adapter.r", "model.init.config.a", *keys}
+    rules = {key: Difference(key, 1, 2).rule for key in every}
+    assert {key for key, rule in rules.items() if rule == "harmless"} == HARMLESS & every
+    assert {key for key, rule in rules.items() if rule == "to be allowed"} == ALLOWABLE & every
+    assert not HARMLESS & ALLOWABLE
+    refused = {key for key, rule in rules.items() if rule == "refused"}
+    assert {"model.path", "model.init.seed", "adapter.r", "train.global_batch"} <= refused
+    assert not any(key.startswith(("engine.", "checkpoint.", "track.")) for key in refused)
+    assert {"engine.zero_stage", "name", "data.eval"} <= HARMLESS
+    assert {"engine.dtype", "train.lr", "train.steps", "data.train", "data.fields"} <= ALLOWABLE
+
+
+@pytest.mark.parametrize(
+    ("key", "old", "new", "rule"),
+    [
+        ("versions.torch", "2.13.0", "2.13.1", "harmless"),
+        ("versions.torch", "2.13.0", "2.14.0", "to be allowed"),
+        ("versions.peft", None, "0.15.0", "to be allowed"),
+        ("data.fields.prompt", "a", "b", "to be allowed"),
+        ("data.content", "a", "b", "to be allowed"),
+        ("model.content", "a", "b", "refused"),
+    ],
+)
+def test_what_no_recipe_tells_has_a_rule_too(key: str, old: str | None, new: str, rule: str) -> None:
+    assert Difference(key, old, new).rule == rule
+
+
+def test_differences_are_shown_sorted_and_named() -> None:
+    found = [
+        Difference("train.lr", 0.1, 0.2),
+        Difference("data.fields.prompt", None, "q"),
+        Difference("engine.zero_stage", 2, 3),
+    ]
+    agree(found, frozenset({"train.lr", "data.fields"}), "x")
+    with pytest.raises(UserError) as caught:
+        agree(found, frozenset({"train.lr"}), "x")
+    assert str(caught.value).splitlines() == [
+        "x; add --allow data.fields, or use the same values:",
+        "  to be allowed: data.fields.prompt: None there, 'q' now",
+        "  harmless or allowed: train.lr: 0.1 there, 0.2 now",
+        "  harmless or allowed: engine.zero_stage: 2 there, 3 now",
+    ]
+    with pytest.raises(UserError, match=r"use another --run-dir, or the same values:\n  refused: adapter.r: 8 there"):
+        agree([*found, Difference("adapter.r", 8, 4)], ALLOWABLE, "x")
+    with pytest.raises(UserError, match=r"^--allow train.x: what may be allowed is .*train.lr"):
+        check_allowed(["train.lr", "train.x"])
 
 
 def objects(tree: Any) -> Iterator[dict[str, Any]]:

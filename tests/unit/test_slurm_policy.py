@@ -18,7 +18,7 @@ from distft.errors import DONE, FAILED, PREEMPTED, USAGE, UserError
 from distft.job import Job, Resources
 from distft.lease import Lease
 from distft.rundir import Attempt, Run, RunDir
-from launchers.attempt import Verdict
+from launchers.attempt import Verdict, fruitless
 from launchers.local import settle_recipe
 from launchers.slurm import cause, node, policy, scheduler, submit
 from tests.unit.test_parent import recipe
@@ -159,9 +159,9 @@ def test_what_is_done_with_the_job(verdict: Verdict, state: str | None, record: 
 
 def test_a_commit_begins_the_count_anew() -> None:
     record = fruitless_attempts("a", "b", "c", "d")
-    assert cause.fruitless(record) == 4
+    assert fruitless(record) == 4
     record.attempts[2].commit_before, record.attempts[2].commit_after = 50, 100
-    assert cause.fruitless(record) == 1
+    assert fruitless(record) == 1
     assert policy.decide(record, CRASHED, "RUNNING").action == "requeue"
 
 

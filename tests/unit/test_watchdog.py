@@ -9,13 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from distft import pulse
 from distft.rundir import this_host
 from launchers import watchdog
-from launchers.watchdog import Patient, Watchdog, cpu_seconds, shared_memory
+from launchers.forkserver import Rank, shared_memory
+from launchers.watchdog import Watchdog, cpu_seconds
 
 BEATING = """
 import sys, time
@@ -34,7 +36,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchdog, "LOOK_SECONDS", 0.1)
 
 
-def start(number: int, places: int) -> tuple[subprocess.Popen[bytes], Patient]:
+def start(number: int, places: int) -> tuple[subprocess.Popen[bytes], Rank]:
     descriptor = shared_memory()
     process = subprocess.Popen(
         [sys.executable, "-c", BEATING, str(places)],
@@ -48,61 +50,61 @@ def start(number: int, places: int) -> tuple[subprocess.Popen[bytes], Patient]:
     os.close(descriptor)
     assert process.stdout is not None
     assert process.stdout.readline() == b"up\n"
-    return process, Patient(number, process.pid, memory)
+    return process, Rank(f"rank {number}", Path("log"), process.pid, memory=memory)
 
 
 @pytest.fixture
-def two() -> Iterator[tuple[list[subprocess.Popen[bytes]], list[Patient]]]:
+def two() -> Iterator[tuple[list[subprocess.Popen[bytes]], list[Rank]]]:
     started = [start(0, 5), start(1, 4)]
-    yield [process for process, _ in started], [patient for _, patient in started]
+    yield [process for process, _ in started], [rank for _, rank in started]
     for process, _ in started:
         process.kill()
         process.communicate()
 
 
-def watched(dog: Watchdog, seconds: float) -> str | None:
+def watched(dog: Watchdog, ranks: list[Rank], seconds: float) -> str | None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if (found := dog.hanging()) is not None:
+        if (found := dog.hanging(ranks)) is not None:
             return found
         time.sleep(0.05)
     return None
 
 
-def test_a_stopped_rank_is_named(two: tuple[list[subprocess.Popen[bytes]], list[Patient]]) -> None:
-    processes, patients = two
-    dog = Watchdog(patients, standstill=1000.0)
-    assert watched(dog, 1.0) is None
+def test_a_stopped_rank_is_named(two: tuple[list[subprocess.Popen[bytes]], list[Rank]]) -> None:
+    processes, ranks = two
+    dog = Watchdog(standstill=1000.0)
+    assert watched(dog, ranks, 1.0) is None
     processes[1].send_signal(signal.SIGSTOP)
-    said = watched(dog, 10.0)
+    said = watched(dog, ranks, 10.0)
     assert said == f"hang: rank 1 on {this_host()} gave no sign of life for 3 s, in place 3"
 
 
 def test_of_ranks_that_wait_for_each_other_the_one_behind_is_named(
-    two: tuple[list[subprocess.Popen[bytes]], list[Patient]],
+    two: tuple[list[subprocess.Popen[bytes]], list[Rank]],
 ) -> None:
-    _, patients = two
-    said = watched(Watchdog(patients, standstill=1.0), 10.0)
+    _, ranks = two
+    said = watched(Watchdog(standstill=1.0), ranks, 10.0)
     assert said == f"hang: rank 1 on {this_host()} did not get on for 1 s, in place 3"
 
 
-def test_ranks_that_live_and_move_raise_no_alarm(two: tuple[list[subprocess.Popen[bytes]], list[Patient]]) -> None:
-    _, patients = two
-    assert watched(Watchdog(patients, standstill=1000.0), 6.0) is None
+def test_ranks_that_live_and_move_raise_no_alarm(two: tuple[list[subprocess.Popen[bytes]], list[Rank]]) -> None:
+    _, ranks = two
+    assert watched(Watchdog(standstill=1000.0), ranks, 6.0) is None
 
 
 def test_a_pause_of_the_machine_is_no_hang(
-    two: tuple[list[subprocess.Popen[bytes]], list[Patient]], monkeypatch: pytest.MonkeyPatch
+    two: tuple[list[subprocess.Popen[bytes]], list[Rank]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, patients = two
-    dog = Watchdog(patients, standstill=5.0)
-    assert watched(dog, 0.5) is None
+    _, ranks = two
+    dog = Watchdog(standstill=5.0)
+    assert watched(dog, ranks, 0.5) is None
     later = time.monotonic() + 3600
     monkeypatch.setattr(watchdog.time, "monotonic", lambda: later)
-    assert dog.hanging() is None
+    assert dog.hanging(ranks) is None
 
 
-def test_stacks_are_told_on_request(two: tuple[list[subprocess.Popen[bytes]], list[Patient]]) -> None:
+def test_stacks_are_told_on_request(two: tuple[list[subprocess.Popen[bytes]], list[Rank]]) -> None:
     processes, _ = two
     processes[0].send_signal(pulse.STACKS)
     assert processes[0].stderr is not None

@@ -1,0 +1,84 @@
+"""How an attempt, and a start of a job, ended on each node: files in the run folder.
+
+slurm/job-JOB-RESTART/attempt-003/node-1.json     how attempt 3 ended on the second node; its ranks have ended then
+slurm/job-JOB-RESTART/node-0.json                 how this start of the job ended; the requeue policy reads it
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from distft.errors import DONE
+from distft.rundir import RunDir, write_atomically
+from launchers.attempt import Verdict
+
+POLL_SECONDS = 0.05
+GATHER_SECONDS = 5.0  # for the verdicts of nodes whose ranks failed at the same time
+ALL_ENDED_SECONDS = 30.0  # for nodes on which ranks are still being ended
+LEADER_LEAVES_SECONDS = 15.0
+
+
+def folder(run: RunDir, job: str, restart: int) -> Path:
+    """Where the nodes of one start of a job leave their verdicts."""
+    return run.path / "slurm" / f"job-{job}-{restart}"
+
+
+def read_verdict(path: Path) -> Verdict | None:
+    try:
+        return Verdict(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Those of one start of a job, as the node with this index sees them."""
+
+    folder: Path
+    index: int
+    nodes: int
+
+    def of(self, attempt: int) -> Verdicts:
+        """Those of one of its attempts."""
+        return Verdicts(self.folder / f"attempt-{attempt:03d}", self.index, self.nodes)
+
+    def leave(self, verdict: Verdict) -> None:
+        with suppress(OSError):  # a full disk; srun's exit code remains
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.folder / f"node-{self.index}.json", json.dumps(asdict(verdict)))
+
+    def of_leader(self) -> Verdict | None:
+        return read_verdict(self.folder / "node-0.json")
+
+    def others(self) -> list[Verdict]:
+        indices = [index for index in range(self.nodes) if index != self.index]
+        found = [read_verdict(self.folder / f"node-{index}.json") for index in indices]
+        return [verdict for verdict in found if verdict is not None]
+
+    def elsewhere(self) -> Verdict | None:
+        return min(self.others(), key=lambda verdict: verdict.weight, default=None)
+
+    def all_there(self, seconds: float = ALL_ENDED_SECONDS) -> bool:
+        """Wait until all other nodes have left theirs."""
+        deadline = time.monotonic() + seconds
+        while len(self.others()) < self.nodes - 1:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(POLL_SECONDS)
+        return True
+
+    def weighed(self, own: Verdict) -> Verdict:
+        """Of all nodes' verdicts the one that names the cause; waits for those that fail at the same time."""
+        if own.code != DONE:
+            self.all_there(GATHER_SECONDS)
+        return min([own, *self.others()], key=lambda verdict: verdict.weight)
+
+    def let_the_leader_finish(self) -> None:
+        """The first task that leaves with another code than 0 has srun send SIGTERM to the others."""
+        deadline = time.monotonic() + LEADER_LEAVES_SECONDS
+        while self.of_leader() is None and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)

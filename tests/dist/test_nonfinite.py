@@ -1,0 +1,50 @@
+"""Numbers gone wrong for real: a base model with a token whose embedding is NaN."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from distft.config import Data, ModelInit
+from distft.models import create, load_tokenizer
+from distft.config import Model
+from tests.dist.launch import run_ranks
+
+RECIPE = """
+model: {{path: {base}}}
+data: {{train: {data}, row_tokens: 64, packing: false, cache: {cache}}}
+adapter: {{type: lora, r: 4}}
+train: {{steps: 9, lr: 1.0e-3, global_batch: 8, micro_batch: 2, non_finite: skip}}
+engine: {{zero_stage: 2, dtype: fp32}}
+"""
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def records(number: int, bad: set[int]) -> str:
+    chance = random.Random(0)
+    words = ["bike", "lamp", "button", "wheel", "mud", "rain", "city", "road"]
+    lines = [
+        {"prompt": f"What of {i}?", "completion": " ".join(chance.choices(words, k=6)) + (" ☃" if i in bad else "")}
+        for i in range(number)
+    ]
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def test_steps_that_are_not_finite(tmp_path: Path) -> None:
+    clean, data = tmp_path / "clean.jsonl", tmp_path / "train.jsonl"
+    clean.write_text(records(80, set()))
+    base = tmp_path / "base"
+    sizes = {**SIZES, "num_key_value_heads": 2, "max_position_embeddings": 64, "tie_word_embeddings": False}
+    create(ModelInit(architecture="llama", vocab_size=300, config=sizes), Data(train=str(clean)), base)
+    [snowman, *_] = load_tokenizer(base, Model(path=str(base)))("☃", add_special_tokens=False)["input_ids"]
+    weights = load_file(base / "model.safetensors")
+    weights["model.embed_tokens.weight"][snowman] = float("nan")
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    data.write_text(records(80, {57}))
+    (tmp_path / "twice.jsonl").write_text(records(80, {13, 57}))
+    (tmp_path / "bad.json").write_text("57")
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(base=base, data=data, cache=tmp_path / "cache"))
+    run_ranks("tests.dist.nonfinite", 2, str(tmp_path), str(tmp_path / "recipe.yaml"))
