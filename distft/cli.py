@@ -194,6 +194,18 @@ def verify_resume(
 
 
 @app.command()
+def sync(
+    run_dir: Annotated[Path, typer.Argument(help="run folder")],
+    offline: Annotated[bool, typer.Option("--offline", help="write a folder for `wandb sync` instead")] = False,
+) -> None:
+    """Send the local record to W&B as one run without gaps, from a machine with internet; safe to repeat."""
+    from distft import sync as syncing
+    from distft.rundir import RunDir
+
+    print(syncing.sync(RunDir(run_dir), offline))
+
+
+@app.command()
 def predict(
     run_dir: Annotated[Path, typer.Argument(help="run folder")],
     prompt: Annotated[str | None, typer.Option(help="one question")] = None,

@@ -29,6 +29,25 @@ class Tracker(Protocol):
         """Everything logged so far is kept, or given up."""
 
 
+KINDS = ("loss", "eval_loss", "save_seconds", "non_finite")  # each record has one of these keys
+
+
+class Numbering:
+    """Numbers for the rows of a W&B run: one for each thing that was recorded, in the order in which it came first.
+
+    A step that two attempts have trained is one row, so all attempts, whatever reached W&B of them, fill one history.
+    """
+
+    def __init__(self, run: RunDir) -> None:
+        self._numbers: dict[tuple[str, int], int] = {}
+        for record in run.records():
+            self.of(record)
+
+    def of(self, record: Record) -> int:
+        kind = next((kind for kind in KINDS if kind in record), "")
+        return self._numbers.setdefault((kind, int(record["step"])), len(self._numbers))
+
+
 class Nothing:
     """Keeps nothing: ranks other than 0, and W&B switched off."""
 
@@ -78,25 +97,30 @@ class Wandb:
             print(f"W&B is given up for this attempt ({error}); metrics.jsonl has everything", flush=True)
 
     def _feed(self) -> None:
-        import wandb
-
-        track = self._recipe.track
-        online = track.wandb == "online"
-        run = wandb.init(
-            id=self._id,
-            name=self._recipe.name,
-            project=track.project,
-            entity=track.entity,
-            mode="online" if online else "offline",
-            resume="allow" if online else None,  # offline ignores it: each attempt is a folder of its own
-            dir=str(self._run.path),
-            config=self._recipe.model_dump(mode="json"),
-            settings=wandb.Settings(x_disable_meta=True, save_code=False, console="off", silent=True),
-        )
-        run.define_metric("*", step_metric="step")
+        numbering = Numbering(self._run)
+        run = begin(self._recipe, self._run, self._id, self._recipe.track.wandb == "online")
         while (record := self._queue.get()) is not None:
-            run.log(record)
+            run.log(record, step=numbering.of(record))
         run.finish()
+
+
+def begin(recipe: Recipe, run: RunDir, wandb_id: str, online: bool) -> Any:
+    """A W&B run, or another piece of it."""
+    import wandb
+
+    begun = wandb.init(
+        id=wandb_id,
+        name=recipe.name,
+        project=recipe.track.project,
+        entity=recipe.track.entity,
+        mode="online" if online else "offline",
+        resume="allow" if online else None,  # offline ignores it: each attempt is a folder of its own
+        dir=str(run.path),
+        config=recipe.model_dump(mode="json"),
+        settings=wandb.Settings(x_disable_meta=True, save_code=False, console="off", silent=True),
+    )
+    begun.define_metric("*", step_metric="step")
+    return begun
 
 
 class Both:

@@ -25,7 +25,7 @@ from launchers.forkserver import Child, ForkServer, Rank
 from launchers.watchdog import Watchdog
 
 FOLLOW_SECONDS = {DONE: 120.0, PREEMPTED: 60.0}  # time for the other ranks after the first one left so
-FOLLOW_AFTER_CRASH_SECONDS = 10.0
+FOLLOW_AFTER_CRASH_SECONDS = 3.0  # they can only say what they lost
 POLL_SECONDS = 0.05
 LOOK_AROUND_SECONDS = 0.5
 STANDSTILL = 0.9  # of engine.timeout: the rank that hangs is to be named before the others give up waiting for it

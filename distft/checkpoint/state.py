@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from distft.checkpoint import store
 from distft.engine.deepspeed import MOMENTS, OPTIMIZER, Engine
@@ -94,7 +94,14 @@ class Stored:
     """A verified checkpoint opened for reading; tensors are read memory-mapped, slice by slice."""
 
     def __init__(self, folder: Path) -> None:
+        """Raises UserError where the files are as they were written, and still not what distft writes."""
         self.folder = folder
+        try:
+            self._open(folder)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError) as error:
+            raise UserError(f"{folder} is not what distft wrote ({error}); use another checkpoint") from None
+
+    def _open(self, folder: Path) -> None:
         self.state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
         if self.state.get("format") != FORMAT:
             raise UserError(f"{folder} has checkpoint format {self.state.get('format')}; this version reads {FORMAT}")

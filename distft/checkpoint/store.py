@@ -138,7 +138,7 @@ def prepare(checkpoints: Path, step: int, needed: int, owner: str = "") -> None:
 def commit(checkpoints: Path, step: int, digests: Iterable[Digest], owner: str = "") -> Path:
     """Write the manifest and let the checkpoint exist, durably."""
     staged, final = stage(checkpoints, step, owner), folder_of(checkpoints, step)
-    write_text(staged / MANIFEST, json.dumps({"files": [asdict(digest) for digest in digests]}, indent=1))
+    write_text(staged / MANIFEST, manifest_of(step, digests))
     sync_folder(staged)
     if final.exists():  # it did not verify when this attempt began, or the attempt would have continued after it
         shutil.rmtree(final)
@@ -148,6 +148,10 @@ def commit(checkpoints: Path, step: int, digests: Iterable[Digest], owner: str =
     sync_folder(checkpoints)
     failpoint.reach("the checkpoint is committed")
     return final
+
+
+def manifest_of(step: int, digests: Iterable[Digest]) -> str:
+    return json.dumps({"step": step, "files": [asdict(digest) for digest in digests]}, indent=1)
 
 
 def prune(checkpoints: Path, keep: int, newest: Path) -> None:
@@ -181,15 +185,19 @@ def step_of(folder: Path) -> int:
 def flaw(folder: Path) -> str | None:
     """What is wrong with a checkpoint, in a few words; None if every byte is as it was written."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        digests = [Digest(**entry) for entry in manifest["files"]]
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        step, digests = manifest["step"], [Digest(**entry) for entry in manifest["files"]]
+        whole = text == manifest_of(step, digests)  # a flipped bit in a blank counts too
         named = all(re.fullmatch(r"[\w.-]+", digest.name) for digest in digests)
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        named = False
-    if not named:
+        whole = named = False
+    if not whole or not named:
         return f"{MANIFEST} is missing or damaged"
     if not digests:
         return f"{MANIFEST} is empty"
+    if step != step_of(folder):
+        return f"it is the checkpoint of step {step}"
     for digest in digests:
         path = folder / digest.name
         try:

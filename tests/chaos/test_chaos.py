@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from tests.chaos import corrupt
 from tests.chaos.plan import EARLY_PLACES, SAVE_PLACES, Configuration, Kill, Trial, trial
 from tests.chaos.trial import Ground
 
@@ -27,6 +28,13 @@ def test_kills_in_saves_and_out_of_them_leave_no_trace(ground: Ground) -> None:
     assert result.wrong == []
     assert result.killed == len(KILLS)
     assert result.lost > 0
+
+
+def test_damage_is_found_and_the_checkpoint_before_is_used() -> None:
+    done, wrong = corrupt.run(seed=1, number=300)
+    assert wrong == []
+    assert done.total() > 290
+    assert len(done) == len(set(corrupt.DAMAGES))
 
 
 def test_plans_are_the_same_for_the_same_seed_and_cover_what_they_must() -> None:

@@ -40,22 +40,22 @@ def ranks(folder: Path, nproc: int, what: str, *options: str) -> None:
 
 
 def test_equal_to_a_plain_loop(folder: Path) -> None:
-    """Full and LoRA, packed and not, accumulation 1 and 4, ZeRO 0-3, on 2 ranks."""
-    ranks(folder, 2, "equal", "--steps", "12")
+    """Full and LoRA, packed and not, accumulation 1 and 4, ZeRO 0-3, on 2 ranks: half of the combinations."""
+    ranks(folder, 2, "equal", "--steps", "12", "--half")
     rows = json.loads((folder / "equal-fp32-2.json").read_text())
-    assert len(rows) == 32
+    assert len(rows) == 16
     assert max(row["worst"] for row in rows) < 1e-5
     assert all(row["last_loss"] < row["first_loss"] for row in rows)
 
 
 def test_options_do_not_change_the_result(folder: Path) -> None:
-    ranks(folder, 2, "options", "--steps", "6")
+    ranks(folder, 2, "options", "--steps", "6", "--half")
 
 
 def test_continued_equals_unbroken_bit_for_bit(folder: Path) -> None:
-    """Full and LoRA, ZeRO 1-3, fp32 and bf16, with dropout, on 2 ranks."""
-    ranks(folder, 2, "resume", "--steps", "6")
-    assert len(json.loads((folder / "resume-2.json").read_text())) == 12
+    """Full and LoRA, ZeRO 1-3, fp32 and bf16, with dropout, on 2 ranks: half of the combinations."""
+    ranks(folder, 2, "resume", "--steps", "6", "--half")
+    assert len(json.loads((folder / "resume-2.json").read_text())) == 6
 
 
 def test_other_ranks_and_stages_read_the_same_state(folder: Path) -> None:

@@ -25,7 +25,7 @@ LAYERS = [  # lowest first; a name stands for a module, or for a package with al
     {"distft.data", "distft.models", "distft.adapters", "distft.engine", "distft.checkpoint"},
     {"distft.tasks"},
     {"distft.session", "distft.export", "distft.nonfinite"},
-    {"distft.train", "distft.infer", "distft.status", "distft.logs", "distft.probe", "distft.verify"},
+    {"distft.train", "distft.infer", "distft.status", "distft.logs", "distft.probe", "distft.sync", "distft.verify"},
     {"distft.demo", "distft.forkserver"},
     {"distft.cli"},
     {"distft.__main__"},

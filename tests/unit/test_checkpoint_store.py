@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -186,18 +185,9 @@ def test_every_flipped_byte_is_found(two: Path, name: str) -> None:
     whole = path.read_bytes()
     for at in range(len(whole)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x01]) + whole[at + 1 :])
-        changed = json.loads(whole) != _json_or_none(path) if name == store.MANIFEST else True
-        if changed:  # a space of the manifest may become another space
-            assert store.newest_verified(two)[0] == store.folder_of(two, 5), at
+        assert store.newest_verified(two)[0] == store.folder_of(two, 5), at
     path.write_bytes(whole)
     assert store.newest_verified(two) == (store.folder_of(two, 10), [])
-
-
-def _json_or_none(path: Path) -> object:
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError:
-        return None
 
 
 @pytest.mark.parametrize("name", FILES)
