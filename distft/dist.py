@@ -102,7 +102,7 @@ def gather_text(value: str) -> list[str]:
     """A text from every rank, by rank. Collective."""
     encoded = value.encode()
     lengths = [int.from_bytes(one, "little") for one in gather_bytes(len(encoded).to_bytes(8, "little"))]
-    padded = gather_bytes(encoded.ljust(max(lengths)))
+    padded = gather_bytes(encoded.ljust(max(1, *lengths)))
     return [text[:length].decode() for text, length in zip(padded, lengths, strict=True)]
 
 

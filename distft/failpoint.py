@@ -1,6 +1,7 @@
 """Places at which a test has this rank killed: DISTFT_FAILPOINT=RANK:PLACE. Without it nothing happens here.
 
-Every place of `pulse.at` is one, and so is each boundary between two writes of a checkpoint (`checkpoint.store`).
+A place may be given without what follows its first comma, and RANK may be `*`. Every place of `pulse.at` is one, and so
+is each boundary between two writes of a checkpoint (`checkpoint.store`).
 """
 
 from __future__ import annotations
@@ -12,5 +13,8 @@ import signal
 def reach(place: str) -> None:
     """Does not return, at the place that was asked for."""
     wanted = os.environ.get("DISTFT_FAILPOINT")
-    if wanted is not None and wanted in (f"*:{place}", f"{os.environ.get('RANK')}:{place}"):
+    if wanted is None:
+        return
+    rank, _, name = wanted.partition(":")
+    if rank in ("*", os.environ.get("RANK")) and name in (place, place.partition(",")[0]):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from distft import adapters, changes, dist, models, preempt, pulse
 from distft.changes import Difference
-from distft.checkpoint import state
+from distft.checkpoint import state, store
 from distft.checkpoint.state import Identity, Progress
 from distft.checkpoint.writer import Writer
 from distft.clock import Clock
@@ -80,11 +82,16 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     base = Path(dist.on_rank_0(ranks, "base", lambda: str(models.locate(recipe.model, recipe.data, run))))
     preempt.check()
     pulse.at("the data")
-    template = Template.load(models.load_tokenizer(base, recipe.model), recipe.data.template)
+
+    @cache
+    def template() -> Template:
+        return Template.load(models.load_tokenizer(base, recipe.model), recipe.data.template)
+
     train = dataset(recipe, "train", template, ranks, console)
     held_out = dataset(recipe, "eval", template, ranks, console) if recipe.data.eval else None
     digest = dist.on_rank_0(ranks, "digest", lambda: models.digest(base, run.path / "base.json"))
-    identity = Identity(digest, train.digest, template.digest, {name: version(name) for name in LIBRARIES})
+    tokenizer = dist.on_rank_0(ranks, "tokenizer", lambda: template().digest)
+    identity = Identity(digest, train.digest, tokenizer, {name: version(name) for name in LIBRARIES})
     preempt.check()
     pulse.at("the model")
     engine, task = build(base, recipe, ranks)
@@ -94,7 +101,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     console.say(f"model {base}: {trainable:,} of {total:,} parameters are trained")
     pulse.at("the checkpoint to continue from")
     progress = restore(run, engine, identity, ranks, console)
-    if recipe.data.packing:
+    if recipe.data.packing and progress.step == 0:  # a checkpoint is of a model that was tried
         check_packing(task, engine, ranks)
     preempt.check()
     slots = Slots(recipe.train.global_batch, recipe.train.micro_batch, ranks.rank, ranks.world)
@@ -125,9 +132,10 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
 
 
 def dataset(
-    recipe: Recipe, which: Literal["train", "eval"], template: Template, ranks: Ranks, console: Console
+    recipe: Recipe, which: Literal["train", "eval"], template: Callable[[], Template], ranks: Ranks, console: Console
 ) -> Dataset:
-    """Tokens from the cache, which rank 0 fills if need be, and the rows they are packed into."""
+    """Tokens from the cache, which rank 0 fills if need be, and the rows they are packed into. Only rank 0 asks for the
+    template, and with it for a tokenizer."""
 
     def build_cache() -> str:
         with console.bar(f"tokens of data.{which}: records", total=None) as bar:
@@ -136,7 +144,7 @@ def dataset(
                 pulse.moving()
                 bar.at(number, "")
 
-            return str(encode.build(recipe.data, which, template, preempt.check, show))
+            return str(encode.build(recipe.data, which, template(), preempt.check, show))
 
     folder = Path(dist.on_rank_0(ranks, f"tokens/{which}", build_cache))
     preempt.check()
@@ -187,16 +195,19 @@ def restore(
         key: what it is called among the ranks; another one each time.
     """
 
-    def choose() -> str | None:
-        folder, passed_over = state.newest(run.checkpoints)
-        for sentence in passed_over:
-            console.say(sentence)
-        return str(folder) if folder else None
+    names = dist.on_rank_0(ranks, key, lambda: [folder.name for folder in store.committed(run.checkpoints)])
 
-    folder = dist.on_rank_0(ranks, key, choose)
+    def check(folder: Path) -> str | None:
+        """All ranks read, each another part, and all know what any has found."""
+        found = dist.gather_text(store.flaw(folder, ranks.rank, ranks.world) or "")
+        return next(filter(None, found), None)
+
+    folder, passed_over = state.newest(run.checkpoints, [run.checkpoints / name for name in names], check)
+    for sentence in passed_over:
+        console.say(sentence)
     if folder is None:
         return Progress(step=0, next_row=0, useful_tokens=0, last_eval=0)
-    stored = state.Stored(Path(folder))
+    stored = state.Stored(folder)
     changes.agree(
         differences(stored.identity, identity), changes.allowed_here(), f"{folder} was written with something else"
     )

@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -79,11 +79,22 @@ class Household:
             common = {"OMP_NUM_THREADS": threads, **os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
             log = self._run.attempt_logs(attempt) / f"node-{index}.log"
             self._server = ForkServer(self._run, log, common)
+            read_ahead(self._run)  # the disk works while the fork server imports
         return self._server
 
     def end(self) -> None:
         if self._server is not None:
             self._server.end()
+
+
+def read_ahead(run: RunDir) -> None:
+    """Have the kernel fetch the newest checkpoint and the run's own base model, and do not wait for it."""
+    newest = run.checkpoints / f"step-{run.newest_commit():08d}"
+    for path in sorted([*newest.glob("*"), *run.base.glob("*.safetensors")]):
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+            os.close(descriptor)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ a checkpoint continues under any ZeRO stage and number of ranks.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -174,13 +174,19 @@ class Stored:
             raise UserError(f"{self.folder} is of another model or adapter: they differ in {names[0][0]} and others")
 
 
-def newest(checkpoints: Path) -> tuple[Path | None, list[str]]:
+def newest(
+    checkpoints: Path, folders: Iterable[Path] | None = None, check: Callable[[Path], str | None] = store.flaw
+) -> tuple[Path | None, list[str]]:
     """The checkpoint to continue from (None: there was never one), and sentences about those passed over.
+
+    Args:
+        folders: the checkpoints there are, newest first; default: those on disk.
+        check: says what is wrong with one of them.
 
     Raises:
         RunFailed: there are checkpoints and none can be used; starting again in silence would throw a run away.
     """
-    folder, passed_over = store.newest_verified(checkpoints)
+    folder, passed_over = store.newest_verified(store.committed(checkpoints) if folders is None else folders, check)
     if folder is None and passed_over:
         raise RunFailed(
             f"no checkpoint in {checkpoints} can be used ({'; '.join(passed_over)}); "

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from io import BufferedWriter
 from pathlib import Path
@@ -182,8 +182,12 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def flaw(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, in a few words; None if every byte is as it was written."""
+def flaw(folder: Path, part: int = 0, parts: int = 1) -> str | None:
+    """What is wrong with a checkpoint, in a few words; None if every byte is as it was written.
+
+    Args:
+        part: of `parts` that share the reading; each looks at the sizes of all files and into its part of them.
+    """
     try:
         text = (folder / MANIFEST).read_text(encoding="utf-8")
         manifest = json.loads(text)
@@ -198,12 +202,12 @@ def flaw(folder: Path) -> str | None:
         return f"{MANIFEST} is empty"
     if step != step_of(folder):
         return f"it is the checkpoint of step {step}"
-    for digest in digests:
+    for number, digest in enumerate(digests):
         path = folder / digest.name
         try:
             if path.stat().st_size != digest.bytes:
                 return f"{digest.name} has {path.stat().st_size} bytes in place of {digest.bytes}"
-            if sha256_of(path) != digest.sha256:
+            if number % parts == part and sha256_of(path) != digest.sha256:
                 return f"{digest.name} has changed since it was written"
         except OSError as error:
             return f"{digest.name} cannot be read ({error.strerror})"
@@ -220,11 +224,13 @@ def sha256_of(path: Path) -> str:
     return result.hexdigest()
 
 
-def newest_verified(checkpoints: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint without a flaw, and one sentence for each newer one that was passed over."""
+def newest_verified(
+    folders: Iterable[Path], check: Callable[[Path], str | None] = flaw
+) -> tuple[Path | None, list[str]]:
+    """The first of these checkpoints without a flaw, and one sentence for each that was passed over."""
     passed_over: list[str] = []
-    for folder in committed(checkpoints):
-        problem = flaw(folder)
+    for folder in folders:
+        problem = check(folder)
         if problem is None:
             return folder, passed_over
         passed_over.append(f"checkpoint {folder.name} is not used: {problem}")

@@ -18,7 +18,13 @@ SAVE_PLACES = (
     "an old checkpoint is half removed",
 )
 OF_RANK_0 = SAVE_PLACES[2:]
-PLACES = ("the data of step {step}", "step {step}, a micro-batch", "step {step}, the update", "the export")
+PLACES = (
+    "the data of step {step}",
+    "step {step}, a micro-batch",
+    "step {step}, the update",
+    "the evaluation",
+    "the export",
+)
 EARLY_PLACES = (
     "the meeting of all ranks",
     "the base model",

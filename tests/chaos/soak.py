@@ -11,6 +11,7 @@ import json
 import shutil
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,19 +26,27 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=150)
     parser.add_argument("--first", type=int, default=0, help="number of the first trial, to go on with a soak")
     parser.add_argument("--only", type=int)
+    parser.add_argument("--workers", type=int, default=2, help="trials side by side")
     args = parser.parse_args()
     ground, results = Ground(args.folder.absolute()), []
     first, last = (args.first, args.first + args.trials) if args.only is None else (args.only, args.only + 1)
-    for number in range(first, last):
-        planned, began = trial(args.seed, number), time.monotonic()
-        result = ground.run(planned)
-        results.append(result)
-        kills = "; ".join(map(str, planned.kills))
-        verdict = "as if nothing had happened" if not result.wrong else f"WRONG: {'; '.join(result.wrong)}"
-        print(f"{number} {planned.configuration}: {kills}: {verdict} ({time.monotonic() - began:.0f} s)", flush=True)
-        report(args.folder, args.seed, results)
-        if not result.wrong:
-            shutil.rmtree(ground.place.folder / f"trial-{number}")
+
+    def one(number: int) -> tuple[Result, float]:
+        began = time.monotonic()
+        return ground.run(trial(args.seed, number)), time.monotonic() - began
+
+    with ThreadPoolExecutor(args.workers) as pool:
+        for done in as_completed([pool.submit(one, number) for number in range(first, last)]):
+            result, seconds = done.result()
+            results.append(result)
+            kills = "; ".join(map(str, result.trial.kills))
+            verdict = f"WRONG: {'; '.join(result.wrong)}" if result.wrong else "as if nothing had happened"
+            print(
+                f"{result.trial.number} {result.trial.configuration}: {kills}: {verdict} ({seconds:.0f} s)", flush=True
+            )
+            report(args.folder, args.seed, sorted(results, key=lambda found: found.trial.number))
+            if not result.wrong:
+                shutil.rmtree(ground.place.folder / f"trial-{result.trial.number}")
     return 0 if all(not result.wrong for result in results) else 1
 
 

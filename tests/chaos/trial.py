@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
+import threading
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +37,7 @@ class Ground:
         folder.mkdir(parents=True, exist_ok=True)
         self.place = Workplace(folder)
         self.place.write_records("eval.jsonl", 20, seed=1)
+        self._locks: defaultdict[Configuration, threading.Lock] = defaultdict(threading.Lock)
 
     def command(self, configuration: Configuration, run: Path) -> list[str | Path]:
         return [
@@ -55,9 +58,10 @@ class Ground:
 
     def undisturbed(self, configuration: Configuration) -> Path:
         run = self.place.folder / f"undisturbed-{configuration}"
-        if not (run / "final").exists():
-            ended = self.place.run(*self.command(configuration, run))
-            assert ended.code == 0, ended.err
+        with self._locks[configuration]:  # trials may run side by side
+            if not (run / "final").exists():
+                ended = self.place.run(*self.command(configuration, run))
+                assert ended.code == 0, ended.err
         return run
 
     def run(self, trial: Trial) -> Result:

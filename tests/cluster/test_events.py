@@ -156,6 +156,25 @@ def test_a_stopped_rank_is_named_and_started_again_in_the_job(cluster: Cluster) 
     assert first["cause"].startswith(f"hang: rank 2 on {first['hosts'][1]} gave no sign of life for 30 s")
 
 
+@pytest.mark.long
+def test_a_node_that_failed_twice_is_not_used_again(cluster: Cluster) -> None:
+    cluster.reference("lora-zero2")
+    run = cluster.submit("bad-node", "lora-zero2", "--max-restarts=0")
+    for attempt, step in ((1, AT), (2, AT + EVERY)):
+        run.until_step(step, attempt)
+        bad = about(run.path)["attempts"][-1]["hosts"][1]
+        kill(run.rank(3))
+        run.until(lambda number=attempt: len(about(run.path)["attempts"]) > number, "the next attempt")  # type: ignore[misc]
+    run.until_done()
+    as_if_nothing_had_happened(run, restarts=2)
+    first, second, third = about(run.path)["attempts"]
+    assert first["failed_on"] == second["failed_on"] == bad
+    assert bad not in third["hosts"]
+    assert run.status()["excluded"] == [bad]
+    said = cluster.call(*cluster.distft, "status", run.path)
+    assert f"not used any more, because attempts failed there twice: {bad}" in said
+
+
 # --- 5: nodes ---------------------------------------------------------------------------------------------------------
 
 

@@ -43,7 +43,7 @@ def two(tmp_path: Path) -> Path:
 
 
 def assert_previous_is_chosen(checkpoints: Path, because: str) -> None:
-    folder, passed_over = store.newest_verified(checkpoints)
+    folder, passed_over = store.newest_verified(store.committed(checkpoints))
     assert folder == store.folder_of(checkpoints, 5)
     [sentence] = passed_over
     assert sentence.startswith("checkpoint step-00000010 is not used: ")
@@ -88,9 +88,9 @@ def test_a_file_is_never_overwritten(tmp_path: Path) -> None:
 def test_commit_makes_the_checkpoint_appear_at_once(tmp_path: Path) -> None:
     store.prepare(tmp_path, 3, needed=0)
     digest = store.write_text(store.stage(tmp_path, 3) / "a", "text")
-    assert store.newest_verified(tmp_path) == (None, [])
+    assert store.newest_verified(store.committed(tmp_path)) == (None, [])
     folder = store.commit(tmp_path, 3, [digest])
-    assert store.newest_verified(tmp_path) == (folder, [])
+    assert store.newest_verified(store.committed(tmp_path)) == (folder, [])
     assert folder.name == "step-00000003"
     assert sorted(path.name for path in folder.iterdir()) == ["a", "manifest.json"]
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
@@ -132,7 +132,7 @@ def test_prune_goes_on_where_a_killed_one_stopped(tmp_path: Path) -> None:
 
 
 def test_there_may_be_nothing_yet(tmp_path: Path) -> None:
-    assert store.newest_verified(tmp_path / "missing") == (None, [])
+    assert store.newest_verified(store.committed(tmp_path / "missing")) == (None, [])
 
 
 def test_other_things_in_the_folder_are_no_checkpoints(two: Path) -> None:
@@ -145,7 +145,7 @@ def test_what_a_killed_attempt_staged_is_ignored_and_then_removed(two: Path) -> 
     leftover = store.stage(two, 15)
     leftover.mkdir()
     store.write_text(leftover / "rank-00000.safetensors", "half")
-    assert store.newest_verified(two) == (store.folder_of(two, 10), [])
+    assert store.newest_verified(store.committed(two)) == (store.folder_of(two, 10), [])
     store.prepare(two, 20, needed=0)
     assert not leftover.exists()
     assert list(store.stage(two, 20).iterdir()) == []
@@ -161,7 +161,7 @@ def test_prepare_empties_the_same_steps_staging(two: Path) -> None:
 def test_commit_replaces_a_flawed_checkpoint_of_the_same_step(two: Path) -> None:
     (store.folder_of(two, 10) / "state.json").write_text("broken")
     folder = put(two, 10, {"rank-00000.safetensors": "new"})
-    assert store.newest_verified(two) == (folder, [])
+    assert store.newest_verified(store.committed(two)) == (folder, [])
     assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "rank-00000.safetensors"]
 
 
@@ -173,7 +173,7 @@ def test_a_failed_write_leaves_the_previous_checkpoint(two: Path, monkeypatch: p
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         store.write_text(store.stage(two, 15) / "a", "x")
-    assert store.newest_verified(two) == (store.folder_of(two, 10), [])
+    assert store.newest_verified(store.committed(two)) == (store.folder_of(two, 10), [])
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
@@ -185,9 +185,9 @@ def test_every_flipped_byte_is_found(two: Path, name: str) -> None:
     whole = path.read_bytes()
     for at in range(len(whole)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x01]) + whole[at + 1 :])
-        assert store.newest_verified(two)[0] == store.folder_of(two, 5), at
+        assert store.newest_verified(store.committed(two))[0] == store.folder_of(two, 5), at
     path.write_bytes(whole)
-    assert store.newest_verified(two) == (store.folder_of(two, 10), [])
+    assert store.newest_verified(store.committed(two)) == (store.folder_of(two, 10), [])
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -244,20 +244,20 @@ def test_a_missing_or_undecodable_manifest_is_found(two: Path) -> None:
 
 def test_a_plain_file_with_the_name_of_a_checkpoint_is_found(two: Path) -> None:
     store.folder_of(two, 15).touch()
-    folder, passed_over = store.newest_verified(two)
+    folder, passed_over = store.newest_verified(store.committed(two))
     assert folder == store.folder_of(two, 10)
     assert len(passed_over) == 1
 
 
 def test_a_file_added_is_harmless(two: Path) -> None:
     (store.folder_of(two, 10) / "notes.txt").write_text("mine")
-    assert store.newest_verified(two) == (store.folder_of(two, 10), [])
+    assert store.newest_verified(store.committed(two)) == (store.folder_of(two, 10), [])
 
 
 def test_when_none_is_left_every_one_is_named(two: Path) -> None:
     for step in (5, 10):
         (store.folder_of(two, step) / store.MANIFEST).unlink()
-    folder, passed_over = store.newest_verified(two)
+    folder, passed_over = store.newest_verified(store.committed(two))
     assert folder is None
     assert [sentence.split(" ")[1] for sentence in passed_over] == ["step-00000010", "step-00000005"]
 
