@@ -35,8 +35,11 @@ cluster-test: $(INSTALLED) ## all that a cluster does to a job, an hour and a ha
 
 TRIALS ?= 150
 SEED ?= 1
-soak: $(INSTALLED) ## trials of two SIGKILLs each, drawn from SEED; long
+soak: $(INSTALLED) ## kills, stops and damage, drawn from SEED; hours
+	@$(BIN)/python -m tests.chaos.corrupt --seed $(SEED)
 	@$(BIN)/python -m tests.chaos.soak runs/soak-$(SEED) --seed $(SEED) --trials $(TRIALS)
+	@$(BIN)/python -m tests.chaos.streams runs/streams-$(SEED) --seed $(SEED)
+	@$(BIN)/python -m tests.chaos.stops runs/stops-$(SEED) --seed $(SEED)
 
 exactness: $(INSTALLED) ## equality on GSM8K, about an hour; needs ../shared/data
 	@$(BIN)/python benchmarks/exactness.py runs/exactness

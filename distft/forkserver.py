@@ -3,7 +3,7 @@
 Its light parent orders ranks over a socket (DISTFT_FORKSERVER_FD), and is told of their beginning and end. It outlives
 an attempt, so that the next one in the same allocation starts without imports.
 
-    order   {"number": 3, "environment": {...}, "files": ["log", "DISTFT_PULSE_FD", ...]}, and those descriptors
+    order   {"run": "runs/x", "number": 3, "environment": {...}, "files": ["log", ...]}, and those descriptors
     news    {"ready": true}, {"number": 3, "pid": 4711}, {"pid": 4711, "code": 75}
 """
 
@@ -49,7 +49,7 @@ def serve(run_dir: Path) -> int:
         pid = os.fork()
         if pid == 0:
             connection.close()
-            return become_rank(run_dir, request, files, server)
+            return become_rank(request, files, server)
         for file in files:
             os.close(file)
         ranks.add(pid)
@@ -86,7 +86,7 @@ def tell(connection: socket.socket, news: dict[str, Any]) -> None:
     connection.send(json.dumps(news).encode())
 
 
-def become_rank(run_dir: Path, request: dict[str, Any], files: list[int], server: int) -> int:
+def become_rank(request: dict[str, Any], files: list[int], server: int) -> int:
     """Be the rank that was ordered. Returns its exit code."""
     os.environ.update(request["environment"], DISTFT_PARENT=str(server))
     process.die_with_parent()
@@ -99,11 +99,11 @@ def become_rank(run_dir: Path, request: dict[str, Any], files: list[int], server
         else:
             os.environ[name] = str(descriptor)
     if not survived_fork():
-        start_afresh(run_dir, files)
+        start_afresh(request["run"], files)
     preempt.listen()
     from distft.train import run_attempt
 
-    return run_attempt(run_dir)
+    return run_attempt(Path(request["run"]))
 
 
 def survived_fork() -> bool:
@@ -115,10 +115,13 @@ def survived_fork() -> bool:
     if not torch.cuda.is_available():
         return True
     cuda_success = 0
-    return bool(ctypes.CDLL("libcuda.so.1").cuInit(0) == cuda_success)
+    try:
+        return bool(ctypes.CDLL("libcuda.so.1").cuInit(0) == cuda_success)
+    except OSError:  # a GPU of another maker, of which nothing is known here
+        return False
 
 
-def start_afresh(run_dir: Path, files: list[int]) -> None:
+def start_afresh(run_dir: str, files: list[int]) -> None:
     """Do the imports again, in a new program."""
     print("a library has started threads or CUDA at its import; this rank imports everything by itself", flush=True)
     for descriptor in files:
@@ -126,4 +129,4 @@ def start_afresh(run_dir: Path, files: list[int]) -> None:
             os.set_inheritable(descriptor, True)
         except OSError:  # that of the log, which is in its place
             continue
-    os.execv(sys.executable, [sys.executable, "-m", "distft", "train", "--run-dir", str(run_dir)])
+    os.execv(sys.executable, [sys.executable, "-m", "distft", "train", "--run-dir", run_dir])

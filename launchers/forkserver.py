@@ -74,7 +74,9 @@ class ForkServer(Child):
         self.ready = False  # whether its imports are done
         self._ranks: list[Rank] = []
 
-    def fork(self, number: int, log: Path, environment: Mapping[str, str], files: Mapping[str, int]) -> Rank:
+    def fork(
+        self, run: RunDir, number: int, log: Path, environment: Mapping[str, str], files: Mapping[str, int]
+    ) -> Rank:
         """Order a rank. It begins when the imports are done.
 
         Args:
@@ -85,7 +87,7 @@ class ForkServer(Child):
         pulse_file, output = shared_memory(), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         rank.memory = mmap.mmap(pulse_file, pulse.BYTES)
         everything = {"log": output, "DISTFT_PULSE_FD": pulse_file, **files}
-        order = {"number": number, "environment": dict(environment), "files": list(everything)}
+        order = {"run": str(run.path), "number": number, "environment": dict(environment), "files": list(everything)}
         with suppress(BrokenPipeError, ConnectionResetError):  # `look` finds that it has gone
             socket.send_fds(self._socket, [json.dumps(order).encode()], list(everything.values()))
         os.close(pulse_file)

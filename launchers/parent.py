@@ -133,7 +133,7 @@ def start_ranks(run: RunDir, node: Node, claim: Claim, server: ForkServer) -> li
             if node.listener:
                 files["DISTFT_LISTEN_FD"] = node.listener.fileno()
         log = run.attempt_logs(claim.attempt) / f"rank-{number}.log"
-        ranks.append(server.fork(number, log, rank_environment(node, claim, local), files))
+        ranks.append(server.fork(run, number, log, rank_environment(node, claim, local), files))
     if node.listener:
         node.listener.close()
     return ranks

@@ -210,6 +210,22 @@ def test_restarts_here_end_where_they_lead_nowhere(place: Workplace) -> None:
     assert ended.out.count("starting the ranks again here, restart 1 of 9") == 1
 
 
+def test_ranks_start_by_themselves_where_a_fork_is_not_safe(place: Workplace, unbroken: Made) -> None:
+    """A library that starts a thread when it is imported: that thread would be missing in a forked rank."""
+    folder, run = place.folder / "site", place.folder / "afresh"
+    folder.mkdir()
+    thread = "import threading, time\nthreading.Thread(target=time.sleep, args=(3600,), daemon=True).start()\n"
+    (folder / "sitecustomize.py").write_text(thread)
+    command = ("train", "recipe.yaml", "train.steps=5", "train.schedule=constant", "--run-dir", run, "--nproc", "2")
+    with place.start(*command, environment={"PYTHONPATH": str(folder)}) as only:
+        ended = only.end()
+    assert ended.code == 0, ended.err
+    for rank in (0, 1):
+        assert "imports everything by itself" in (run / "logs" / "attempt-001" / f"rank-{rank}.log").read_text()
+    assert losses(run)[1] == losses(unbroken.run)[1]
+    assert sorted(losses(run)) == [1, 2, 3, 4, 5]
+
+
 def gone(process: psutil.Process) -> bool:
     try:
         return bool(process.status() == psutil.STATUS_ZOMBIE)  # nobody has asked for its exit code yet
