@@ -64,6 +64,7 @@ def imported() -> Any:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
     import deepspeed.ops
+    import deepspeed.runtime.zero.muon.muon_optimizer  # asked for in every first step, and slow: it imports Inductor
 
     # DeepSpeed 0.19 calls names that torch 2.13 wants replaced, thousands of times a run.
     warnings.filterwarnings("ignore", message=r".*torch\.distributed\.\w+` is deprecated", category=FutureWarning)
