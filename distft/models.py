@@ -18,8 +18,9 @@ from distft.checkpoint.store import sha256_of
 from distft.config import Data, Engine, Model, ModelInit
 from distft.data.formats import parse
 from distft.data.sources import read
+from distft.digest import remembered
 from distft.errors import UserError
-from distft.rundir import RunDir, write_atomically
+from distft.rundir import RunDir
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 EOS = "<|end|>"
@@ -198,18 +199,15 @@ def digest(folder: Path, memory: Path) -> str:
     """sha256 over the files that make a base model: weights and config.json, in the order of their names.
 
     Args:
-        memory: a file that remembers size and time of each file beside the digest, so that tens of
-            gigabytes are read once and not in every attempt.
+        memory: see `remembered`.
     """
     files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin") or p.name == "config.json")
-    signature = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
-    if memory.exists():
-        known = json.loads(memory.read_text(encoding="utf-8"))
-        if known["files"] == signature:
-            return str(known["sha256"])
-    whole = hashlib.sha256()
-    for path in files:
-        preempt.check()
-        whole.update(f"{path.name} {sha256_of(path)}\n".encode())
-    write_atomically(memory, json.dumps({"files": signature, "sha256": whole.hexdigest()}, indent=1))
-    return whole.hexdigest()
+
+    def compute() -> str:
+        whole = hashlib.sha256()
+        for path in files:
+            preempt.check()
+            whole.update(f"{path.name} {sha256_of(path)}\n".encode())
+        return whole.hexdigest()
+
+    return remembered(files, memory, compute)

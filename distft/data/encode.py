@@ -107,7 +107,7 @@ def build(
     if spec is None:
         raise UserError("data.eval is not set; name the held-out data there")
     root = _root(data)
-    folder = root / _key(data, spec, split, template)
+    folder = root / _key(data, spec, split, template, root)
     if folder.exists():
         return folder
     with _writable(root):
@@ -124,8 +124,8 @@ def _root(data: Data) -> Path:
     return cache.expanduser() / "tokens"
 
 
-def _key(data: Data, spec: str, split: str, template: Template) -> str:
-    source = sources.fingerprint(spec, split, data.hub_config)
+def _key(data: Data, spec: str, split: str, template: Template, root: Path) -> str:
+    source = sources.fingerprint(spec, split, data.hub_config, memory=root)
     parts = [FORMAT, source, data.fields, split, template.digest, data.row_tokens, data.overlong]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

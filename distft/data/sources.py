@@ -10,7 +10,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from distft import pulse
 from distft.data.types import Record
+from distft.digest import remembered
 from distft.errors import UserError
 
 _CHUNK = 1 << 20  # bytes
@@ -30,23 +32,34 @@ def read(spec: str, split: str, hub_config: str | None) -> Iterator[Record]:
     return _READERS[path.suffix.lower()](path)
 
 
-def fingerprint(spec: str, split: str, hub_config: str | None) -> str:
+def fingerprint(spec: str, split: str, hub_config: str | None, memory: Path | None = None) -> str:
     """sha256 (hex) of the content: the bytes of the file or of the folder's files; the fingerprint of a hub data set.
+
+    Args:
+        memory: a folder that remembers digests of sources on disk (see `remembered`).
 
     Raises UserError where `read` would find nothing to read.
     """
     path = _local(spec)
-    digest = hashlib.sha256()
     if path is None:
-        digest.update(str(_load_hub(spec, split, hub_config)._fingerprint).encode())
-    elif path.is_dir():
-        # `datasets` may leave cache-*.arrow files of its own in such a folder.
-        for file in sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("cache-")):
-            digest.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode())
+        return hashlib.sha256(str(_load_hub(spec, split, hub_config)._fingerprint).encode()).hexdigest()
+    path = path.absolute()
+    # `datasets` may leave cache-*.arrow files of its own in such a folder.
+    inside = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("cache-"))
+    files = inside if path.is_dir() else [path]
+
+    def compute() -> str:
+        digest = hashlib.sha256()
+        for file in files:
+            if file != path:
+                digest.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode())
             _hash_file(file, digest)
-    else:
-        _hash_file(path, digest)
-    return digest.hexdigest()
+        return digest.hexdigest()
+
+    if memory is None:
+        return compute()
+    name = hashlib.sha256(str(path).encode()).hexdigest()[:32]
+    return remembered(files, memory / f"source-{name}.json", compute)
 
 
 def _local(spec: str) -> Path | None:
@@ -75,6 +88,7 @@ def _hash_file(path: Path, digest: Any) -> None:
     try:
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
+                pulse.moving()
                 digest.update(chunk)
     except OSError as error:
         raise UserError(f"cannot read data file {path}: {error.strerror}") from error

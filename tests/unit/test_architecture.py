@@ -21,7 +21,7 @@ LAYERS = [  # lowest first; a name stands for a module, or for a package with al
     {"distft.recipe"},
     {"distft.preempt", "distft.process", "distft.rundir", "distft.clock", "distft.pulse"},
     {"distft.lease", "distft.job"},
-    {"distft.dist", "distft.meter", "distft.track", "distft.console", "distft.chart"},
+    {"distft.dist", "distft.meter", "distft.track", "distft.console", "distft.chart", "distft.digest"},
     {"distft.data", "distft.models", "distft.adapters", "distft.engine", "distft.checkpoint"},
     {"distft.tasks"},
     {"distft.session", "distft.export", "distft.nonfinite"},

@@ -1,4 +1,5 @@
 import json
+import os
 
 import datasets
 import pyarrow
@@ -164,3 +165,17 @@ def test_fingerprint_of_a_folder_ignores_caches_of_datasets(tmp_path):
     assert fingerprint("one", "train", None) == before
     (tmp_path / "one" / "extra.arrow").write_bytes(b"x")
     assert fingerprint("one", "train", None) != before
+
+
+def test_a_file_is_read_again_only_where_it_may_have_changed(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "x"}\n')
+    first = fingerprint(str(path), "train", None, memory=tmp_path)
+    assert first == fingerprint(str(path), "train", None)
+    reads = []
+    monkeypatch.setattr("distft.data.sources._hash_file", lambda file, digest: reads.append(file))
+    assert fingerprint(str(path), "train", None, memory=tmp_path) == first
+    assert reads == []
+    os.utime(path, ns=(1, 1))
+    assert fingerprint(str(path), "train", None, memory=tmp_path) != first  # nothing was read into it
+    assert reads == [path]
