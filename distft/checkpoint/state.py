@@ -109,8 +109,9 @@ class Stored:
         self.identity = Identity(**self.state["identity"])
         self.shapes = {name: tuple(shape) for name, shape in self.state["parameters"].items()}
         self._pieces: dict[tuple[str, str], list[tuple[int, str, Any]]] = {}
-        for path in sorted(folder.glob("rank-*.safetensors")):
-            file = safe_open(path, framework="pt")
+        shards = [name for name in store.files_of(folder) if name != STATE]  # others that lie there were not verified
+        for shard in shards:
+            file = safe_open(folder / shard, framework="pt")
             for key in file.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118 - a safetensors handle is no dict
                 name, offset, kind = key.rsplit("|", 2)
                 self._pieces.setdefault((name, kind), []).append((int(offset), key, file))

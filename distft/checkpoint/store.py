@@ -154,6 +154,11 @@ def manifest_of(step: int, digests: Iterable[Digest]) -> str:
     return json.dumps({"step": step, "files": [asdict(digest) for digest in digests]}, indent=1)
 
 
+def files_of(folder: Path) -> list[str]:
+    """Names of a checkpoint's files. Raises what a damaged manifest leads to."""
+    return [str(entry["name"]) for entry in json.loads((folder / MANIFEST).read_bytes())["files"]]
+
+
 def prune(checkpoints: Path, keep: int, newest: Path) -> None:
     """Remove all but `newest`, which was just committed, and the `keep` - 1 before it.
 
