@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test check unit cluster-test soak exactness against-trainer clean
+.PHONY: demo test check unit cluster-test soak exactness clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing the tested set into $(VENV) (a minute or two)"
@@ -43,9 +43,6 @@ soak: $(INSTALLED) ## kills, stops and damage, drawn from SEED; hours
 
 exactness: $(INSTALLED) ## equality on GSM8K, about an hour; needs ../shared/data
 	@$(BIN)/python benchmarks/exactness.py runs/exactness
-
-against-trainer: $(INSTALLED) ## what checkpoints and restarts cost beside transformers' Trainer; needs ../shared/data
-	@$(BIN)/python benchmarks/against_trainer.py runs/against-trainer
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info
