@@ -132,6 +132,8 @@ def apply(run: RunDir, record: Run, job: str, decision: Decision) -> None:
 def to_avoid(record: Run, job: str) -> list[str]:
     """Hosts that failed twice, as far as enough others are there."""
     hosts = suspects(record, job)
+    if not hosts:
+        return []
     usable = scheduler.usable_nodes(os.environ.get("SLURM_JOB_PARTITION", "")) or set()
     return hosts if len(usable - set(hosts)) >= int(os.environ.get("SLURM_JOB_NUM_NODES") or 1) else []
 

@@ -12,6 +12,7 @@ from distft.config import Data, ModelInit
 from distft.models import create, load_tokenizer
 from distft.config import Model
 from tests.dist.launch import run_ranks
+from tests.dist.nonfinite import trouble
 
 RECIPE = """
 model: {{path: {base}}}
@@ -47,4 +48,8 @@ def test_steps_that_are_not_finite(tmp_path: Path) -> None:
     (tmp_path / "twice.jsonl").write_text(records(80, {13, 57}))
     (tmp_path / "bad.json").write_text("57")
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(base=base, data=data, cache=tmp_path / "cache"))
+    # The ranks assert what is in tests/dist/nonfinite.py; a failure there is one here.
     run_ranks("tests.dist.nonfinite", 2, str(tmp_path), str(tmp_path / "recipe.yaml"))
+    assert [record["action"] for record in trouble(tmp_path / "skip")] == ["skip"]
+    assert [record["action"] for record in trouble(tmp_path / "rollback")] == ["rollback", "skip"]
+    assert all(57 in record["samples"] for record in trouble(tmp_path / "rollback"))
