@@ -71,12 +71,13 @@ def resume(folder: str, config: str, steps: str) -> None:
 
 
 def layouts(folder: str, config: str, steps: str) -> None:
-    for ranks in (4, 2):
+    """Every ordered pair of (ranks, stage) that writes and (ranks, stage) that reads."""
+    for ranks in (1, 2, 4):
         run_ranks(MODULE, ranks, "write", folder, config, "--steps", "12", timeout=HOURS)
-    run_ranks(MODULE, 2, "read", folder, config, "--steps", "12", "--writers", "4", timeout=HOURS)
-    run_ranks(MODULE, 1, "read", folder, config, "--steps", "12", "--writers", "4", "2", timeout=HOURS)
-    loaded = 2 * 16 + 2 * 2 * 16
-    (Path(folder) / "layouts.json").write_text(json.dumps({"loaded": loaded}))
+    for ranks in (1, 2, 4):
+        run_ranks(MODULE, ranks, "read", folder, config, "--steps", "12", "--writers", "1", "2", "4", timeout=HOURS)
+    adapters, pairs = 2, (3 * 4) ** 2
+    (Path(folder) / "layouts.json").write_text(json.dumps({"loaded": adapters * pairs}))
 
 
 def samples(folder: str, config: str, steps: str) -> None:

@@ -1,7 +1,8 @@
 """Places at which a test has this rank killed: DISTFT_FAILPOINT=RANK:PLACE. Without it nothing happens here.
 
 A place may be given without what follows its first comma, and RANK may be `*`. Every place of `pulse.at` is one, and so
-is each boundary between two writes of a checkpoint (`checkpoint.store`).
+is each boundary between two writes of a checkpoint (`checkpoint.store`). ATTEMPT/RANK:PLACE kills in one attempt only;
+several are parted by semicolons.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ def reach(place: str) -> None:
     wanted = os.environ.get("DISTFT_FAILPOINT")
     if wanted is None:
         return
-    rank, _, name = wanted.partition(":")
-    if rank in ("*", os.environ.get("RANK")) and name in (place, place.partition(",")[0]):
-        os.kill(os.getpid(), signal.SIGKILL)
+    for one in wanted.split(";"):
+        who, _, name = one.partition(":")
+        attempt, _, rank = who.rpartition("/")
+        mine = rank in ("*", os.environ.get("RANK")) and attempt in ("", os.environ.get("DISTFT_ATTEMPT"))
+        if mine and name in (place, place.partition(",")[0]):
+            os.kill(os.getpid(), signal.SIGKILL)

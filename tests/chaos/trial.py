@@ -1,4 +1,8 @@
-"""A trial for real: `distft train`, killed as planned, started again until it is done, and compared bit for bit."""
+"""A trial for real: `distft train`, killed as planned until it is done, and compared bit for bit.
+
+Ranks that are killed are started again within the command; a command that is killed, or gives up because two attempts
+in a row committed nothing, is given again.
+"""
 
 from __future__ import annotations
 
@@ -54,6 +58,7 @@ class Ground:
             f"checkpoint.every={EVERY}",
             f"--run-dir={run}",
             f"--nproc={configuration.ranks}",
+            "--max-restarts=9",
         ]
 
     def undisturbed(self, configuration: Configuration) -> Path:
@@ -66,37 +71,49 @@ class Ground:
 
     def run(self, trial: Trial) -> Result:
         run = self.place.folder / f"trial-{trial.number}"
-        command, killed, wrong = self.command(trial.configuration, run), 0, []
-        for kill in trial.kills:
-            place = {"DISTFT_FAILPOINT": f"{kill.rank}:{kill.place}"} if kill.place else {}
-            with self.place.start(*command, environment=place) as attempt:
-                if kill.place is None:
-                    strike(attempt, run, kill)
-                code = attempt.end(300.0).code
-            killed += code != 0
-            if (run / "run.json").exists() and (damage := missing_commit(run)):
-                wrong.append(damage)
-        ended = self.place.run(*command)
+        for _ in range(len(trial.kills) + 1):
+            with self.place.start(*self.command(trial.configuration, run), environment=failpoints(trial)) as command:
+                disturb(command, run, trial)
+                ended = command.end(600.0)
+            if ended.code == 0:
+                break
+        killed = len(about(run)["attempts"]) - 1
+        wrong = [] if killed <= len(trial.kills) else ["an attempt ended that was not killed"]
         if ended.code != 0:
             return Result(trial, killed, 0, [*wrong, f"it did not continue: {ended.err[-500:]}"])
-        wrong += differences(run, self.undisturbed(trial.configuration))
+        wrong += missing_commits(run) + differences(run, self.undisturbed(trial.configuration))
         return Result(trial, killed, sum(len(values) - 1 for values in losses(run).values()), wrong)
 
 
-def strike(attempt: Started, run: Path, kill: Kill) -> None:
-    """Wait for the moment, and kill; nothing where the run ends before."""
+def disturb(command: Started, run: Path, trial: Trial) -> None:
+    """Kill in the attempts that come, as far as this command starts them."""
+    made = len(about(run)["attempts"]) if (run / "run.json").exists() else 0
+    for attempt, kill in list(enumerate(trial.kills, start=1))[made:]:
+        if kill.place is None:
+            strike(command, run, attempt, kill)
+
+
+def failpoints(trial: Trial) -> dict[str, str]:
+    """Kills at places, each in the attempt that follows the kill before."""
+    placed = [f"{n}/{kill.rank}:{kill.place}" for n, kill in enumerate(trial.kills, start=1) if kill.place]
+    return {"DISTFT_FAILPOINT": ";".join(placed)} if placed else {}
+
+
+def strike(command: Started, run: Path, attempt: int, kill: Kill) -> None:
+    """Wait for the moment in an attempt, and kill; nothing where the run ends before."""
 
     def reached() -> bool:
-        return attempt.process.poll() is not None or max(losses(run), default=0) >= kill.step
+        mine = [record["step"] for record in records(run) if record["attempt"] == attempt and "loss" in record]
+        return command.process.poll() is not None or max(mine, default=0) >= kill.step
 
-    until(reached, f"step {kill.step} of {run}", 300.0, every=0.002)
+    until(reached, f"step {kill.step} of attempt {attempt} of {run}", 300.0, every=0.005)
     time.sleep(kill.seconds)
-    if attempt.process.poll() is not None:
+    if command.process.poll() is not None:
         return
     if kill.victim == "parent":
-        attempt.send(signal.SIGKILL)
+        command.send(signal.SIGKILL)
         return
-    for rank, process in attempt.ranks().items():
+    for rank, process in command.ranks().items():
         if kill.victim == "all ranks" or rank == kill.rank:
             try:
                 process.kill()
@@ -104,11 +121,15 @@ def strike(attempt: Started, run: Path, kill: Kill) -> None:
                 continue
 
 
-def missing_commit(run: Path) -> str | None:
-    """What was recorded as saved must still be there: this checkpoint, or a newer one."""
-    saved = max((record["step"] for record in records(run) if "save_seconds" in record), default=0)
-    newest = max((int(path.name[5:]) for path in checkpoints(run)), default=0)
-    return f"step {saved} was saved, and the newest checkpoint is {newest}" if newest < saved else None
+def missing_commits(run: Path) -> list[str]:
+    """What was recorded as saved must be there when the next attempt begins: this checkpoint, or a newer one."""
+    saves = [record for record in records(run) if "save_seconds" in record]
+    found = []
+    for attempt in about(run)["attempts"]:
+        saved = max((record["step"] for record in saves if record["attempt"] < attempt["number"]), default=0)
+        if attempt["commit_before"] < saved:
+            found.append(f"step {saved} was saved, and attempt {attempt['number']} found {attempt['commit_before']}")
+    return found
 
 
 def differences(run: Path, undisturbed: Path) -> list[str]:
