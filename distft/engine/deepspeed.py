@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -58,13 +60,25 @@ def sharded_loading(recipe: Recipe, ranks: Ranks) -> object:
     return HfDeepSpeedConfig(configuration(recipe, ranks, trainable=0))
 
 
+def _without_muon() -> None:
+    """Have modules that are not used here stand empty.
+
+    DeepSpeed's engines import their optimizer Muon in each first step, only to see that ours is another one. It hands
+    its functions to torch.compile, and so imports Inductor: 550 modules, a third of all time that imports take.
+    """
+    for module, name in (("muon_optimizer", "MuonWithAuxAdam"), ("original_muon", "muon_update")):
+        empty = ModuleType(f"deepspeed.runtime.zero.muon.{module}")
+        setattr(empty, name, type(name, (), {}))
+        sys.modules.setdefault(empty.__name__, empty)
+
+
 def imported() -> Any:
     """The package, as it is used here."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    _without_muon()
     import deepspeed
     import deepspeed.ops
-    import deepspeed.runtime.zero.muon.muon_optimizer  # asked for in every first step, and slow: it imports Inductor
 
     # DeepSpeed 0.19 calls names that torch 2.13 wants replaced, thousands of times a run.
     warnings.filterwarnings("ignore", message=r".*torch\.distributed\.\w+` is deprecated", category=FutureWarning)

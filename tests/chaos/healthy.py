@@ -21,10 +21,17 @@ import os, random, time
 _sync, _chance = os.fsync, random.Random({seed})
 def fsync(descriptor):
     if "/checkpoints" in os.readlink(f"/proc/self/fd/{{descriptor}}"):
-        time.sleep(_chance.uniform(0.0, 45.0))
+        time.sleep(_chance.uniform(0.0, {seconds}))
     _sync(descriptor)
 os.fsync = fsync
 """
+
+
+def slow_disk(folder: Path, seed: int, seconds: float) -> Path:
+    """A folder for PYTHONPATH with which each sync of a file in a checkpoint takes up to `seconds` more."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sitecustomize.py").write_text(SLOW.format(seed=seed, seconds=seconds))
+    return folder
 
 
 def main() -> int:
@@ -33,8 +40,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=5000)
     args = parser.parse_args()
-    (args.folder / "slow").mkdir(parents=True, exist_ok=True)
-    (args.folder / "slow" / "sitecustomize.py").write_text(SLOW.format(seed=args.seed))
+    args.folder.mkdir(parents=True, exist_ok=True)
+    slow = slow_disk(args.folder.absolute() / "slow", args.seed, seconds=45.0)
     place, run = Workplace(args.folder.absolute()), args.folder.absolute() / "healthy"
     settings = (
         f"train.steps={args.steps}",
@@ -45,7 +52,7 @@ def main() -> int:
         "engine.timeout=300",
         f"--nproc={RANKS}",
     )
-    environment = {"PYTHONPATH": f"{args.folder.absolute() / 'slow'}:{sys.path[0]}"}
+    environment = {"PYTHONPATH": f"{slow}:{Path(__file__).parents[2]}"}
     with place.start("train", "recipe.yaml", *settings, f"--run-dir={run}", environment=environment) as only:
         ended = only.end(3600.0)
     [attempt] = about(run)["attempts"]
