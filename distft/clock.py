@@ -18,7 +18,8 @@ class Clock:
     """
 
     def __init__(self, deadline: float | None, state_bytes: int = 0) -> None:
-        self._deadline = deadline
+        # Counted from here on, so that a wall clock which is set meanwhile changes nothing.
+        self._ends = None if deadline is None else time.monotonic() + deadline - time.time()
         self._save = 2.0 + state_bytes / 100e6  # a slow shared file system
         self._measured = False
         self._steps: list[float] = []
@@ -37,4 +38,4 @@ class Clock:
 
     def out_of_time(self) -> bool:
         """Whether to stop now."""
-        return self._deadline is not None and time.time() + self.room > self._deadline
+        return self._ends is not None and time.monotonic() + self.room > self._ends

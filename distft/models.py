@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from distft import preempt
-from distft.checkpoint.store import sha256_of
+from distft.checkpoint.disk import checksum
 from distft.config import Data, Engine, Model, ModelInit
 from distft.data.formats import parse
 from distft.data.sources import read
@@ -196,7 +196,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def digest(folder: Path, memory: Path) -> str:
-    """sha256 over the files that make a base model: weights and config.json, in the order of their names.
+    """sha256 over names and checksums of the files that make a base model: weights and config.json, in order.
 
     Args:
         memory: see `remembered`.
@@ -207,7 +207,7 @@ def digest(folder: Path, memory: Path) -> str:
         whole = hashlib.sha256()
         for path in files:
             preempt.check()
-            whole.update(f"{path.name} {sha256_of(path)}\n".encode())
+            whole.update(f"{path.name} {checksum(path)}\n".encode())
         return whole.hexdigest()
 
     return remembered(files, memory, compute)

@@ -41,7 +41,7 @@ class Progress:
 class Identity:
     """What a run is with, beside its recipe; compared before a checkpoint is loaded."""
 
-    base: str  # sha256 over the base model's files
+    base: str  # of the base model's files
     rows: str  # sha256 over the training rows: tokens and their packing
     tokenizer: str  # sha256 over the tokenizer and its chat template
     versions: dict[str, str]  # of the libraries that decide the bits of a loss

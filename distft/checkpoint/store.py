@@ -1,60 +1,31 @@
 """Checkpoints as bytes on disk: staged, hashed, committed by one rename, verified, pruned.
 
 A folder `step-00000050` is complete or it does not exist: files are written into `.staged-step-00000050`,
-`manifest.json` (size and sha256 of every file) is written last, and the rename commits. Nothing is loaded
-before its digest was checked.
+`manifest.json` (size and checksum of every file) is written last, and the rename commits. Nothing is loaded
+before its checksum was compared.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from io import BufferedWriter
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from distft import failpoint, pulse
+from distft import failpoint
+from distft.checkpoint.disk import Digest, NewFile, checksum
 from distft.errors import RunFailed, UserError
 from distft.rundir import sync_folder
 
 MANIFEST = "manifest.json"
-_READ_BYTES = 1 << 20
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.bool: "BOOL"}
-
-
-@dataclass(frozen=True)
-class Digest:
-    """What a file must be."""
-
-    name: str
-    bytes: int
-    sha256: str
-
-
-class HashingFile:
-    """Writes to an open file and knows the sha256 of what went into it."""
-
-    def __init__(self, file: BufferedWriter) -> None:
-        self._file, self._hash, self._bytes = file, hashlib.sha256(), 0
-
-    def write(self, data: bytes | memoryview) -> None:
-        self._hash.update(data)
-        self._file.write(data)
-        self._bytes += len(data)
-
-    def finish(self) -> Digest:
-        """Have all of it on disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return Digest(Path(self._file.name).name, self._bytes, self._hash.hexdigest())
 
 
 def write_tensors(path: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> Digest:
@@ -71,12 +42,10 @@ def write_tensors(path: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> Di
         offset = end
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)  # the format aligns the data
-    with open(path, "xb") as opened:
-        file = HashingFile(opened)
+    with NewFile(path) as file:
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)
         for _, tensor in items:
-            pulse.moving()
             array: npt.NDArray[np.uint8] = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
             file.write(array.data)
         failpoint.reach(f"{path.name} is not synced")
@@ -91,18 +60,12 @@ def read_back(path: Path, digest: Digest) -> None:
     Raises:
         RunFailed: it is not.
     """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
-    if sha256_of(path) != digest.sha256:
+    if checksum(path, of_disk=True) != digest.xxh3:
         raise RunFailed(f"{path} came back from the file system with other bytes than were written; see to the disk")
 
 
 def write_text(path: Path, text: str) -> Digest:
-    with open(path, "xb") as opened:
-        file = HashingFile(opened)
+    with NewFile(path) as file:
         file.write(text.encode())
         digest = file.finish()
     failpoint.reach(f"{path.name} is written")
@@ -212,21 +175,11 @@ def flaw(folder: Path, part: int = 0, parts: int = 1) -> str | None:
         try:
             if path.stat().st_size != digest.bytes:
                 return f"{digest.name} has {path.stat().st_size} bytes in place of {digest.bytes}"
-            if number % parts == part and sha256_of(path) != digest.sha256:
+            if number % parts == part and checksum(path) != digest.xxh3:
                 return f"{digest.name} has changed since it was written"
         except OSError as error:
             return f"{digest.name} cannot be read ({error.strerror})"
     return None
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    result = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_READ_BYTES):
-            pulse.moving()
-            result.update(block)
-    return result.hexdigest()
 
 
 def newest_verified(

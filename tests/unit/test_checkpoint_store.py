@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from distft.checkpoint import store
+from distft.checkpoint.disk import Digest, checksum
 from distft.errors import UserError
 
 TENSORS = {
@@ -62,7 +63,7 @@ def test_tensors_are_what_safetensors_reads(tmp_path: Path) -> None:
         assert (read[name].dtype, read[name].shape) == (tensor.dtype, tensor.shape)
         assert torch.equal(read[name], tensor)
     assert torch.signbit(read["fp32|0|master"][0, 1])
-    assert digest == store.Digest(path.name, path.stat().st_size, store.sha256_of(path))
+    assert digest == Digest(path.name, path.stat().st_size, checksum(path))
 
 
 def test_slices_of_tensors_are_readable(tmp_path: Path) -> None:
@@ -226,8 +227,8 @@ def test_swapped_shards_are_found(two: Path) -> None:
     "content",
     ["", "{", "null", "[]", "3", '"text"', "{}", '{"files": 3}', '{"files": null}', '{"files": [3]}', '{"files": []}',
      '{"files": {}}', '{"files": [{}]}', '{"files": [{"name": "x"}]}', "[" * 100_000,
-     '{"files": [{"name": 3, "bytes": 1, "sha256": ""}]}',
-     '{"files": [{"name": "\\u0000", "bytes": 1, "sha256": ""}]}'],
+     '{"files": [{"name": 3, "bytes": 1, "xxh3": ""}]}',
+     '{"files": [{"name": "\\u0000", "bytes": 1, "xxh3": ""}]}'],
 )  # fmt: skip
 def test_a_manifest_that_is_none_is_found(two: Path, content: str) -> None:
     (store.folder_of(two, 10) / store.MANIFEST).write_text(content)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from distft.checkpoint import state, store
+from distft.checkpoint.disk import Digest, checksum
 from distft.errors import UserError
 from tests.chaos import corrupt
 
@@ -49,9 +50,7 @@ def test_a_manifest_that_was_made_to_fit_does_not_help(tmp_path: Path, canary: b
     folder = store.folder_of(tmp_path / "checkpoints", corrupt.NEW)
     (folder / name).write_bytes(canary)
     files = json.loads((folder / store.MANIFEST).read_text())["files"]
-    digests = [
-        store.Digest(f["name"], (folder / f["name"]).stat().st_size, store.sha256_of(folder / f["name"])) for f in files
-    ]
+    digests = [Digest(f["name"], (folder / f["name"]).stat().st_size, checksum(folder / f["name"])) for f in files]
     (folder / store.MANIFEST).write_text(store.manifest_of(corrupt.NEW, digests))
     chosen, _ = state.newest(tmp_path / "checkpoints")
     assert chosen == folder

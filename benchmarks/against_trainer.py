@@ -1,0 +1,267 @@
+"""distft beside transformers' Trainer with DeepSpeed: what a checkpoint costs, and how soon a run is back.
+
+    make against-trainer        writes runs/against-trainer/report.json; the figures are in docs/performance.md
+
+Both train the same model of about 100 million parameters from the same rows in the same order, ZeRO 2, fp32, two
+ranks, and alternate. Per side and repetition: a run without checkpoints (the step's time), one with a checkpoint every
+few steps (stall, slow-down), a killed rank restarted by the side's own means (torch.distributed.run --max-restarts
+there, --max-restarts here), and a start that continues from the checkpoint. Losses must agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+DATA = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
+ROW_TOKENS = 64
+RECIPE = """\
+model: {{path: {model}}}
+data:
+  {{train: {data}, fields: {{prompt: question, completion: answer}},
+   row_tokens: {tokens}, packing: false, cache: {cache}}}
+train: {{steps: 1000, lr: 1.0e-4, schedule: constant, global_batch: {ranks}, micro_batch: 1}}
+engine: {{zero_stage: 2, dtype: fp32}}
+checkpoint: {{every: 1000, keep: 2}}
+"""
+LLAMA = {
+    "hidden_size": 640,
+    "intermediate_size": 1728,
+    "num_hidden_layers": 20,
+    "num_attention_heads": 10,
+    "num_key_value_heads": 10,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": True,
+}
+LORA = "adapter={type: lora, r: 16, alpha: 32, targets: all-linear}"
+
+
+SHAPES = {"full": (24, 6), "lora": (64, 16)}  # steps, and steps between saves: about 20 s
+
+
+class Side(Protocol):
+    name: str
+
+    def command(self, run: Path, steps: int, every: int) -> list[str]: ...
+
+    def steps(self, run: Path) -> list[dict[str, Any]]:
+        """{"step", "time", "loss"} of each step, in the order in which they were taken."""
+
+    def a_rank(self, pid: int) -> psutil.Process: ...
+
+
+class Ours:
+    name = "distft"
+
+    def __init__(self, folder: Path, lora: bool, ranks: int) -> None:
+        self._folder, self._lora, self._ranks = folder, lora, ranks
+
+    def command(self, run: Path, steps: int, every: int) -> list[str]:
+        adapter = LORA if self._lora else "adapter={type: none}"
+        options = [adapter, f"train.steps={steps}", f"checkpoint.every={every or 10**6}", f"--run-dir={run}"]
+        distft = str(Path(sys.executable).with_name("distft"))
+        return [
+            distft,
+            "train",
+            str(self._folder / "recipe.yaml"),
+            *options,
+            f"--nproc={self._ranks}",
+            "--max-restarts=3",
+        ]
+
+    def steps(self, run: Path) -> list[dict[str, Any]]:
+        return [r for r in lines(run / "metrics.jsonl") if "loss" in r]
+
+    def a_rank(self, pid: int) -> psutil.Process:
+        children = psutil.Process(pid).children(recursive=True)
+        return next(child for child in children if child.name() == f"distft-rank-{self._ranks - 1}")
+
+
+class Theirs:
+    name = "Trainer"
+
+    def __init__(self, folder: Path, lora: bool, ranks: int) -> None:
+        self._folder, self._lora, self._ranks = folder, lora, ranks
+
+    def command(self, run: Path, steps: int, every: int) -> list[str]:
+        script = [
+            str(ROOT / "benchmarks" / "hf_trainer.py"),
+            str(self._folder / "model"),
+            str(self._folder / "rows.jsonl"),
+        ]
+        options = [str(run), f"--steps={steps}", f"--every={every}", *(["--lora"] if self._lora else [])]
+        start = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={self._ranks}", "--max-restarts=3"]
+        return [*start, "--monitor-interval=0.1", "--standalone", *script, *options]
+
+    def steps(self, run: Path) -> list[dict[str, Any]]:
+        return lines(run / "steps.jsonl")
+
+    def a_rank(self, pid: int) -> psutil.Process:
+        children = psutil.Process(pid).children(recursive=True)
+        return next(child for child in children if child.environ().get("RANK") == str(self._ranks - 1))
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+def environment() -> dict[str, str]:
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "DS_ACCELERATOR": "cpu",
+    }
+
+
+def start(side: Side, run: Path, steps: int, every: int) -> subprocess.Popen[bytes]:
+    run.mkdir(parents=True, exist_ok=True)
+    with open(run.parent / f"{run.name}.log", "ab") as output:
+        command = side.command(run, steps, every)
+        return subprocess.Popen(command, env=environment(), stdout=output, stderr=output)
+
+
+def finish(process: subprocess.Popen[bytes], run: Path) -> None:
+    code = process.wait()
+    assert code == 0, f"{run} ended with {code}; see {run}.log"
+
+
+def until_step(side: Side, run: Path, wanted: int, process: subprocess.Popen[bytes]) -> None:
+    while max((line["step"] for line in side.steps(run)), default=0) < wanted:
+        assert process.poll() is None, f"{run} ended before step {wanted}"
+        time.sleep(0.02)
+
+
+def gaps(steps: list[dict[str, Any]]) -> dict[int, float]:
+    """Seconds from the end of the step before to the end of each; what happened after the step before is in it."""
+    return {b["step"]: b["time"] - a["time"] for a, b in itertools.pairwise(steps)}
+
+
+def cost_of_saving(side: Side, folder: Path, steps: int, every: int) -> dict[str, float]:
+    """A run without checkpoints, then one with."""
+    plain, saving = folder / f"{side.name}-plain", folder / f"{side.name}-saving"
+    finish(start(side, plain, steps, 0), plain)
+    finish(start(side, saving, steps, every), saving)
+    usual = gaps(side.steps(plain))
+    found = gaps(side.steps(saving))
+    # The gap that holds a save ends with the step after it; the first two steps warm up.
+    with_save = [seconds for step, seconds in found.items() if (step - 1) % every == 0 and step > 3]
+    without = [seconds for step, seconds in found.items() if (step - 1) % every != 0 and step > 3]
+    return {
+        "step": statistics.median(seconds for step, seconds in usual.items() if step > 3),
+        "stall": statistics.median(with_save) - statistics.median(without),
+        "slow_down": sum(found[s] for s in found if s > 3) / sum(usual[s] for s in usual if s > 3) - 1,
+        "last_loss": side.steps(saving)[-1]["loss"],
+    }
+
+
+def return_after_kill(side: Side, folder: Path, every: int) -> dict[str, float]:
+    """A rank is killed after a checkpoint; then all is, and the same command is given again."""
+    run = folder / f"{side.name}-killed"
+    process = start(side, run, 10_000, every)
+    try:
+        until_step(side, run, every + 4, process)  # a checkpoint that is written behind the training is committed
+        here, killed = len(side.steps(run)), time.time()
+        side.a_rank(process.pid).kill()
+        restarted = first_after(side, run, killed, here, process)
+    finally:
+        stop(process)
+    here, began = len(side.steps(run)), time.time()
+    process = start(side, run, 10_000, every)
+    try:
+        resumed = first_after(side, run, began, here, process)
+    finally:
+        stop(process)
+    return {"restart": restarted, "start": resumed}
+
+
+def first_after(side: Side, run: Path, event: float, known: int, process: subprocess.Popen[bytes]) -> float:
+    """Seconds from an event to the end of the first step that came out of a checkpoint after it."""
+    while True:
+        steps = side.steps(run)
+        for before, line in zip(steps[known - 1 :], steps[known:], strict=False):
+            if line["time"] > event and line["step"] <= before["step"]:
+                return float(line["time"]) - event
+        assert process.poll() is None, f"{run} ended before it came back"
+        time.sleep(0.02)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    for child in psutil.Process(process.pid).children(recursive=True):
+        child.send_signal(signal.SIGKILL)
+    process.kill()
+    process.wait()
+
+
+def set_up(folder: Path, ranks: int) -> None:
+    """Model, recipe and rows: the rows that distft feeds, written down for the other side."""
+    from distft.config import Data, ModelInit
+    from distft.data import encode
+    from distft.data.encode import Corpus
+    from distft.data.loader import Loader, Slots
+    from distft.data.packing import one_per_row
+    from distft.data.templates import Template
+    from distft.models import create, load_tokenizer
+    from distft.recipe import load
+
+    (folder / "recipe.yaml").write_text(
+        RECIPE.format(model=folder / "model", data=DATA, tokens=ROW_TOKENS, cache=folder / "cache", ranks=ranks)
+    )
+    if not (folder / "model").exists():
+        data = Data(train=str(DATA), fields={"prompt": "question", "completion": "answer"})
+        create(ModelInit(architecture="llama", vocab_size=4096, config=dict(LLAMA)), data, folder / "model")
+    recipe = load(folder / "recipe.yaml", [])
+    template = Template.load(load_tokenizer(folder / "model", recipe.model), None)
+    corpus = Corpus.open(encode.build(recipe.data, "train", template, lambda: None, lambda number: None))
+    loader = Loader(corpus, one_per_row(len(corpus)), Slots(ranks, 1, 0, 1), recipe.data.seed)
+    with open(folder / "rows.jsonl", "w") as file:
+        for step in range(1000):
+            for micro in loader.step(step):
+                [[document]] = loader.documents(micro)
+                tokens = document.tokens.tolist()
+                labels = [t if wanted else -100 for t, wanted in zip(tokens, document.targets.tolist(), strict=True)]
+                file.write(json.dumps({"input_ids": tokens, "labels": labels}) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--ranks", type=int, default=1, help="1 leaves a core idle, as on a node with GPUs")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--kinds", nargs="*", default=["full", "lora"])
+    args = parser.parse_args()
+    folder = args.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    set_up(folder, args.ranks)
+    report: dict[str, Any] = {}
+    for kind in args.kinds:
+        for repetition in range(args.repetitions):
+            steps, every = SHAPES[kind]
+            for side in (Ours(folder, kind == "lora", args.ranks), Theirs(folder, kind == "lora", args.ranks)):
+                place = folder / f"{kind}-{repetition}"
+                place.mkdir(exist_ok=True)
+                found = cost_of_saving(side, place, steps, every)
+                found |= return_after_kill(side, place, every)
+                report.setdefault(kind, {}).setdefault(side.name, []).append(found)
+                print(kind, repetition, side.name, json.dumps(found), flush=True)
+                (folder / "report.json").write_text(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
