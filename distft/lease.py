@@ -49,7 +49,8 @@ class Lease:
 
     def __str__(self) -> str:
         job = f"job {self.job}, restart {self.restart}, " if self.job else ""
-        return f"attempt {self.attempt} ({job}process {self.pid} on {self.host})"
+        process = f"{job}process {self.pid} on {self.host}"
+        return f"attempt {self.attempt} ({process})" if self.attempt else process
 
 
 class Held:

@@ -36,7 +36,7 @@ from tests.cluster.scenario import (
 )
 from tests.e2e.command import about, records, until
 
-NODES, STEPS, EVERY, EVAL_EVERY = 6, 1200, 100, 150
+NODES, STEPS, EVERY, EVAL_EVERY = 6, 400, 40, 60
 PATIENCE = 300.0
 HIGH = ("--partition=high", f"--nodes={NODES}", "--exclusive", "--time=1", "--wrap=sleep 2")
 LENGTH = (f"train.steps={STEPS}", f"checkpoint.every={EVERY}", f"train.eval_every={EVAL_EVERY}")

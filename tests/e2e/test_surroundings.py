@@ -74,7 +74,7 @@ def test_a_clock_that_is_set_changes_nothing(place: Workplace, unbroken: Made) -
         ended = only.end()
     assert ended.code == 0, ended.err
     assert refused.code == 2
-    assert "is in use by attempt 1" in refused.sentence
+    assert "is in use by process" in refused.sentence
     assert losses(run) == losses(unbroken.run)
     assert len(about(run)["attempts"]) == 1
 
