@@ -1,11 +1,11 @@
 """distft beside transformers' Trainer with DeepSpeed: what a checkpoint costs, and how soon a run is back.
 
-    make against-trainer        writes runs/against-trainer/report.json; the figures are in docs/performance.md
+    python benchmarks/against_trainer.py FOLDER         half an hour, on a quiet machine
 
-Both train the same model of about 100 million parameters from the same rows in the same order, ZeRO 2, fp32, two
-ranks, and alternate. Per side and repetition: a run without checkpoints (the step's time), one with a checkpoint every
-few steps (stall, slow-down), a killed rank restarted by the side's own means (torch.distributed.run --max-restarts
-there, --max-restarts here), and a start that continues from the checkpoint. Losses must agree.
+Both train the same model of about 100 million parameters from the same rows in the same order, ZeRO 2, fp32, and
+alternate. Per side and repetition: a run that saves every 40 s, so that 20 s after a save lie beside 20 s without one
+(stall, slow-down); a killed rank that is restarted by the side's own means (torch.distributed.run --max-restarts there,
+--max-restarts here); and a start that continues from the checkpoint. Losses must agree.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ LLAMA = {
 LORA = "adapter={type: lora, r: 16, alpha: 32, targets: all-linear}"
 
 
-SHAPES = {"full": (24, 6), "lora": (64, 16)}  # steps, and steps between saves: about 20 s
+EVERY = {"full": 6, "lora": 20}  # steps that take about 20 s
 
 
 class Side(Protocol):
@@ -142,8 +142,9 @@ def finish(process: subprocess.Popen[bytes], run: Path) -> None:
     assert code == 0, f"{run} ended with {code}; see {run}.log"
 
 
-def until_step(side: Side, run: Path, wanted: int, process: subprocess.Popen[bytes]) -> None:
-    while max((line["step"] for line in side.steps(run)), default=0) < wanted:
+def until_steps(side: Side, run: Path, wanted: int, process: subprocess.Popen[bytes]) -> None:
+    """Until so many steps were recorded in all attempts together."""
+    while len(side.steps(run)) < wanted:
         assert process.poll() is None, f"{run} ended before step {wanted}"
         time.sleep(0.02)
 
@@ -153,42 +154,45 @@ def gaps(steps: list[dict[str, Any]]) -> dict[int, float]:
     return {b["step"]: b["time"] - a["time"] for a, b in itertools.pairwise(steps)}
 
 
-def cost_of_saving(side: Side, folder: Path, steps: int, every: int) -> dict[str, float]:
-    """A run without checkpoints, then one with."""
-    plain, saving = folder / f"{side.name}-plain", folder / f"{side.name}-saving"
-    finish(start(side, plain, steps, 0), plain)
-    finish(start(side, saving, steps, every), saving)
-    usual = gaps(side.steps(plain))
-    found = gaps(side.steps(saving))
-    # The gap that holds a save ends with the step after it; the first two steps warm up.
-    with_save = [seconds for step, seconds in found.items() if (step - 1) % every == 0 and step > 3]
-    without = [seconds for step, seconds in found.items() if (step - 1) % every != 0 and step > 3]
-    return {
-        "step": statistics.median(seconds for step, seconds in usual.items() if step > 3),
-        "stall": statistics.median(with_save) - statistics.median(without),
-        "slow_down": sum(found[s] for s in found if s > 3) / sum(usual[s] for s in usual if s > 3) - 1,
-        "last_loss": side.steps(saving)[-1]["loss"],
-    }
+def cost_of_saving(side: Side, folder: Path, every: int, pairs: int) -> dict[str, list[float]]:
+    """What follows a save, beside as many steps that follow none, in turn within one run.
+
+    The machine's speed drifts by more than what is looked for, so runs with and without saves cannot be compared.
+    """
+    run = folder / f"{side.name}-saving"
+    finish(start(side, run, 2 * every * (pairs + 1) + 1, 2 * every), run)
+    took = gaps(side.steps(run))
+    found: dict[str, list[float]] = {"step": [], "stall": [], "slow_down": []}
+    for save in range(2 * every, 2 * every * (pairs + 1), 2 * every):
+        after = [took[step] for step in range(save + 1, save + 1 + every)]  # the first one holds the save
+        usual = [took[step] for step in range(save + 1 + every, save + 1 + 2 * every)]
+        found["step"].append(statistics.median(usual))
+        found["stall"].append(after[0] - statistics.median(usual))
+        found["slow_down"].append(sum(after) / sum(usual) - 1)
+    return {**found, "last_loss": [side.steps(run)[-1]["loss"]]}
 
 
-def return_after_kill(side: Side, folder: Path, every: int) -> dict[str, float]:
-    """A rank is killed after a checkpoint; then all is, and the same command is given again."""
+def return_after_kill(side: Side, folder: Path, every: int, times: int) -> dict[str, list[float]]:
+    """A rank is killed after a save; then all is, and the command is given again. Seconds to the next step's end."""
     run = folder / f"{side.name}-killed"
+    found: dict[str, list[float]] = {"restart": [], "start": []}
     process = start(side, run, 10_000, every)
     try:
-        until_step(side, run, every + 4, process)  # a checkpoint that is written behind the training is committed
-        here, killed = len(side.steps(run)), time.time()
-        side.a_rank(process.pid).kill()
-        restarted = first_after(side, run, killed, here, process)
+        for _ in range(times):
+            here = len(side.steps(run))
+            # a checkpoint that is written behind the training is committed by then
+            until_steps(side, run, here + 2 * every, process)
+            here, killed = len(side.steps(run)), time.time()
+            side.a_rank(process.pid).kill()
+            found["restart"].append(first_after(side, run, killed, here, process))
+            here = len(side.steps(run))
+            stop(process)
+            began = time.time()
+            process = start(side, run, 10_000, every)
+            found["start"].append(first_after(side, run, began, here, process))
     finally:
         stop(process)
-    here, began = len(side.steps(run)), time.time()
-    process = start(side, run, 10_000, every)
-    try:
-        resumed = first_after(side, run, began, here, process)
-    finally:
-        stop(process)
-    return {"restart": restarted, "start": resumed}
+    return found
 
 
 def first_after(side: Side, run: Path, event: float, known: int, process: subprocess.Popen[bytes]) -> float:
@@ -243,24 +247,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--ranks", type=int, default=1, help="1 leaves a core idle, as on a node with GPUs")
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, default=2, help="of both sides in turn")
+    parser.add_argument("--pairs", type=int, default=4, help="saves that are looked at in each repetition")
+    parser.add_argument("--kills", type=int, default=2, help="and kills")
     parser.add_argument("--kinds", nargs="*", default=["full", "lora"])
     args = parser.parse_args()
     folder = args.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     set_up(folder, args.ranks)
-    report: dict[str, Any] = {}
+    report: dict[str, dict[str, dict[str, list[float]]]] = {}
     for kind in args.kinds:
         for repetition in range(args.repetitions):
-            steps, every = SHAPES[kind]
             for side in (Ours(folder, kind == "lora", args.ranks), Theirs(folder, kind == "lora", args.ranks)):
                 place = folder / f"{kind}-{repetition}"
                 place.mkdir(exist_ok=True)
-                found = cost_of_saving(side, place, steps, every)
-                found |= return_after_kill(side, place, every)
-                report.setdefault(kind, {}).setdefault(side.name, []).append(found)
+                found = cost_of_saving(side, place, EVERY[kind], args.pairs)
+                found |= return_after_kill(side, place, EVERY[kind], args.kills)
+                kept = report.setdefault(kind, {}).setdefault(side.name, {})
+                for name, values in found.items():
+                    kept[name] = kept.get(name, []) + values
                 print(kind, repetition, side.name, json.dumps(found), flush=True)
                 (folder / "report.json").write_text(json.dumps(report, indent=1))
+        print(f"{kind}: median (smallest to largest)")
+        for name in ("step", "stall", "slow_down", "restart", "start", "last_loss"):
+            print(f"  {name}: " + " | ".join(f"{who} {spread(values[name])}" for who, values in report[kind].items()))
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g}, {len(values)})"
 
 
 if __name__ == "__main__":
