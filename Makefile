@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test check unit cluster-test soak exactness clean
+.PHONY: demo test check unit cluster-test soak cluster-soak exactness clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing the tested set into $(VENV) (a minute or two)"
@@ -40,6 +40,10 @@ soak: $(INSTALLED) ## kills, stops and damage, drawn from SEED; hours
 	@$(BIN)/python -m tests.chaos.soak runs/soak-$(SEED) --seed $(SEED) --trials $(TRIALS)
 	@$(BIN)/python -m tests.chaos.streams runs/streams-$(SEED) --seed $(SEED)
 	@$(BIN)/python -m tests.chaos.stops runs/stops-$(SEED) --seed $(SEED)
+	@$(BIN)/python -m tests.chaos.healthy runs/healthy-$(SEED) --seed $(SEED)
+
+cluster-soak: $(INSTALLED) ## preemptions, lost nodes and time limits in tens on a real SLURM, an hour
+	@$(BIN)/python -m tests.cluster.soak /var/tmp/distft-soak-$(SEED) --seed $(SEED)
 
 exactness: $(INSTALLED) ## equality on GSM8K, about an hour; needs ../shared/data
 	@$(BIN)/python benchmarks/exactness.py runs/exactness

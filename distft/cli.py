@@ -262,6 +262,18 @@ def config(
         print(recipe.dump(recipe.load(config, overrides or [])), end="")
 
 
+REFUSALS = {
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ESTALE,
+    errno.EIO,
+}
+
+
 def main() -> NoReturn:
     """Run a command; turn what went wrong into one sentence and an exit code."""
     os.umask(0o077)
@@ -283,10 +295,20 @@ def outcome() -> int:
     except SystemExit as leave:  # typer's own way out, wrong options included
         return leave.code if isinstance(leave.code, int) else DONE
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if (sentence := of_file_system(error)) is None:
             raise
+        return complain(sentence, USAGE)
+
+
+def of_file_system(error: OSError) -> str | None:
+    """What a file system refuses, in words; None where that may be our own mistake."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" ({error.filename})" if error.filename else ""
-        return complain(f"no space left on the device{where}; free some and run the same command again", USAGE)
+        return f"no space left on the device{where}; free some and run the same command again"
+    if error.errno in REFUSALS and error.filename:
+        said = error.strerror.lower() if error.strerror else "refused"
+        return f"{os.fsdecode(error.filename)}: {said}; see to that, or name another folder with --run-dir"
+    return None
 
 
 def complain(error: Exception | str, code: int) -> int:

@@ -105,6 +105,8 @@ class Fence:
         if self.token is None:
             return
         found = read(self.run)
+        if found is None and not self.run.path.exists():
+            raise RunFailed(f"{self.run.path} is gone; put it back and run the same command again")
         if found is None or found.token != self.token:
             who = str(found) if found else "somebody"
             raise RunFailed(f"{who} has taken over {self.run.path}; nothing more is written by this attempt")
