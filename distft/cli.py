@@ -278,7 +278,13 @@ def main() -> NoReturn:
     """Run a command; turn what went wrong into one sentence and an exit code."""
     os.umask(0o077)
     warnings.simplefilter("ignore", FutureWarning)  # what libraries tell each other is of no use to a user
-    sys.exit(outcome())
+    code = outcome()
+    if "RANK" in os.environ:
+        # What libraries wait for at the interpreter's exit (W&B: a host that is dead, 90 s) must not hold up a requeue.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def outcome() -> int:

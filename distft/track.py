@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from distft.config import Recipe
 from distft.rundir import RunDir
 
-FINISH_SECONDS = 20.0
+FINISH_SECONDS = 10.0  # less than what is left of a job that stops before its time limit, see clock.LEAVE_SECONDS
 Record = dict[str, Any]
 
 
@@ -89,12 +89,14 @@ class Wandb:
     def finish(self) -> None:
         self._queue.put(None)
         self._thread.join(FINISH_SECONDS)
+        if self._thread.is_alive():
+            give_up("it did not take everything in time")
 
     def _work(self) -> None:
         try:
             self._feed()
         except Exception as error:  # noqa: BLE001 - whatever W&B raises, training goes on
-            print(f"W&B is given up for this attempt ({error}); metrics.jsonl has everything", flush=True)
+            give_up(str(error) or type(error).__name__)
 
     def _feed(self) -> None:
         numbering = Numbering(self._run)
@@ -102,6 +104,10 @@ class Wandb:
         while (record := self._queue.get()) is not None:
             run.log(record, step=numbering.of(record))
         run.finish()
+
+
+def give_up(why: str) -> None:
+    print(f"W&B is given up for this attempt ({why}); metrics.jsonl has everything, see distft sync", flush=True)
 
 
 def begin(recipe: Recipe, run: RunDir, wandb_id: str, online: bool) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.command import EVERY, Workplace, about, checkpoints, losses, until_step
+from tests.e2e.command import EVERY, STEPS, Workplace, about, checkpoints, losses, until, until_step
 from tests.e2e.conftest import Made
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -41,15 +41,14 @@ def test_a_wandb_host_that_swallows_packets_changes_nothing(place: Workplace, un
     command = ("train", "recipe.yaml", "data.eval=eval.jsonl", "track.wandb=online", "--run-dir", run, "--nproc", "2")
     environment = {"WANDB_BASE_URL": silence, "WANDB_API_KEY": KEY}
     with place.start(*command, environment=environment) as only:
-        children = psutil.Process(only.pid)
-        ended = only.end()
-        left = [process for process in psutil.process_iter() if belongs_to(process, run) and process != children]
+        until_step(only, run, STEPS)
+        ended = only.end(60.0)
+    until(lambda: not any(belongs_to(process, run) for process in psutil.process_iter()), "all have ended", 20.0)
     assert ended.code == 0, ended.err
     assert losses(run) == losses(unbroken.run)
     assert KEY not in ended.out + ended.err
     holding = [path for path in run.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
     assert holding == []
-    assert left == []
 
 
 def belongs_to(process: psutil.Process, run: Path) -> bool:
