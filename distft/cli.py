@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 from distft import preempt
-from distft.errors import DONE, FAILED, PREEMPTED, USAGE, Preempted, RunFailed, UserError
+from distft.errors import DONE, FAILED, PREEMPTED, USAGE, Preempted, RunFailed, UserError, of_file_system
 
 if "train" in sys.argv[1:2] and "DISTFT_FORKSERVER_FD" not in os.environ:
     preempt.listen()  # before anything slower is imported: a stop signal counts from the first millisecond
@@ -262,18 +261,6 @@ def config(
         print(recipe.dump(recipe.load(config, overrides or [])), end="")
 
 
-REFUSALS = {
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.ENAMETOOLONG,
-    errno.ESTALE,
-    errno.EIO,
-}
-
-
 def main() -> NoReturn:
     """Run a command; turn what went wrong into one sentence and an exit code."""
     os.umask(0o077)
@@ -304,17 +291,6 @@ def outcome() -> int:
         if (sentence := of_file_system(error)) is None:
             raise
         return complain(sentence, USAGE)
-
-
-def of_file_system(error: OSError) -> str | None:
-    """What a file system refuses, in words; None where that may be our own mistake."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" ({error.filename})" if error.filename else ""
-        return f"no space left on the device{where}; free some and run the same command again"
-    if error.errno in REFUSALS and error.filename:
-        said = error.strerror.lower() if error.strerror else "refused"
-        return f"{os.fsdecode(error.filename)}: {said}; see to that, or name another folder with --run-dir"
-    return None
 
 
 def complain(error: Exception | str, code: int) -> int:

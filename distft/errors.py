@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 DONE = 0
 FAILED = 1
 USAGE = 2
@@ -18,3 +21,26 @@ class RunFailed(Exception):
 
 class Preempted(Exception):
     """A stop was requested before there was a step to save. Exit code 75."""
+
+
+REFUSALS = {
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ESTALE,
+    errno.EIO,
+}
+
+
+def of_file_system(error: OSError) -> str | None:
+    """What a file system refuses, in words; None where that may be our own mistake."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" ({error.filename})" if error.filename else ""
+        return f"no space left on the device{where}; free some and run the same command again"
+    if error.errno in REFUSALS and error.filename:
+        said = error.strerror.lower() if error.strerror else "refused"
+        return f"{os.fsdecode(error.filename)}: {said}; see to that, or name another folder with --run-dir"
+    return None
