@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 DATA = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
 ROW_TOKENS = 64
+STEPS_OF_ROWS = 3000
 RECIPE = """\
 model: {{path: {model}}}
 data:
@@ -235,7 +236,7 @@ def set_up(folder: Path, ranks: int) -> None:
     corpus = Corpus.open(encode.build(recipe.data, "train", template, lambda: None, lambda number: None))
     loader = Loader(corpus, one_per_row(len(corpus)), Slots(ranks, 1, 0, 1), recipe.data.seed)
     with open(folder / "rows.jsonl", "w") as file:
-        for step in range(1000):
+        for step in range(STEPS_OF_ROWS):
             for micro in loader.step(step):
                 [[document]] = loader.documents(micro)
                 tokens = document.tokens.tolist()
@@ -268,6 +269,8 @@ def main() -> None:
                     kept[name] = kept.get(name, []) + values
                 print(kind, repetition, side.name, json.dumps(found), flush=True)
                 (folder / "report.json").write_text(json.dumps(report, indent=1))
+            ours, theirs = (report[kind][name]["last_loss"][-1] for name in ("distft", "Trainer"))
+            assert abs(ours - theirs) < 1e-4 * theirs, f"the sides do not train the same: losses {ours} and {theirs}"
         print(f"{kind}: median (smallest to largest)")
         for name in ("step", "stall", "slow_down", "restart", "start", "last_loss"):
             print(f"  {name}: " + " | ".join(f"{who} {spread(values[name])}" for who, values in report[kind].items()))

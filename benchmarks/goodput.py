@@ -24,7 +24,7 @@ from pathlib import Path
 from against_trainer import Ours, Side, Theirs, environment, gaps, set_up, stop
 
 EVERY_SECONDS, GRACE_SECONDS, KILL_EVERY = 45.0, 10.0, 5
-SAVE_EVERY = {"distft": 10, "Trainer": 10}  # steps of about a second; tried for each: see docs/performance.md
+SAVE_EVERY = {"distft": 10, "Trainer": 10}  # steps of about a second; other intervals were not tried yet
 
 
 @dataclass(frozen=True)

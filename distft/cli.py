@@ -9,8 +9,8 @@ import warnings
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-from distft import preempt
-from distft.errors import DONE, FAILED, PREEMPTED, USAGE, Preempted, RunFailed, UserError, of_file_system
+from distft import preempt, process
+from distft.errors import DONE, FAILED, PREEMPTED, USAGE, Preempted, RunFailed, UserError, in_words, no_space
 
 if "train" in sys.argv[1:2] and "DISTFT_FORKSERVER_FD" not in os.environ:
     preempt.listen()  # before anything slower is imported: a stop signal counts from the first millisecond
@@ -267,10 +267,7 @@ def main() -> NoReturn:
     warnings.simplefilter("ignore", FutureWarning)  # what libraries tell each other is of no use to a user
     code = outcome()
     if "RANK" in os.environ:
-        # What libraries wait for at the interpreter's exit (W&B: a host that is dead, 90 s) must not hold up a requeue.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        process.leave(code)
     sys.exit(code)
 
 
@@ -288,9 +285,10 @@ def outcome() -> int:
     except SystemExit as leave:  # typer's own way out, wrong options included
         return leave.code if isinstance(leave.code, int) else DONE
     except OSError as error:
-        if (sentence := of_file_system(error)) is None:
+        if (sentence := in_words(error)) is None:
             raise
-        return complain(sentence, USAGE)
+        # On a rank most of these are the node's doing, and another one may do better; a full disk is full for all.
+        return complain(sentence, FAILED if "RANK" in os.environ and not no_space(error) else USAGE)
 
 
 def complain(error: Exception | str, code: int) -> int:

@@ -35,9 +35,13 @@ REFUSALS = {
 }
 
 
-def of_file_system(error: OSError) -> str | None:
-    """What a file system refuses, in words; None where that may be our own mistake."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+def no_space(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def in_words(error: OSError) -> str | None:
+    """What a file system refuses, in a sentence; None where that may be our own mistake."""
+    if no_space(error):
         where = f" ({error.filename})" if error.filename else ""
         return f"no space left on the device{where}; free some and run the same command again"
     if error.errno in REFUSALS and error.filename:

@@ -1,10 +1,12 @@
-"""What the kernel is told about a process of an attempt: when it is to die, and what it is called."""
+"""A process of an attempt: when it is to die, what it is called, and how it leaves."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import signal
+import sys
+from typing import NoReturn
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 
@@ -23,3 +25,10 @@ def die_with_parent() -> None:
 def name(text: str) -> None:
     """What ps and top show; the kernel keeps 15 bytes."""
     ctypes.CDLL(None).prctl(_PR_SET_NAME, text.encode())
+
+
+def leave(code: int) -> NoReturn:
+    """End at once. What libraries wait for at the interpreter's exit (W&B: a dead host, 90 s) holds up no requeue."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

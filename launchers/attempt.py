@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 
 from distft import preempt
 from distft.config import Recipe
-from distft.errors import DONE, FAILED, PREEMPTED
+from distft.errors import DONE, FAILED, PREEMPTED, no_space
 from distft.lease import Held
 from distft.rundir import Attempt, Run, RunDir, State, this_host
 
@@ -90,7 +89,7 @@ def recorded(
             run.write(record)
         except OSError as error:
             # No space even for this: what filled the disk was said already, and the next attempt closes this one.
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or verdict.code == DONE:
+            if not no_space(error) or verdict.code == DONE:
                 raise
     return verdict
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.scenario import DEVCLUSTER, DISTFT, ROOT, Cluster
+from tests.cluster.scenario import DEVCLUSTER, Cluster, environment
 
 
 def start(*options: str) -> None:
@@ -34,16 +34,7 @@ def folder() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def cluster(folder: Path) -> Iterator[Cluster]:
     start()
-    environment = {
-        **os.environ,
-        "SLURM_CONF": os.environ.get("DISTFT_DEVCLUSTER", "/run/distft-devcluster") + "/slurm.conf",
-        "DISTFT_SITE": str(ROOT / "slurm" / "sites" / "devcluster.toml"),
-        "XDG_CACHE_HOME": str(folder / "cache"),
-        "HF_HOME": str(folder / "huggingface"),
-        "PATH": f"{DISTFT.parent}:{os.environ['PATH']}",
-    }
-    made = Cluster(folder, environment)
-    yield made
+    yield Cluster(folder, environment(folder))
     subprocess.run([DEVCLUSTER, "down"], capture_output=True, timeout=120, check=False)
 
 

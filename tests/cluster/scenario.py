@@ -54,6 +54,18 @@ VARIANTS = {
 }
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """For commands that speak to the devcluster and keep all they cache in `folder`."""
+    return {
+        **os.environ,
+        "SLURM_CONF": os.environ.get("DISTFT_DEVCLUSTER", "/run/distft-devcluster") + "/slurm.conf",
+        "DISTFT_SITE": str(ROOT / "slurm" / "sites" / "devcluster.toml"),
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        "HF_HOME": str(folder / "huggingface"),
+        "PATH": f"{DISTFT.parent}:{os.environ['PATH']}",
+    }
+
+
 @dataclass
 class Cluster:
     """The devcluster, and a folder in which runs are submitted to it."""

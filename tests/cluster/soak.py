@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -27,17 +26,18 @@ from pathlib import Path
 from tests.chaos.healthy import slow_disk
 from tests.cluster.scenario import (
     DEVCLUSTER,
-    DISTFT,
     ROOT,
     VARIANTS,
     Cluster,
     Run,
     as_if_nothing_had_happened,
+    environment,
 )
 from tests.e2e.command import about, records, until
 
 NODES, STEPS, EVERY, EVAL_EVERY = 6, 400, 40, 60
 PATIENCE = 300.0
+LANES = ("lora-zero2", "full-zero3")
 HIGH = ("--partition=high", f"--nodes={NODES}", "--exclusive", "--time=1", "--wrap=sleep 2")
 LENGTH = (f"train.steps={STEPS}", f"checkpoint.every={EVERY}", f"train.eval_every={EVAL_EVERY}")
 PHASES = ("the parent", "the imports", "start-up", "a step", "a step", "an evaluation", "a save", "a save")
@@ -179,21 +179,11 @@ def devcluster(folder: Path) -> Iterator[Cluster]:
     """As for the tests, with six nodes."""
     subprocess.run([DEVCLUSTER, "up", f"--nodes={NODES}"], check=True, timeout=300)
     try:
-        environment = {
-            **os.environ,
-            "SLURM_CONF": os.environ.get("DISTFT_DEVCLUSTER", "/run/distft-devcluster") + "/slurm.conf",
-            "XDG_CACHE_HOME": str(folder / "cache"),
-            "HF_HOME": str(folder / "huggingface"),
-            "PATH": f"{DISTFT.parent}:{os.environ['PATH']}",
-        }
-        cluster = Cluster(folder, environment)
+        cluster = Cluster(folder, environment(folder))
         VARIANTS.update({name: (*VARIANTS[name], *LENGTH, f"data.eval={folder / 'eval.jsonl'}") for name in LANES})
         yield cluster
     finally:
         subprocess.run([DEVCLUSTER, "down"], check=False, timeout=120)
-
-
-LANES = ("lora-zero2", "full-zero3")
 
 
 def site(cluster: Cluster, name: str) -> str:
@@ -240,16 +230,17 @@ def soak(cluster: Cluster, part: str, chance: random.Random, number: int | None,
     disturb(lanes)
     for lane in lanes:
         lane.close()
+    wrong = [one for lane in lanes for one in lane.wrong]
     found = {
         "part": part,
         "causes": dict(sum((lane.causes for lane in lanes), Counter[str]())),
         "runs": sum(lane.finished for lane in lanes),
         "steps trained twice": sum(lane.lost for lane in lanes),
         "minutes": round((time.monotonic() - began) / 60, 1),
-        "wrong": [one for lane in lanes for one in lane.wrong],
+        "wrong": wrong,
     }
     print(json.dumps(found), flush=True)
-    return list(found["wrong"]) if isinstance(found["wrong"], list) else []
+    return wrong
 
 
 if __name__ == "__main__":
