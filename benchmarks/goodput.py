@@ -1,6 +1,7 @@
 """Twenty minutes under signals, beside transformers' Trainer: how much of the time came to be steps that count.
 
     python benchmarks/goodput.py FOLDER --minutes 20 --seed 1
+    python benchmarks/goodput.py FOLDER --minutes 5 --every Trainer=10 Trainer=40      which interval suits it
 
 Both sides train the same model (100 M parameters, LoRA) on the same rows at the same time, each on a core of its own.
 About every 45 s (seeded, the same moments on both sides) the run is sent SIGTERM and has 10 s; every fifth time it is
@@ -24,7 +25,6 @@ from pathlib import Path
 from against_trainer import Ours, Side, Theirs, environment, gaps, set_up, stop
 
 EVERY_SECONDS, GRACE_SECONDS, KILL_EVERY = 45.0, 10.0, 5
-SAVE_EVERY = {"distft": 10, "Trainer": 10}  # steps of about a second; other intervals were not tried yet
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,36 @@ class Event:
 
 
 def events(minutes: float, seed: int) -> list[Event]:
-    chance, found, at = random.Random(seed), [], 0.0
+    chance, at = random.Random(seed), 0.0
+    found: list[Event] = []
     while (at := at + EVERY_SECONDS * chance.uniform(0.7, 1.3)) < minutes * 60:
         found.append(Event(at, kill=len(found) % KILL_EVERY == KILL_EVERY - 1))
     return found
 
 
-def live(side: Side, run: Path, core: int, minutes: float, plan: list[Event]) -> None:
+@dataclass(frozen=True)
+class Contender:
+    """A side that saves every so many steps, on a core of its own."""
+
+    side: Side
+    every: int
+    core: int
+    run: Path
+
+    @property
+    def name(self) -> str:
+        return self.run.name
+
+
+def live(one: Contender, minutes: float, plan: list[Event]) -> None:
     """Start, disturb and start again until the time is over."""
     began = time.monotonic()
-    process = launch(side, run, core)
+    process = launch(one)
     for event in [*plan, Event(minutes * 60, kill=True)]:
         while (left := began + event.seconds - time.monotonic()) > 0:
             time.sleep(min(left, 0.05))
             if process.poll() is not None:  # it ended by itself, as after its grace time it may
-                process = launch(side, run, core)
+                process = launch(one)
         if not event.kill:
             process.send_signal(signal.SIGTERM)
             try:
@@ -60,18 +75,18 @@ def live(side: Side, run: Path, core: int, minutes: float, plan: list[Event]) ->
         else:
             stop(process)
         if event.seconds < minutes * 60:
-            process = launch(side, run, core)
+            process = launch(one)
 
 
-def launch(side: Side, run: Path, core: int) -> subprocess.Popen[bytes]:
-    run.mkdir(parents=True, exist_ok=True)
-    with open(run.parent / f"{run.name}.log", "ab") as output:
-        command = ["taskset", "--cpu-list", str(core), *side.command(run, 100_000, SAVE_EVERY[side.name])]
+def launch(one: Contender) -> subprocess.Popen[bytes]:
+    one.run.mkdir(parents=True, exist_ok=True)
+    with open(one.run.parent / f"{one.name}.log", "ab") as output:
+        command = ["taskset", "--cpu-list", str(one.core), *one.side.command(one.run, 100_000, one.every)]
         return subprocess.Popen(command, env=environment(), stdout=output, stderr=output)
 
 
-def outcome(side: Side, run: Path, minutes: float, step_seconds: float) -> dict[str, float]:
-    steps = side.steps(run)
+def outcome(one: Contender, minutes: float, step_seconds: float) -> dict[str, float]:
+    steps = one.side.steps(one.run)
     last = max(line["step"] for line in steps)
     useful = last * step_seconds
     return {
@@ -88,32 +103,33 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--every", nargs=2, default=["distft=10", "Trainer=10"], help="steps between saves")
     args = parser.parse_args()
     folder = args.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     set_up(folder, ranks=1)
-    sides: list[Side] = [Ours(folder, True, 1), Theirs(folder, True, 1)]
-    runs = {side.name: folder / side.name for side in sides}
+    sides: dict[str, Side] = {side.name: side for side in (Ours(folder, True, 1), Theirs(folder, True, 1))}
+    contenders = []
+    for core, given in enumerate(args.every):
+        name, _, every = given.partition("=")
+        contenders.append(Contender(sides[name], int(every), core, folder / f"{name}-{every}"))
     plan = events(args.minutes, args.seed)
-    lives = [
-        threading.Thread(target=live, args=(side, runs[side.name], core, args.minutes, plan))
-        for core, side in enumerate(sides)
-    ]
+    lives = [threading.Thread(target=live, args=(one, args.minutes, plan)) for one in contenders]
     for thread in lives:
         thread.start()
     for thread in lives:
         thread.join()
-    usual = {side.name: statistics.median(gaps(side.steps(runs[side.name])).values()) for side in sides}
+    steps = {one.name: one.side.steps(one.run) for one in contenders}
+    usual = {name: statistics.median(gaps(lines).values()) for name, lines in steps.items()}
     step_seconds = min(usual.values())
-    found = {side.name: outcome(side, runs[side.name], args.minutes, step_seconds) for side in sides}
-    losses = {side.name: {line["step"]: line["loss"] for line in side.steps(runs[side.name])} for side in sides}
-    common = min(max(one) for one in losses.values())
+    found = {one.name: outcome(one, args.minutes, step_seconds) for one in contenders}
+    losses = {name: {line["step"]: line["loss"] for line in lines} for name, lines in steps.items()}
+    common = min(max(lines) for lines in losses.values())
     report = {
         "seed": args.seed,
         "events": len(plan),
         "median_step_seconds": usual,
-        "loss": {name: [common, one[common]] for name, one in losses.items()},
-        "lost_ratio": round(found["Trainer"]["lost_seconds"] / found["distft"]["lost_seconds"], 2),
+        "loss": {name: [common, lines[common]] for name, lines in losses.items()},
         **found,
     }
     print(json.dumps(report, indent=1))

@@ -5,7 +5,8 @@ Started by torch.distributed.run, as its users do. Writes a JSON line a step: {"
     python -m torch.distributed.run --nproc-per-node 2 benchmarks/hf_trainer.py MODEL ROWS OUT --steps N --every N
 
 Tuned: DeepSpeed's shared-memory operator, which would be compiled at the first use, is off; buckets fit the model; no
-evaluation, no reports; safetensors; two checkpoints kept; resumes by `resume_from_checkpoint`.
+evaluation, no reports; safetensors; two checkpoints kept; saves when it is sent SIGTERM (`enable_jit_checkpoint`);
+resumes by `resume_from_checkpoint` from the newest checkpoint that is whole.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ import deepspeed
 import deepspeed.ops
 import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 deepspeed.ops.__dict__.setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
 
@@ -60,6 +60,16 @@ class Clock(TrainerCallback):  # type: ignore[misc]
                 file.write(json.dumps(line) + "\n")
 
 
+def newest_whole(out: Path) -> str | None:
+    """Trainer itself would take a folder in which it was killed while it saved, and fail for ever."""
+    whole = [
+        folder
+        for folder in out.glob("checkpoint-*")
+        if (folder / "trainer_state.json").exists() and not (folder / "checkpoint-is-incomplete.txt").exists()
+    ]
+    return str(max(whole, key=lambda folder: int(folder.name.partition("-")[2]))) if whole else None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path)
@@ -92,6 +102,7 @@ def main() -> None:
         save_strategy="steps" if args.every else "no",
         save_steps=args.every or 500,
         save_total_limit=2,
+        enable_jit_checkpoint=True,
         report_to=[],
         disable_tqdm=True,
         use_cpu=True,
@@ -115,8 +126,7 @@ def main() -> None:
         data_collator=lambda rows: {key: torch.tensor([row[key] for row in rows]) for key in rows[0]},
         callbacks=[Clock(args.out / "steps.jsonl")],
     )
-    last = get_last_checkpoint(str(args.out)) if args.out.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=newest_whole(args.out))
 
 
 if __name__ == "__main__":
