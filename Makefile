@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test check unit cluster-test soak cluster-soak exactness clean
+.PHONY: demo test check unit cluster-test soak cluster-soak exactness adapters clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing the tested set into $(VENV) (a minute or two)"
@@ -47,6 +47,9 @@ cluster-soak: $(INSTALLED) ## preemptions, lost nodes and time limits in tens on
 
 exactness: $(INSTALLED) ## equality on GSM8K, about an hour; needs ../shared/data
 	@$(BIN)/python benchmarks/exactness.py runs/exactness
+
+adapters: $(INSTALLED) ## adapters under ZeRO beside plain loops on GSM8K, half an hour; needs ../shared/data
+	@$(BIN)/python benchmarks/adapters.py runs/adapters
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

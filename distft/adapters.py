@@ -1,67 +1,187 @@
-"""Adapters onto a model; the layers are PEFT's."""
+"""Adapters onto a model, and what of it is trained; the layers are PEFT's."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 
-from distft.config import Adapter, Lora, NoAdapter
+from distft.budget import schedule
+from distft.config import AdaLora, Adapter, Lora, NoAdapter, Partial
 from distft.errors import UserError
+
+NAME = "default"  # of the one adapter, in PEFT
 
 
 def import_code(adapter: Adapter) -> None:
     """Import what `attach` will import."""
-    if not isinstance(adapter, NoAdapter):
+    if not isinstance(adapter, NoAdapter | Partial):
         import peft  # noqa: F401
 
 
-def attach(model: Any, adapter: Adapter, base: str | None) -> Any:
-    """The model with a fresh adapter, or itself where there is none. What is not the adapter's is frozen.
+def attach(model: Any, adapter: Adapter, base: str | None, total_steps: int) -> Any:
+    """The model with a fresh adapter, or itself where there is none. What is not to be trained is frozen.
 
     Args:
         base: local path or hub id that is written into the adapter's configuration.
+        total_steps: optimizer steps of the run.
 
     Raises:
-        UserError: no module of the model has a name among `adapter.targets`.
+        UserError: the recipe names modules that the model has not, or an adapter that does not fit it.
     """
     if isinstance(adapter, NoAdapter):
         return model
-    from peft import LoraConfig, get_peft_model
+    if isinstance(adapter, Partial):
+        return freeze_others(model, adapter)
+    from peft import get_peft_model
 
-    check_targets(model, adapter)
-    # PEFT takes a string for a regular expression, unless it is this one.
-    single = isinstance(adapter.targets, str) and adapter.targets != "all-linear"
-    names = [adapter.targets] if single else adapter.targets
-    config = LoraConfig(
-        r=adapter.r,
-        lora_alpha=adapter.alpha,  # PEFT divides it by r: any number will do
-        lora_dropout=adapter.dropout,
-        target_modules=names,
-        task_type="CAUSAL_LM",
-    )
+    names = [name for name, _ in model.named_modules() if name]
+    if adapter.targets != "all-linear":
+        check_modules(names, listed(adapter.targets), "adapter.targets")
+    check_modules(names, adapter.modules_to_save, "adapter.modules_to_save")
     # The same seed on every rank and at every start: a checkpoint replaces these values, a first attempt keeps them.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(adapter.seed)
-        adapted = get_peft_model(model, config)
-    adapted.peft_config["default"].base_model_name_or_path = base
+        try:
+            adapted = get_peft_model(model, configuration(adapter, total_steps))
+        except ValueError as error:  # a module that PEFT has no layer for
+            raise UserError(f"adapter.targets: {str(error).splitlines()[0]}") from None
+    adapted.peft_config[NAME].base_model_name_or_path = base
+    if adapter.start is not None:
+        begin_with(adapted, adapter.start)
     return adapted
 
 
-def check_targets(model: Any, adapter: Lora) -> None:
-    if adapter.targets == "all-linear":
-        return
-    wanted = [adapter.targets] if isinstance(adapter.targets, str) else adapter.targets
-    names = {name for name, _ in model.named_modules() if name}
+def configuration(adapter: Lora | AdaLora, total_steps: int) -> Any:
+    """PEFT's. Raises UserError where AdaLoRA's phases do not fit into the run."""
+    from peft import AdaLoraConfig, LoraConfig
+
+    common: dict[str, Any] = {
+        "lora_alpha": adapter.alpha,  # PEFT divides it by r: any number will do
+        "lora_dropout": adapter.dropout,
+        # PEFT takes a string for a regular expression, unless it is this one.
+        "target_modules": adapter.targets if adapter.targets == "all-linear" else listed(adapter.targets),
+        "modules_to_save": adapter.modules_to_save or None,
+        "task_type": "CAUSAL_LM",
+    }
+    if isinstance(adapter, Lora):
+        return LoraConfig(r=adapter.r, use_rslora=adapter.rslora, use_dora=adapter.dora, **common)
+    try:
+        phases = schedule(adapter, total_steps)
+    except ValueError as error:
+        raise UserError(f"adapter: {error}") from None
+    return AdaLoraConfig(
+        init_r=adapter.init_r,
+        target_r=adapter.target_r,
+        total_step=phases.total,
+        tinit=phases.tinit,
+        tfinal=phases.tfinal,
+        deltaT=phases.delta_t,
+        beta1=adapter.beta1,
+        beta2=adapter.beta2,
+        orth_reg_weight=adapter.orthogonal_weight,
+        **common,
+    )
+
+
+def listed(names: str | list[str]) -> list[str]:
+    return [names] if isinstance(names, str) else names
+
+
+def check_modules(names: list[str], wanted: list[str], key: str) -> None:
     for target in wanted:
         if not any(name == target or name.endswith(f".{target}") for name in names):
-            leaves = sorted({name.rsplit(".", 1)[-1] for name in names} - {str(i) for i in range(1000)})
-            near = difflib.get_close_matches(target, leaves, n=3, cutoff=0.4) or leaves[:8]
-            raise UserError(f"adapter.targets: the model has no module '{target}'; it has {', '.join(near)}")
+            leaves = {name.rsplit(".", 1)[-1] for name in names}
+            raise UserError(f"{key}: the model has no module '{target}'; it has {nearest(target, leaves)}")
+
+
+def nearest(wanted: str, names: set[str]) -> str:
+    """The names to show to somebody who gave another one."""
+    ordered = sorted(name for name in names if not name.isdigit())
+    return ", ".join(difflib.get_close_matches(wanted, ordered, n=3, cutoff=0.4) or ordered[:8])
+
+
+def freeze_others(model: Any, adapter: Partial) -> Any:
+    """Freeze all parameters but those that a pattern names; of tied ones any name will do."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for pattern in adapter.train:
+        if not any(fnmatchcase(name, pattern) for name in parameters):
+            raise UserError(
+                f"adapter.train: no parameter is named like '{pattern}'; there are {nearest(pattern, set(parameters))}"
+            )
+    trained = {id(p) for name, p in parameters.items() if any(fnmatchcase(name, pattern) for pattern in adapter.train)}
+    for parameter in parameters.values():
+        parameter.requires_grad_(id(parameter) in trained)
+    return model
+
+
+def begin_with(model: Any, source: str) -> None:
+    """Put the weights of an adapter on disk, or on the hub, into a fresh one of the same shape."""
+    from peft import PeftConfig, set_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    try:
+        stored = PeftConfig.from_pretrained(source)
+        weights = load_peft_weights(source, device="cpu")
+        stored_rank = getattr(stored, "rank_pattern", None) if stored.peft_type == "ADALORA" else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"adapter.from: {source} is no adapter that PEFT can load ({_first_line(error)})") from None
+    if stored_rank:
+        raise UserError(f"adapter.from: {source} is an AdaLoRA that gave up ranks; merge it into its base")
+    mine = model.peft_config[NAME]
+    if stored.peft_type != mine.peft_type:
+        kinds = [str(getattr(config.peft_type, "value", config.peft_type)) for config in (stored, mine)]
+        raise UserError(f"adapter.from: {source} is {kinds[0]}, the recipe {kinds[1]}")
+    for key in ("use_rslora", "use_dora", "lora_alpha"):
+        there, here = getattr(stored, key, None), getattr(mine, key, None)
+        if there != here:
+            raise UserError(
+                f"adapter.from: {source} has {key} {there}, the recipe {here}; its weights would mean something else"
+            )
+    try:
+        result = set_peft_model_state_dict(model, weights)
+    except RuntimeError as error:
+        raise UserError(f"adapter.from: {source} is of another base or shape: {_line_with_shape(error)}") from None
+    wrong = [*result.unexpected_keys, *(key for key in result.missing_keys if f".{NAME}" in key)]
+    if wrong:
+        raise UserError(f"adapter.from: {source} is of another base model or other targets: they differ in {wrong[0]}")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _line_with_shape(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if "size mismatch" in line), lines[0])
+
+
+def quantized(adapter: Adapter) -> bool:
+    """Whether the base is held in 4 bits."""
+    return isinstance(adapter, Lora) and adapter.quantize is not None
+
+
+def rate_of(adapter: Adapter) -> Callable[[str], float]:
+    """What the learning rate of a parameter is multiplied by (LoRA+: B learns faster than A)."""
+    ratio = adapter.lora_plus if isinstance(adapter, Lora) and adapter.lora_plus is not None else 1.0
+    return lambda name: ratio if ".lora_B." in name else 1.0
 
 
 def parameter_counts(model: Any) -> tuple[int, int]:
     """(trainable, total) numbers of elements, whole even where ZeRO-3 shards them."""
     sizes = [(p.requires_grad, getattr(p, "ds_numel", p.numel())) for p in model.parameters()]
     return sum(n for trainable, n in sizes if trainable), sum(n for _, n in sizes)
+
+
+def prune(model: Any, pattern: dict[str, list[bool]]) -> None:
+    """Have PEFT write only the ranks that AdaLoRA has left; it shrinks the tensors itself, here and at loading.
+
+    A weight that has lost all is written with one: its singular value is zero, and files hold no empty tensors.
+    """
+    model.peft_config[NAME].rank_pattern = {
+        f"{module.removeprefix('base_model.model.')}.lora_E": kept if any(kept) else [True, *kept[1:]]
+        for module, kept in pattern.items()
+    }

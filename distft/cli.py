@@ -172,6 +172,18 @@ def logs(
         raise typer.Exit(DONE) from None
 
 
+@app.command()
+def ranks(run_dir: Annotated[Path, typer.Argument(help="run folder")]) -> None:
+    """What AdaLoRA did: the rank of each weight as a table, and as a picture in the run folder."""
+    from distft import ranks as given_out
+    from distft.rundir import RunDir
+
+    run = RunDir(run_dir)
+    found = given_out.of(run)
+    given_out.show(found)
+    print(f"picture: {given_out.draw(run, found)}")
+
+
 @app.command(name="verify-resume")
 def verify_resume(
     config: Annotated[Path, typer.Argument(help="the recipe (YAML)")],

@@ -18,7 +18,7 @@ Scalar = str | int | float | bool | None
 class Section(BaseModel):
     """Unknown keys are errors, values are never coerced, numbers are finite, and nothing changes after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, serialize_by_alias=True)
 
 
 class ModelInit(Section):
@@ -79,18 +79,81 @@ class NoAdapter(Section):
     type: Literal["none"] = "none"
 
 
-class Lora(Section):
-    """LoRA (Hu et al. 2021, arXiv:2106.09685), layers by PEFT."""
+class Partial(Section):
+    """Full fine-tuning of a part of the model; the rest is frozen."""
 
-    type: Literal["lora"]
-    r: Positive = Field(16, description="rank")
-    alpha: Annotated[float, Field(gt=0)] = Field(32.0, description="scale; the update is multiplied by alpha / r")
+    type: Literal["partial"]
+    train: Annotated[list[Text], Field(min_length=1)] = Field(
+        description="names of the parameters to train, with * and ?: [model.layers.11.*, lm_head.*]"
+    )
+
+
+class Layers(Section):
+    """What adapters of pairs of thin matrices have in common; the layers are PEFT's."""
+
+    type: Literal["lora", "adalora"]
+    alpha: Annotated[float, Field(gt=0)] = Field(32.0, description="scale; the update is multiplied by alpha / rank")
     dropout: Fraction = Field(0.0, description="dropout on the adapter's input")
     targets: str | list[str] = Field("all-linear", description="`all-linear`, or names of modules")
+    modules_to_save: list[Text] = Field(
+        default_factory=list, description="names of modules that are trained whole beside it: heads, embeddings"
+    )
+    start: Text | None = Field(
+        None, alias="from", description="folder or hub id of an adapter of the same shape to begin with"
+    )
     seed: int = Field(0, description="seed of the adapter's random weights")
 
 
-Adapter = Annotated[NoAdapter | Lora, Field(discriminator="type")]
+class Lora(Layers):
+    """LoRA (Hu et al. 2021, arXiv:2106.09685) and what is made of it by a switch."""
+
+    type: Literal["lora"]
+    r: Positive = Field(16, description="rank")
+    rslora: bool = Field(False, description="multiply by alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732)")
+    dora: bool = Field(False, description="train magnitudes apart from directions (Liu et al. 2024, arXiv:2402.09353)")
+    lora_plus: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="learning rate of B over that of A, often 16 (Hayou et al. 2024, arXiv:2402.12354)"
+    )
+    quantize: Literal["nf4"] | None = Field(
+        None,
+        description="nf4: hold the base in 4 bits, by bitsandbytes (QLoRA, arXiv:2305.14314)",
+    )
+
+
+class AdaLora(Layers):
+    """AdaLoRA (Zhang et al. 2023, arXiv:2303.10512): ranks move to the weights where they matter most."""
+
+    type: Literal["adalora"]
+    init_r: Positive = Field(12, description="rank of every weight in the beginning")
+    target_r: Positive = Field(8, description="rank a weight has in the end, on average")
+    tinit: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="steps before ranks are taken away; default: a tenth of the run"
+    )
+    tfinal: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="steps at the end in which ranks stay as they are; default: three tenths of the run"
+    )
+    delta_t: Positive | None = Field(
+        None, description="steps between two allocations; default: a tenth of the steps between, at most 10"
+    )
+    beta1: Fraction = Field(0.85, description="smoothing of the sensitivity of each entry")
+    beta2: Fraction = Field(0.85, description="smoothing of its uncertainty")
+    orthogonal_weight: Annotated[float, Field(ge=0)] = Field(
+        0.5, description="weight of the term that keeps the singular vectors orthogonal"
+    )
+
+    @model_validator(mode="after")
+    def _has_ranks_to_give_up(self) -> AdaLora:
+        if self.target_r >= self.init_r:
+            raise ValueError(
+                f"target_r {self.target_r} leaves AdaLoRA no rank of init_r {self.init_r} to take away; "
+                f"give target_r 1 to {self.init_r - 1}, or a larger init_r"
+                if self.init_r > 1
+                else "init_r 1 leaves AdaLoRA no rank to take away; give a larger init_r"
+            )
+        return self
+
+
+Adapter = Annotated[NoAdapter | Partial | Lora | AdaLora, Field(discriminator="type")]
 
 
 class Train(Section):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from distft.config import Recipe
@@ -73,7 +74,7 @@ def _words(errors: list[ErrorDetails], root: type[BaseModel]) -> str:
     if kind == "extra_forbidden":
         return _unknown(str(loc[-1]), _names(parents))
     if kind == "missing":
-        about = parents[0].model_fields[str(loc[-1])].description
+        about = _fields(parents[0])[str(loc[-1])].description
         return f"missing; give it: {about}" if about else f"missing; add this section, with some of its keys: {keys}"
     if kind == "value_error":
         return str(errors[0]["ctx"]["error"])
@@ -100,13 +101,18 @@ def _sections(loc: Keys, root: type[BaseModel]) -> list[type[BaseModel]]:
         if len(found) > 1:
             found = [section for section in found if _tag_of(section) == part]
         else:
-            fields = [section.model_fields[str(part)] for section in found if part in section.model_fields]
+            fields = [_fields(section)[str(part)] for section in found if part in _fields(section)]
             found = [section for info in fields for section in _models(info.annotation)]
     return found
 
 
 def _names(sections: list[type[BaseModel]]) -> list[str]:
-    return list(dict.fromkeys(name for section in sections for name in section.model_fields))
+    return list(dict.fromkeys(name for section in sections for name in _fields(section)))
+
+
+def _fields(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """By the names that a recipe gives them."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

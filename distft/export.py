@@ -16,7 +16,7 @@ import torch
 from distft import adapters, models
 from distft.checkpoint import state
 from distft.checkpoint.state import Stored
-from distft.config import NoAdapter, Recipe
+from distft.config import AdaLora, NoAdapter, Partial, Recipe
 from distft.data.templates import Template
 from distft.errors import UserError
 from distft.rundir import RunDir
@@ -45,7 +45,8 @@ def tuned(run: RunDir, recipe: Recipe) -> Any:
     """The model of a run in host memory, base and adapter with the weights of the newest checkpoint."""
     stored = newest(run)
     base = base_of(run, recipe)
-    model = adapters.attach(models.load(base, recipe.model, recipe.engine), recipe.adapter, str(base))
+    total_steps = int(stored.adapter.get("total", 0))
+    model = adapters.attach(models.load(base, recipe.model, recipe.engine), recipe.adapter, str(base), total_steps)
     parameters = dict(model.named_parameters())
     if missing := sorted(stored.shapes.keys() - parameters.keys()):
         raise UserError(f"{stored.folder} holds weights that the model has not: {missing[0]} and others")
@@ -55,6 +56,8 @@ def tuned(run: RunDir, recipe: Recipe) -> Any:
         buffers = dict(model.named_buffers())
         for name, value in stored.buffers():
             buffers[name].copy_(value)
+    if isinstance(recipe.adapter, AdaLora):
+        adapters.prune(model, stored.adapter["pattern"])
     return model.eval()
 
 
@@ -64,8 +67,8 @@ def write(run: RunDir, recipe: Recipe, out: Path, merged: bool = False) -> None:
     Raises:
         UserError: `out` holds something else, or there is nothing to merge.
     """
-    if merged and isinstance(recipe.adapter, NoAdapter):
-        raise UserError("--merged: this run trained the whole model, so there is no adapter to merge; leave it out")
+    if merged and isinstance(recipe.adapter, NoAdapter | Partial):
+        raise UserError("--merged: this run trained the model itself, so there is no adapter to merge; leave it out")
     model = tuned(run, recipe)
     out = out.absolute()
     staged = out.with_name(f".{out.name}.staged")

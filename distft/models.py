@@ -163,8 +163,11 @@ def attention(model: Model, engine: Engine) -> str:
     return "flash_attention_2" if installed and torch.cuda.is_available() and engine.dtype == "bf16" else "sdpa"
 
 
-def load(folder: Path, model: Model, engine: Engine) -> Any:
+def load(folder: Path, model: Model, engine: Engine, quantized: bool = False) -> Any:
     """The base model in the run's dtype, on the CPU (or in shards, see `engine.deepspeed.sharded_loading`).
+
+    Args:
+        quantized: hold the weights of its linear layers as 4-bit NormalFloat.
 
     Raises:
         UserError: transformers cannot load it as a causal language model, or weights are missing in it.
@@ -178,6 +181,7 @@ def load(folder: Path, model: Model, engine: Engine) -> Any:
             folder,
             dtype=DTYPES[engine.dtype],
             attn_implementation=attention(model, engine),
+            **(_four_bits(engine) if quantized else {}),
             trust_remote_code=model.trust_remote_code,
             output_loading_info=True,
         )
@@ -188,6 +192,23 @@ def load(folder: Path, model: Model, engine: Engine) -> Any:
     if model.activation_checkpointing:
         loaded.gradient_checkpointing_enable({"use_reentrant": False})
     return loaded
+
+
+def _four_bits(engine: Engine) -> dict[str, Any]:
+    """QLoRA's own settings (Dettmers et al. 2023, arXiv:2305.14314): NF4, scales quantised once more."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "adapter.quantize: nf4 needs the library bitsandbytes; install distft[qlora], or leave adapter.quantize out"
+        )
+    from transformers import BitsAndBytesConfig
+
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=DTYPES[engine.dtype],
+    )
+    return {"quantization_config": settings}
 
 
 def _first_line(error: BaseException) -> str:

@@ -68,11 +68,20 @@ def handle(session: Session, trouble: Trouble) -> None:
     if not (go_back and may_go_back(session, count)):
         session.track.log({**record, "action": "skip"})
         session.console.say(f"{said}: the batch is passed over ({count} of {train.non_finite_budget})")
+        session.allocator.after_step(trouble.step, None)
         session.progress = replace(passed_over(session, trouble.step), non_finite=count)
         return
     session.track.log({**record, "action": "rollback"})
     session.console.say(f"{said}: back to the newest checkpoint ({count} of {train.non_finite_budget})")
-    back = restore(session.run, session.engine, session.identity, session.ranks, session.console, f"rollback {count}")
+    back = restore(
+        session.run,
+        session.engine,
+        session.allocator,
+        session.identity,
+        session.ranks,
+        session.console,
+        f"rollback {count}",
+    )
     session.progress = replace(back, non_finite=count, rolled_back_at=trouble.step)
     session.saved = back.step
     session.meter.restart()

@@ -14,11 +14,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from distft import yamlfile
+from distft.budget import schedule
 from distft.changes import Difference
-from distft.config import Recipe
+from distft.config import AdaLora, Lora, Recipe
 from distft.errors import UserError
 from distft.explain import explain
-from distft.yamlfile import Draft
+from distft.yamlfile import Draft, Keys
 
 _DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jinja")
 _PATHS = {  # key: whether it may be a hub id, which looks like a relative path
@@ -27,6 +28,7 @@ _PATHS = {  # key: whether it may be a hub id, which looks like a relative path
     ("data", "eval"): True,
     ("data", "template"): False,
     ("data", "cache"): False,
+    ("adapter", "from"): True,
 }
 
 
@@ -106,9 +108,28 @@ def _validated(draft: Draft) -> Recipe:
         recipe = Recipe.model_validate(draft.values)
     except ValidationError as error:
         draft.problems += [(draft.place(key), key, text) for key, text in explain(error, draft.values)]
+    if recipe is not None:
+        draft.problems += [(draft.place(key), key, text) for key, text in _contradictions(recipe)]
     if recipe is None or draft.problems:
         raise UserError(draft.report())
     return recipe
+
+
+def _contradictions(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
+    """Between sections that are right each by itself."""
+    adapter, engine = recipe.adapter, recipe.engine
+    if isinstance(adapter, AdaLora):
+        if engine.offload_optimizer:
+            text = "does not go with adapter.type adalora, whose optimizer state is small; leave it out"
+            yield ("engine", "offload_optimizer"), text
+        if recipe.train.steps is not None:
+            try:
+                schedule(adapter, recipe.train.steps)
+            except ValueError as error:
+                yield ("adapter",), str(error)
+    if isinstance(adapter, Lora) and adapter.quantize is not None and engine.zero_stage == 3:
+        text = "4-bit weights cannot be sharded by ZeRO 3; use engine.zero_stage 0, 1 or 2, or leave it out"
+        yield ("adapter", "quantize"), text
 
 
 def _make_paths_absolute(draft: Draft) -> None:

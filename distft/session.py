@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distft import adapters, changes, dist, models, preempt, pulse
+from distft.adalora import Allocator, NoAllocator, RankAllocator
 from distft.changes import Difference
 from distft.checkpoint import state, store
 from distft.checkpoint.state import Identity, Progress
 from distft.checkpoint.writer import Writer
 from distft.clock import Clock
-from distft.config import Recipe
+from distft.config import AdaLora, Recipe
 from distft.console import Console
 from distft.data import encode
 from distft.data.encode import Corpus
@@ -52,6 +53,7 @@ class Session:
     fence: Fence
     task: Causal
     engine: Engine
+    allocator: Allocator
     meter: Meter
     loader: Loader
     eval_loader: Loader | None
@@ -94,18 +96,19 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     identity = Identity(digest, train.digest, tokenizer, {name: version(name) for name in LIBRARIES})
     preempt.check()
     pulse.at("the model")
-    engine, task = build(base, recipe, ranks)
+    total_steps, total_rows = length(recipe, len(train.rows))
+    engine, task = build(base, recipe, ranks, total_steps)
+    allocator = make_allocator(recipe, total_steps, engine)
     trainable, total = adapters.parameter_counts(engine.module)
     if deepspeed.stage(recipe) != recipe.engine.zero_stage:
         console.say("engine.dtype bf16 needs fp32 masters, which ZeRO 0 does not keep: this runs as ZeRO 1")
     console.say(f"model {base}: {trainable:,} of {total:,} parameters are trained")
     pulse.at("the checkpoint to continue from")
-    progress = restore(run, engine, identity, ranks, console)
+    progress = restore(run, engine, allocator, identity, ranks, console)
     if recipe.data.packing and progress.step == 0:  # a checkpoint is of a model that was tried
         check_packing(task, engine, ranks)
     preempt.check()
     slots = Slots(recipe.train.global_batch, recipe.train.micro_batch, ranks.rank, ranks.world)
-    total_steps, total_rows = length(recipe, len(train.rows))
     fence = Fence(run, os.environ.get("DISTFT_TOKEN"))
     return Session(
         run=run,
@@ -114,10 +117,11 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         ranks=ranks,
         console=console,
         track=tracker(recipe, run, ranks.first),
-        clock=Clock(preempt.deadline(), state_bytes=12 * trainable // ranks.world),  # master and two moments, fp32
+        clock=Clock(preempt.deadline(), state_bytes=engine.state_bytes // ranks.world),
         fence=fence,
         task=task,
         engine=engine,
+        allocator=allocator,
         meter=Meter(trainable, total, ranks.world, ranks.device, recipe.engine.dtype),
         loader=Loader(train.corpus, train.rows, slots, recipe.data.seed, total_rows),
         eval_loader=evaluation_loader(held_out, recipe, ranks) if held_out else None,
@@ -170,24 +174,36 @@ def describe(which: str, corpus: Corpus, rows: Rows, recipe: Recipe) -> str:
     return text
 
 
-def build(base: Path, recipe: Recipe, ranks: Ranks) -> tuple[Engine, Causal]:
+def build(base: Path, recipe: Recipe, ranks: Ranks, total_steps: int) -> tuple[Engine, Causal]:
     """The model with its adapter under the engine, and the task over it."""
     keep_alive = deepspeed.sharded_loading(recipe, ranks)
-    model: Any = models.load(base, recipe.model, recipe.engine)
+    model: Any = models.load(base, recipe.model, recipe.engine, adapters.quantized(recipe.adapter))
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and recipe.data.row_tokens > limit:
         raise UserError(f"data.row_tokens {recipe.data.row_tokens} is more than the {limit} positions of the model")
     task = Causal(model.forward, flatten=models.attention(recipe.model, recipe.engine) == "flash_attention_2")
-    model = adapters.attach(model, recipe.adapter, str(base))
+    model = adapters.attach(model, recipe.adapter, str(base), total_steps)
     preempt.check()
     model.train()
-    engine = Engine(model, recipe, ranks)
+    engine = Engine(model, recipe, ranks, adapters.rate_of(recipe.adapter))
     del keep_alive
     return engine, task
 
 
+def make_allocator(recipe: Recipe, total_steps: int, engine: Engine) -> Allocator:
+    if isinstance(recipe.adapter, AdaLora):
+        return RankAllocator(recipe.adapter, total_steps, recipe.train.clip, engine)
+    return NoAllocator()
+
+
 def restore(
-    run: RunDir, engine: Engine, identity: Identity, ranks: Ranks, console: Console, key: str = "checkpoint"
+    run: RunDir,
+    engine: Engine,
+    allocator: Allocator,
+    identity: Identity,
+    ranks: Ranks,
+    console: Console,
+    key: str = "checkpoint",
 ) -> Progress:
     """Continue from the newest verified checkpoint; from the beginning where there was never one.
 
@@ -212,6 +228,7 @@ def restore(
         differences(stored.identity, identity), changes.allowed_here(), f"{folder} was written with something else"
     )
     stored.load_into(engine)
+    allocator.load(stored.adapter)
     console.say(f"continuing after step {stored.progress.step} ({folder})")
     return stored.progress
 

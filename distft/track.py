@@ -29,7 +29,7 @@ class Tracker(Protocol):
         """Everything logged so far is kept, or given up."""
 
 
-KINDS = ("loss", "eval_loss", "save_seconds", "non_finite")  # each record has one of these keys
+KINDS = ("loss", "eval_loss", "save_seconds", "non_finite", "ranks")  # each record has one of these keys
 
 
 class Numbering:

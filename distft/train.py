@@ -92,11 +92,13 @@ def step(session: Session, bar: Bar) -> bool:
     pulse.at(f"step {number}, the update")
     mean, stop = dist.sum_over_ranks([float(sum(parts)), float(stop_wanted(session))])
     rate = learning_rate(session.recipe.train, number, session.total_steps)
+    session.allocator.before_step()
     norm = engine.step(rate)
     note_samples(session, number, micros)
     if not (math.isfinite(mean) and math.isfinite(norm)):
         nonfinite.handle(session, Trouble(number, mean, norm, micros, parts))
         return stop > 0
+    allocated = session.allocator.after_step(number, norm)
     session.progress = replace(
         session.progress,
         step=number,
@@ -104,6 +106,8 @@ def step(session: Session, bar: Bar) -> bool:
         useful_tokens=session.progress.useful_tokens + int(useful),
     )
     record(session, bar, mean, rate, norm, int(useful))
+    if allocated:
+        session.track.log({"step": number, **allocated, "attempt": session.attempt})
     return stop > 0
 
 
@@ -142,6 +146,7 @@ def record(session: Session, bar: Bar, loss: float, rate: float, norm: float, us
             "tokens": progress.useful_tokens,
             "epoch": progress.next_row / session.rows,
             "attempt": session.attempt,
+            **session.allocator.figures(progress.step),
             **figures,
         }
     )
@@ -193,7 +198,7 @@ def evaluate(session: Session) -> float | None:
 def save(session: Session) -> None:
     """Begin a checkpoint of this step; it is written while training goes on."""
     pulse.at(f"the checkpoint of step {session.progress.step}")
-    session.writer.begin(session.engine, session.progress)
+    session.writer.begin(session.engine, session.progress, session.allocator.state())
     session.saved = session.progress.step
     session.meter.restart()
 
@@ -212,4 +217,6 @@ def finish(session: Session) -> None:
     if session.ranks.first:
         export.write(session.run, session.recipe, session.run.final)
     dist.barrier()
+    if (verdict := session.allocator.verdict()) is not None:
+        session.console.say(verdict)
     session.console.say(f"finished after step {session.progress.step}: {session.run.final}")

@@ -19,7 +19,7 @@ from rich.table import Table
 from safetensors import safe_open
 
 from distft.checkpoint import store
-from distft.config import Recipe
+from distft.config import AdaLora, Recipe
 from distft.console import Bar, Console
 from distft.errors import DONE, FAILED, UserError
 from distft.rundir import RunDir
@@ -79,6 +79,7 @@ def shortened(recipe: Recipe, trial: Trial) -> list[str]:
         f"train.steps={trial.steps}",
         "train.epochs=null",
         f"train.warmup={min(recipe.train.warmup, trial.steps - 1)}",
+        *(("adapter.tinit=null", "adapter.tfinal=null") if isinstance(recipe.adapter, AdaLora) else ()),
         f"checkpoint.every={max(1, trial.steps // (trial.kills + 3))}",
         "track.wandb=off",
         "track.samples=true",

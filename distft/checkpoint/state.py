@@ -22,7 +22,6 @@ from distft.errors import RunFailed, UserError
 
 FORMAT = 1
 STATE = "state.json"
-KINDS = ("master", *MOMENTS)
 
 
 @dataclass(frozen=True)
@@ -50,16 +49,11 @@ class Identity:
 def owned(engine: Engine, with_buffers: bool) -> Iterator[tuple[str, torch.Tensor]]:
     """What this rank writes: its fragments of masters and moments, and the buffers where it is asked for them."""
     for fragment in engine.owned_fragments():
-        for kind in KINDS:
-            yield f"{fragment.name}|{fragment.offset}|{kind}", fragment.tensors[kind]
+        for kind, tensor in fragment.tensors.items():
+            yield f"{fragment.name}|{fragment.offset}|{kind}", tensor
     if with_buffers:
         for name, buffer in _buffers(engine.module).items():
             yield f"{name}|0|buffer", buffer
-
-
-def bytes_of(engine: Engine) -> int:
-    """What a checkpoint takes: fp32 masters and moments of all trained parameters, from all ranks."""
-    return 4 * len(KINDS) * sum(torch.Size(shape).numel() for shape in engine.shapes.values())
 
 
 def file_of(rank: int) -> str:
@@ -71,8 +65,12 @@ def _buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value for name, value in module.state_dict().items() if name not in parameters}
 
 
-def describe(engine: Engine, progress: Progress, identity: Identity) -> dict[str, Any]:
-    """The content of state.json."""
+def describe(engine: Engine, progress: Progress, identity: Identity, adapter: dict[str, Any]) -> dict[str, Any]:
+    """The content of state.json.
+
+    Args:
+        adapter: what the adapter holds beside tensors.
+    """
     by_id: dict[int, str] = {}
     aliases: dict[str, str] = {}
     for name, parameter in engine.module.named_parameters(remove_duplicate=False):
@@ -84,6 +82,7 @@ def describe(engine: Engine, progress: Progress, identity: Identity) -> dict[str
         "progress": asdict(progress),
         "identity": asdict(identity),
         "optimizer": {"id": OPTIMIZER, "step": engine.steps_taken, "tensors": list(MOMENTS)},
+        "adapter": adapter,
         "master_dtype": "float32",
         "parameters": {name: list(shape) for name, shape in engine.shapes.items()},
         "aliases": aliases,
@@ -107,6 +106,7 @@ class Stored:
             raise UserError(f"{folder} has checkpoint format {self.state.get('format')}; this version reads {FORMAT}")
         self.progress = Progress(**self.state["progress"])
         self.identity = Identity(**self.state["identity"])
+        self.adapter = dict(self.state["adapter"])
         self.shapes = {name: tuple(shape) for name, shape in self.state["parameters"].items()}
         self._pieces: dict[tuple[str, str], list[tuple[int, str, Any]]] = {}
         shards = [name for name in store.files_of(folder) if name != STATE]  # others that lie there were not verified
@@ -156,8 +156,8 @@ class Stored:
         """
         self._check_fits(engine)
         for fragment in engine.fragments():
-            for kind in KINDS:
-                fragment.tensors[kind].copy_(self.read(fragment.name, kind, fragment.offset, fragment.numel))
+            for kind, tensor in fragment.tensors.items():
+                tensor.copy_(self.read(fragment.name, kind, fragment.offset, fragment.numel))
         for live in engine.live_weights():
             live.tensor.copy_(self.read(live.name, "master", live.offset, live.tensor.numel()))
         engine.steps_taken = int(self.state["optimizer"]["step"])

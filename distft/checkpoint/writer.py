@@ -82,15 +82,15 @@ class Writer:
         self._done: Saved | None = None  # the thread's; looked at when it has ended
         self._news: list[Saved] = []
 
-    def begin(self, engine: Engine, progress: Progress) -> None:
+    def begin(self, engine: Engine, progress: Progress, adapter: dict[str, Any]) -> None:
         """Copy this rank's part and have it written; waits for the save before. Raises what that one ran into."""
         began = time.monotonic()
         self.wait()
         tensors = self._memory.copy(state.owned(engine, with_buffers=self._ranks.first))
         description = None
         if self._ranks.first:
-            description = {**state.describe(engine, progress, self._identity), "written_by": self._fence.token}
-        part = Part(progress.step, tensors, description, state.bytes_of(engine))
+            description = {**state.describe(engine, progress, self._identity, adapter), "written_by": self._fence.token}
+        part = Part(progress.step, tensors, description, engine.state_bytes)
         stall = time.monotonic() - began
         self._thread = threading.Thread(target=self._run, args=(part, began, stall), name="checkpoint", daemon=True)
         self._thread.start()

@@ -6,8 +6,8 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -15,32 +15,10 @@ import torch
 
 from distft.config import Recipe
 from distft.dist import Ranks
+from distft.engine.fragments import Fragment, Gradient, LiveWeights
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 OPTIMIZER = "adamw"  # identifies the meaning of MOMENTS in a checkpoint
-
-
-@dataclass(frozen=True)
-class Fragment:
-    """A piece of one trainable parameter's state on this rank.
-
-    `tensors` are flat fp32 views into the optimizer's memory, [numel] each: "master" and the moments.
-    Writing to them changes the optimizer's state.
-    """
-
-    name: str
-    offset: int  # of the first element in the flattened parameter
-    numel: int
-    tensors: dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class LiveWeights:
-    """What the model computes with: a flat, writable piece of a trainable parameter, in the run's dtype."""
-
-    name: str
-    offset: int
-    tensor: torch.Tensor
 
 
 def stage(recipe: Recipe) -> int:
@@ -127,7 +105,13 @@ class Engine:
         module: the module itself.
     """
 
-    def __init__(self, module: torch.nn.Module, recipe: Recipe, ranks: Ranks) -> None:
+    def __init__(
+        self, module: torch.nn.Module, recipe: Recipe, ranks: Ranks, rate_of: Callable[[str], float] = lambda name: 1.0
+    ) -> None:
+        """
+        Args:
+            rate_of: what a parameter's learning rate is multiplied by.
+        """
         deepspeed = imported()
         _connect(deepspeed)
         self.module = module
@@ -137,8 +121,11 @@ class Engine:
         self.shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self._parameters.items()}
         train = recipe.train
         trainable = sum(torch.Size(shape).numel() for shape in self.shapes.values())
+        groups: dict[float, list[torch.nn.Parameter]] = {}
+        for name, parameter in self._parameters.items():
+            groups.setdefault(rate_of(name), []).append(parameter)
         self._optimizer = torch.optim.AdamW(
-            self._parameters.values(),
+            [{"params": parameters, "rate": rate} for rate, parameters in groups.items()],
             lr=train.lr,
             betas=(train.betas[0], train.betas[1]),
             eps=train.eps,
@@ -150,6 +137,7 @@ class Engine:
             config=configuration(recipe, ranks, trainable),
             dist_init_required=False,
         )
+        self._kept: dict[tuple[str, int], dict[str, torch.Tensor]] = {}
         self._create_moments()
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
@@ -161,7 +149,7 @@ class Engine:
         """Clip, update weights, forget gradients. Returns the gradient norm before clipping; where that is not finite,
         no weight and no moment was changed."""
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["rate"]
         norm = self._replicated_norm() if self._stage == 0 else None
         if norm is not None and not math.isfinite(norm):
             self._optimizer.zero_grad()
@@ -208,7 +196,7 @@ class Engine:
                 moments = self._optimizer.state[master]
                 tensors = {"master": master, **{key: moments[key] for key in MOMENTS}}
                 views = {key: value.detach().view(-1).narrow(0, start, numel) for key, value in tensors.items()}
-                yield Fragment(name, offset, numel, views)
+                yield Fragment(name, offset, numel, views | self._kept.get((name, offset), {}))
 
     def owned_fragments(self) -> Iterator[Fragment]:
         """Like `fragments`, but every element is on one rank only."""
@@ -233,18 +221,89 @@ class Engine:
         master = zero.single_partition_of_fp32_groups[mapping.param_group_index]
         return here.start, here.numel, master, there.start
 
+    def keep(self, kinds: Sequence[str], names: Collection[str]) -> None:
+        """Hold one more fp32 tensor of each kind for each entry of some parameters, zero at first: saved and restored
+        like moments, whatever the ranks and the ZeRO stage."""
+        for fragment in self.fragments():
+            if fragment.name in names:
+                zero = torch.zeros_like(fragment.tensors["master"])
+                self._kept[(fragment.name, fragment.offset)] = {kind: zero.clone() for kind in kinds}
+
+    @property
+    def state_bytes(self) -> int:
+        """Of all fragments of all ranks, each counted once."""
+        kept = {name: len(tensors) for (name, _), tensors in self._kept.items()}
+        count = {name: 1 + len(MOMENTS) + kept.get(name, 0) for name in self.shapes}
+        return sum(4 * count[name] * torch.Size(shape).numel() for name, shape in self.shapes.items())
+
+    def gradients(self, names: Collection[str]) -> Iterator[Gradient]:
+        """Summed over micro-batches and averaged over ranks, not clipped; between the last backward and the step.
+
+        The pieces are those of `fragments`. With the optimizer's state offloaded DeepSpeed has other places for them,
+        which are not looked into here.
+        """
+        for name in names:
+            located = self._locate(self._parameters[name])
+            if located is not None:
+                offset, numel, _, _ = located
+                yield Gradient(name, offset, self._gradient(self._parameters[name], offset, numel))
+
+    def _gradient(self, parameter: Any, offset: int, numel: int) -> torch.Tensor:
+        if self._stage == 0:
+            return parameter.grad.view(-1)  # type: ignore[no-any-return]
+        if self._stage == 3:
+            piece, _ = self.model.optimizer._get_fp32_grad_state_partition(parameter, release_swap_buffers=False)
+            return piece.view(-1).narrow(0, 0, numel)  # type: ignore[no-any-return]
+        piece = parameter._hp_mapping.get_lp_grad_fragment(parameter._index_in_param_group).view(-1)
+        return piece.narrow(0, offset, numel) if piece.numel() > numel else piece  # type: ignore[no-any-return]
+
+    def add_to_gradient(self, name: str, value: torch.Tensor) -> None:
+        """Add the whole gradient of another term, [shape of the parameter], before the step; the same on all ranks."""
+        for piece in self.gradients((name,)):
+            piece.tensor.add_(value.reshape(-1).narrow(0, piece.offset, piece.tensor.numel()))
+
+    @contextmanager
+    def whole(self, names: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+        """Live weights by name, whole, to be read only. Collective under stage 3."""
+        parameters = {name: self._parameters[name] for name in names}
+        if self._stage != 3:
+            yield {name: parameter.detach() for name, parameter in parameters.items()}
+            return
+        with imported().zero.GatheredParameters(list(parameters.values())):
+            yield {name: parameter.detach() for name, parameter in parameters.items()}
+
+    def mask(self, name: str, keep: torch.Tensor) -> None:
+        """Set entries of a parameter to zero, in masters and live weights.
+
+        Args:
+            keep: bool [numel], the same on all ranks; False where it becomes zero.
+        """
+        parameter: Any = self._parameters[name]
+        drop = ~keep.to(parameter.device)
+        located = self._locate(parameter)
+        if located is not None:
+            offset, numel, master, start = located
+            piece = master.detach().view(-1).narrow(0, start, numel)
+            piece.masked_fill_(drop.narrow(0, offset, numel).to(piece.device), 0.0)
+        for live in self._live(name, parameter):
+            live.tensor.masked_fill_(drop.narrow(0, live.offset, live.tensor.numel()).to(live.tensor.device), 0.0)
+        if self._stage == 3 and parameter.data.numel() == parameter.ds_numel:  # small ones are not given back
+            parameter.data.view(-1).masked_fill_(drop, 0.0)
+
     def live_weights(self) -> Iterator[LiveWeights]:
         """The weights this rank computes with; to be set from the masters after these were set."""
-        parameter: Any  # ZeRO-3 gives it more attributes
         for name, parameter in self._parameters.items():
-            if self._stage == 3:
-                shard = parameter.ds_tensor.numel()
-                offset = self._ranks.rank * shard
-                numel = min(shard, parameter.ds_numel - offset)
-                if numel > 0:
-                    yield LiveWeights(name, offset, parameter.ds_tensor.detach().view(-1).narrow(0, 0, numel))
-            else:
-                yield LiveWeights(name, 0, parameter.detach().view(-1))
+            yield from self._live(name, parameter)
+
+    def _live(self, name: str, parameter: Any) -> Iterator[LiveWeights]:
+        if self._stage != 3:
+            yield LiveWeights(name, 0, parameter.detach().view(-1))
+            return
+        shard = parameter.ds_tensor.numel()
+        offset = self._ranks.rank * shard
+        numel = min(shard, parameter.ds_numel - offset)
+        if numel > 0:
+            yield LiveWeights(name, offset, parameter.ds_tensor.detach().view(-1).narrow(0, 0, numel))
 
     def destroy(self) -> None:
         """Let go of DeepSpeed's buffers and hooks."""

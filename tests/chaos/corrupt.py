@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from distft.checkpoint import state, store
+from distft.engine.deepspeed import MOMENTS
 
 OLD, NEW = 10, 20
 Damage = Callable[[random.Random, Path], str]
@@ -31,11 +32,14 @@ def make(checkpoints: Path) -> None:
         store.prepare(checkpoints, step, needed=0)
         staged, digests = store.stage(checkpoints, step), []
         for rank in range(2):
-            tensors = [(f"weight|{rank * 40}|{kind}", torch.full((40,), step + rank + 0.5)) for kind in state.KINDS]
+            tensors = [
+                (f"weight|{rank * 40}|{kind}", torch.full((40,), step + rank + 0.5)) for kind in ("master", *MOMENTS)
+            ]
             digests.append(store.write_tensors(staged / state.file_of(rank), tensors))
         progress = {"step": step, "next_row": step * 8, "useful_tokens": 1, "last_eval": 0}
         identity = {"base": "b", "rows": "r", "tokenizer": "t", "versions": {}}
-        described = {"format": state.FORMAT, "progress": progress, "identity": identity, "parameters": {"weight": [80]}}
+        described = {"format": state.FORMAT, "progress": progress, "identity": identity, "adapter": {}}
+        described |= {"parameters": {"weight": [80]}}
         digests.append(store.write_text(staged / state.STATE, json.dumps(described)))
         store.commit(checkpoints, step, digests)
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from distft.changes import ALLOWABLE, HARMLESS, Difference, agree, check_allowed
-from distft.config import Recipe, Section
+from distft.config import Layers, Recipe, Section
 from distft.errors import UserError
 from distft.recipe import differences, dump, load, load_resolved, schema
 
@@ -212,15 +212,15 @@ track: on
         ("engine: {offload_params: true}", "engine: offload_params needs zero_stage 3"),
         ("track: {project: 3}", "track.project: got 3; must be text (in quotes if it looks like a number)"),
         ("track:", "track: got null; write keys under it, or leave it out: wandb, project, entity"),
-        ("adapter: lora", "adapter: got 'lora'; write keys under it, or leave it out: type, r, alpha"),
+        ("adapter: lora", "adapter: got 'lora'; write keys under it, or leave it out: type, train, alpha, dropout"),
         ("adapter: {type: lora, r: 0}", "adapter.r: got 0; must be greater than 0"),
-        ("adapter: {type: lora, rr: 2}", "adapter.rr: unknown key; did you mean r? valid keys: type, r, alpha, "),
+        ("adapter: {type: lora, rr: 2}", "adapter.rr: unknown key; did you mean r? valid keys: type, alpha, dropout, "),
         ("adapter: {type: none, r: 2}", "adapter.r: unknown key; valid keys: type"),
         ("adapter: {type: lora, lora: {r: 1}, r: 2.5}", "adapter.r: got 2.5; must be a whole number"),
-        ("adapter: {type: qlora}", "adapter.type: got 'qlora'; must be 'none' or 'lora'"),
-        ("adapter: {type: null}", "adapter.type: got null; must be 'none' or 'lora'"),
-        ("adapter: {type: [1]}", "adapter.type: got [1]; must be 'none' or 'lora'"),
-        ("adapter: {r: 8}", "adapter.type: missing; must be 'none' or 'lora'"),
+        ("adapter: {type: qlora}", "adapter.type: got 'qlora'; must be 'none' or 'partial' or 'lora' or 'adalora'"),
+        ("adapter: {type: null}", "adapter.type: got null; must be 'none' or 'partial' or 'lora' or 'adalora'"),
+        ("adapter: {type: [1]}", "adapter.type: got [1]; must be 'none' or 'partial' or 'lora' or 'adalora'"),
+        ("adapter: {r: 8}", "adapter.type: missing; must be 'none' or 'partial' or 'lora' or 'adalora'"),
         (
             "adapter: {type: lora, targets: {x: 1}}",
             "adapter.targets: got {'x': 1}; must be text (in quotes if it looks like a number) or a list",
@@ -605,11 +605,14 @@ def test_differences_are_flat_ordered_and_complete() -> None:
     assert found == [
         Difference("data.train", "org/data", "y"),
         Difference("adapter.type", "lora", "none"),
-        Difference("adapter.r", 16, None),
         Difference("adapter.alpha", 32.0, None),
         Difference("adapter.dropout", 0.0, None),
         Difference("adapter.targets", ["q"], None),
+        Difference("adapter.modules_to_save", [], None),
         Difference("adapter.seed", 0, None),
+        Difference("adapter.r", 16, None),
+        Difference("adapter.rslora", False, None),
+        Difference("adapter.dora", False, None),
         Difference("engine.zero_stage", 1, 3),
         Difference("engine.dtype", "bf16", "fp32"),
         Difference("data.fields.a", None, "b"),
@@ -689,7 +692,8 @@ def test_schema_is_closed_titled_and_described() -> None:
     assert (described["title"], described["description"]) == ("distft recipe", "One run.")
     assert set(described["properties"]) == set(Recipe.model_fields)
     found = list(objects(described))
-    sections = [section for section in Section.__subclasses__() if section.__module__ == Recipe.__module__]
+    sections = {*Section.__subclasses__(), *Layers.__subclasses__()} - {Layers}
+    sections = {section for section in sections if section.__module__ == Recipe.__module__}
     assert len(found) == len(sections)
     assert all(item["additionalProperties"] is False for item in found)
     assert described["$defs"]["Data"]["properties"]["seed"]["description"] == "seed of the order of rows"

@@ -1,0 +1,65 @@
+"""Adapters on real data (GSM8K, a small random Llama): every ZeRO stage on 1, 2 and 4 ranks beside plain loops.
+
+    make adapters             FOLDER/report.json; half an hour on two cores
+
+1. LoRA, rsLoRA, DoRA, LoRA+, modules_to_save, partial, AdaLoRA: losses, and AdaLoRA's pattern after every step.
+2. AdaLoRA broken in every phase against unbroken, bit for bit, with dropout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from distft.recipe import dump, load  # noqa: E402
+from tests.dist.launch import run_ranks  # noqa: E402
+
+DATA = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
+SMALL = [
+    "model.init.config.hidden_size=64",
+    "model.init.config.intermediate_size=128",
+    "data.row_tokens=192",
+    "data.eval=null",
+    "track.wandb=off",
+    "engine.dtype=fp32",
+]
+MODULE = "tests.dist.adapters"
+HOURS = 4 * 3600.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--ranks", nargs="*", type=int, default=[1, 2, 4])
+    args = parser.parse_args()
+    if not DATA.exists():
+        sys.exit(f"{DATA} is not there; this benchmark needs the GSM8K files")
+    folder: Path = args.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "adapters.yaml"
+    config.write_text(dump(load(ROOT / "configs" / "gsm8k-lora.yaml", [f"data.train={DATA}", *SMALL])))
+    common, began = (str(folder), str(config), "--steps", str(args.steps)), time.monotonic()
+    run_ranks(MODULE, 1, "reference", *common, timeout=HOURS)
+    rows = []
+    for ranks in args.ranks:
+        run_ranks(MODULE, ranks, "equal", *common, timeout=HOURS)
+        rows += json.loads((folder / f"equal-{ranks}.json").read_text())
+        print(f"equal on {ranks} ranks: {time.monotonic() - began:.0f} s", flush=True)
+    run_ranks(MODULE, 2, "resume", str(folder), str(config), "--steps", "30", timeout=HOURS)
+    print(f"resume: {time.monotonic() - began:.0f} s", flush=True)
+    (folder / "report.json").write_text(json.dumps(rows, indent=1))
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        mine = [row for row in rows if row["variant"] == variant]
+        worst, allocations = max(row["worst"] for row in mine), {row["allocations"] for row in mine}
+        print(f"{variant}: {len(mine)} layouts, worst {worst:.1e}, allocations {allocations}")
+
+
+if __name__ == "__main__":
+    main()

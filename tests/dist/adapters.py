@@ -1,0 +1,293 @@
+"""Ranks that compare adapters under ZeRO with plain single-process loops of torch, transformers and PEFT.
+
+    python -m tests.dist.adapters reference|equal|resume|relayout FOLDER CONFIG [--steps N] ...
+
+The plain loop is what PEFT's documentation prescribes; `make adapters` runs all of it on GSM8K, the tests run a part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distft.adalora import RankAllocator
+from distft.config import AdaLora, Lora, Recipe
+from distft.dist import Ranks
+from distft.recipe import load
+from tests.dist import scenario
+from tests.dist.exactness import combinations, compare_losses
+
+VARIANTS = {
+    "lora": "adapter={type: lora, r: 4}",
+    "rslora": "adapter={type: lora, r: 4, rslora: true}",
+    "dora": "adapter={type: lora, r: 4, dora: true}",
+    "lora_plus": "adapter={type: lora, r: 4, lora_plus: 4.0}",
+    "modules_to_save": "adapter={type: lora, r: 4, targets: [q_proj, v_proj], modules_to_save: [down_proj]}",
+    "partial": "adapter={type: partial, train: ['model.layers.1.*', model.norm.weight]}",
+    "adalora": "adapter={type: adalora, init_r: 6, target_r: 3}",
+}
+
+
+def settings(variant: str, steps: int, *more: str) -> list[str]:
+    return [VARIANTS[variant], f"train.steps={steps}", "engine.dtype=fp32", *more]
+
+
+# --- a plain loop ---------------------------------------------------------------------------------------------------
+
+
+def reference(folder: Path, config: Path, steps: int, only: list[str]) -> None:
+    """Per step: the loss with AdaLoRA's regulariser, the pattern of ranks, and how many singular values are zero."""
+    ranks = scenario.join()
+    for variant in only or VARIANTS:
+        overrides = [*settings(variant, steps), "train.micro_batch=4", "data.packing=false"]
+        opened = scenario.open_run(folder / f"reference-{variant}", config, ranks, *overrides)
+        history = plain_loop(opened, load(config, overrides), steps)
+        (folder / f"reference-{variant}.json").write_text(json.dumps(history))
+        opened.close()
+
+
+def plain_loop(opened: scenario.Open, recipe: Recipe, steps: int) -> list[dict[str, Any]]:
+    from transformers import AutoModelForCausalLM
+
+    session = opened.session
+    base = AutoModelForCausalLM.from_pretrained(session.run.base, dtype=torch.float32)
+    model = adapted(base, recipe, steps)
+    model.train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = plain_optimizer(model, parameters, recipe)
+    warmup = recipe.train.warmup
+
+    def factor(done: int) -> float:
+        if done < warmup:
+            return (done + 1) / warmup
+        return (1 + math.cos(math.pi * (done - warmup) / max(1, steps - warmup))) / 2
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    history = []
+    for number in range(1, steps + 1):
+        micros = list(session.loader.step(number - 1))
+        documents = [document for micro in micros for row in session.loader.documents(micro) for document in row]
+        output = model(**padded(documents))
+        output.loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, recipe.train.clip)
+        optimizer.step()
+        found: dict[str, Any] = {"loss": output.loss.item()}
+        if isinstance(recipe.adapter, AdaLora):
+            model.base_model.update_and_allocate(number)
+            pattern = model.peft_config["default"].rank_pattern or {}
+            found["pattern"] = {name.removesuffix(".lora_E.default"): kept for name, kept in pattern.items()}
+            values = [p for name, p in model.named_parameters() if ".lora_E." in name]
+            found["zeros"] = sum(int((value == 0).sum()) for value in values)
+        optimizer.zero_grad()
+        schedule.step()
+        history.append(found)
+    return history
+
+
+def padded(documents: list[Any]) -> dict[str, torch.Tensor]:
+    width = max(len(document.tokens) for document in documents)
+    ids = torch.zeros(len(documents), width, dtype=torch.int64)
+    labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+    for row, document in enumerate(documents):
+        length = len(document.tokens)
+        ids[row, :length] = torch.from_numpy(document.tokens.astype("int64"))
+        labels[row, :length] = torch.where(torch.from_numpy(document.targets.copy()), ids[row, :length], -100)
+        mask[row, :length] = 1
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def adapted(base: Any, recipe: Recipe, steps: int) -> Any:
+    from peft import AdaLoraConfig, LoraConfig, get_peft_model
+
+    adapter = recipe.adapter
+    if not isinstance(adapter, Lora | AdaLora):
+        for name, parameter in base.named_parameters():
+            parameter.requires_grad_(name.startswith("model.layers.1.") or name == "model.norm.weight")
+        return base
+    common = {
+        "lora_alpha": int(adapter.alpha),
+        "target_modules": adapter.targets,
+        "modules_to_save": adapter.modules_to_save or None,
+        "task_type": "CAUSAL_LM",
+    }
+    config: Any
+    if isinstance(adapter, Lora):
+        config = LoraConfig(r=adapter.r, use_rslora=adapter.rslora, use_dora=adapter.dora, **common)  # type: ignore[arg-type]
+    else:
+        phases = {"total_step": steps, "tinit": steps // 10, "tfinal": steps * 3 // 10}
+        between = steps - steps // 10 - steps * 3 // 10
+        interval = max(1, min(10, between // 10))
+        config = AdaLoraConfig(init_r=6, target_r=3, deltaT=interval, **phases, **common)  # type: ignore[arg-type]
+    torch.manual_seed(adapter.seed)
+    return get_peft_model(base, config)
+
+
+def plain_optimizer(model: Any, parameters: list[torch.nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    train, adapter = recipe.train, recipe.adapter
+    if isinstance(adapter, Lora) and adapter.lora_plus is not None:
+        from peft.optimizers import create_loraplus_optimizer
+
+        optimizer: torch.optim.Optimizer = create_loraplus_optimizer(
+            model, torch.optim.AdamW, lr=train.lr, loraplus_lr_ratio=adapter.lora_plus, weight_decay=train.weight_decay
+        )
+        return optimizer
+    return torch.optim.AdamW(parameters, lr=train.lr, weight_decay=train.weight_decay)
+
+
+# --- ours against it --------------------------------------------------------------------------------------------------
+
+
+def equal(folder: Path, config: Path, steps: int, only: list[str], half: bool) -> None:
+    """Every ZeRO stage on this number of ranks: losses within 1e-5, the same pattern after every step."""
+    ranks = scenario.join()
+    rows = []
+    for variant, stage in combinations(only or VARIANTS, (0, 1, 2, 3), half=half):
+        plain = json.loads((folder / f"reference-{variant}.json").read_text())
+        micro = load(config, []).train.global_batch // (ranks.world * 2)
+        run = folder / f"equal-{variant}-{ranks.world}-zero{stage}"
+        more = (f"engine.zero_stage={stage}", f"train.micro_batch={micro}", "data.packing=false")
+        opened = scenario.open_run(run, config, ranks, *settings(variant, steps, *more))
+        allocations = compare_steps(opened, plain)
+        opened.close()
+        if ranks.first:
+            worst = max(abs(loss - plain[step - 1]["loss"]) for step, loss in recorded(run).items())
+            row = {"variant": variant, "stage": stage, "ranks": ranks.world, "steps": steps, "worst": worst}
+            row |= {"first_loss": plain[0]["loss"], "last_loss": plain[-1]["loss"], "allocations": allocations}
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+            (folder / f"equal-{ranks.world}.json").write_text(json.dumps(rows, indent=1))
+
+
+def recorded(run: Path) -> dict[int, float]:
+    """Loss by step, with AdaLoRA's regulariser as PEFT's own loss has it (weight 0.5)."""
+    found = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        if "loss" in record:
+            found[record["step"]] = record["loss"] + 0.5 * record.get("orthogonality", 0.0)
+    return found
+
+
+def compare_steps(opened: scenario.Open, plain: list[dict[str, Any]]) -> int:
+    """Train, and look after every step. Returns how often ranks were given out anew."""
+    before: dict[str, list[bool]] = {}
+    changes = 0
+    for number, expected in enumerate(plain, start=1):
+        opened.advance(1)
+        allocator = opened.session.allocator
+        if not isinstance(allocator, RankAllocator):
+            continue
+        pattern = {name.removeprefix("base_model.model."): kept for name, kept in allocator.state()["pattern"].items()}
+        if expected["pattern"]:
+            assert pattern == expected["pattern"], f"another pattern after step {number}"
+        else:
+            assert all(all(kept) for kept in pattern.values())
+        changes += pattern != before
+        before = pattern
+        if masked_now(allocator, number):
+            masked_are_zero(opened, allocator.state()["pattern"], number)
+    return changes
+
+
+def masked_now(allocator: RankAllocator, step: int) -> bool:
+    schedule = allocator._schedule
+    return schedule.allocates(step) or step > schedule.fixed_at
+
+
+def masked_are_zero(opened: scenario.Open, pattern: dict[str, list[bool]], step: int) -> None:
+    """Exactly, in masters and in the weights the model computes with; others are not."""
+    engine = opened.session.engine
+    values = [(f.name, f.offset, f.tensors["master"]) for f in engine.fragments()]
+    values += [(live.name, live.offset, live.tensor) for live in engine.live_weights()]
+    values += [
+        (name, 0, p.detach().view(-1))
+        for name, p in engine.module.named_parameters()
+        if p.requires_grad and p.numel() == math.prod(engine.shapes[name])
+    ]
+    seen = 0
+    for name, offset, tensor in values:
+        if ".lora_E." not in name:
+            continue
+        kept = torch.tensor(pattern[name.partition(".lora_E.")[0]])[offset : offset + tensor.numel()]
+        assert not bool(tensor[~kept].any()), f"{name} is not masked after step {step}"
+        assert bool((tensor[kept] != 0).all()), f"{name} is zero where it is kept"
+        seen += int((~kept).sum())
+    assert seen > 0 or opened.session.ranks.world > 1
+
+
+# --- broken against unbroken ------------------------------------------------------------------------------------------
+
+
+def resume(folder: Path, config: Path, steps: int, half: bool) -> None:
+    """AdaLoRA, stopped in every phase: before tinit, between allocations, at one, at the last one, and after it."""
+    ranks = scenario.join()
+    for index, (dtype, stage) in enumerate(combinations(("fp32", "bf16"), (0, 1, 2, 3), half=half)):
+        more = [f"engine.dtype={dtype}", f"engine.zero_stage={stage}", "train.micro_batch=2", "adapter.dropout=0.1"]
+        overrides = settings("adalora", steps, "adapter.delta_t=2", *more)
+        name = f"{dtype}-zero{stage}"
+        unbroken = scenario.open_run(folder / f"unbroken-{name}", config, ranks, *overrides)
+        unbroken.advance(steps)
+        expected, pattern = unbroken.state(), unbroken.session.allocator.state()
+        unbroken.close()
+        fixed, even = steps - steps * 3 // 10, steps // 4 * 2
+        stops = [1, even, even + 1, fixed, fixed + 1]
+        for stop in [stops[(index + shift) % len(stops)] for shift in (0, 2)] if half else stops:
+            run = folder / f"broken-{name}-{stop}"
+            broken = scenario.open_run(run, config, ranks, *overrides)
+            broken.advance(stop)
+            broken.save()
+            broken.advance(1)  # a step that is lost and trained again
+            broken.close()
+            again = scenario.open_run(run, config, ranks, *overrides)
+            assert again.step == stop
+            again.advance(steps - stop)
+            scenario.same(expected, again.state())
+            assert again.session.allocator.state() == pattern
+            again.close()
+            if ranks.first:
+                compare_losses(folder / f"unbroken-{name}", run, steps, recorded_twice=1)
+                print(f"{name}, stopped after step {stop} of {steps}: the same bits", flush=True)
+
+
+def relayout(folder: Path, config: Path, steps: int, part: int, stage: int) -> None:
+    """One part of a run that changes ranks and stage twice; part 0 is the unbroken run."""
+    ranks: Ranks = scenario.join()
+    run = folder / ("whole" if part == 0 else "pieces")
+    more = (f"engine.zero_stage={stage}", "train.micro_batch=2")
+    opened = scenario.open_run(run, config, ranks, *settings("adalora", steps, *more))
+    opened.advance(steps if part == 0 else steps // 3)
+    opened.save()
+    if ranks.first:
+        run.with_suffix(".pattern.json").write_text(json.dumps(opened.session.allocator.state()))
+    opened.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=["reference", "equal", "resume", "relayout"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--half", action="store_true")
+    parser.add_argument("--part", type=int, default=0)
+    parser.add_argument("--stage", type=int, default=2)
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    if args.what == "reference":
+        reference(args.folder, args.config, args.steps, args.only)
+    elif args.what == "equal":
+        equal(args.folder, args.config, args.steps, args.only, args.half)
+    elif args.what == "resume":
+        resume(args.folder, args.config, args.steps, args.half)
+    else:
+        relayout(args.folder, args.config, args.steps, args.part, args.stage)
+
+
+if __name__ == "__main__":
+    main()
