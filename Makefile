@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test check unit cluster-test soak cluster-soak exactness adapters clean
+.PHONY: demo test check unit cluster-test soak cluster-soak exactness adapters qlora-test clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing the tested set into $(VENV) (a minute or two)"
@@ -47,6 +47,11 @@ cluster-soak: $(INSTALLED) ## preemptions, lost nodes and time limits in tens on
 
 exactness: $(INSTALLED) ## equality on GSM8K, about an hour; needs ../shared/data
 	@$(BIN)/python benchmarks/exactness.py runs/exactness
+
+QLORA := runs/bitsandbytes
+qlora-test: $(INSTALLED) ## QLoRA with the real bitsandbytes, which is installed aside: it slows down every import of PEFT
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(QLORA) bitsandbytes==0.50.2
+	@PYTHONPATH=$(QLORA) $(BIN)/python -m pytest -m qlora tests/e2e/test_qlora.py
 
 adapters: $(INSTALLED) ## adapters under ZeRO beside plain loops on GSM8K, half an hour; needs ../shared/data
 	@$(BIN)/python benchmarks/adapters.py runs/adapters

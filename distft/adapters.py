@@ -171,9 +171,15 @@ def rate_of(adapter: Adapter) -> Callable[[str], float]:
 
 
 def parameter_counts(model: Any) -> tuple[int, int]:
-    """(trainable, total) numbers of elements, whole even where ZeRO-3 shards them."""
-    sizes = [(p.requires_grad, getattr(p, "ds_numel", p.numel())) for p in model.parameters()]
+    """(trainable, total) numbers of elements, whole even where ZeRO-3 shards them or 4 bits share a byte."""
+    sizes = [(p.requires_grad, _elements(p)) for p in model.parameters()]
     return sum(n for trainable, n in sizes if trainable), sum(n for _, n in sizes)
+
+
+def _elements(parameter: Any) -> int:
+    if getattr(parameter, "quant_state", None) is not None:
+        return int(parameter.quant_state.shape.numel())
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def prune(model: Any, pattern: dict[str, list[bool]]) -> None:

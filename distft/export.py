@@ -41,12 +41,17 @@ def base_of(run: RunDir, recipe: Recipe) -> Path:
     return models.locate(recipe.model, recipe.data, run)
 
 
-def tuned(run: RunDir, recipe: Recipe) -> Any:
-    """The model of a run in host memory, base and adapter with the weights of the newest checkpoint."""
+def tuned(run: RunDir, recipe: Recipe, quantized: bool = False) -> Any:
+    """The model of a run in host memory, base and adapter with the weights of the newest checkpoint.
+
+    Args:
+        quantized: with the base in 4 bits.
+    """
     stored = newest(run)
     base = base_of(run, recipe)
     total_steps = int(stored.adapter.get("total", 0))
-    model = adapters.attach(models.load(base, recipe.model, recipe.engine), recipe.adapter, str(base), total_steps)
+    loaded = models.load(base, recipe.model, recipe.engine, quantized)
+    model = adapters.attach(loaded, recipe.adapter, str(base), total_steps)
     parameters = dict(model.named_parameters())
     if missing := sorted(stored.shapes.keys() - parameters.keys()):
         raise UserError(f"{stored.folder} holds weights that the model has not: {missing[0]} and others")
@@ -63,6 +68,8 @@ def tuned(run: RunDir, recipe: Recipe) -> Any:
 
 def write(run: RunDir, recipe: Recipe, out: Path, merged: bool = False) -> None:
     """A folder `out` that plain `peft` (adapter) or `transformers` (full or `merged` model) load; all or nothing.
+
+    An adapter that was trained over 4 bits is merged into the base as it was before.
 
     Raises:
         UserError: `out` holds something else, or there is nothing to merge.

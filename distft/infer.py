@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from distft import export, models
+from distft import adapters, export, models
 from distft.config import Recipe
 from distft.data.formats import Message, parse
 from distft.data.sources import read
@@ -43,7 +43,7 @@ class Answerer:
         if base_only:
             model = models.load(base, self.recipe.model, self.recipe.engine)
         else:
-            model = export.tuned(run, self.recipe)
+            model = export.tuned(run, self.recipe, adapters.quantized(self.recipe.adapter))
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model: Any = model.to(self._device).eval()
 

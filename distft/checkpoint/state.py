@@ -61,8 +61,9 @@ def file_of(rank: int) -> str:
 
 
 def _buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-    return {name: value for name, value in module.state_dict().items() if name not in parameters}
+    """Those of the state dict. It may hold other things that are no parameters: the scales of 4-bit weights."""
+    names = {name for name, _ in module.named_buffers(remove_duplicate=False)}
+    return {name: value for name, value in module.state_dict().items() if name in names}
 
 
 def describe(engine: Engine, progress: Progress, identity: Identity, adapter: dict[str, Any]) -> dict[str, Any]:
