@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--ranks", nargs="*", type=int, default=[1, 2, 4])
+    parser.add_argument("--only", nargs="*", default=[], help="variants; default: all")
     args = parser.parse_args()
     if not DATA.exists():
         sys.exit(f"{DATA} is not there; this benchmark needs the GSM8K files")
@@ -46,10 +47,11 @@ def main() -> None:
     config = folder / "adapters.yaml"
     config.write_text(dump(load(ROOT / "configs" / "gsm8k-lora.yaml", [f"data.train={DATA}", *SMALL])))
     common, began = (str(folder), str(config), "--steps", str(args.steps)), time.monotonic()
-    run_ranks(MODULE, 1, "reference", *common, timeout=HOURS)
+    only = ("--only", *args.only) if args.only else ()
+    run_ranks(MODULE, 1, "reference", *common, *only, timeout=HOURS)
     rows = []
     for ranks in args.ranks:
-        run_ranks(MODULE, ranks, "equal", *common, timeout=HOURS)
+        run_ranks(MODULE, ranks, "equal", *common, *only, timeout=HOURS)
         rows += json.loads((folder / f"equal-{ranks}.json").read_text())
         print(f"equal on {ranks} ranks: {time.monotonic() - began:.0f} s", flush=True)
     run_ranks(MODULE, 2, "resume", str(folder), str(config), "--steps", "30", timeout=HOURS)

@@ -150,7 +150,7 @@ PARTS: dict[str, Callable[[RunDir], dict[str, object]]] = {
     "losses and gradient norms": of_losses,
     "sample ids of micro-batches": of_samples,
     "weights (masters)": of_tensors("master"),
-    "moments": of_tensors("exp_avg", "exp_avg_sq"),
+    "moments": of_tensors("exp_avg", "exp_avg_sq", "sensitivity", "uncertainty"),  # AdaLoRA's are of the same kind
 }
 
 
