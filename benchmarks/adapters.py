@@ -56,6 +56,8 @@ def main() -> None:
         print(f"equal on {ranks} ranks: {time.monotonic() - began:.0f} s", flush=True)
     run_ranks(MODULE, 2, "resume", str(folder), str(config), "--steps", "30", timeout=HOURS)
     print(f"resume: {time.monotonic() - began:.0f} s", flush=True)
+    run_ranks(MODULE, 1, "paper", str(folder), str(config), "--steps", str(args.steps), timeout=HOURS)
+    print((folder / "paper.json").read_text())
     (folder / "report.json").write_text(json.dumps(rows, indent=1))
     for variant in dict.fromkeys(row["variant"] for row in rows):
         mine = [row for row in rows if row["variant"] == variant]

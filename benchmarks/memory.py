@@ -94,6 +94,9 @@ def main() -> None:
             most, trained, total = peak(folder, "large", adapter, stage)
             row = {"adapter": adapter, "stage": stage, "trained": trained, "total": total}
             row |= {"measured": most - least, "formula": formula(stage, trained, total)}
+            row["checkpoint"] = sum(
+                f.stat().st_size for f in folder.glob(f"large-{adapter}-zero{stage}/checkpoints/*/*")
+            )
             rows.append(row)
             print(json.dumps(row), flush=True)
     (folder / "report.json").write_text(json.dumps(rows, indent=1))

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from distft.adalora import RankAllocator
+from distft.budget import schedule
 from distft.config import AdaLora, Lora, Recipe
 from distft.dist import Ranks
 from distft.recipe import load
@@ -51,7 +52,9 @@ def reference(folder: Path, config: Path, steps: int, only: list[str]) -> None:
         opened.close()
 
 
-def plain_loop(opened: scenario.Open, recipe: Recipe, steps: int) -> list[dict[str, Any]]:
+def plain_loop(
+    opened: scenario.Open, recipe: Recipe, steps: int, as_in_the_paper: bool = False
+) -> list[dict[str, Any]]:
     from transformers import AutoModelForCausalLM
 
     session = opened.session
@@ -61,13 +64,14 @@ def plain_loop(opened: scenario.Open, recipe: Recipe, steps: int) -> list[dict[s
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = plain_optimizer(model, parameters, recipe)
     warmup = recipe.train.warmup
+    allocator = PaperAllocator(model, recipe, steps) if as_in_the_paper else None
 
     def factor(done: int) -> float:
         if done < warmup:
             return (done + 1) / warmup
         return (1 + math.cos(math.pi * (done - warmup) / max(1, steps - warmup))) / 2
 
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     history = []
     for number in range(1, steps + 1):
         micros = list(session.loader.step(number - 1))
@@ -75,16 +79,21 @@ def plain_loop(opened: scenario.Open, recipe: Recipe, steps: int) -> list[dict[s
         output = model(**padded(documents))
         output.loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, recipe.train.clip)
+        if allocator is not None:
+            allocator.before_step(number)
         optimizer.step()
         found: dict[str, Any] = {"loss": output.loss.item()}
-        if isinstance(recipe.adapter, AdaLora):
+        if allocator is not None:
+            allocator.after_step(number)
+            found["pattern"] = {name.removeprefix("base_model.model."): kept for name, kept in allocator.pattern.items()}
+        elif isinstance(recipe.adapter, AdaLora):
             model.base_model.update_and_allocate(number)
             pattern = model.peft_config["default"].rank_pattern or {}
             found["pattern"] = {name.removesuffix(".lora_E.default"): kept for name, kept in pattern.items()}
             values = [p for name, p in model.named_parameters() if ".lora_E." in name]
             found["zeros"] = sum(int((value == 0).sum()) for value in values)
         optimizer.zero_grad()
-        schedule.step()
+        rates.step()
         history.append(found)
     return history
 
@@ -119,10 +128,10 @@ def adapted(base: Any, recipe: Recipe, steps: int) -> Any:
     if isinstance(adapter, Lora):
         config = LoraConfig(r=adapter.r, use_rslora=adapter.rslora, use_dora=adapter.dora, **common)  # type: ignore[arg-type]
     else:
-        phases = {"total_step": steps, "tinit": steps // 10, "tfinal": steps * 3 // 10}
+        numbers = {"total_step": steps, "tinit": steps // 10, "tfinal": steps * 3 // 10}
         between = steps - steps // 10 - steps * 3 // 10
-        interval = max(1, min(10, between // 10))
-        config = AdaLoraConfig(init_r=6, target_r=3, deltaT=interval, **phases, **common)  # type: ignore[arg-type]
+        interval = adapter.delta_t or max(1, min(10, between // 10))
+        config = AdaLoraConfig(init_r=6, target_r=3, deltaT=interval, **numbers, **common)  # type: ignore[arg-type]
     torch.manual_seed(adapter.seed)
     return get_peft_model(base, config)
 
@@ -137,6 +146,62 @@ def plain_optimizer(model: Any, parameters: list[torch.nn.Parameter], recipe: Re
         )
         return optimizer
     return torch.optim.AdamW(parameters, lr=train.lr, weight_decay=train.weight_decay)
+
+
+class PaperAllocator:
+    """Algorithm 1 of the paper, word for word: sensitivity of the weights before the step, masks after every step."""
+
+    def __init__(self, model: Any, recipe: Recipe, steps: int) -> None:
+        assert isinstance(recipe.adapter, AdaLora)
+        self._adapter, self._schedule = recipe.adapter, schedule(recipe.adapter, steps)
+        self._parameters = {name: p for name, p in model.named_parameters() if ".lora_" in name and p.requires_grad}
+        self._smooth = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in self._parameters.items()}
+        self._modules = sorted({name.partition(".lora_")[0] for name in self._parameters})
+        self.pattern: dict[str, list[bool]] = {}
+
+    @torch.no_grad()
+    def before_step(self, step: int) -> None:
+        if step >= self._schedule.fixed_at:
+            return
+        for name, p in self._parameters.items():
+            sensitivity, uncertainty = self._smooth[name]
+            now = (p * p.grad).abs()  # type: ignore[operator]
+            sensitivity.mul_(self._adapter.beta1).add_(now, alpha=1 - self._adapter.beta1)
+            uncertainty.mul_(self._adapter.beta2).add_((now - sensitivity).abs(), alpha=1 - self._adapter.beta2)
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        count = len(self._modules)
+        budget = self._schedule.budget(step, self._adapter.init_r * count, self._adapter.target_r * count)
+        if budget >= self._adapter.init_r * count:
+            return
+        if step <= self._schedule.fixed_at:
+            scores = {module: self._score(module) for module in self._modules}
+            highest = torch.cat(list(scores.values())).sort(descending=True).values[budget - 1]
+            self.pattern = {module: (score >= highest).tolist() for module, score in scores.items()}
+        for module, kept in self.pattern.items():
+            self._parameters[f"{module}.lora_E.default"][~torch.tensor(kept)] = 0.0
+
+    def _score(self, module: str) -> torch.Tensor:
+        a, e, b = (torch.mul(*self._smooth[f"{module}.lora_{letter}.default"]) for letter in "AEB")
+        return e.view(-1) + a.mean(1) + b.mean(0)
+
+
+def paper(folder: Path, config: Path, steps: int) -> None:
+    """How far PEFT's order is from the paper's, in a plain loop with delta_t 1: losses, and singular values kept by both."""
+    ranks = scenario.join()
+    overrides = [*settings("adalora", steps, "adapter.delta_t=1"), "train.micro_batch=4", "data.packing=false"]
+    found = {}
+    for order in ("PEFT", "paper"):
+        opened = scenario.open_run(folder / f"order-{order}", config, ranks, *overrides)
+        found[order] = plain_loop(opened, load(config, overrides), steps, order == "paper")
+        opened.close()
+    ours, theirs = ([found[order][-1]["pattern"], found[order]] for order in ("PEFT", "paper"))
+    kept = sum(map(sum, ours[0].values()))
+    both = sum(a and b for module in ours[0] for a, b in zip(ours[0][module], theirs[0][module], strict=True))
+    apart = max(abs(a["loss"] - b["loss"]) for a, b in zip(ours[1], theirs[1], strict=True))
+    print(json.dumps({"steps": steps, "kept": kept, "kept by both": both, "losses apart": apart}), flush=True)
+    (folder / "paper.json").write_text(json.dumps({"steps": steps, "kept": kept, "both": both, "apart": apart}))
 
 
 # --- ours against it --------------------------------------------------------------------------------------------------
@@ -269,7 +334,7 @@ def relayout(folder: Path, config: Path, steps: int, part: int, stage: int) -> N
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["reference", "equal", "resume", "relayout"])
+    parser.add_argument("what", choices=["reference", "paper", "equal", "resume", "relayout"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("config", type=Path)
     parser.add_argument("--steps", type=int, default=200)
@@ -281,6 +346,8 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.what == "reference":
         reference(args.folder, args.config, args.steps, args.only)
+    elif args.what == "paper":
+        paper(args.folder, args.config, args.steps)
     elif args.what == "equal":
         equal(args.folder, args.config, args.steps, args.only, args.half)
     elif args.what == "resume":

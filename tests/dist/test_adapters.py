@@ -13,7 +13,7 @@ from tests.dist.launch import run_ranks
 from tests.dist.test_exactness import RECIPE
 
 MODULE = "tests.dist.adapters"
-STEPS = "20"
+STEPS = "14"
 
 
 @pytest.fixture(scope="module")
