@@ -24,6 +24,7 @@ from distft.budget import Schedule, schedule
 from distft.config import AdaLora
 from distft.engine.deepspeed import Engine
 from distft.engine.fragments import Fragment
+from distft.errors import UserError
 
 SENSITIVITY, UNCERTAINTY = "sensitivity", "uncertainty"  # smoothed, by entry; they are saved like moments
 Pattern = dict[str, list[bool]]
@@ -47,7 +48,7 @@ class Allocator(Protocol):
         """For JSON: what a checkpoint must hold beside tensors."""
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continue from what `state` gave."""
+        """Continue from what `state` gave. Raises UserError where it is of another adapter."""
 
     def verdict(self) -> str | None:
         """What is to be said of it when the run is finished."""
@@ -158,23 +159,21 @@ class RankAllocator:
             uncertainty.mul_(beta2).add_(now.sub_(sensitivity).abs_(), alpha=1 - beta2)
 
     def _allocate(self, budget: int) -> None:
-        """Keep the `budget` singular values with the highest scores, over all weights."""
-        scores = self._scores()
-        if budget >= self._initial:
-            return
-        threshold = torch.kthvalue(torch.cat(list(scores.values())), self._initial - budget).values
-        self._pattern = {module: (score > threshold).tolist() for module, score in scores.items()}
+        """Keep the `budget` singular values with the highest scores, over all weights; of equal ones the first."""
+        highest = torch.sort(self._scores(), descending=True, stable=True).indices[:budget]
+        kept = torch.zeros(self._initial, dtype=torch.bool)
+        kept[highest] = True
+        parts = torch.split(kept, [weight.rank for weight in self._weights])
+        self._pattern = {weight.module: part.tolist() for weight, part in zip(self._weights, parts, strict=True)}
 
-    def _scores(self) -> dict[str, torch.Tensor]:
-        """One of each singular value, by weight: fp64 [r]; its own and the means of its two vectors' (equation 7)."""
+    def _scores(self) -> torch.Tensor:
+        """One of each singular value, fp64, weight after weight: its own and the means of its two vectors' (eq. 7)."""
         scores = {weight.module: torch.zeros(weight.rank, dtype=torch.float64) for weight in self._weights}
         for fragment in self._engine.owned_fragments():
             weight = self._by_name.get(fragment.name)
             if weight is not None:
                 scores[weight.module] += part_of_scores(weight, fragment)
-        total = dist.sum_over_ranks(torch.cat(list(scores.values())).tolist())
-        whole = torch.split(torch.tensor(total, dtype=torch.float64), [weight.rank for weight in self._weights])
-        return {weight.module: score for weight, score in zip(self._weights, whole, strict=True)}
+        return torch.tensor(dist.sum_over_ranks(torch.cat(list(scores.values())).tolist()), dtype=torch.float64)
 
     def _ranks(self) -> dict[str, int]:
         return {module: sum(kept) for module, kept in self._pattern.items()}
@@ -187,7 +186,10 @@ class RankAllocator:
         return {"total": self._schedule.total, "pattern": self._pattern}
 
     def load(self, state: dict[str, Any]) -> None:
-        self._pattern = {module: list(kept) for module, kept in state["pattern"].items()}
+        pattern: Pattern = state.get("pattern", {})
+        if {module: len(kept) for module, kept in pattern.items()} != {w.module: w.rank for w in self._weights}:
+            raise UserError("the checkpoint's pattern of ranks is of another adapter; use another checkpoint")
+        self._pattern = {module: list(kept) for module, kept in pattern.items()}
 
     def verdict(self) -> str | None:
         ranks, shape = self._ranks(), self._schedule

@@ -62,7 +62,7 @@ def tuned(run: RunDir, recipe: Recipe, quantized: bool = False) -> Any:
         for name, value in stored.buffers():
             buffers[name].copy_(value)
     if isinstance(recipe.adapter, AdaLora):
-        adapters.prune(model, stored.adapter["pattern"])
+        adapters.prune(model, stored.adapter.get("pattern", {}))
     return model.eval()
 
 
