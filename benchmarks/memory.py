@@ -33,7 +33,7 @@ engine: {{dtype: fp32}}
 checkpoint: {{every: 1000}}
 """
 SIZES = {"large": {"hidden": 1024, "inner": 2816, "layers": 16}, "nothing": {"hidden": 64, "inner": 64, "layers": 1}}
-ADAPTERS = {"full": "adapter={type: none}", "lora": "adapter={type: lora, r: 16}"}
+ADAPTERS = {"full": "adapter={type: none}", "lora": "adapter={type: lora, r: 8}"}
 
 
 def peak(folder: Path, size: str, adapter: str, stage: int) -> tuple[int, int, int]:

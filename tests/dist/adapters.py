@@ -1,6 +1,6 @@
 """Ranks that compare adapters under ZeRO with plain single-process loops of torch, transformers and PEFT.
 
-    python -m tests.dist.adapters reference|equal|resume|relayout FOLDER CONFIG [--steps N] ...
+    python -m tests.dist.adapters reference|paper|equal|resume FOLDER CONFIG [--steps N] ...
 
 The plain loop is what PEFT's documentation prescribes; `make adapters` runs all of it on GSM8K, the tests run a part.
 """
@@ -18,7 +18,6 @@ import torch
 from distft.adalora import RankAllocator
 from distft.budget import schedule
 from distft.config import AdaLora, Lora, Recipe
-from distft.dist import Ranks
 from distft.recipe import load
 from tests.dist import scenario
 from tests.dist.exactness import combinations, compare_losses
@@ -319,29 +318,14 @@ def resume(folder: Path, config: Path, steps: int, half: bool) -> None:
                 print(f"{name}, stopped after step {stop} of {steps}: the same bits", flush=True)
 
 
-def relayout(folder: Path, config: Path, steps: int, part: int, stage: int) -> None:
-    """One part of a run that changes ranks and stage twice; part 0 is the unbroken run."""
-    ranks: Ranks = scenario.join()
-    run = folder / ("whole" if part == 0 else "pieces")
-    more = (f"engine.zero_stage={stage}", "train.micro_batch=2")
-    opened = scenario.open_run(run, config, ranks, *settings("adalora", steps, *more))
-    opened.advance(steps if part == 0 else steps // 3)
-    opened.save()
-    if ranks.first:
-        run.with_suffix(".pattern.json").write_text(json.dumps(opened.session.allocator.state()))
-    opened.close()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["reference", "paper", "equal", "resume", "relayout"])
+    parser.add_argument("what", choices=["reference", "paper", "equal", "resume"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("config", type=Path)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--half", action="store_true")
-    parser.add_argument("--part", type=int, default=0)
-    parser.add_argument("--stage", type=int, default=2)
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.what == "reference":
@@ -350,10 +334,8 @@ def main() -> None:
         paper(args.folder, args.config, args.steps)
     elif args.what == "equal":
         equal(args.folder, args.config, args.steps, args.only, args.half)
-    elif args.what == "resume":
-        resume(args.folder, args.config, args.steps, args.half)
     else:
-        relayout(args.folder, args.config, args.steps, args.part, args.stage)
+        resume(args.folder, args.config, args.steps, args.half)
 
 
 if __name__ == "__main__":

@@ -264,14 +264,31 @@ def whole(opened: scenario.Open, ranks: Ranks) -> dict[str, torch.Tensor]:
     return result
 
 
+RELAYOUT = {"lora": ADAPTERS["lora"], "adalora": "adapter={type: adalora, init_r: 6, target_r: 3}"}
+
+
 def relayout(folder: Path, config: Path, steps: int, part: int, stage: int) -> None:
-    """One part of a run that changes ranks and stage twice; part 0 is the unbroken run."""
+    """One part of runs that change ranks and stage twice; part 0 is the unbroken runs."""
     ranks = scenario.join()
-    run = folder / ("whole" if part == 0 else "pieces")
-    opened = scenario.open_run(run, config, ranks, *layout("lora", stage, steps))
-    opened.advance(steps if part == 0 else steps // 3)
-    opened.save()
-    opened.close()
+    for adapter, given in RELAYOUT.items():
+        run = folder / (f"{adapter}-whole" if part == 0 else f"{adapter}-pieces")
+        opened = scenario.open_run(run, config, ranks, *layout("lora", stage, steps), given)
+        opened.advance(steps if part == 0 else steps // 3)
+        opened.save()
+        if ranks.first:
+            run.with_suffix(".adapter.json").write_text(json.dumps(opened.session.allocator.state()))
+        opened.close()
+
+
+def same_samples(folder: Path, adapter: str) -> tuple[dict[int, Any], float]:
+    """What both runs fed, by step, and how far their losses are apart at most; AssertionError where they differ."""
+    runs = [folder / f"{adapter}-{name}" for name in ("whole", "pieces")]
+    fed = [scenario.samples(run) for run in runs]
+    assert fed[0] == fed[1], f"{adapter}: the runs were fed different samples"
+    states = [run.with_suffix(".adapter.json").read_text() for run in runs]
+    assert states[0] == states[1], f"{adapter}: another pattern of ranks"
+    one, other = (scenario.losses(run) for run in runs)
+    return fed[1], max(abs(one[step][0] - other[step][0]) for step in one)
 
 
 def main() -> None:

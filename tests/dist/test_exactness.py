@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import distft.sample
-from tests.dist import scenario
+from tests.dist.exactness import RELAYOUT, same_samples
 from tests.dist.launch import run_ranks
 
 MODULE = "tests.dist.exactness"
@@ -65,11 +65,12 @@ def test_other_ranks_and_stages_read_the_same_state(folder: Path) -> None:
 
 
 def test_changing_ranks_feeds_the_same_samples(folder: Path) -> None:
-    """2 ranks under ZeRO 3, then 1 rank under ZeRO 1, then 2 under ZeRO 0, against 1 rank unbroken."""
+    """2 ranks under ZeRO 3, then 1 under ZeRO 1, then 2 under ZeRO 0, against 1 unbroken: LoRA, AdaLoRA's pattern too."""
     for part, nproc, stage in ((0, 1, 2), (1, 2, 3), (2, 1, 1), (3, 2, 0)):
-        ranks(folder, nproc, "relayout", "--steps", "9", "--part", str(part), "--stage", str(stage))
-    whole, pieces = scenario.samples(folder / "whole"), scenario.samples(folder / "pieces")
-    assert len(whole) == 9
-    assert whole == pieces
-    one, other = scenario.losses(folder / "whole"), scenario.losses(folder / "pieces")
-    assert max(abs(one[step][0] - other[step][0]) for step in one) < 1e-5
+        ranks(folder, nproc, "relayout", "--steps", "12", "--part", str(part), "--stage", str(stage))
+    for adapter in RELAYOUT:
+        fed, apart = same_samples(folder, adapter)
+        assert sorted(fed) == list(range(1, 13))
+        assert apart < 1e-5
+    pattern = json.loads((folder / "adalora-pieces.adapter.json").read_text())["pattern"]
+    assert sum(map(sum, pattern.values())) == 3 * len(pattern) > 0

@@ -75,6 +75,22 @@ def test_an_adapter_begins_with_another(stored: Path) -> None:
     assert any(not torch.equal(fresh.get_parameter(name), begun.get_parameter(name)) for name in trained(begun))
 
 
+@pytest.mark.parametrize("switch", [{}, {"rslora": True}, {"dora": True}, {"lora_plus": 16.0}])
+def test_what_is_written_computes_the_same_in_plain_peft(tmp_path: Path, switch: dict[str, Any]) -> None:
+    from peft import PeftModel
+
+    model = attached(type="lora", r=4, alpha=12, **switch)
+    for parameter in (parameter for parameter in model.parameters() if parameter.requires_grad):
+        torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    again = PeftModel.from_pretrained(LlamaForCausalLM(LlamaConfig(**SIZES)), str(tmp_path))
+    ids = torch.arange(12).view(1, 12)
+    with torch.no_grad():
+        expected, got = model.eval()(input_ids=ids).logits, again.eval()(input_ids=ids).logits
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
