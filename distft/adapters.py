@@ -129,7 +129,7 @@ def begin_with(model: Any, source: str) -> None:
         stored_rank = getattr(stored, "rank_pattern", None) if stored.peft_type == "ADALORA" else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"adapter.from: {source} is no adapter that PEFT can load ({_first_line(error)})") from None
-    if stored_rank:
+    if stored_rank and not all(all(kept) for kept in stored_rank.values()):
         raise UserError(f"adapter.from: {source} is an AdaLoRA that gave up ranks; merge it into its base")
     mine = model.peft_config[NAME]
     if stored.peft_type != mine.peft_type:
@@ -185,9 +185,13 @@ def _elements(parameter: Any) -> int:
 def prune(model: Any, pattern: dict[str, list[bool]]) -> None:
     """Have PEFT write only the ranks that AdaLoRA has left; it shrinks the tensors itself, here and at loading.
 
+    What grew again since the last allocation of an unfinished run is written too: files compute what the model does.
     A weight that has lost all is written with one: its singular value is zero, and files hold no empty tensors.
     """
-    model.peft_config[NAME].rank_pattern = {
-        f"{module.removeprefix('base_model.model.')}.lora_E": kept if any(kept) else [True, *kept[1:]]
-        for module, kept in pattern.items()
-    }
+    patterns = {}
+    for module, kept in pattern.items():
+        values = model.get_parameter(f"{module}.lora_E.{NAME}").view(-1).tolist()
+        written = [keep or value != 0.0 for keep, value in zip(kept, values, strict=True)]
+        name = f"{module.removeprefix('base_model.model.')}.lora_E"
+        patterns[name] = written if any(written) else [True, *written[1:]]
+    model.peft_config[NAME].rank_pattern = patterns

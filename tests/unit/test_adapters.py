@@ -91,6 +91,28 @@ def test_what_is_written_computes_the_same_in_plain_peft(tmp_path: Path, switch:
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
 
 
+def test_adalora_is_written_without_the_ranks_it_lost(tmp_path: Path) -> None:
+    """Lost ones that have grown again since are written; a weight that lost all is written with one that is zero."""
+    from peft import PeftModel
+
+    model = attached(type="adalora", init_r=3, target_r=1, alpha=12, targets=["q_proj"])
+    for parameter in (parameter for parameter in model.parameters() if parameter.requires_grad):
+        torch.nn.init.normal_(parameter, std=0.3)
+    first, second = (f"base_model.model.model.layers.{layer}.self_attn.q_proj" for layer in (0, 1))
+    with torch.no_grad():
+        model.get_parameter(f"{first}.lora_E.default")[1] = 0.0
+        model.get_parameter(f"{second}.lora_E.default").zero_()
+    adapters.prune(model, {first: [False, False, True], second: [False] * 3})
+    model.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    again = PeftModel.from_pretrained(LlamaForCausalLM(LlamaConfig(**SIZES)), str(tmp_path))
+    assert [again.get_parameter(f"{name}.lora_E.default").numel() for name in (first, second)] == [2, 1]
+    ids = torch.arange(12).view(1, 12)
+    with torch.no_grad():
+        expected, got = model.eval()(input_ids=ids).logits, again.eval()(input_ids=ids).logits
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
