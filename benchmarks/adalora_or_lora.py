@@ -41,7 +41,7 @@ SIDES = {
     "LoRA r 4": "adapter={type: lora, r: 4, alpha: 8, dropout: 0.05}",
     "AdaLoRA 6 to 4": "adapter={type: adalora, init_r: 6, target_r: 4, alpha: 12, dropout: 0.05}",
 }
-RATES = (3e-3, 1e-2, 3e-2)
+RATES = (3e-3, 6e-3, 1e-2, 1.7e-2, 3e-2, 6e-2)
 TUNING_SEED, SEEDS = 100, (1, 2, 3, 4, 5)
 HELD_OUT = 400  # records of GSM8K's test set
 
