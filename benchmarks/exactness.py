@@ -76,7 +76,7 @@ def layouts(folder: str, config: str, steps: str) -> None:
         run_ranks(MODULE, ranks, "write", folder, config, "--steps", "12", timeout=HOURS)
     for ranks in (1, 2, 4):
         run_ranks(MODULE, ranks, "read", folder, config, "--steps", "12", "--writers", "1", "2", "4", timeout=HOURS)
-    adapters, pairs = 2, (3 * 4) ** 2
+    adapters, pairs = 3, (3 * 4) ** 2
     (Path(folder) / "layouts.json").write_text(json.dumps({"loaded": adapters * pairs}))
 
 

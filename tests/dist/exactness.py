@@ -18,12 +18,14 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from distft.adalora import SENSITIVITY, UNCERTAINTY, RankAllocator
 from distft.config import Recipe
 from distft.dist import Ranks
 from distft.recipe import load
 from tests.dist import scenario
 
 ADAPTERS = {"full": "adapter={type: none}", "lora": "adapter={type: lora, r: 8, alpha: 16}"}
+LAYOUTS = {**ADAPTERS, "adalora": "adapter={type: adalora, init_r: 6, target_r: 3}"}
 DROPOUT = {"full": "model.init.config.attention_dropout=0.1", "lora": "adapter.dropout=0.1"}
 
 
@@ -208,7 +210,7 @@ def compare_losses(unbroken: Path, broken: Path, steps: int, recorded_twice: int
 def write_layouts(folder: Path, config: Path, steps: int) -> None:
     """On this number of ranks, under each stage: train, save, and keep what was held at the save."""
     ranks = scenario.join()
-    for adapter, stage in itertools.product(ADAPTERS, (0, 1, 2, 3)):
+    for adapter, stage in itertools.product(LAYOUTS, (0, 1, 2, 3)):
         run = folder / f"layout-{adapter}-{ranks.world}-zero{stage}"
         opened = scenario.open_run(run, config, ranks, *layout(adapter, stage, steps))
         opened.advance(steps // 2)
@@ -220,7 +222,7 @@ def write_layouts(folder: Path, config: Path, steps: int) -> None:
 def read_layouts(folder: Path, config: Path, steps: int, writers: list[int], on: int) -> None:
     """Load checkpoints of `writers` ranks under every stage here: what is held must be what was held there."""
     ranks = scenario.join()
-    for adapter, world, wrote, stage in itertools.product(ADAPTERS, writers, (0, 1, 2, 3), (0, 1, 2, 3)):
+    for adapter, world, wrote, stage in itertools.product(LAYOUTS, writers, (0, 1, 2, 3), (0, 1, 2, 3)):
         written = folder / f"layout-{adapter}-{world}-zero{wrote}"
         opened = scenario.open_run(written, config, ranks, *layout(adapter, stage, steps))
         assert opened.step == steps // 2
@@ -234,8 +236,8 @@ def read_layouts(folder: Path, config: Path, steps: int, writers: list[int], on:
 
 
 def layout(adapter: str, stage: int, steps: int) -> list[str]:
-    fixed = [*variant(adapter, True, steps), "engine.dtype=fp32", "train.micro_batch=2", "track.samples=true"]
-    return [*fixed, f"engine.zero_stage={stage}"]
+    fixed = [LAYOUTS[adapter], f"train.steps={steps}", "engine.dtype=fp32", "train.micro_batch=2"]
+    return [*fixed, "track.samples=true", f"engine.zero_stage={stage}"]
 
 
 def whole(opened: scenario.Open, ranks: Ranks) -> dict[str, torch.Tensor]:
@@ -250,8 +252,9 @@ def whole(opened: scenario.Open, ranks: Ranks) -> dict[str, torch.Tensor]:
             pieces.setdefault((fragment.name, kind), []).append((fragment.offset, tensor))
     for live in engine.live_weights():
         pieces.setdefault((live.name, "live"), []).append((live.offset, live.tensor.float()))
+    kept = (SENSITIVITY, UNCERTAINTY) if isinstance(opened.session.allocator, RankAllocator) else ()
     for name, shape in engine.shapes.items():
-        for kind in ("master", "exp_avg", "exp_avg_sq", "live"):
+        for kind in ("master", "exp_avg", "exp_avg_sq", "live", *kept):
             size = torch.Size(shape).numel()
             values, covered = torch.zeros(size), torch.zeros(size)
             for offset, tensor in pieces.get((name, kind), []):
@@ -264,15 +267,15 @@ def whole(opened: scenario.Open, ranks: Ranks) -> dict[str, torch.Tensor]:
     return result
 
 
-RELAYOUT = {"lora": ADAPTERS["lora"], "adalora": "adapter={type: adalora, init_r: 6, target_r: 3}"}
+RELAYOUT = ("lora", "adalora")
 
 
 def relayout(folder: Path, config: Path, steps: int, part: int, stage: int) -> None:
     """One part of runs that change ranks and stage twice; part 0 is the unbroken runs."""
     ranks = scenario.join()
-    for adapter, given in RELAYOUT.items():
+    for adapter in RELAYOUT:
         run = folder / (f"{adapter}-whole" if part == 0 else f"{adapter}-pieces")
-        opened = scenario.open_run(run, config, ranks, *layout("lora", stage, steps), given)
+        opened = scenario.open_run(run, config, ranks, *layout(adapter, stage, steps))
         opened.advance(steps if part == 0 else steps // 3)
         opened.save()
         if ranks.first:

@@ -59,7 +59,7 @@ def test_continued_equals_unbroken_bit_for_bit(folder: Path) -> None:
 
 
 def test_other_ranks_and_stages_read_the_same_state(folder: Path) -> None:
-    """Written on 2 ranks under ZeRO 0-3, read on 1 rank under ZeRO 0-3, full and LoRA."""
+    """Written on 2 ranks under ZeRO 0-3, read on 1 rank under ZeRO 0-3, full, LoRA and AdaLoRA."""
     ranks(folder, 2, "write", "--steps", "4")
     ranks(folder, 1, "read", "--steps", "4", "--writers", "2")
 

@@ -234,6 +234,12 @@ track: on
         ("adapter: {type: lora, r: " + "9" * 5000 + "}", "adapter.r: '99999"),
         ("? [a]\n: b", "'?': this key is not text; put it in quotes or remove it"),
         ("null: b", "null: this key is not text; put it in quotes or remove it"),
+        (
+            "adapter: {type: adalora, init_r: 4, target_r: 6}",
+            "adapter: target_r 6 leaves AdaLoRA no rank of init_r 4 to take away; give target_r 1 to 3, or a larger",
+        ),
+        ("adapter: {type: adalora, tinit: 5}", "adapter: tinit 5 + tfinal "),
+        ("adapter: {type: partial}", "adapter.train: missing; give it: names of the parameters to train"),
         ("adapter: {type: none, type: lora}", "adapter.type: given twice, first at recipe.yaml:4; keep one"),
     ],
 )
