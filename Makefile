@@ -53,7 +53,7 @@ qlora-test: $(INSTALLED) ## QLoRA with the real bitsandbytes, which is installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(QLORA) bitsandbytes==0.50.2
 	@PYTHONPATH=$(QLORA) $(BIN)/python -m pytest -m qlora tests/e2e/test_qlora.py
 
-adapters: $(INSTALLED) ## adapters under ZeRO beside plain loops on GSM8K, half an hour; needs ../shared/data
+adapters: $(INSTALLED) ## adapters under ZeRO beside plain loops on GSM8K, an hour and more; needs ../shared/data
 	@$(BIN)/python benchmarks/adapters.py runs/adapters
 
 clean:

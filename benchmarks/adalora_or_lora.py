@@ -1,6 +1,6 @@
 """AdaLoRA against LoRA on real data, at an equal number of ranks in the end: held-out loss, mean and spread over seeds.
 
-    python benchmarks/adalora_or_lora.py FOLDER          a quarter of an hour on two cores
+    python benchmarks/adalora_or_lora.py FOLDER          half an hour on two cores
 
 The base is a small Llama trained on the spot, on Shakespeare; the task is GSM8K. Each side gets the learning rate that
 is best for it on a seed that is not counted, then five others. A seed decides the adapter's weights, the order of rows

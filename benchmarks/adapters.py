@@ -1,6 +1,6 @@
 """Adapters on real data (GSM8K, a small random Llama): every ZeRO stage on 1, 2 and 4 ranks beside plain loops.
 
-    make adapters             FOLDER/report.json; half an hour on two cores
+    make adapters             FOLDER/report.json; an hour and more on two cores
 
 1. LoRA, rsLoRA, DoRA, LoRA+, modules_to_save, partial, AdaLoRA: losses, and AdaLoRA's pattern after every step.
 2. AdaLoRA broken in every phase against unbroken, bit for bit, with dropout.
@@ -14,23 +14,12 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from exactness import DATA, HOURS, ROOT, SMALL
 
-from distft.recipe import dump, load  # noqa: E402
-from tests.dist.launch import run_ranks  # noqa: E402
+from distft.recipe import dump, load
+from tests.dist.launch import run_ranks
 
-DATA = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
-SMALL = [
-    "model.init.config.hidden_size=64",
-    "model.init.config.intermediate_size=128",
-    "data.row_tokens=192",
-    "data.eval=null",
-    "track.wandb=off",
-    "engine.dtype=fp32",
-]
 MODULE = "tests.dist.adapters"
-HOURS = 4 * 3600.0
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from distft.budget import schedule
 from distft.config import AdaLora, Lora, Recipe
 from distft.recipe import load
 from tests.dist import scenario
-from tests.dist.exactness import combinations, compare_losses
+from tests.dist.exactness import combinations, compare_losses, plain_schedule
 
 VARIANTS = {
     "lora": "adapter={type: lora, r: 4}",
@@ -63,15 +63,8 @@ def plain_loop(
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = plain_optimizer(model, parameters, recipe)
-    warmup = recipe.train.warmup
     allocator = PaperAllocator(model, recipe, steps) if as_in_the_paper else None
-
-    def factor(done: int) -> float:
-        if done < warmup:
-            return (done + 1) / warmup
-        return (1 + math.cos(math.pi * (done - warmup) / max(1, steps - warmup))) / 2
-
-    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    rates = plain_schedule(optimizer, recipe.train.warmup, steps)
     history = []
     for number in range(1, steps + 1):
         micros = list(session.loader.step(number - 1))

@@ -73,14 +73,7 @@ def plain_loop(opened: scenario.Open, recipe: Recipe, steps: int) -> list[list[f
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.train.lr, weight_decay=recipe.train.weight_decay)
-    warmup = recipe.train.warmup
-
-    def factor(done: int) -> float:
-        if done < warmup:
-            return (done + 1) / warmup
-        return (1 + math.cos(math.pi * (done - warmup) / max(1, steps - warmup))) / 2
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    schedule = plain_schedule(optimizer, recipe.train.warmup, steps)
     history = []
     for number in range(steps):
         micros = list(session.loader.step(number))
@@ -100,6 +93,17 @@ def plain_loop(opened: scenario.Open, recipe: Recipe, steps: int) -> list[list[f
         schedule.step()
         history.append([total, norm])
     return history
+
+
+def plain_schedule(optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear warm-up and half a cosine, by torch."""
+
+    def factor(done: int) -> float:
+        if done < warmup:
+            return (done + 1) / warmup
+        return (1 + math.cos(math.pi * (done - warmup) / max(1, steps - warmup))) / 2
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 # --- ours against it --------------------------------------------------------------------------------------------------
