@@ -216,31 +216,35 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 def set_up(folder: Path, ranks: int) -> None:
     """Model, recipe and rows: the rows that distft feeds, written down for the other side."""
-    from distft.config import Data, ModelInit
+    from distft import feed, newmodel
+    from distft.config import ModelInit
     from distft.data import encode
     from distft.data.encode import Corpus
-    from distft.data.loader import Loader, Slots
+    from distft.data.loader import RowLoader, Shuffle, Slots
     from distft.data.packing import one_per_row
-    from distft.data.templates import Template
-    from distft.models import create, load_tokenizer
+    from distft.models import load_processor
     from distft.recipe import load
+    from distft.tasks.kinds import kind_of
+    from distft.tasks.task import Setting
 
     (folder / "recipe.yaml").write_text(
         RECIPE.format(model=folder / "model", data=DATA, tokens=ROW_TOKENS, cache=folder / "cache", ranks=ranks)
     )
-    if not (folder / "model").exists():
-        data = Data(train=str(DATA), fields={"prompt": "question", "completion": "answer"})
-        create(ModelInit(architecture="llama", vocab_size=4096, config=dict(LLAMA)), data, folder / "model")
     recipe = load(folder / "recipe.yaml", [])
-    template = Template.load(load_tokenizer(folder / "model", recipe.model), None)
-    corpus = Corpus.open(encode.build(recipe.data, "train", template, lambda: None, lambda number: None))
-    loader = Loader(corpus, one_per_row(len(corpus)), Slots(ranks, 1, 0, 1), recipe.data.seed)
+    kind, source = kind_of(recipe), feed.training_source(recipe)
+    if not (folder / "model").exists():
+        init = ModelInit(architecture="llama", vocab_size=4096, config=dict(LLAMA))
+        newmodel.create(init, kind, {}, [(kind, source)], folder / "model")
+    encoder = kind.encoder(Setting(recipe, {}, lambda: load_processor(folder / "model", recipe.model, kind)))
+    corpus = Corpus.open(encode.build(source, encoder, recipe.data.cache, lambda: None, lambda number: None))
+    shuffle = Shuffle(corpus, one_per_row(len(corpus)), recipe.data.seed)
+    loader = RowLoader(corpus, shuffle, Slots(ranks, 1, 0, 1), recipe.data.seed)
     with open(folder / "rows.jsonl", "w") as file:
         for step in range(STEPS_OF_ROWS):
             for micro in loader.step(step):
                 [[document]] = loader.documents(micro)
-                tokens = document.tokens.tolist()
-                labels = [t if wanted else -100 for t, wanted in zip(tokens, document.targets.tolist(), strict=True)]
+                tokens, targets = document["tokens"].tolist(), document["targets"].tolist()
+                labels = [t if wanted else -100 for t, wanted in zip(tokens, targets, strict=True)]
                 file.write(json.dumps({"input_ids": tokens, "labels": labels}) + "\n")
 
 

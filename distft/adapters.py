@@ -12,6 +12,8 @@ import torch
 from distft.budget import schedule
 from distft.config import AdaLora, Adapter, Lora, NoAdapter, Partial
 from distft.errors import UserError
+from distft.tasks.multi import Shared
+from distft.tasks.task import Kind
 
 NAME = "default"  # of the one adapter, in PEFT
 
@@ -22,7 +24,7 @@ def import_code(adapter: Adapter) -> None:
         import peft  # noqa: F401
 
 
-def attach(model: Any, adapter: Adapter, base: str | None, total_steps: int) -> Any:
+def attach(model: Any, adapter: Adapter, kind: Kind, base: str | None, total_steps: int) -> Any:
     """The model with a fresh adapter, or itself where there is none. What is not to be trained is frozen.
 
     Args:
@@ -39,6 +41,7 @@ def attach(model: Any, adapter: Adapter, base: str | None, total_steps: int) -> 
     from peft import get_peft_model
 
     names = [name for name, _ in model.named_modules() if name]
+    heads = head_modules(model) if kind.whole_head else []
     if adapter.targets != "all-linear":
         check_modules(names, listed(adapter.targets), "adapter.targets")
     check_modules(names, adapter.modules_to_save, "adapter.modules_to_save")
@@ -46,7 +49,9 @@ def attach(model: Any, adapter: Adapter, base: str | None, total_steps: int) -> 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(adapter.seed)
         try:
-            adapted = get_peft_model(model, configuration(adapter, total_steps))
+            settings = configuration(adapter, kind, total_steps, targets(model, adapter, heads), heads)
+            # in fp32 beside a head in bf16 ZeRO-3 would refuse them; masters are fp32 anyway
+            adapted = get_peft_model(model, settings, autocast_adapter_dtype=False)
         except ValueError as error:  # a module that PEFT has no layer for
             raise UserError(f"adapter.targets: {str(error).splitlines()[0]}") from None
     adapted.peft_config[NAME].base_model_name_or_path = base
@@ -55,17 +60,38 @@ def attach(model: Any, adapter: Adapter, base: str | None, total_steps: int) -> 
     return adapted
 
 
-def configuration(adapter: Lora | AdaLora, total_steps: int) -> Any:
+def head_modules(model: Any) -> list[str]:
+    """Names of the modules beside the transformer proper that have parameters; they are trained whole."""
+    if isinstance(model, Shared):
+        return sorted({f"parts.{name}.{head}" for name, part in model.parts.items() for head in head_modules(part)})
+    found = {name.split(".")[0] for name, _ in model.named_parameters()}
+    return sorted(found - {model.base_model_prefix})
+
+
+def targets(model: Any, adapter: Lora | AdaLora, heads: list[str]) -> str | list[str]:
+    """Modules that get an adapter. Of tasks with heads PEFT would count these among the linear layers."""
+    if adapter.targets != "all-linear":
+        return listed(adapter.targets)
+    if not heads:
+        return "all-linear"
+    from transformers.pytorch_utils import Conv1D
+
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)]
+    return [name for name in linear if not any(name == head or name.startswith(f"{head}.") for head in heads)]
+
+
+def configuration(
+    adapter: Lora | AdaLora, kind: Kind, total_steps: int, targets: str | list[str], heads: list[str]
+) -> Any:
     """PEFT's. Raises UserError where AdaLoRA's phases do not fit into the run."""
     from peft import AdaLoraConfig, LoraConfig
 
     common: dict[str, Any] = {
         "lora_alpha": adapter.alpha,  # PEFT divides it by r: any number will do
         "lora_dropout": adapter.dropout,
-        # PEFT takes a string for a regular expression, unless it is this one.
-        "target_modules": adapter.targets if adapter.targets == "all-linear" else listed(adapter.targets),
-        "modules_to_save": adapter.modules_to_save or None,
-        "task_type": "CAUSAL_LM",
+        "target_modules": targets,  # a string is a regular expression, unless it is "all-linear"
+        "modules_to_save": sorted({*adapter.modules_to_save, *heads}) or None,
+        "task_type": kind.peft,
     }
     if isinstance(adapter, Lora):
         return LoraConfig(r=adapter.r, use_rslora=adapter.rslora, use_dora=adapter.dora, **common)

@@ -18,7 +18,7 @@ HARMLESS = frozenset(
         *(f"checkpoint.{key}" for key in Checkpoint.model_fields),
         *(f"track.{key}" for key in Track.model_fields),
         *("name", "data.cache", "data.eval", "data.eval_split"),
-        *("train.eval_every", "train.non_finite", "train.non_finite_budget"),
+        *("train.eval_every", "train.best", "train.patience", "train.non_finite", "train.non_finite_budget"),
     }
 )
 """Keys of a recipe that leave the losses alone."""

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 from distft import preempt, process
-from distft.errors import DONE, FAILED, PREEMPTED, USAGE, Preempted, RunFailed, UserError, in_words, no_space
+from distft.errors import DONE, UserError
+from distft.outcome import outcome
 
 if "train" in sys.argv[1:2] and "DISTFT_FORKSERVER_FD" not in os.environ:
     preempt.listen()  # before anything slower is imported: a stop signal counts from the first millisecond
@@ -29,6 +30,10 @@ Allow = Annotated[
     list[str] | None,
     typer.Option("--allow", metavar="KEY", help="continue although this differs from the attempts before; repeatable"),
 ]
+Nodes = Annotated[int | None, typer.Option(help="nodes; default: the site's")]
+RanksANode = Annotated[int | None, typer.Option(help="ranks a node; default: one a GPU")]
+TimeLimit = Annotated[str | None, typer.Option(help="time limit of a job; default: the site's")]
+Restarts = Annotated[int | None, typer.Option(min=0, help="restarts of the ranks within a job; default: the site's")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value pairs that replace values of the recipe")]
 
 
@@ -81,12 +86,10 @@ def submit(
     overrides: Overrides = None,
     run_dir: Annotated[Path | None, typer.Option(help="run folder; default: runs/NAME")] = None,
     site: Annotated[str | None, typer.Option(help="site profile, name or file; default: $DISTFT_SITE")] = None,
-    nodes: Annotated[int | None, typer.Option(help="nodes; default: the site's")] = None,
-    nproc: Annotated[int | None, typer.Option(help="ranks a node; default: one a GPU")] = None,
-    time: Annotated[str | None, typer.Option(help="time limit of a job; default: the site's")] = None,
-    max_restarts: Annotated[
-        int | None, typer.Option(min=0, help="restarts of the ranks within a job; default: the site's")
-    ] = None,
+    nodes: Nodes = None,
+    nproc: RanksANode = None,
+    time: TimeLimit = None,
+    max_restarts: Restarts = None,
     after: Annotated[Path | None, typer.Option(help="run folder of a run that must finish first")] = None,
     allow: Allow = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the batch script and change nothing")] = False,
@@ -108,12 +111,10 @@ def submit(
 def resume(
     run_dir: Annotated[Path, typer.Argument(help="run folder")],
     site: Annotated[str | None, typer.Option(help="site profile; default: that of the run's last job")] = None,
-    nodes: Annotated[int | None, typer.Option(help="nodes; default: the site's")] = None,
-    nproc: Annotated[int | None, typer.Option(help="ranks a node; default: one a GPU")] = None,
-    time: Annotated[str | None, typer.Option(help="time limit of a job; default: the site's")] = None,
-    max_restarts: Annotated[
-        int | None, typer.Option(min=0, help="restarts of the ranks within a job; default: the site's")
-    ] = None,
+    nodes: Nodes = None,
+    nproc: RanksANode = None,
+    time: TimeLimit = None,
+    max_restarts: Restarts = None,
     allow: Allow = None,
 ) -> None:
     """Send a run folder to SLURM again: one that was cancelled, held, or that somebody copied here."""
@@ -219,23 +220,45 @@ def sync(
 @app.command()
 def predict(
     run_dir: Annotated[Path, typer.Argument(help="run folder")],
-    prompt: Annotated[str | None, typer.Option(help="one question")] = None,
-    source: Annotated[Path | None, typer.Option("--input", help=".txt (one prompt a line) or records")] = None,
-    output: Annotated[Path | None, typer.Option(help="JSON lines with the answers")] = None,
+    prompt: Annotated[str | None, typer.Option(help="one text")] = None,
+    source: Annotated[Path | None, typer.Option("--input", help="records, or .txt with one text a line")] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON lines, one a record")] = None,
+    task: Annotated[str | None, typer.Option(help="which of several tasks")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="longest answer")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token")] = 0.0,
     base_only: Annotated[bool, typer.Option("--base-only", help="the base model, as before the run")] = False,
+    nproc: Annotated[int, typer.Option(min=1, help="ranks on this machine")] = 1,
 ) -> None:
-    """Answer with the base model and what the run has trained so far."""
+    """Predict with the base model and what the run has trained so far. The same command goes on after a kill."""
     if (prompt is None) == (source is None) or (source is None) != (output is None):
         raise UserError("give either --prompt TEXT, or --input FILE and --output FILE")
     from distft import infer
+    from distft.tasks.generate import Decoding
 
-    decoding = infer.Decoding(max_tokens=max_tokens, temperature=temperature)
+    decoding = Decoding(max_tokens=max_tokens, temperature=temperature)
     if prompt is not None:
-        print(*infer.Answerer(run_dir, base_only).answers([infer.question(prompt)], decoding))
+        print(infer.predict_one(run_dir, prompt, task, decoding, base_only))
     elif source is not None and output is not None:
-        print(f"{infer.predict_file(run_dir, source, output, decoding, base_only)} answers in {output}")
+        lines = infer.predict_file(run_dir, source, output, task, decoding, base_only, nproc)
+        if lines is not None:
+            print(f"{lines} predictions in {output}")
+
+
+@app.command(name="eval")
+def evaluate(
+    run_dir: Annotated[Path, typer.Argument(help="run folder")],
+    data: Annotated[Path | None, typer.Option(help="records with what is right; default: the held-out data")] = None,
+    task: Annotated[str | None, typer.Option(help="which of several tasks; default: all")] = None,
+    nproc: Annotated[int, typer.Option(min=1, help="ranks on this machine")] = 1,
+) -> None:
+    """Score the run's model: a table here, JSON and pictures in the run folder."""
+    from distft import infer, report
+
+    done = infer.evaluate(run_dir, data, task, nproc)
+    if done is not None:
+        found, files = done
+        report.show(str(data or "held-out data"), found)
+        print("\n".join(f"written: {file}" for file in files))
 
 
 @app.command()
@@ -277,35 +300,7 @@ def main() -> NoReturn:
     """Run a command; turn what went wrong into one sentence and an exit code."""
     os.umask(0o077)
     warnings.simplefilter("ignore", FutureWarning)  # what libraries tell each other is of no use to a user
-    code = outcome()
+    code = outcome(app)
     if "RANK" in os.environ:
         process.leave(code)
     sys.exit(code)
-
-
-def outcome() -> int:
-    try:
-        app()
-        return DONE
-    except UserError as error:
-        return complain(error, USAGE)
-    except RunFailed as error:
-        return complain(error, FAILED)
-    except Preempted as stop:
-        print(f"distft: {stop}", file=sys.stderr)
-        return PREEMPTED
-    except SystemExit as leave:  # typer's own way out, wrong options included
-        return leave.code if isinstance(leave.code, int) else DONE
-    except OSError as error:
-        if (sentence := in_words(error)) is None:
-            raise
-        # On a rank most of these are the node's doing, and another one may do better; a full disk is full for all.
-        return complain(sentence, FAILED if "RANK" in os.environ and not no_space(error) else USAGE)
-
-
-def complain(error: Exception | str, code: int) -> int:
-    sys.stdout.flush()
-    print(
-        f"\ndistft: error: {error}" if "RANK" in os.environ else f"distft: error: {error}", file=sys.stderr, flush=True
-    )
-    return code

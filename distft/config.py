@@ -7,18 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Text = Annotated[str, Field(min_length=1)]
-Scalar = str | int | float | bool | None
-
-
-class Section(BaseModel):
-    """Unknown keys are errors, values are never coerced, numbers are finite, and nothing changes after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, serialize_by_alias=True)
+from distft.config_task import CausalLM, Overlong, Task
+from distft.section import Fraction, Positive, Scalar, Section, Text
 
 
 class ModelInit(Section):
@@ -28,7 +20,7 @@ class ModelInit(Section):
     vocab_size: Annotated[int, Field(ge=260)] = Field(
         2048, description="size of the byte-level BPE trained on the data"
     )
-    config: dict[str, Scalar] = Field(
+    config: dict[str, Scalar | list[Scalar]] = Field(
         default_factory=dict,
         description="sizes, in the names of that architecture: hidden_size, num_hidden_layers, ...",
     )
@@ -38,7 +30,7 @@ class ModelInit(Section):
 class Model(Section):
     """The base model: `path` or `init`, not both."""
 
-    path: Text | None = Field(None, description="local folder or hub id of a causal language model")
+    path: Text | None = Field(None, description="local folder or hub id of a model")
     init: ModelInit | None = Field(None, description="make a small random model instead of loading one")
     revision: str | None = Field(None, description="hub revision of `path`")
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
@@ -57,18 +49,33 @@ class Model(Section):
 class Data(Section):
     """What is read, how it becomes rows of tokens, and in which order."""
 
-    train: Text = Field(description="file (.jsonl .json .csv .parquet), folder written by `datasets`, or hub id")
-    eval: Text | None = Field(None, description="held-out data, in the same forms")
+    train: Text | dict[str, Text] | None = Field(
+        None,
+        description="file (.jsonl .json .csv .tsv .parquet .txt .conll), folder written by `datasets`, hub id, "
+        "or parallel files of lines: {source: a.en, target: a.de}",
+    )
+    eval: Text | dict[str, Text] | None = Field(None, description="held-out data, in the same forms")
     fields: dict[str, str] = Field(default_factory=dict, description="renames: {our name: the column's name}")
+    format: Literal["auto", "conll", "lines"] = Field("auto", description="of text files; auto: by the suffix")
+    delimiter: Text | None = Field(None, description="what is between the columns of a text file")
+    columns: list[Text] = Field(default_factory=list, description="names of the columns of a file without a header")
     hub_config: str | None = Field(None, description="configuration name of a hub data set")
     train_split: str = Field("train", description="split, where the source has several")
     eval_split: str = Field("validation", description="split, where the source has several")
     template: Text | None = Field(
         None, description="file with a chat template (Jinja) that replaces the tokenizer's own"
     )
-    row_tokens: Annotated[int, Field(ge=8)] = Field(1024, description="tokens in a row")
-    packing: bool = Field(True, description="several documents share a row, without seeing each other")
-    overlong: Literal["split", "drop"] = Field("split", description="what happens to a record longer than a row")
+    row_tokens: Annotated[int, Field(ge=8)] = Field(1024, description="tokens in a row (speech: milliseconds)")
+    packing: bool | None = Field(
+        None,
+        description="several documents share a row; default: as far as the task keeps them apart within one sequence",
+    )
+    group_by_length: bool | None = Field(
+        None, description="rows of similar lengths share a step; default: where rows are padded"
+    )
+    overlong: Overlong | None = Field(
+        None, description="what happens to a record longer than a row; default: the first that the task can do"
+    )
     seed: int = Field(0, description="seed of the order of rows")
     cache: Text | None = Field(None, description="folder of the token cache; default $XDG_CACHE_HOME/distft")
 
@@ -171,6 +178,10 @@ class Train(Section):
     eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="AdamW epsilon")
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0 switches clipping off")
     eval_every: Positive | None = Field(None, description="steps between evaluations; default: at the end only")
+    best: Text | None = Field(None, description="score of the held-out data whose best checkpoint is kept and exported")
+    patience: Positive | None = Field(
+        None, description="evaluations in a row that `best` may fail to improve before the run ends"
+    )
     seed: int = Field(0, description="seed of dropout")
     non_finite: Literal["stop", "skip", "rollback"] = Field(
         "stop",
@@ -182,6 +193,8 @@ class Train(Section):
     def _length_and_batches_fit(self) -> Train:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of `steps` and `epochs`")
+        if self.patience is not None and (self.best is None or self.eval_every is None):
+            raise ValueError("patience needs `best`, the score to look at, and `eval_every`")
         if self.global_batch % self.micro_batch:
             near = max(self.micro_batch, round(self.global_batch / self.micro_batch) * self.micro_batch)
             raise ValueError(
@@ -234,8 +247,9 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")] | None = Field(
         None, description="name of the run; default: the file's name; the run folder is runs/NAME"
     )
+    task: Task = Field(default_factory=CausalLM)
     model: Model
-    data: Data
+    data: Data = Field(default_factory=Data)
     adapter: Adapter = Field(default_factory=NoAdapter)
     train: Train
     engine: Engine = Field(default_factory=Engine)

@@ -1,13 +1,20 @@
-"""Digests of big files, computed once: what a file was like then tells whether it may have changed since."""
+"""Digests, and those of big files computed once: what a file was like then tells whether it may have changed since."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from distft.rundir import write_atomically
+
+
+def of_parts(*parts: Any) -> str:
+    """sha256 (hex) over values that JSON can hold."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def remembered(files: Sequence[Path], memory: Path, compute: Callable[[], str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -35,14 +35,14 @@ def explain(
             found.setdefault(_key(error["loc"], values, root), []).append(error)
     for key, errors in found.items():
         if errors[0]["type"].startswith("union_tag"):
-            yield from _invalid_tag(key, errors[0]["input"], root)
+            yield from _invalid_tag(key, errors[0]["loc"], errors[0]["input"], root)
         else:
             yield key, _words(errors, root)
 
 
-def _invalid_tag(key: Keys, given: dict[str, Any], root: type[BaseModel]) -> Iterator[tuple[Keys, str]]:
+def _invalid_tag(key: Keys, loc: Keys, given: dict[str, Any], root: type[BaseModel]) -> Iterator[tuple[Keys, str]]:
     """Of a section whose `type` decides which keys it has; pydantic looks no further than a wrong type."""
-    sections = _sections(key, root)
+    sections = _sections(loc, root)
     tags = " or ".join(repr(_tag_of(section)) for section in sections)
     if given.get("type") is not LOST:
         got = f"got {short(given['type'])}" if "type" in given else "missing"
@@ -97,12 +97,16 @@ def _unknown(name: str, valid: list[str]) -> str:
 def _sections(loc: Keys, root: type[BaseModel]) -> list[type[BaseModel]]:
     """The models that `loc` leads to: one, or the members of a union before its tag, or none for a plain value."""
     found: list[type[BaseModel]] = [root]
+    named = False  # whether the next part is a name of the user's, and no key of ours
     for part in loc:
-        if len(found) > 1:
+        if named:
+            named = False
+        elif len(found) > 1:
             found = [section for section in found if _tag_of(section) == part]
         else:
             fields = [_fields(section)[str(part)] for section in found if part in _fields(section)]
             found = [section for info in fields for section in _models(info.annotation)]
+            named = bool(found) and any(get_origin(info.annotation) is dict for info in fields)
     return found
 
 

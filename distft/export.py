@@ -14,18 +14,21 @@ from typing import Any
 import torch
 
 from distft import adapters, models
-from distft.checkpoint import state
+from distft.checkpoint import state, store
 from distft.checkpoint.state import Stored
 from distft.config import AdaLora, NoAdapter, Partial, Recipe
 from distft.data.templates import Template
 from distft.errors import UserError
 from distft.rundir import RunDir
+from distft.session import base_of, make_setting
+from distft.tasks.kinds import kind_of
+from distft.tasks.task import Setting
 
 MARK = "distft.json"  # in every export: which run and step it is of, and that it may be written over
 
 
-def newest(run: RunDir) -> Stored:
-    """The newest checkpoint of a run.
+def chosen(run: RunDir, recipe: Recipe) -> Stored:
+    """The checkpoint that a run is for: the best by the score that the recipe names, else the newest.
 
     Raises:
         UserError: it has none yet.
@@ -33,25 +36,30 @@ def newest(run: RunDir) -> Stored:
     folder, _ = state.newest(run.checkpoints)
     if folder is None:
         raise UserError(f"{run.path} has no checkpoint yet; `distft status {run.path}` tells how far it is")
-    return Stored(folder)
+    stored = Stored(folder)
+    best = store.folder_of(run.checkpoints, stored.progress.best_step)
+    if recipe.train.best is None or best == folder or not stored.progress.best_step:
+        return stored
+    if (flaw := store.flaw(best)) is not None:
+        raise UserError(f"the best checkpoint, {best}, cannot be used ({flaw}); leave train.best out to use the newest")
+    return Stored(best)
 
 
-def base_of(run: RunDir, recipe: Recipe) -> Path:
-    """The local folder of a run's base model."""
-    return models.locate(recipe.model, recipe.data, run)
+def setting_of(run: RunDir, recipe: Recipe) -> Setting:
+    """What the task of a run is made from, once the run has begun."""
+    return make_setting(run, recipe, kind_of(recipe), lambda key, work: work())
 
 
 def tuned(run: RunDir, recipe: Recipe, quantized: bool = False) -> Any:
-    """The model of a run in host memory, base and adapter with the weights of the newest checkpoint.
+    """The model of a run in host memory, base and adapter with the weights of the chosen checkpoint.
 
     Args:
         quantized: with the base in 4 bits.
     """
-    stored = newest(run)
-    base = base_of(run, recipe)
+    stored, kind = chosen(run, recipe), kind_of(recipe)
     total_steps = int(stored.adapter.get("total", 0))
-    loaded = models.load(base, recipe.model, recipe.engine, quantized)
-    model = adapters.attach(loaded, recipe.adapter, str(base), total_steps)
+    loaded = untuned(run, recipe, quantized)
+    model = adapters.attach(loaded, recipe.adapter, kind, str(base_of(run, recipe, kind)), total_steps)
     parameters = dict(model.named_parameters())
     if missing := sorted(stored.shapes.keys() - parameters.keys()):
         raise UserError(f"{stored.folder} holds weights that the model has not: {missing[0]} and others")
@@ -64,6 +72,13 @@ def tuned(run: RunDir, recipe: Recipe, quantized: bool = False) -> Any:
     if isinstance(recipe.adapter, AdaLora):
         adapters.prune(model, stored.adapter.get("pattern", {}))
     return model.eval()
+
+
+def untuned(run: RunDir, recipe: Recipe, quantized: bool = False) -> Any:
+    """The base model as it was before the run."""
+    kind = kind_of(recipe)
+    found = setting_of(run, recipe).labels
+    return models.load(base_of(run, recipe, kind), recipe, kind, found, quantized).eval()
 
 
 def write(run: RunDir, recipe: Recipe, out: Path, merged: bool = False) -> None:
@@ -85,11 +100,17 @@ def write(run: RunDir, recipe: Recipe, out: Path, merged: bool = False) -> None:
         model = model.merge_and_unload()
     model.save_pretrained(staged)
     _refuse_empty(staged)
-    tokenizer = models.load_tokenizer(base_of(run, recipe), recipe.model)
-    if tokenizer.chat_template is None or recipe.data.template is not None:
-        tokenizer.chat_template = Template.load(tokenizer, recipe.data.template).text
-    tokenizer.save_pretrained(staged)
-    (staged / MARK).write_text(json.dumps({"run": run.read().name, "step": newest(run).progress.step}) + "\n")
+    setting = setting_of(run, recipe)
+    processor = setting.processor()
+    if kind_of(recipe).vocabulary == "decoder" and (processor.chat_template is None or recipe.data.template):
+        processor.chat_template = Template.load(processor, recipe.data.template).text
+    whole = [path.parent for path in staged.glob("*/config.json")]  # of several tasks each is complete by itself
+    for folder in [staged, *whole]:
+        processor.save_pretrained(folder)
+    if setting.labels:
+        shutil.copy(run.labels, staged / run.labels.name)
+    progress = chosen(run, recipe).progress
+    (staged / MARK).write_text(json.dumps({"run": run.read().name, "step": progress.step}) + "\n")
     check_target(out)
     if out.exists():
         shutil.rmtree(out)
@@ -112,7 +133,7 @@ def _refuse_empty(folder: Path) -> None:
     """No exported tensor may be of size zero (PEFT under ZeRO-3 has written such files)."""
     from safetensors import safe_open
 
-    for path in folder.glob("*.safetensors"):
+    for path in folder.rglob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
             empty = [key for key in file.keys() if 0 in file.get_slice(key).get_shape()]  # noqa: SIM118
         if empty:

@@ -63,10 +63,14 @@ def import_all(run_dir: Path) -> None:
     gc.disable()  # modules stay; to look for garbage among them is a sixth of the time
     from distft import adapters, models, train  # noqa: F401
     from distft.engine import deepspeed
+    from distft.tasks.kinds import kind_of
+    from distft.tasks.multi import MultiKind
 
     recipe = load_resolved(RunDir(run_dir).config)
     deepspeed.imported()
-    models.import_code(recipe.model)
+    kind = kind_of(recipe)  # imports the file of the task
+    for one in kind.parts.values() if isinstance(kind, MultiKind) else [kind]:
+        models.import_code(recipe.model, one)
     adapters.import_code(recipe.adapter)
     gc.freeze()  # nor do the ranks look there, which would copy the memory that they share
     gc.enable()

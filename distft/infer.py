@@ -1,127 +1,252 @@
-"""Answers from a trained run."""
+"""One pass of a trained run over records, by any number of ranks: `distft predict` and `distft eval`.
+
+The ranks share a folder and nothing else. Records are cut into parts of a fixed size; rank r does the parts r,
+r + world, ... that nobody has done yet, each a file that exists when it is whole. So a pass that was killed goes on
+where it was, with as many ranks as there are then, and what comes out does not depend on their number.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from distft import adapters, export, models
+from distft import feed, report
+from distft.checkpoint import store
 from distft.config import Recipe
-from distft.data.formats import Message, parse
-from distft.data.sources import read
-from distft.data.templates import Template
-from distft.data.types import Record
+from distft.config_task import MultiTask
+from distft.console import Console
+from distft.data import sources
+from distft.data.sources import Source
+from distft.data.types import Broken, Record
 from distft.errors import UserError
+from distft.export import chosen
+from distft.metrics import Report, merged
+from distft.process import die_with_parent
 from distft.recipe import load_resolved
-from distft.rundir import RunDir
+from distft.rundir import RunDir, write_atomically
+from distft.tasks.generate import Decoding
+
+PART = 256  # records
+POLL_SECONDS = 0.2
+STARTED_HERE = "DISTFT_PASS"  # in the environment of ranks whose parent puts the parts together
+_ABOUT = "pass.json"
 
 
 @dataclass(frozen=True)
-class Decoding:
-    """How to choose the next token. `temperature` 0: always the likeliest one."""
+class Pass:
+    """What is predicted with what.
 
-    max_tokens: int = 256
-    temperature: float = 0.0
-    batch: int = 8
+    Attributes:
+        answered: the records hold what is right (evaluation).
+        folder: of the parts.
+    """
 
+    run: RunDir
+    recipe: Recipe
+    source: Source
+    folder: Path
+    answered: bool
+    part: str | None = None
+    base_only: bool = False
+    decoding: Decoding = field(default_factory=Decoding)
 
-class Answerer:
-    """A model, ready to answer. `base_only` leaves the adapter and all training out."""
+    def about(self) -> dict[str, Any]:
+        """What parts of another pass would differ in."""
+        stored = chosen(self.run, self.recipe)
+        return {
+            "source": sources.fingerprint(self.source),
+            "checkpoint": [str(stored.folder), (stored.folder / store.MANIFEST).read_text(encoding="utf-8")],
+            "decoding": asdict(self.decoding),
+            "options": [self.part, self.base_only, self.answered, PART, self.recipe.train.micro_batch],
+        }
 
-    def __init__(self, run_dir: Path, base_only: bool = False) -> None:
-        run = RunDir(run_dir)
-        run.read()
-        self.recipe: Recipe = load_resolved(run.config)
-        base = export.base_of(run, self.recipe)
-        self._tokenizer = models.load_tokenizer(base, self.recipe.model)
-        self._template = Template.load(self._tokenizer, self.recipe.data.template)
-        if base_only:
-            model = models.load(base, self.recipe.model, self.recipe.engine)
-        else:
-            model = export.tuned(run, self.recipe, adapters.quantized(self.recipe.adapter))
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model: Any = model.to(self._device).eval()
+    def records(self) -> Iterator[Record | Broken]:
+        return sources.read(self.source) if self.answered else sources.read_leniently(self.source)
 
-    def answers(self, prompts: Iterable[list[Message]], decoding: Decoding) -> Iterator[str]:
-        """One answer a conversation, in order."""
-        waiting: list[list[int]] = []
-        for messages in prompts:
-            waiting.append(self._template.prompt(messages).tolist())
-            if len(waiting) == decoding.batch:
-                yield from self._generate(waiting, decoding)
-                waiting = []
-        if waiting:
-            yield from self._generate(waiting, decoding)
-
-    @torch.inference_mode()
-    def _generate(self, prompts: list[list[int]], decoding: Decoding) -> list[str]:
-        width = max(len(prompt) for prompt in prompts)
-        stop = self._tokenizer.eos_token_id
-        filler = self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else stop
-        ids = torch.tensor([[filler] * (width - len(p)) + p for p in prompts], device=self._device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self._device)
-        sampling = (
-            {"do_sample": True, "temperature": decoding.temperature} if decoding.temperature else {"do_sample": False}
-        )
-        out = self._model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=decoding.max_tokens,
-            eos_token_id=self._stops(),
-            pad_token_id=filler,
-            **sampling,
-        )
-        return [text.strip() for text in self._tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)]
-
-    def _stops(self) -> list[int]:
-        """The tokenizer's end token, and those the model's own configuration names (chat models have several)."""
-        own = self._model.generation_config.eos_token_id
-        return sorted(
-            {self._tokenizer.eos_token_id, *(own if isinstance(own, list) else [own] if own is not None else [])}
-        )
+    def file(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.jsonl"
 
 
-def question(text: str) -> list[Message]:
-    return [{"role": "user", "content": text}]
+def rank_and_world() -> tuple[int, int] | None:
+    """Of a process that somebody else starts several times; None for one that is alone, or starts the others."""
+    if "RANK" not in os.environ:
+        return None
+    try:
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    except (KeyError, ValueError):
+        raise UserError("RANK is set, so WORLD_SIZE must be a number too") from None
 
 
-def read_prompts(path: Path, recipe: Recipe) -> list[list[Message]]:
-    """Conversations to answer: a line each of a text file, or the prompts of records (a last answer is left out).
+def begin(work: Pass) -> None:
+    """Make the folder of the parts; parts of another pass are removed."""
+    about = json.dumps(work.about(), sort_keys=True)
+    path = work.folder / _ABOUT
+    if not path.exists() or path.read_text(encoding="utf-8") != about:
+        shutil.rmtree(work.folder, ignore_errors=True)
+        work.folder.mkdir(parents=True)
+        write_atomically(path, about)
+
+
+def do_parts(work: Pass, rank: int, world: int, console: Console) -> int:
+    """This rank's share. Returns the number of parts there are."""
+    from distft.predictor import Predictor
+
+    predictor = None
+    count = 0
+    records = work.records()
+    with console.bar("records", total=None) as bar:
+        while batch := list(itertools.islice(records, PART)):
+            number, count = count, count + 1
+            if number % world != rank or work.file(number).exists():
+                continue
+            predictor = predictor or Predictor(work.run.path, work.part, work.decoding, work.base_only)
+            outcomes = predictor.outcomes(batch, work.answered)
+            if not work.answered:
+                outcomes = [{"error": one} if isinstance(one, str) else predictor.answer(one) for one in outcomes]
+            lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in outcomes]
+            write_atomically(work.file(number), "".join(lines))
+            bar.at(number * PART + len(batch), "")
+    return count
+
+
+def carry_out(work: Pass, nproc: int, console: Console) -> int | None:
+    """The whole pass. Returns the number of parts; None on a rank that is not to put them together."""
+    among = rank_and_world()
+    if among is not None:
+        die_with_parent()
+        rank, world = among
+        if rank == 0:
+            begin(work)
+        wait_for([work.folder / _ABOUT])
+        count = do_parts(work, rank, world, console)
+        if rank > 0 or STARTED_HERE in os.environ:
+            return None
+        wait_for([work.file(number) for number in range(count)])
+        return count
+    begin(work)
+    if nproc > 1:
+        start_ranks(nproc)
+        return sum(1 for _ in work.folder.glob("*.jsonl"))
+    return do_parts(work, 0, 1, console)
+
+
+def start_ranks(nproc: int) -> None:
+    """This very command, several times."""
+    threads = max(1, (os.cpu_count() or 1) // nproc)
+    common = {**os.environ, "WORLD_SIZE": str(nproc), "DISTFT_PARENT": str(os.getpid()), STARTED_HERE: "1"}
+    common.setdefault("OMP_NUM_THREADS", str(threads))
+    command = [sys.executable, "-m", "distft", *sys.argv[1:]]
+    ranks = [
+        subprocess.Popen(command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(nproc)
+    ]
+    try:
+        while any(rank.poll() is None for rank in ranks):
+            if bad := [rank.returncode for rank in ranks if rank.poll() not in (None, 0)]:
+                raise SystemExit(bad[0])  # it has said why
+            time.sleep(POLL_SECONDS)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    if bad := [rank.returncode for rank in ranks if rank.returncode]:
+        raise SystemExit(bad[0])
+
+
+def wait_for(files: list[Path]) -> None:
+    while not all(file.exists() for file in files):
+        time.sleep(POLL_SECONDS)
+
+
+def source_like(recipe: Recipe, path: Path, part: str | None) -> Source:
+    """A file that is read as the training data are, where it is of the same form; a text line by line."""
+    like = feed.training_source(recipe, part)
+    same = isinstance(like.spec, str) and Path(like.spec).suffix == path.suffix
+    if same and (like.columns or like.delimiter or like.format != "auto"):
+        return Source(str(path), like.split, None, like.delimiter, like.columns, like.format)
+    return Source(str(path), format="lines" if path.suffix in (".txt", ".text") else "auto")
+
+
+def predict_file(
+    run_dir: Path, source: Path, out: Path, part: str | None, decoding: Decoding, base_only: bool, nproc: int
+) -> int | None:
+    """Predict every record of `source` into `out`, a JSON object a line. Returns how many; None on other ranks."""
+    run = RunDir(run_dir)
+    run.read()
+    recipe = load_resolved(run.config)
+    folder = out.with_name(f".{out.name}.parts")
+    work = Pass(run, recipe, source_like(recipe, source, part), folder, False, part, base_only, decoding)
+    count = carry_out(work, nproc, Console(rank_and_world() in (None, (0, 1))))
+    if count is None:
+        return None
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    lines = 0
+    with open(temporary, "w", encoding="utf-8") as file:
+        for number in range(count):
+            text = work.file(number).read_text(encoding="utf-8")
+            lines += text.count("\n")
+            file.write(text)
+    os.replace(temporary, out)
+    shutil.rmtree(folder)
+    return lines
+
+
+def predict_one(run_dir: Path, text: str, part: str | None, decoding: Decoding, base_only: bool) -> str:
+    """The answer to one text; of a task that does not write texts all that is known, as JSON."""
+    from distft.predictor import Predictor
+
+    predictor = Predictor(run_dir, part, decoding, base_only)
+    record = Record("--prompt", dict.fromkeys(("text", "prompt", "source"), text))
+    [outcome] = predictor.outcomes([record], answered=False)
+    if isinstance(outcome, str):
+        raise UserError(outcome)
+    answer = predictor.answer(outcome)
+    return str(answer["answer"]) if set(answer) == {"answer"} else json.dumps(answer, ensure_ascii=False)
+
+
+def evaluate(run_dir: Path, data: Path | None, part: str | None, nproc: int) -> tuple[Report, list[Path]] | None:
+    """Scores of a run on `data`, or on its held-out data, and the files in which they are; None on other ranks.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: there are no held-out data, or a record does not fit the task.
     """
-    if path.suffix == ".txt":
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--input: {path} cannot be read ({error})") from None
-        return [question(line) for line in lines if line.strip()]
-    return [_prompt(record, recipe) for record in read(str(path), "train", None)]
+    run = RunDir(run_dir)
+    run.read()
+    recipe = load_resolved(run.config)
+    parts = [part] if part is not None or not isinstance(recipe.task, MultiTask) else feed.parts_of(recipe)
+    if data is not None and len(parts) > 1:
+        raise UserError("--data: this run has several tasks; name the one that is meant (--task)")
+    reports: dict[str, Report] = {}
+    for one in parts:
+        source = source_like(recipe, data, one) if data else feed.source_of(recipe, "eval", one)
+        if source is None:
+            raise UserError("this run has no held-out data; name a file (--data)")
+        name = f"{data.stem if data else 'eval'}{f'-{one}' if one else ''}"
+        work = Pass(run, recipe, source, run.evaluations / f".{name}.parts", True, one)
+        count = carry_out(work, nproc, Console(rank_and_world() in (None, (0, 1))))
+        if count is None:
+            continue
+        reports[one or ""] = score(work, count)
+        shutil.rmtree(work.folder)
+    if not reports:
+        return None
+    found = reports[""] if "" in reports else merged(reports)
+    return found, report.write(run.evaluations, data.stem if data else "eval", found)
 
 
-def _prompt(record: Record, recipe: Recipe) -> list[Message]:
-    renamed = {ours: record.fields[column] for ours, column in recipe.data.fields.items() if column in record.fields}
-    prompt = renamed.get("prompt", record.fields.get("prompt"))
-    if isinstance(prompt, str):
-        return question(prompt)
-    parsed = parse(record, {k: v for k, v in recipe.data.fields.items() if k in renamed})
-    if isinstance(parsed, str):
-        return question(parsed)
-    messages = parsed.messages
-    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+def score(work: Pass, count: int) -> Report:
+    from distft.predictor import reporter
 
-
-def predict_file(run_dir: Path, source: Path, out: Path, decoding: Decoding, base_only: bool) -> int:
-    """Answer every prompt of `source` into `out`, one JSON object a line. Returns how many."""
-    answerer = Answerer(run_dir, base_only)
-    prompts = read_prompts(source, answerer.recipe)
-    with open(out, "w", encoding="utf-8") as file:
-        for messages, answer in zip(prompts, answerer.answers(prompts, decoding), strict=True):
-            file.write(json.dumps({"messages": messages, "answer": answer}, ensure_ascii=False) + "\n")
-    return len(prompts)
+    texts = (work.file(number).read_text(encoding="utf-8") for number in range(count))
+    outcomes = [json.loads(line) for text in texts for line in text.splitlines()]
+    if not outcomes:
+        raise UserError(f"{work.source.name} holds no record")
+    return reporter(work.run, work.recipe, work.part)(outcomes)

@@ -1,13 +1,11 @@
-"""Base models and tokenizers: found, made, loaded, identified."""
+"""Base models and tokenizers: found, loaded, identified."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
 import json
-import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +13,29 @@ import torch
 
 from distft import preempt
 from distft.checkpoint.disk import checksum
-from distft.config import Data, Engine, Model, ModelInit
-from distft.data.formats import parse
-from distft.data.sources import read
+from distft.config import Engine, Model, ModelInit, Recipe
 from distft.digest import remembered
+from distft.engine.deepspeed import fill
 from distft.errors import UserError
 from distft.rundir import RunDir
+from distft.tasks.multi import MultiKind, Shared
+from distft.tasks.task import LABEL, Kind, Labels
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-EOS = "<|end|>"
-ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 
 
-def locate(model: Model, data: Data, run: RunDir) -> Path:
+def locate(model: Model, run: RunDir, make: Callable[[ModelInit, Path], None]) -> Path:
     """The local folder of the base model: as given, fetched from the hub, or made from `model.init`. One rank calls it.
+
+    Args:
+        make: writes a new model into a folder that does not exist, all or nothing.
 
     Raises:
         UserError: there is no such model.
     """
     if model.init is not None:
         if not (run.base / "config.json").exists():
-            create(model.init, data, run.base)
+            make(model.init, run.base)
         return run.base
     assert model.path is not None
     folder = Path(model.path).expanduser()
@@ -63,68 +63,14 @@ def _fetch(model: Model) -> Path:
         ) from None
 
 
-def create(init: ModelInit, data: Data, folder: Path) -> None:
-    """A small random model and a byte-level BPE tokenizer trained on the data, in `folder`; all or nothing.
+def import_code(model: Model, kind: Kind) -> None:
+    """Import what `load` and `load_processor` will import, as far as that can be told without loading anything."""
+    import transformers
+    from transformers import CONFIG_MAPPING, AutoTokenizer  # noqa: F401
 
-    Raises:
-        UserError: transformers does not know the architecture or one of its sizes.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    staged = folder.with_name(f".{folder.name}.staged")
-    shutil.rmtree(staged, ignore_errors=True)
-    tokenizer = train_tokenizer(init.vocab_size, data)
-    try:
-        known = AutoConfig.for_model(init.architecture)
-    except ValueError:
-        raise UserError(f"model.init.architecture: transformers knows no '{init.architecture}'") from None
-    for key in init.config:
-        if not hasattr(known, key):
-            raise UserError(f"model.init.config.{key}: {init.architecture} has no such setting")
-    special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    try:
-        config = AutoConfig.for_model(init.architecture, vocab_size=len(tokenizer), **special, **init.config)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(init.seed)
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"model.init: {init.architecture} cannot be made with these sizes ({error})") from None
-    model.save_pretrained(staged)
-    tokenizer.save_pretrained(staged)
-    os.replace(staged, folder)
-
-
-def train_tokenizer(vocab_size: int, data: Data) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[EOS, *ROLES],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(_texts(data), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=EOS, pad_token=EOS)
-
-
-def _texts(data: Data) -> Iterator[str]:
-    for record in read(data.train, data.train_split, data.hub_config):
-        preempt.check()
-        parsed = parse(record, data.fields)
-        yield parsed if isinstance(parsed, str) else "\n".join(m["content"] for m in parsed.messages)
-
-
-def import_code(model: Model) -> None:
-    """Import what `load` and `load_tokenizer` will import, as far as that can be told without loading anything."""
-    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoTokenizer  # noqa: F401
-
-    kind = model.init.architecture if model.init is not None else _model_type(str(model.path))
-    if kind in CONFIG_MAPPING:
-        MODEL_FOR_CAUSAL_LM_MAPPING.get(CONFIG_MAPPING[kind], None)
+    name = model.init.architecture if model.init is not None else _model_type(str(model.path))
+    if name in CONFIG_MAPPING:
+        getattr(transformers, kind.auto)._model_mapping.get(CONFIG_MAPPING[name], None)
 
 
 def _model_type(path: str) -> str | None:
@@ -141,18 +87,22 @@ def _model_type(path: str) -> str | None:
         return None
 
 
-def load_tokenizer(folder: Path, model: Model) -> Any:
-    """The tokenizer of a model folder.
+def load_processor(folder: Path, model: Model, kind: Kind) -> Any:
+    """The tokenizer of a model folder; of a speech model what transformers calls its processor.
 
     Raises:
         UserError: there is none that can be loaded.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoProcessor, AutoTokenizer
 
+    heard = kind.vocabulary in ("characters", "speech")
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"model.path: no tokenizer can be loaded from {folder} ({_first_line(error)})") from None
+        return (AutoProcessor if heard else AutoTokenizer).from_pretrained(
+            folder, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError, ImportError, TypeError) as error:
+        what = "processor" if heard else "tokenizer"
+        raise UserError(f"model.path: no {what} can be loaded from {folder} ({_first_line(error)})") from None
 
 
 def attention(model: Model, engine: Engine) -> str:
@@ -163,35 +113,125 @@ def attention(model: Model, engine: Engine) -> str:
     return "flash_attention_2" if installed and torch.cuda.is_available() and engine.dtype == "bf16" else "sdpa"
 
 
-def load(folder: Path, model: Model, engine: Engine, quantized: bool = False) -> Any:
+def load(folder: Path, recipe: Recipe, kind: Kind, labels: Labels, quantized: bool = False) -> Any:
     """The base model in the run's dtype, on the CPU (or in shards, see `engine.deepspeed.sharded_loading`).
+
+    What a head lacks is made anew, the same on every rank and at every start.
 
     Args:
         quantized: hold the weights of its linear layers as 4-bit NormalFloat.
 
     Raises:
-        UserError: transformers cannot load it as a causal language model, or weights are missing in it.
+        UserError: transformers cannot load it as a model for this task, or weights are missing in it.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=DTYPES[engine.dtype],
-            attn_implementation=attention(model, engine),
-            **(_four_bits(engine) if quantized else {}),
-            trust_remote_code=model.trust_remote_code,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UserError(f"model.path: {folder} cannot be loaded as a causal LM: {_first_line(error)}") from None
-    if info["missing_keys"]:
-        raise UserError(f"model.path: {folder} lacks weights, {', '.join(sorted(info['missing_keys'])[:3])} among them")
-    if model.activation_checkpointing:
+    logging.set_verbosity_error()  # it reports a head that is made anew as if something were wrong
+    check_architecture(folder, recipe, kind)
+    if isinstance(kind, MultiKind):
+        parts = {name: _load(folder, recipe, part, {LABEL: labels.get(name, [])}) for name, part in kind.parts.items()}
+        loaded: Any = Shared(parts)
+    else:
+        loaded = _load(folder, recipe, kind, labels, quantized)
+    if recipe.model.activation_checkpointing:
         loaded.gradient_checkpointing_enable({"use_reentrant": False})
     return loaded
+
+
+def shape(folder: Path, recipe: Recipe, kind: Kind, labels: Labels) -> Any:
+    """The model without its weights; to be called where tensors are made on the device "meta"."""
+    import transformers
+
+    if isinstance(kind, MultiKind):
+        parts = {name: shape(folder, recipe, part, {LABEL: labels.get(name, [])}) for name, part in kind.parts.items()}
+        return Shared(parts)
+    settings = transformers.AutoConfig.from_pretrained(
+        folder, trust_remote_code=recipe.model.trust_remote_code, **kind.head(labels)
+    )
+    made = getattr(transformers, kind.auto).from_config(settings, trust_remote_code=recipe.model.trust_remote_code)
+    kind.extend(made, labels)
+    return made
+
+
+def _load(folder: Path, recipe: Recipe, kind: Kind, labels: Labels, quantized: bool = False) -> Any:
+    import transformers
+
+    engine = recipe.engine
+    try:
+        loaded, info = getattr(transformers, kind.auto).from_pretrained(
+            folder,
+            dtype=DTYPES[engine.dtype],
+            attn_implementation=attention(recipe.model, engine),
+            **(_four_bits(engine) if quantized else {}),
+            **kind.head(labels),
+            ignore_mismatched_sizes=kind.whole_head,
+            trust_remote_code=recipe.model.trust_remote_code,
+            output_loading_info=True,
+        )
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        raise UserError(
+            f"model.path: {folder} has a head of another size, which ZeRO-3 cannot replace while it loads; "
+            "use engine.zero_stage 0, 1 or 2, or a model without that head"
+        ) from None
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise UserError(
+            f"model.path: {folder} cannot be loaded for task.type {recipe.task.type}: {_first_line(error)}"
+        ) from None
+    missing = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    may_lack = kind.whole_head or kind.vocabulary == "encoder"
+    lost = sorted(name for name in missing if not (may_lack and is_head(loaded, name)))
+    if lost:
+        raise UserError(f"model.path: {folder} lacks weights, {', '.join(lost[:3])} among them")
+    renew({name: parameter for name, parameter in loaded.named_parameters() if name in missing}, recipe.train.seed)
+    known = {id(parameter) for parameter in loaded.parameters()}
+    kind.extend(loaded, labels)
+    for parameter in loaded.parameters():  # ZeRO-3 takes parameters of one dtype only
+        if id(parameter) not in known:
+            parameter.data = parameter.data.to(DTYPES[engine.dtype])
+    return loaded
+
+
+def check_architecture(folder: Path, recipe: Recipe, kind: Kind) -> None:
+    """Raises UserError where an encoder-decoder is given to a task of one stack, or the reverse."""
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path: {folder / 'config.json'} cannot be read ({error})") from None
+    both = bool(settings.get("is_encoder_decoder")) or settings.get("model_type") in ("t5", "mt5", "umt5", "whisper")
+    wanted = kind.vocabulary in ("seq2seq", "speech")
+    if both and kind.vocabulary in ("decoder", "characters"):
+        raise UserError(
+            f"model.path: {folder} is a sequence to sequence model ({settings.get('model_type')}), and task.type "
+            f"{recipe.task.type} needs one stack; use task.type seq2seq-lm, or another model"
+        )
+    if wanted and not both:
+        raise UserError(
+            f"model.path: {folder} is no sequence to sequence model ({settings.get('model_type')}), which task.type "
+            f"{recipe.task.type} needs; use another task.type (causal-lm), or another model"
+        )
+
+
+def is_head(model: Any, name: str) -> bool:
+    """Whether a parameter is beside the transformer proper. A pooler serves the head alone, wherever it stands."""
+    return not name.startswith(f"{model.base_model_prefix}.") or ".pooler." in name
+
+
+def renew(parameters: dict[str, torch.nn.Parameter], seed: int) -> None:
+    """Fresh weights as BERT has them: normal with a deviation of 0.02, no bias, norms of one.
+
+    Not by transformers: what it makes depends on how many ranks share the weights.
+    """
+    for name, parameter in parameters.items():
+        shape = torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+        digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+        source = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        value = torch.full(shape, 0.0 if name.endswith("bias") else 1.0)
+        if len(shape) > 1:
+            value.normal_(0.0, 0.02, generator=source)
+        fill(parameter, value)
 
 
 def _four_bits(engine: Engine) -> dict[str, Any]:

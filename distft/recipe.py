@@ -16,13 +16,27 @@ from pydantic import ValidationError
 from distft import yamlfile
 from distft.budget import schedule
 from distft.changes import Difference
-from distft.config import AdaLora, Lora, Recipe
+from distft.config import AdaLora, Data, Lora, Recipe
+from distft.config_task import MultiTask
 from distft.errors import UserError
 from distft.explain import explain
 from distft.yamlfile import Draft, Keys
 
-_DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jinja")
-_PATHS = {  # key: whether it may be a hub id, which looks like a relative path
+_DATA_SUFFIXES = (
+    ".jsonl",
+    ".json",
+    ".csv",
+    ".tsv",
+    ".parquet",
+    ".txt",
+    ".text",
+    ".conll",
+    ".bio",
+    ".iob",
+    ".gz",
+    ".jinja",
+)
+_PATHS: dict[Keys, bool] = {  # key: whether it may be a hub id, which looks like a relative path
     ("model", "path"): True,
     ("data", "train"): True,
     ("data", "eval"): True,
@@ -118,6 +132,7 @@ def _validated(draft: Draft) -> Recipe:
 def _contradictions(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     """Between sections that are right each by itself."""
     adapter, engine = recipe.adapter, recipe.engine
+    yield from _contradictions_of_task(recipe)
     if isinstance(adapter, AdaLora):
         if engine.offload_optimizer:
             text = "does not go with adapter.type adalora, whose optimizer state is small; leave it out"
@@ -132,12 +147,45 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
         yield ("adapter", "quantize"), text
 
 
+def _contradictions_of_task(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
+    """Between the task and the other sections."""
+    task, data, best = recipe.task, recipe.data, recipe.train.best
+    held_out = data.eval is not None
+    if isinstance(task, MultiTask):
+        held_out = any(part.eval is not None for part in task.tasks.values())
+        if data.train is not None or data.eval is not None:
+            yield ("data", "train" if data.train else "eval"), "task.type multi-task names its data in task.tasks"
+    elif data.train is None:
+        yield ("data", "train"), f"missing; give it: {Data.model_fields['train'].description}"
+    if data.overlong is not None and data.overlong not in task.OVERLONG:
+        fits = " or ".join(task.OVERLONG)
+        yield ("data", "overlong"), f"got '{data.overlong}'; task.type {task.type} can {fits}"
+    if best is not None and not held_out:
+        yield ("train", "best"), "needs held-out data; name them in data.eval"
+    if best is not None and best not in task.SCORES:
+        yield ("train", "best"), f"got '{best}'; task.type {task.type} has the scores {', '.join(task.SCORES)}"
+
+
 def _make_paths_absolute(draft: Draft) -> None:
     """Makes the paths of local files independent of where the recipe and the shell are."""
-    for key, may_be_hub_id in _PATHS.items():
-        section = draft.values.get(key[0])
-        if isinstance(section, dict) and isinstance(section.get(key[1]), str):
-            section[key[1]] = _absolute(section[key[1]], draft.places[key].folder, may_be_hub_id)
+    for key, may_be_hub_id in {**_PATHS, **_paths_of_tasks(draft.values)}.items():
+        section: Any = draft.values
+        for name in key[:-1]:
+            section = section.get(name) if isinstance(section, dict) else None
+        value = section.get(key[-1]) if isinstance(section, dict) else None
+        if isinstance(value, str):
+            section[key[-1]] = _absolute(value, draft.places[key].folder, may_be_hub_id)
+        elif isinstance(value, dict):  # parallel files
+            for column, path in value.items():
+                if isinstance(path, str):
+                    value[column] = _absolute(path, draft.places[(*key, column)].folder, False)
+
+
+def _paths_of_tasks(values: Mapping[str, Any]) -> dict[Keys, bool]:
+    task = values.get("task")
+    tasks = task.get("tasks") if isinstance(task, dict) else None
+    names = tasks if isinstance(tasks, dict) else ()
+    return {("task", "tasks", name, which): True for name in names for which in ("train", "eval")}
 
 
 def _absolute(path: str, folder: str, may_be_hub_id: bool) -> str:

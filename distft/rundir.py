@@ -8,7 +8,10 @@
     logs/              attempt-001/rank-0.log
     slurm/             what was sent to SLURM, and what the jobs said
     base/              the base model, where the recipe makes one (`model.init`)
+    labels.json        the label set, where the task has one
+    reference.safetensors  what the starting model made of pairs of answers (DPO without an adapter)
     checkpoints/       step-00000050/
+    evaluations/       what `distft eval` found: tables (JSON) and pictures
     final/             what the run was for: adapter or model, in the format of PEFT / transformers
 
 `run.json` has one writer: the light parent of the first node, and when it is gone the requeue policy of its job.
@@ -103,8 +106,11 @@ class RunDir:
         self.chart = self.path / "loss.png"
         self.logs = self.path / "logs"
         self.base = self.path / "base"
+        self.labels = self.path / "labels.json"
+        self.reference = self.path / "reference.safetensors"
         self.checkpoints = self.path / "checkpoints"
         self.final = self.path / "final"
+        self.evaluations = self.path / "evaluations"
 
     def exists(self) -> bool:
         return self.json.exists()

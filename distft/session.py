@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from distft import adapters, changes, dist, models, preempt, pulse
+from distft import adapters, changes, dist, feed, labels, models, newmodel, preempt, preferences, pulse
 from distft.adalora import Allocator, NoAllocator, RankAllocator
 from distft.changes import Difference
 from distft.checkpoint import state, store
 from distft.checkpoint.state import Identity, Progress
 from distft.checkpoint.writer import Writer
 from distft.clock import Clock
-from distft.config import AdaLora, Recipe
+from distft.config import AdaLora, ModelInit, Recipe
 from distft.console import Console
-from distft.data import encode
-from distft.data.encode import Corpus
 from distft.data.loader import Loader, Slots
-from distft.data.packing import Rows, one_per_row, pack
 from distft.data.templates import Template
+from distft.data.types import Encoder
+from distft.digest import of_parts
 from distft.dist import Ranks
 from distft.engine import deepspeed
 from distft.engine.deepspeed import Engine
 from distft.errors import UserError
+from distft.feed import Dataset, HeldOut, Part
 from distft.lease import Fence
 from distft.meter import Meter
 from distft.rundir import RunDir
 from distft.tasks.causal import Causal
+from distft.tasks.kinds import kind_of
+from distft.tasks.multi import MultiKind, of_part
+from distft.tasks.padded import digest_of
+from distft.tasks.task import Kind, Setting, Task
 from distft.track import Tracker, tracker
 
 LIBRARIES = ("torch", "deepspeed", "transformers", "peft")
@@ -51,26 +53,18 @@ class Session:
     track: Tracker
     clock: Clock
     fence: Fence
-    task: Causal
+    task: Task[Any]
     engine: Engine
     allocator: Allocator
     meter: Meter
     loader: Loader
-    eval_loader: Loader | None
-    eval_steps: int  # passes of all ranks over one micro-batch each
+    held_out: Sequence[HeldOut]
     rows: int  # in an epoch
     total_steps: int
     writer: Writer
     identity: Identity
     progress: Progress
     saved: int  # step of the newest checkpoint, written or being written
-
-
-@dataclass(frozen=True)
-class Dataset:
-    corpus: Corpus
-    rows: Rows
-    digest: str
 
 
 def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Session:
@@ -80,24 +74,19 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         UserError: the recipe names something that is not there or does not fit together.
         Preempted: a stop was requested meanwhile.
     """
+    kind = kind_of(recipe)
     pulse.at("the base model")
-    base = Path(dist.on_rank_0(ranks, "base", lambda: str(models.locate(recipe.model, recipe.data, run))))
+    setting = make_setting(run, recipe, kind, lambda key, work: dist.on_rank_0(ranks, key, work))
+    base = Path(dist.on_rank_0(ranks, "base", lambda: str(base_of(run, recipe, kind))))
     preempt.check()
     pulse.at("the data")
-
-    @cache
-    def template() -> Template:
-        return Template.load(models.load_tokenizer(base, recipe.model), recipe.data.template)
-
-    train = dataset(recipe, "train", template, ranks, console)
-    held_out = dataset(recipe, "eval", template, ranks, console) if recipe.data.eval else None
-    digest = dist.on_rank_0(ranks, "digest", lambda: models.digest(base, run.path / "base.json"))
-    tokenizer = dist.on_rank_0(ranks, "tokenizer", lambda: template().digest)
-    identity = Identity(digest, train.digest, tokenizer, {name: version(name) for name in LIBRARIES})
+    train, held_out = datasets(recipe, kind, setting, ranks, console)
+    identity = identify(run, base, setting, kind, train, ranks)
     preempt.check()
     pulse.at("the model")
-    total_steps, total_rows = length(recipe, len(train.rows))
-    engine, task = build(base, recipe, ranks, total_steps)
+    rows = sum(len(one.rows) for one in train.values())
+    total_steps, total_rows = feed.length(recipe, rows)
+    engine, task = build(base, setting, kind, ranks, total_steps)
     allocator = make_allocator(recipe, total_steps, engine)
     trainable, total = adapters.parameter_counts(engine.module)
     if deepspeed.stage(recipe) != recipe.engine.zero_stage:
@@ -105,8 +94,10 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     console.say(f"model {base}: {trainable:,} of {total:,} parameters are trained")
     pulse.at("the checkpoint to continue from")
     progress = restore(run, engine, allocator, identity, ranks, console)
-    if recipe.data.packing and progress.step == 0:  # a checkpoint is of a model that was tried
+    if isinstance(task, Causal) and feed.packs(recipe, kind) and progress.step == 0:  # later it was tried
         check_packing(task, engine, ranks)
+    data = next(iter(train.values())), held_out
+    preferences.record(run, task, engine, data, progress.step, ranks, console)
     preempt.check()
     slots = Slots(recipe.train.global_batch, recipe.train.micro_batch, ranks.rank, ranks.world)
     fence = Fence(run, os.environ.get("DISTFT_TOKEN"))
@@ -123,10 +114,9 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         engine=engine,
         allocator=allocator,
         meter=Meter(trainable, total, ranks.world, ranks.device, recipe.engine.dtype),
-        loader=Loader(train.corpus, train.rows, slots, recipe.data.seed, total_rows),
-        eval_loader=evaluation_loader(held_out, recipe, ranks) if held_out else None,
-        eval_steps=math.ceil(len(held_out.rows) / (recipe.train.micro_batch * ranks.world)) if held_out else 0,
-        rows=len(train.rows),
+        loader=feed.training_loader(recipe, kind, train, slots, total_rows),
+        held_out=held_out,
+        rows=rows,
         total_steps=total_steps,
         writer=Writer(run.checkpoints, identity, ranks, recipe.checkpoint.keep, fence),
         identity=identity,
@@ -135,54 +125,89 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     )
 
 
-def dataset(
-    recipe: Recipe, which: Literal["train", "eval"], template: Callable[[], Template], ranks: Ranks, console: Console
-) -> Dataset:
-    """Tokens from the cache, which rank 0 fills if need be, and the rows they are packed into. Only rank 0 asks for the
-    template, and with it for a tokenizer."""
+def make_setting(run: RunDir, recipe: Recipe, kind: Kind, once: Callable[[str, Callable[[], Any]], Any]) -> Setting:
+    """What the task of a run is made from.
 
-    def build_cache() -> str:
-        with console.bar(f"tokens of data.{which}: records", total=None) as bar:
+    Args:
+        once: has one rank do a thing of a name, and gives all its result.
+    """
+    found = once("labels", lambda: labels.of_run(run.labels, recipe, lambda part: feed.training_source(recipe, part)))
 
-            def show(number: int) -> None:
-                pulse.moving()
-                bar.at(number, "")
+    @cache
+    def processor() -> Any:
+        return models.load_processor(base_of(run, recipe, kind), recipe.model, kind)
 
-            return str(encode.build(recipe.data, which, template(), preempt.check, show))
-
-    folder = Path(dist.on_rank_0(ranks, f"tokens/{which}", build_cache))
-    preempt.check()
-    corpus = Corpus.open(folder)
-    data = recipe.data
-    rows = pack(corpus.lengths, data.row_tokens, data.seed) if data.packing else one_per_row(len(corpus))
-    console.say(describe(which, corpus, rows, recipe))
-    digest = hashlib.sha256(f"{folder.name} {data.row_tokens} {data.packing} {data.seed}".encode())
-    return Dataset(corpus, rows, digest.hexdigest())
+    return Setting(recipe, found, processor)
 
 
-def describe(which: str, corpus: Corpus, rows: Rows, recipe: Recipe) -> str:
-    meta = corpus.meta
-    full = meta.tokens / (len(rows) * recipe.data.row_tokens)
-    text = f"data.{which}: {meta.documents:,} documents, {meta.tokens:,} tokens ({meta.targets:,} to predict)"
-    text += f" in {len(rows):,} rows, {full:.0%} full"
-    if meta.split:
-        text += f"; {meta.split:,} longer than a row were split"
-    if meta.dropped_long:
-        text += f"; {meta.dropped_long:,} longer than a row were dropped"
-    if meta.dropped_no_target:
-        text += f"; {meta.dropped_no_target:,} without anything to predict were dropped"
-    return text
+def base_of(run: RunDir, recipe: Recipe, kind: Kind) -> Path:
+    """The local folder of a run's base model."""
+
+    def data() -> list[tuple[Kind, Any]]:
+        parts = kind.parts if isinstance(kind, MultiKind) else {}
+        return [(parts[p] if p else kind, feed.training_source(recipe, p)) for p in feed.parts_of(recipe)]
+
+    def make(init: ModelInit, folder: Path) -> None:
+        newmodel.create(init, kind, labels.read(run.labels) or {}, data(), folder)
+
+    return models.locate(recipe.model, run, make)
 
 
-def build(base: Path, recipe: Recipe, ranks: Ranks, total_steps: int) -> tuple[Engine, Causal]:
+def encoder_of(kind: Kind, setting: Setting, part: Part) -> Encoder:
+    if part is not None and isinstance(kind, MultiKind):
+        return kind.parts[part].encoder(of_part(setting, part))
+    return kind.encoder(setting)
+
+
+def datasets(
+    recipe: Recipe, kind: Kind, setting: Setting, ranks: Ranks, console: Console
+) -> tuple[dict[Part, Dataset], list[HeldOut]]:
+    @cache
+    def encoder(part: Part) -> Encoder:
+        return encoder_of(kind, setting, part)
+
+    train: dict[Part, Dataset] = {}
+    held_out = []
+    for part in feed.parts_of(recipe):
+        found = feed.dataset(recipe, kind, "train", part, encoder, ranks, console)
+        assert found is not None
+        train[part] = found
+        other = feed.dataset(recipe, kind, "eval", part, encoder, ranks, console)
+        held_out += [feed.held_out(recipe, kind, part, other, ranks)] if other is not None else []
+    return train, held_out
+
+
+def identify(
+    run: RunDir, base: Path, setting: Setting, kind: Kind, train: dict[Part, Dataset], ranks: Ranks
+) -> Identity:
+    digest = dist.on_rank_0(ranks, "digest", lambda: models.digest(base, run.path / "base.json"))
+    tokenizer = dist.on_rank_0(ranks, "tokenizer", lambda: tokenizer_digest(setting, kind))
+    rows = [one.digest for one in train.values()]
+    versions = {name: version(name) for name in LIBRARIES}
+    return Identity(digest, rows[0] if len(rows) == 1 else of_parts(*rows), tokenizer, versions)
+
+
+def tokenizer_digest(setting: Setting, kind: Kind) -> str:
+    """sha256 over the tokenizer, and the chat template where there is one."""
+    processor = setting.processor()
+    if kind.vocabulary == "decoder":
+        return Template.load(processor, setting.recipe.data.template).digest
+    tokenizer = getattr(processor, "tokenizer", processor)
+    return digest_of(tokenizer) if tokenizer.is_fast else of_parts(sorted(tokenizer.get_vocab().items()))
+
+
+def build(base: Path, setting: Setting, kind: Kind, ranks: Ranks, total_steps: int) -> tuple[Engine, Task[Any]]:
     """The model with its adapter under the engine, and the task over it."""
-    keep_alive = deepspeed.sharded_loading(recipe, ranks)
-    model: Any = models.load(base, recipe.model, recipe.engine, adapters.quantized(recipe.adapter))
+    recipe = setting.recipe
+    # transformers 5.23 cannot load wav2vec2 and Whisper straight into shards: each rank loads such models whole
+    heard = kind.vocabulary in ("characters", "speech")
+    keep_alive = None if heard else deepspeed.sharded_loading(recipe, ranks)
+    model: Any = models.load(base, recipe, kind, setting.labels, adapters.quantized(recipe.adapter))
     limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and recipe.data.row_tokens > limit:
+    if limit is not None and recipe.data.row_tokens > limit and kind.vocabulary in ("decoder", "encoder"):
         raise UserError(f"data.row_tokens {recipe.data.row_tokens} is more than the {limit} positions of the model")
-    task = Causal(model.forward, flatten=models.attention(recipe.model, recipe.engine) == "flash_attention_2")
-    model = adapters.attach(model, recipe.adapter, str(base), total_steps)
+    task = kind.task(setting, model)
+    model = adapters.attach(model, recipe.adapter, kind, str(base), total_steps)
     preempt.check()
     model.train()
     engine = Engine(model, recipe, ranks, adapters.rate_of(recipe.adapter))
@@ -252,27 +277,3 @@ def check_packing(task: Causal, engine: Engine, ranks: Ranks) -> None:
     engine.model.train()
     if leaks:
         raise UserError("data.packing: this model lets documents in one row see each other; set data.packing=false")
-
-
-def evaluation_loader(data: Dataset, recipe: Recipe, ranks: Ranks) -> Loader:
-    slots = Slots(recipe.train.micro_batch * ranks.world, recipe.train.micro_batch, ranks.rank, ranks.world)
-    return Loader(data.corpus, data.rows, slots, seed=0, total=len(data.rows), shuffle=False)
-
-
-def length(recipe: Recipe, rows: int) -> tuple[int, int | None]:
-    """(optimizer steps, rows to feed in all; None where steps decide).
-
-    Raises:
-        UserError: the warm-up takes all steps.
-    """
-    if recipe.train.steps is not None:
-        return recipe.train.steps, None
-    assert recipe.train.epochs is not None
-    total = max(1, round(recipe.train.epochs * rows))
-    steps = math.ceil(total / recipe.train.global_batch)
-    if recipe.train.warmup >= steps:
-        raise UserError(
-            f"train.warmup {recipe.train.warmup} leaves no step for the schedule: {recipe.train.epochs:g} epochs of "
-            f"{rows:,} rows are {steps} steps; give warmup 0 to {steps - 1}, or more epochs"
-        )
-    return steps, total

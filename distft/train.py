@@ -8,6 +8,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from distft import dist, export, nonfinite, preempt, pulse
@@ -16,11 +17,11 @@ from distft.console import Bar, Console
 from distft.data.loader import MicroBatch
 from distft.engine.schedule import learning_rate
 from distft.errors import DONE, PREEMPTED
+from distft.evaluation import ended_early, evaluate_if_due, is_due
 from distft.nonfinite import Trouble
 from distft.recipe import load_resolved
 from distft.rundir import RunDir
 from distft.session import Session, prepare
-from distft.tasks.causal import TOKENS
 
 
 def run_attempt(run_dir: Path) -> int:
@@ -48,10 +49,10 @@ def train(session: Session) -> int:
     """Steps until the run is finished (DONE) or a stop was agreed on and saved (PREEMPTED). Collective."""
     with session.console.bar("step", session.total_steps, session.progress.step) as bar:
         stop = evaluate_if_due(session)
-        while session.progress.step < session.total_steps and not stop:
+        while not (stop or is_over(session)):
             stop = step(session, bar)
             stop = stop or evaluate_if_due(session)
-            if (stop or is_due(session, session.recipe.checkpoint.every)) and session.progress.step != session.saved:
+            if (stop or is_to_be_saved(session)) and session.progress.step != session.saved:
                 save(session)
     pulse.at("the end of the save")
     session.writer.wait()
@@ -64,9 +65,14 @@ def train(session: Session) -> int:
     return DONE
 
 
-def is_due(session: Session, every: int | None) -> bool:
-    now = session.progress.step
-    return now > 0 and (now == session.total_steps or (every is not None and now % every == 0))
+def is_over(session: Session) -> bool:
+    return session.progress.step >= session.total_steps or ended_early(session)
+
+
+def is_to_be_saved(session: Session) -> bool:
+    """After so many steps, at the end, and where the held-out data came out best."""
+    best = session.progress.best_step == session.progress.step
+    return is_due(session, session.recipe.checkpoint.every) or best or ended_early(session)
 
 
 def step(session: Session, bar: Bar) -> bool:
@@ -78,14 +84,16 @@ def step(session: Session, bar: Bar) -> bool:
     micros = list(loader.step(session.progress.step))
     batches = [task.collate(loader.documents(micro), ranks.device) for micro in micros]
     pulse.at(f"step {number}")
-    targets, useful = dist.sum_over_ranks(
-        [sum(task.counts(batch)[TOKENS] for batch in batches), sum(batch.useful_tokens for batch in batches)]
-    )
+    counts = [task.counts(batch) for batch in batches]
+    mine = [sum(count.get(name, 0) for count in counts) for name in task.counted]
+    *totals, useful = dist.sum_over_ranks([*mine, sum(batch.useful_tokens for batch in batches)])
+    factors = task.factors(dict(zip(task.counted, totals, strict=True)))
     parts = []
     for micro, batch in zip(micros, batches, strict=True):
         pulse.at(f"step {number}, a micro-batch")
         seed_generators(session.recipe.train.seed, number, micro.index)
-        part = task.loss(engine.model, batch)[TOKENS] / max(targets, 1.0)
+        losses = task.loss(engine.model, batch)
+        part = sum((losses[name] * factors[name] for name in losses), start=torch.zeros((), device=ranks.device))
         # DeepSpeed divides by the world size
         engine.backward(nonfinite.made_plain(part) * ranks.world, last=micro is micros[-1])
         parts.append(part.detach())
@@ -120,6 +128,7 @@ def seed_generators(seed: int, number: int, micro: int) -> None:
     """Dropout depends on the place in the run only: not on history, and not on which rank computes it."""
     digest = hashlib.sha256(f"{seed} {number} {micro}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    np.random.seed(int.from_bytes(digest[8:12], "little"))  # some models of transformers draw masks from it
 
 
 def note_samples(session: Session, number: int, micros: list[MicroBatch]) -> None:
@@ -153,48 +162,6 @@ def record(session: Session, bar: Bar, loss: float, rate: float, norm: float, us
     bar.at(progress.step, f"loss {loss:.4f} · {figures['useful_tokens_per_s']:,.0f} useful tokens/s")
 
 
-def evaluate_if_due(session: Session) -> bool:
-    """Evaluate where the recipe asks for it and it was not done yet. Returns whether the ranks agreed to stop in it."""
-    now = session.progress.step
-    every = session.recipe.train.eval_every
-    begin = now == 0 and every is not None  # where the run starts from
-    if session.eval_loader is None or (now > 0 and session.progress.last_eval == now):
-        return False
-    if not (begin or is_due(session, every)):
-        return False
-    loss = evaluate(session)
-    session.meter.restart()
-    if loss is None:
-        return True
-    session.progress = replace(session.progress, last_eval=now)
-    session.track.log({"step": now, "eval_loss": loss, "attempt": session.attempt})
-    session.console.say(f"step {now}: held-out loss {loss:.4f}")
-    return False
-
-
-@torch.no_grad()
-def evaluate(session: Session) -> float | None:
-    """Mean loss a target over the held-out data; None if the ranks agreed to stop before the end. Collective."""
-    assert session.eval_loader is not None
-    task, loader = session.task, session.eval_loader
-    loss, count = 0.0, 0
-    session.engine.model.eval()
-    for number in range(session.eval_steps):
-        pulse.at(f"the evaluation, part {number + 1} of {session.eval_steps}")
-        for micro in loader.step(number):
-            batch = task.collate(loader.documents(micro), session.ranks.device)
-            loss += float(task.loss(session.engine.model, batch)[TOKENS])
-            count += task.counts(batch)[TOKENS]
-        [stop] = dist.sum_over_ranks([float(preempt.requested())])
-        if stop:
-            break
-    session.engine.model.train()
-    if stop:
-        return None
-    total, targets = dist.sum_over_ranks([loss, float(count)])
-    return total / max(targets, 1.0)
-
-
 def save(session: Session) -> None:
     """Begin a checkpoint of this step; it is written while training goes on."""
     pulse.at(f"the checkpoint of step {session.progress.step}")
@@ -217,6 +184,12 @@ def finish(session: Session) -> None:
     if session.ranks.first:
         export.write(session.run, session.recipe, session.run.final)
     dist.barrier()
+    if session.progress.step < session.total_steps:
+        patience, best = session.recipe.train.patience, session.recipe.train.best
+        session.console.say(f"{best} of the held-out data has not improved in {patience} evaluations")
+    if session.progress.best_step:
+        chosen = f"{session.recipe.train.best} {session.progress.best:.4f}"
+        session.console.say(f"best checkpoint: step {session.progress.best_step}, {chosen}")
     if (verdict := session.allocator.verdict()) is not None:
         session.console.say(verdict)
     session.console.say(f"finished after step {session.progress.step}: {session.run.final}")

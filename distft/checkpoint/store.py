@@ -122,14 +122,14 @@ def files_of(folder: Path) -> list[str]:
     return [str(entry["name"]) for entry in json.loads((folder / MANIFEST).read_bytes())["files"]]
 
 
-def prune(checkpoints: Path, keep: int, newest: Path) -> None:
-    """Remove all but `newest`, which was just committed, and the `keep` - 1 before it.
+def prune(checkpoints: Path, keep: int, newest: Path, best: int = 0) -> None:
+    """Remove all but `newest`, which was just committed, the `keep` - 1 before it, and that of step `best`.
 
     Those with a higher step go too: they did not verify when this attempt began, or it would have continued there.
     """
     folders = committed(checkpoints)
     before = [folder for folder in folders if step_of(folder) < step_of(newest)]
-    kept = {newest, *before[: keep - 1]}
+    kept = {newest, *before[: keep - 1], folder_of(checkpoints, best)}
     for folder in [folder for folder in folders if folder not in kept]:
         doomed = checkpoints / f".staged-{folder.name}"  # half a deletion must not look like a checkpoint
         if doomed.exists():

@@ -42,6 +42,7 @@ class Part:
     """What one rank writes; `description` is rank 0's."""
 
     step: int
+    best: int  # step of the checkpoint to keep whatever happens
     tensors: list[tuple[str, torch.Tensor]]
     description: dict[str, Any] | None
     needed: int  # bytes, of all ranks
@@ -90,7 +91,7 @@ class Writer:
         description = None
         if self._ranks.first:
             description = {**state.describe(engine, progress, self._identity, adapter), "written_by": self._fence.token}
-        part = Part(progress.step, tensors, description, engine.state_bytes)
+        part = Part(progress.step, progress.best_step, tensors, description, engine.state_bytes)
         stall = time.monotonic() - began
         self._thread = threading.Thread(target=self._run, args=(part, began, stall), name="checkpoint", daemon=True)
         self._thread.start()
@@ -143,7 +144,7 @@ class Writer:
             text = json.dumps(part.description, indent=1)
             digests.append(store.write_text(staged / state.STATE, text))
             self._fence.check()  # as late as can be: an attempt that was given up may come back to life at any line
-            store.prune(checkpoints, self._keep, newest=store.commit(checkpoints, step, digests, owner))
+            store.prune(checkpoints, self._keep, store.commit(checkpoints, step, digests, owner), part.best)
             self._tell(step, "committed")
         else:
             self._hear(step, "committed")

@@ -10,24 +10,24 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from distft.config import Data
 from distft.data import sources
-from distft.data.templates import Template
-from distft.data.types import Document
+from distft.data.sources import Source
+from distft.data.types import Document, Encoded, Encoder
 from distft.errors import UserError
 
-FORMAT = 1  # of the folder; raise it when its files change
+FORMAT = 2  # of the folder; raise it when its files change
 
-_DTYPES = {"tokens": np.int32, "targets": np.uint8, "offsets": np.int64, "target_counts": np.int32}
+_OF_DOCUMENTS = {"sizes": "int32", "targets": "int32", "records": "int64"}  # one number a document
 _META = "meta.json"
 _DAY = 86400.0  # seconds
 _POLL = 0.5  # seconds between two tries for the lock
@@ -36,78 +36,79 @@ _EVERY = 50  # records between two calls of check_stop and progress
 
 @dataclass(frozen=True)
 class Meta:
-    """What is in a cache folder and what was left out. All counts but `source`."""
+    """What is in a cache folder and what was left out."""
 
-    source: str  # data.train or data.eval, as written in the recipe
+    source: str  # as the recipe names it
+    columns: dict[str, str]  # dtypes by name
     records: int = 0  # read
     documents: int = 0
-    tokens: int = 0
-    targets: int = 0  # tokens to predict
-    split: int = 0  # records cut into several documents
-    dropped_long: int = 0  # records left out for their length
-    dropped_no_target: int = 0  # documents left out, having nothing to predict
+    size: int = 0  # of all documents
+    targets: int = 0  # to predict
+    notes: dict[str, int] = field(default_factory=dict)  # what was done to how many
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """N documents, mapped from disk. In memory: `lengths` and `target_counts` (of True targets), int32 [N]."""
+    """N documents, mapped from disk. In memory: `sizes`, int32 [N]."""
 
     meta: Meta
-    lengths: npt.NDArray[np.int32]
-    target_counts: npt.NDArray[np.int32]
-    _offsets: npt.NDArray[np.int64]
-    _tokens: npt.NDArray[np.int32]
-    _targets: npt.NDArray[np.uint8]
+    sizes: npt.NDArray[np.int32]
+    _numbers: Mapping[str, npt.NDArray[Any]]
+    _offsets: Mapping[str, npt.NDArray[np.int64]]
+    _values: Mapping[str, npt.NDArray[Any]]
 
     @classmethod
     def open(cls, path: Path) -> Corpus:
         """Opens a folder made by `build`. Raises UserError if it is missing or damaged."""
         try:
             meta = Meta(**json.loads((path / _META).read_text()))
-            arrays = {name: np.memmap(path / f"{name}.bin", dtype, mode="r") for name, dtype in _DTYPES.items()}
+            numbers = {name: _mapped(path / f"{name}.bin", dtype) for name, dtype in _OF_DOCUMENTS.items()}
+            offsets = {name: _mapped(path / f"{name}.offsets.bin", "int64") for name in meta.columns}
+            values = {name: _mapped(path / f"{name}.column.bin", dtype) for name, dtype in meta.columns.items()}
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"token cache {path} cannot be opened ({error}); delete that folder") from error
-        sizes = [len(arrays[name]) for name in _DTYPES]
-        if sizes != [meta.tokens, meta.tokens, meta.documents + 1, meta.documents]:
+        whole = all(len(array) == meta.documents for array in numbers.values())
+        whole &= all(len(array) == meta.documents + 1 for array in offsets.values())
+        if not whole or any(len(values[name]) != offsets[name][-1] for name in meta.columns):
             raise UserError(f"token cache {path} is damaged (a file has the wrong size); delete that folder")
-        return cls(
-            meta=meta,
-            lengths=np.diff(arrays["offsets"]).astype(np.int32),
-            target_counts=np.array(arrays["target_counts"]),
-            _offsets=arrays["offsets"],
-            _tokens=arrays["tokens"],
-            _targets=arrays["targets"],
-        )
+        return cls(meta, np.array(numbers["sizes"]), numbers, offsets, values)
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.sizes)
 
     def document(self, i: int) -> Document:
         """Document i, 0 <= i < len (else IndexError). Its arrays are read-only views of the mapped files."""
         if not 0 <= i < len(self):
             raise IndexError(f"document {i} of {len(self)}")
-        part = slice(int(self._offsets[i]), int(self._offsets[i + 1]))
-        return Document(np.asarray(self._tokens[part]), np.asarray(self._targets[part]).view(np.bool_))
+        columns = {}
+        for name, values in self._values.items():
+            offsets = self._offsets[name]
+            columns[name] = np.asarray(values[int(offsets[i]) : int(offsets[i + 1])])
+        numbers = {name: int(array[i]) for name, array in self._numbers.items()}
+        return Document(columns, numbers["sizes"], numbers["targets"], numbers["records"])
+
+
+def _mapped(path: Path, dtype: str) -> npt.NDArray[Any]:
+    if path.stat().st_size == 0:  # a column that is empty in all documents; there is nothing to map
+        return np.zeros(0, dtype)
+    return np.memmap(path, dtype, mode="r")
 
 
 def build(
-    data: Data,
-    which: Literal["train", "eval"],
-    template: Template,
+    source: Source,
+    encoder: Encoder,
+    cache: str | None,
     check_stop: Callable[[], None],
     progress: Callable[[int], None],
 ) -> Path:
-    """The cache folder of `data.train` or `data.eval`, written first unless it is there already.
+    """The cache folder of a source as an encoder sees it, written first unless it is there already.
 
     `check_stop` raises to give up, and nothing half-written stays; `progress` takes the number of records done.
     Both are called every few records, `check_stop` also while another job writes the same folder. Raises UserError
     for bad data, for data without anything to learn, and where the cache cannot be written.
     """
-    spec, split = (data.train, data.train_split) if which == "train" else (data.eval, data.eval_split)
-    if spec is None:
-        raise UserError("data.eval is not set; name the held-out data there")
-    root = _root(data)
-    folder = root / _key(data, spec, split, template, root)
+    root = root_of(cache)
+    folder = root / _key(source, encoder, root)
     if folder.exists():
         return folder
     with _writable(root):
@@ -115,19 +116,19 @@ def build(
         _remove_stale(root)
         with _locked(root / f"{folder.name}.lock", check_stop):
             if not folder.exists():
-                _write(folder, data, spec, split, template, check_stop, progress)
+                _write(folder, source, encoder, check_stop, progress)
     return folder
 
 
-def _root(data: Data) -> Path:
-    cache = Path(data.cache) if data.cache else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "distft"
-    return cache.expanduser() / "tokens"
+def root_of(cache: str | None) -> Path:
+    """The folder that holds the cache folders."""
+    found = Path(cache) if cache else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "distft"
+    return found.expanduser() / "tokens"
 
 
-def _key(data: Data, spec: str, split: str, template: Template, root: Path) -> str:
-    source = sources.fingerprint(spec, split, data.hub_config, memory=root)
-    parts = [FORMAT, source, data.fields, split, template.digest, data.row_tokens, data.overlong]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+def _key(source: Source, encoder: Encoder, root: Path) -> str:
+    parts = [FORMAT, sources.fingerprint(source, memory=root), encoder.digest, sorted(encoder.columns.items())]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 @contextmanager
@@ -180,10 +181,8 @@ def _remove_stale(root: Path) -> None:
 
 def _write(
     folder: Path,
-    data: Data,
-    spec: str,
-    split: str,
-    template: Template,
+    source: Source,
+    encoder: Encoder,
     check_stop: Callable[[], None],
     progress: Callable[[int], None],
 ) -> None:
@@ -191,16 +190,16 @@ def _write(
     temporary = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex}")
     temporary.mkdir()
     try:
-        with _Writer(temporary, data, spec) as writer:
-            for record in sources.read(spec, split, data.hub_config):
+        with _Writer(temporary, encoder.columns) as writer:
+            for record in sources.read(source):
                 if writer.records % _EVERY == 0:
                     check_stop()
                     progress(writer.records)
-                writer.add(template.encode(record, data.fields))
+                writer.add(encoder.encode(record))
         progress(writer.records)
-        meta = writer.meta()
+        meta = writer.meta(source.name)
         if meta.documents == 0:
-            raise UserError(_why_empty(meta, data))
+            raise UserError(_why_empty(meta))
         _dump(temporary / _META, json.dumps(asdict(meta), indent=1))
         temporary.rename(folder)
     except OSError:
@@ -211,18 +210,11 @@ def _write(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _why_empty(meta: Meta, data: Data) -> str:
+def _why_empty(meta: Meta) -> str:
     if meta.records == 0:
         return f"data {meta.source} holds no record"
-    if meta.dropped_long == meta.records:
-        return (
-            f"all {meta.records} records of {meta.source} are longer than data.row_tokens ({data.row_tokens}); "
-            f"raise it, or set data.overlong to split"
-        )
-    return (
-        f"no document from the {meta.records} records of {meta.source} has anything to predict "
-        f"({meta.dropped_long} too long, the rest without an assistant's turn or any text)"
-    )
+    why = "; ".join(f"{number:,} {note}" for note, number in meta.notes.items())
+    return f"nothing is left to learn of the {meta.records} records of {meta.source}{why and ': '}{why}"
 
 
 def _dump(path: Path, text: str) -> None:
@@ -239,15 +231,15 @@ def _sync(descriptor: int) -> None:
 class _Writer:
     """Appends documents to the files of a cache folder and counts. Memory does not grow with the data."""
 
-    def __init__(self, folder: Path, data: Data, source: str) -> None:
+    def __init__(self, folder: Path, columns: Mapping[str, str]) -> None:
         self.records = 0
-        self._row_tokens = data.row_tokens
-        self._drop = data.overlong == "drop"
-        self._source = source
-        self._documents = self._tokens = self._targets = 0
-        self._split = self._dropped_long = self._dropped_no_target = 0
+        self._columns = dict(columns)
+        self._documents = self._size = self._targets = 0
+        self._notes: Counter[str] = Counter()
+        self._ends = dict.fromkeys(columns, 0)
+        names = [*_OF_DOCUMENTS, *(f"{c}.{part}" for c in columns for part in ("offsets", "column"))]
         self._stack = ExitStack()
-        self._files = {name: self._stack.enter_context((folder / f"{name}.bin").open("wb")) for name in _DTYPES}
+        self._files = {name: self._stack.enter_context((folder / f"{name}.bin").open("wb")) for name in names}
 
     def __enter__(self) -> _Writer:
         return self
@@ -255,48 +247,31 @@ class _Writer:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         with self._stack:
             if kind is None:
-                self._put("offsets", np.array([self._tokens]))
+                for name, end in self._ends.items():
+                    self._put(f"{name}.offsets", np.array([end], "int64"))
                 for file in self._files.values():
                     file.flush()
                     _sync(file.fileno())
 
-    def add(self, document: Document) -> None:
-        """Adds one record's document, in pieces if it is longer than a row."""
+    def add(self, encoded: Encoded) -> None:
+        """Adds what became of one record."""
+        self._notes.update(encoded.notes)
+        for document in encoded.documents:
+            numbers = {"sizes": document.size, "targets": document.targets, "records": self.records}
+            for name, number in numbers.items():
+                self._put(name, np.array([number], _OF_DOCUMENTS[name]))
+            for name, dtype in self._columns.items():
+                values = np.ascontiguousarray(document[name], dtype)
+                self._put(f"{name}.offsets", np.array([self._ends[name]], "int64"))
+                self._put(f"{name}.column", values)
+                self._ends[name] += len(values)
+            self._documents += 1
+            self._size += document.size
+            self._targets += document.targets
         self.records += 1
-        length, size = len(document.tokens), self._row_tokens
-        if length > size and self._drop:
-            self._dropped_long += 1
-            return
-        self._split += length > size
-        for begin in range(0, max(length, 1), size):
-            targets = document.targets[begin : begin + size].copy()
-            targets[:1] = False  # nothing comes before it in its row
-            self._add(document.tokens[begin : begin + size], targets)
 
-    def _add(self, tokens: npt.NDArray[np.int32], targets: npt.NDArray[np.bool_]) -> None:
-        count = int(targets.sum())
-        if count == 0:
-            self._dropped_no_target += 1
-            return
-        self._put("offsets", np.array([self._tokens]))
-        self._put("tokens", tokens)
-        self._put("targets", targets)
-        self._put("target_counts", np.array([count]))
-        self._documents += 1
-        self._tokens += len(tokens)
-        self._targets += count
+    def _put(self, name: str, values: npt.NDArray[Any]) -> None:
+        self._files[name].write(values.tobytes())
 
-    def _put(self, name: str, values: npt.NDArray[np.generic]) -> None:
-        self._files[name].write(values.astype(_DTYPES[name]).tobytes())
-
-    def meta(self) -> Meta:
-        return Meta(
-            source=self._source,
-            records=self.records,
-            documents=self._documents,
-            tokens=self._tokens,
-            targets=self._targets,
-            split=self._split,
-            dropped_long=self._dropped_long,
-            dropped_no_target=self._dropped_no_target,
-        )
+    def meta(self, source: str) -> Meta:
+        return Meta(source, self._columns, self.records, self._documents, self._size, self._targets, dict(self._notes))

@@ -43,6 +43,116 @@ def parse(record: Record, fields: Mapping[str, str]) -> Conversation | str:
     )
 
 
+def prompt_of(record: Record, fields: Mapping[str, str]) -> list[Message]:
+    """The messages that a record asks to be answered; an answer at its end is left out."""
+    renamed = {ours: record.fields[column] for ours, column in fields.items() if column in record.fields}
+    prompt = renamed.get("prompt", record.fields.get("prompt"))
+    if isinstance(prompt, str):
+        return [_user(prompt)]
+    parsed = parse(record, {ours: column for ours, column in fields.items() if ours in renamed})
+    if isinstance(parsed, str):
+        return [_user(parsed)]
+    messages = parsed.messages
+    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to the same messages."""
+
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+
+
+def pair_of(record: Record, fields: Mapping[str, str]) -> Pair:
+    """The pair of answers that a record of preferences holds.
+
+    Each of `chosen` and `rejected` is a text, a message, or messages. What they answer is in `prompt`, `conversations`
+    or `messages`; or they are whole conversations, and it is what both begin with.
+
+    Raises:
+        UserError: a column is missing or of the wrong type, or the two do not answer the same.
+    """
+    prompt = _prompt(record, fields)
+    chosen, rejected = (_column(record, name, fields, _assistant) for name in ("chosen", "rejected"))
+    if prompt is None or chosen[0]["role"] != "assistant":
+        both = list(zip(chosen[:-1], rejected[:-1], strict=False))
+        shared = chosen[: next((i for i, (one, other) in enumerate(both) if one != other), len(both))]
+        if not shared:
+            raise UserError(
+                f"{record.where}: {'chosen and rejected begin differently' if both else 'there is no prompt'}; "
+                f"give what they answer in a column 'prompt' (data.fields: {{prompt: its name}})"
+            )
+        if prompt is not None and _said(prompt[-1]) not in map(_said, shared):
+            raise UserError(f"{record.where}: chosen and rejected are whole conversations, but not with this prompt")
+        prompt, chosen, rejected = shared, chosen[len(shared) :], rejected[len(shared) :]
+    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+        if answer[0]["role"] != "assistant":
+            raise UserError(
+                f"{record.where}: {name} must be an answer of the assistant, not of the {answer[0]['role']}"
+            )
+    return Pair(prompt, chosen, rejected)
+
+
+def pair_prompt_of(record: Record, fields: Mapping[str, str]) -> list[Message]:
+    """The messages that the answers of a record of preferences are to, or would be where it has none."""
+    if all(record.fields.get(fields.get(name, name)) is not None for name in ("chosen", "rejected")):
+        return pair_of(record, fields).prompt
+    prompt = _prompt(record, fields)
+    if prompt is None:
+        return prompt_of(record, {})
+    return prompt[:-1] if prompt[-1]["role"] == "assistant" else prompt
+
+
+def _prompt(record: Record, fields: Mapping[str, str]) -> list[Message] | None:
+    names = sorted(("prompt", "conversations", "messages"), key=lambda name: name not in fields)
+    for name in names:
+        if name in fields or record.fields.get(name) is not None:
+            return _column(record, name, fields, _user)
+    return None
+
+
+def _column(record: Record, name: str, fields: Mapping[str, str], message: Callable[[str], Message]) -> list[Message]:
+    value, where = value_of(record, name, fields), f"{record.where}: {fields.get(name, name)}"
+    if isinstance(value, str):
+        return [message(value)]
+    return [_message(value, where)] if isinstance(value, dict) else _message_list(value, where)
+
+
+def _said(message: Message) -> tuple[str, str]:
+    return message["role"], message["content"].strip()
+
+
+def text_of(record: Record, name: str, fields: Mapping[str, str]) -> str:
+    """The text in one column of a record.
+
+    Raises:
+        UserError: there is none, or it is no text.
+    """
+    value = value_of(record, name, fields)
+    if not isinstance(value, str):
+        raise UserError(f"{record.where}: {fields.get(name, name)} must be a text, not {_type(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{record.where} holds half of a surrogate pair; repair the text") from None
+    return value
+
+
+def value_of(record: Record, name: str, fields: Mapping[str, str]) -> Any:
+    """What is in one column of a record; None where the column is there and empty.
+
+    Raises:
+        UserError: there is no such column.
+    """
+    column = fields.get(name, name)
+    if column not in record.fields:
+        renamed = f"data.fields.{name}" if name in fields else f"data.fields: {{{name}: its name}}"
+        raise UserError(f"{record.where} has no column '{column}' ({renamed}); it has {_names(record)}")
+    return record.fields[column]
+
+
 def _names(record: Record) -> str:
     return ", ".join(map(str, record.fields)) or "(none)"
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from distft.data import order
 from distft.data.encode import Corpus
-from distft.data.order import order
 from distft.data.packing import Rows
 from distft.data.types import Document
 
@@ -22,10 +23,14 @@ class MicroBatch:
     Attributes:
         index: of the micro-batch within its step, over all ranks; dropout is seeded by it.
         samples: ids of the documents, by row; an empty row is padding.
+        first: position of its first row in the stream of all rows.
+        part: which of several tasks it is of.
     """
 
     index: int
     samples: list[list[int]]
+    first: int = 0
+    part: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,39 +47,73 @@ class Slots:
         return range(self.rank, self.global_batch // self.micro_batch, self.world)
 
 
-class Loader:
+class Loader(Protocol):
+    """The stream of rows, cut into steps."""
+
+    def step(self, index: int) -> Iterator[MicroBatch]:
+        """This rank's micro-batches of step `index`, counted from 0."""
+
+    def documents(self, micro: MicroBatch) -> list[list[Document]]:
+        """The documents of a micro-batch, by row."""
+
+
+class Shuffle:
+    """The order of the rows in each epoch.
+
+    Args:
+        batch: rows of similar lengths stand together, this many at a time; None: in any order.
+        fixed: the same order in every epoch: that of the data, or by size (evaluation).
+    """
+
+    def __init__(self, corpus: Corpus, rows: Rows, seed: int, batch: int | None = None, fixed: bool = False) -> None:
+        self._rows, self._seed, self._batch, self._fixed = rows, seed, batch, fixed
+        # the widest of a row's documents: it is what the others are padded to
+        self._widths = np.maximum.reduceat(corpus.sizes[rows.documents], rows.offsets[:-1]) if batch else None
+        self._order = lru_cache(maxsize=2)(self._make_order)
+
+    def _make_order(self, epoch: int) -> npt.NDArray[np.int64]:
+        if self._fixed:
+            rows = np.arange(len(self._rows))
+            return rows if self._widths is None else np.argsort(self._widths, kind="stable")
+        if self._widths is None or self._batch is None:
+            return order.order(self._seed, epoch, len(self._rows))
+        return order.grouped(self._seed, epoch, self._widths, self._batch)
+
+    def samples(self, index: int) -> list[int]:
+        """Ids of the documents in row `index` of the endless sequence of epochs."""
+        epoch, position = divmod(index, len(self._rows))
+        found: list[int] = self._rows.row(int(self._order(epoch)[position])).tolist()
+        return found
+
+
+class RowLoader:
     """Rows of all epochs as one endless sequence, cut into steps.
 
     Row number i of the sequence is in epoch i // rows; each epoch is in an order of its own.
 
     Args:
         total: rows to feed in all; what a last step lacks is padding. None: no end.
-        shuffle: False keeps the order of the data (evaluation).
     """
 
-    def __init__(
-        self, corpus: Corpus, rows: Rows, slots: Slots, seed: int, total: int | None = None, shuffle: bool = True
-    ) -> None:
-        self._corpus, self._rows, self._slots, self._seed = corpus, rows, slots, seed
-        self._total, self._shuffle = total, shuffle
-        self._order = lru_cache(maxsize=2)(self._make_order)
-
-    def _make_order(self, epoch: int) -> npt.NDArray[np.int64]:
-        return order(self._seed, epoch, len(self._rows)) if self._shuffle else np.arange(len(self._rows))
+    def __init__(self, corpus: Corpus, shuffle: Shuffle, slots: Slots, seed: int, total: int | None = None) -> None:
+        self._corpus, self._shuffle, self._slots, self._seed, self._total = corpus, shuffle, slots, seed, total
 
     def step(self, index: int) -> Iterator[MicroBatch]:
-        """This rank's micro-batches of step `index`, counted from 0."""
         for micro in self._slots.mine():
             first = index * self._slots.global_batch + micro * self._slots.micro_batch
-            yield MicroBatch(micro, [self._samples(first + i) for i in range(self._slots.micro_batch)])
+            rows = range(first, first + self._slots.micro_batch)
+            yield MicroBatch(micro, [self._samples(row) for row in rows], first)
 
     def _samples(self, index: int) -> list[int]:
-        if self._total is not None and index >= self._total:
-            return []
-        epoch, position = divmod(index, len(self._rows))
-        samples: list[int] = self._rows.row(int(self._order(epoch)[position])).tolist()
-        return samples
+        return self._shuffle.samples(index) if self._total is None or index < self._total else []
 
     def documents(self, micro: MicroBatch) -> list[list[Document]]:
-        """The documents of a micro-batch, by row."""
-        return [[self._corpus.document(sample) for sample in row] for row in micro.samples]
+        return drawn(self._corpus, micro, self._seed)
+
+
+def drawn(corpus: Corpus, micro: MicroBatch, seed: int) -> list[list[Document]]:
+    """The documents of a micro-batch, each with the number that its place in the stream draws."""
+    return [
+        [replace(corpus.document(sample), draw=order.draw(seed, micro.first + row) ^ sample) for sample in ids]
+        for row, ids in enumerate(micro.samples)
+    ]

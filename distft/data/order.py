@@ -7,11 +7,32 @@ import numpy.typing as npt
 
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
+_STEPS_A_WINDOW = 50  # of rows that are sorted among each other; more sort better, fewer mix better
 
 
 def order(seed: int, epoch: int, n: int) -> npt.NDArray[np.int64]:
     """A permutation of range(n), int64 [n]: a pure function of (seed, epoch, n)."""
     return np.argsort(hashes(seed, epoch, n), kind="stable").astype(np.int64)
+
+
+def grouped(seed: int, epoch: int, sizes: npt.NDArray[np.int32], batch: int) -> npt.NDArray[np.int64]:
+    """A permutation of range(len(sizes)) in which rows of similar sizes stand together, `batch` at a time.
+
+    Within windows of some batches of a random order rows are sorted by size; the batches of a window then come in a
+    random order themselves. A last batch that is not full stays the last.
+    """
+    mixed = order(seed, epoch, len(sizes))
+    full = len(mixed) // batch
+    windows = np.arange(len(mixed)) // (batch * _STEPS_A_WINDOW)
+    by_size = mixed[np.lexsort((sizes[mixed], windows))]
+    batches = hashes(seed, ~epoch, full)
+    shuffled = np.lexsort((batches, np.arange(full) // _STEPS_A_WINDOW))
+    return np.concatenate([by_size[: full * batch].reshape(full, batch)[shuffled].reshape(-1), by_size[full * batch :]])
+
+
+def draw(seed: int, position: int) -> int:
+    """A number in [0, 2**63) for a position in the stream of rows."""
+    return int(_mix(_mix(_words(seed)) + _words(~position))[0]) >> 1
 
 
 def hashes(seed: int, stream: int, n: int) -> npt.NDArray[np.uint64]:

@@ -60,6 +60,22 @@ def pack(lengths: npt.NDArray[np.int32], row_tokens: int, seed: int) -> Rows:
     return Rows(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), ids[by_row].astype(np.int64))
 
 
+def bucket(sizes: npt.NDArray[np.int32], row_tokens: int, seed: int) -> Rows:
+    """Documents of similar sizes, as many a row as fit when all are padded to the largest. Every document once.
+
+    A step of so many rows then costs so many tokens, whatever the lengths. `sizes` is integer [N] in 1..row_tokens
+    (else ValueError).
+    """
+    if len(sizes) and (sizes.min() < 1 or sizes.max() > row_tokens):
+        raise ValueError(f"sizes must be in 1..{row_tokens}, found {sizes.min()}..{sizes.max()}")
+    ids = np.lexsort((hashes(seed, 0, len(sizes)), -np.asarray(sizes, dtype=np.int64)))
+    offsets, begin = [0], 0
+    while begin < len(ids):
+        begin = min(len(ids), begin + row_tokens // int(sizes[ids[begin]]))  # the first is the largest
+        offsets.append(begin)
+    return Rows(np.array(offsets, dtype=np.int64), ids.astype(np.int64))
+
+
 class _Room:
     """Open rows by the tokens they have left."""
 

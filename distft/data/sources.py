@@ -2,47 +2,114 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from distft import pulse
-from distft.data.types import Record
+from distft.data import readers
+from distft.data.readers import Rows, cause
+from distft.data.types import Broken, Record
 from distft.digest import remembered
 from distft.errors import UserError
 
 _CHUNK = 1 << 20  # bytes
+_OBJECTS = {
+    ".jsonl": readers.jsonl,
+    ".json": readers.json_file,
+    ".parquet": readers.parquet,
+    ".conll": readers.conll,
+    ".bio": readers.conll,
+    ".iob": readers.conll,
+}
+_TABLES = {".csv": ",", ".tsv": "\t"}
+_TEXTS = (".txt", ".text")
+_SUFFIXES = (*_OBJECTS, *_TABLES, *_TEXTS)
 
 
-def read(spec: str, split: str, hub_config: str | None) -> Iterator[Record]:
-    """The records of a file (.jsonl .json .csv .parquet), a folder written by `datasets`, or a hub data set.
+@dataclass(frozen=True)
+class Source:
+    """Where records come from, as a recipe names it.
 
-    Streams, but for a .json array, which is parsed whole. `split` matters where the source has several, `hub_config`
-    on the hub only. Raises UserError, here or while iterating, naming the file and the line.
+    Attributes:
+        spec: a file, a folder written by `datasets`, or a hub id; or parallel files {column: file of lines}, where
+            line i of each belongs to record i.
+        split: matters where the source has several.
+        hub_config: configuration name, on the hub only.
+        delimiter: between the columns of a text file; None: by the suffix. If it is not a comma, quotes mean nothing,
+            and the first column may hold it.
+        columns: names of the columns of a file that has no header line.
+        format: of a file, whatever its suffix; "lines": every line is a record, also an empty one.
     """
-    path = _local(spec)
+
+    spec: str | Mapping[str, str]
+    split: str = "train"
+    hub_config: str | None = None
+    delimiter: str | None = None
+    columns: tuple[str, ...] = ()
+    format: Literal["auto", "conll", "lines"] = "auto"
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.spec if isinstance(self.spec, str) else " + ".join(self.spec.values())
+
+
+def read(source: Source) -> Iterator[Record]:
+    """The records of a source. Streams, but for a .json file that is one value, which is parsed whole.
+
+    Raises UserError, here or while iterating, naming the file and the line.
+    """
+    return _all_whole(read_leniently(source))
+
+
+def _all_whole(rows: Rows) -> Iterator[Record]:
+    for row in rows:
+        if isinstance(row, Broken):
+            raise readers.refusal(row)
+        yield row
+
+
+def read_leniently(source: Source) -> Iterator[Record | Broken]:
+    """As `read`, but what cannot be read comes as Broken, and reading goes on, where lines and sentences allow it."""
+    if not isinstance(source.spec, str):
+        return _read_parallel(_parallel(source.spec))
+    path = _local(source.spec)
     if path is None:
-        return _rows(spec, _load_hub(spec, split, hub_config))
+        return readers.numbered(source.spec, _load_hub(source.spec, source))
     if path.is_dir():
-        return _rows(str(path), _load_folder(path, split))
-    return _READERS[path.suffix.lower()](path)
+        return readers.numbered(str(path), _load_folder(path, source.split))
+    return _reader(path, source)(path)
 
 
-def fingerprint(spec: str, split: str, hub_config: str | None, memory: Path | None = None) -> str:
-    """sha256 (hex) of the content: the bytes of the file or of the folder's files; the fingerprint of a hub data set.
+def fingerprint(source: Source, memory: Path | None = None) -> str:
+    """sha256 (hex) of the content (bytes of the files; the fingerprint of a hub data set) and of how it is read.
 
     Args:
         memory: a folder that remembers digests of sources on disk (see `remembered`).
 
     Raises UserError where `read` would find nothing to read.
     """
-    path = _local(spec)
-    if path is None:
-        return hashlib.sha256(str(_load_hub(spec, split, hub_config)._fingerprint).encode()).hexdigest()
+    parts: list[Any]
+    if not isinstance(source.spec, str):
+        parts = ["parallel", [[column, _content(path, memory)] for column, path in _parallel(source.spec).items()]]
+    elif (path := _local(source.spec)) is None:
+        parts = ["hub", str(_load_hub(source.spec, source)._fingerprint)]
+    elif path.is_dir():
+        parts = ["folder", source.split, _content(path, memory)]
+    else:
+        reader = _reader(path, source)  # another suffix, delimiter or column is another function or keyword
+        parts = [reader.func.__name__, reader.keywords, _content(path, memory)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _content(path: Path, memory: Path | None) -> str:
+    """sha256 (hex) of the bytes of a file, or of a folder's files and their names."""
     path = path.absolute()
     # `datasets` may leave cache-*.arrow files of its own in such a folder.
     inside = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("cache-"))
@@ -62,28 +129,6 @@ def fingerprint(spec: str, split: str, hub_config: str | None, memory: Path | No
     return remembered(files, memory / f"source-{name}.json", compute)
 
 
-def _local(spec: str) -> Path | None:
-    """The file or folder that `spec` names, or None for a hub id."""
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        if not any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
-            raise UserError(
-                f"data folder {spec} was not written by datasets' save_to_disk; name a file in it ({_known()})"
-            )
-        return path
-    if path.exists():
-        if path.suffix.lower() not in _READERS:
-            raise UserError(f"data file {spec} has a suffix that is not known; known are {_known()}")
-        return path
-    if path.suffix.lower() in _READERS or spec.startswith((".", "/", "~")):
-        raise UserError(f"data file {spec} does not exist (relative paths start from {Path.cwd()})")
-    return None
-
-
-def _known() -> str:
-    return " ".join(_READERS)
-
-
 def _hash_file(path: Path, digest: Any) -> None:
     try:
         with path.open("rb") as file:
@@ -94,91 +139,82 @@ def _hash_file(path: Path, digest: Any) -> None:
         raise UserError(f"cannot read data file {path}: {error.strerror}") from error
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Decoded lines with their ends, without a byte-order mark. Splits at \\n only: text may hold U+2028."""
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise UserError(f"{path}:{number} is not UTF-8 ({error}); convert the file to UTF-8") from error
-    except OSError as error:
-        raise UserError(f"cannot read data file {path}: {error.strerror}") from error
+def _local(spec: str) -> Path | None:
+    """The file or folder that `spec` names, or None for a hub id."""
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        if not any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+            raise UserError(
+                f"data folder {spec} was not written by datasets' save_to_disk; "
+                f"name a file in it ({' '.join(_SUFFIXES)})"
+            )
+        return path
+    if path.exists():
+        return path
+    if readers.is_gzip(path) or _suffix(path) in _SUFFIXES or spec.startswith((".", "/", "~")):
+        raise _missing(spec)
+    return None
 
 
-def _read_jsonl(path: Path) -> Iterator[Record]:
-    for number, line in enumerate(_lines(path), 1):
-        if text := line.strip():
-            yield _record(f"{path}:{number}", _parse(text, path, number))
+def _missing(spec: str) -> UserError:
+    return UserError(f"data file {spec} does not exist (relative paths start from {Path.cwd()})")
 
 
-def _read_json(path: Path) -> Iterator[Record]:
-    """An array of objects; a file that begins otherwise is read as JSON lines, which is what such files hold."""
-    if not next((line.lstrip() for line in _lines(path) if line.strip()), "").startswith("["):
-        yield from _read_jsonl(path)
-        return
-    for index, value in enumerate(_parse("".join(_lines(path)), path, 1)):
-        yield _record(f"{path}[{index}]", value)
+def _suffix(path: Path) -> str:
+    return (Path(path.stem) if readers.is_gzip(path) else path).suffix.lower()
 
 
-def _parse(text: str, path: Path, line: int) -> Any:
-    """The JSON value of `text`, which begins on `line` of `path`."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"{path}:{line + error.lineno - 1}"
-        raise UserError(f"{place} is not valid JSON: {error.msg} (column {error.colno})") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets nested thousands deep
-        raise UserError(f"{path}:{line} cannot be parsed as JSON: {error}") from error
+def _reader(path: Path, source: Source) -> partial[Rows]:
+    """The call that reads a file, but for its path."""
+    suffix = _suffix(path)
+    if source.format == "conll":
+        return partial(readers.conll)
+    if source.format == "lines":
+        return partial(readers.text, keep_empty=True)
+    if suffix in _OBJECTS:
+        return partial(_OBJECTS[suffix])
+    if suffix in _TABLES or source.delimiter or source.columns:
+        delimiter = source.delimiter or _TABLES.get(suffix)
+        if delimiter is None and len(source.columns) > 1:
+            raise UserError(f"data file {path} has several columns; name what is between them in data.delimiter")
+        from_right = source.delimiter not in (None, ",")
+        # One column is the whole line: nothing divides it.
+        return partial(readers.table, delimiter=delimiter or "\n", columns=source.columns, from_right=from_right)
+    if suffix in _TEXTS:
+        return partial(readers.text)
+    raise UserError(
+        f"data file {path} has a suffix that is not known; known are {' '.join(_SUFFIXES)}, also with .gz; "
+        f"of another text file say data.format, or data.delimiter and data.columns"
+    )
 
 
-def _record(where: str, value: Any) -> Record:
-    if not isinstance(value, dict):
-        raise UserError(f"{where} holds a JSON {type(value).__name__}, expected an object with named fields")
-    return Record(where, value)
+def _parallel(spec: Mapping[str, str]) -> dict[str, Path]:
+    files = {column: Path(file).expanduser() for column, file in spec.items()}
+    if not files:
+        raise UserError("data of parallel files names none; write {column: file}")
+    for column, path in files.items():
+        if path.is_dir():
+            raise UserError(f"data file {path} (column {column}) is a folder; parallel files are files of lines")
+        if not path.exists():
+            raise _missing(spec[column])
+    return files
 
 
-def _read_csv(path: Path) -> Iterator[Record]:
-    csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is less than one long text
-    rows = csv.reader(_lines(path), strict=True)
-    header: list[str] | None = None
-    line = 1
-    try:
-        for row in rows:
-            if header is None:
-                header = row or None
-            elif row:
-                yield _csv_record(f"{path}:{line}", header, row)
-            line = rows.line_num + 1  # a quoted field may span lines; name the first
-    except csv.Error as error:
-        raise UserError(f"{path}:{line} is not valid CSV: {error}") from error
-
-
-def _csv_record(where: str, header: list[str], row: list[str]) -> Record:
-    if len(row) != len(header):
-        raise UserError(f"{where} has {len(row)} columns but the header has {len(header)}; quote fields with commas")
-    return Record(where, dict(zip(header, row, strict=True)))
-
-
-def _read_parquet(path: Path) -> Iterator[Record]:
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            batches = file.iter_batches(batch_size=1000)
-            yield from _rows(str(path), (row for batch in batches for row in batch.to_pylist()))
-    except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"data file {path} cannot be read as parquet: {_cause(error)}") from error
-
-
-_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
-
-
-def _rows(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[Record]:
-    for index, row in enumerate(rows):
-        yield Record(f"{name}[{index}]", row)
+def _read_parallel(files: Mapping[str, Path]) -> Rows:
+    """Line i of each file makes record i, also where it is empty."""
+    rest = {column: readers.lines(path) for column, path in files.items()}
+    first = next(iter(files.values()))
+    for number in count(1):
+        row = {column: line for column, lines in rest.items() if (line := next(lines, None)) is not None}
+        if not row:
+            return
+        if len(row) < len(files):
+            counts = {files[c]: number - (c not in row) + sum(1 for _ in lines) for c, lines in rest.items()}
+            told = " but ".join(f"{path} has {lines} lines" for path, lines in counts.items())
+            raise UserError(f"parallel files must be of one length, and {told}")
+        broken = next((line for line in row.values() if isinstance(line, Broken)), None)
+        fields = {column: readers.bare(line) for column, line in row.items() if isinstance(line, str)}
+        yield broken or Record(f"{first}:{number}", fields)
 
 
 def _load_folder(path: Path, split: str) -> Any:
@@ -187,26 +223,31 @@ def _load_folder(path: Path, split: str) -> Any:
     try:
         loaded = datasets.load_from_disk(str(path))
     except Exception as error:
-        raise UserError(f"data folder {path} cannot be loaded by datasets: {_cause(error)}") from error
+        raise UserError(f"data folder {path} cannot be loaded by datasets: {cause(error)}") from error
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
             raise UserError(f"data folder {path} has no split {split!r}; it has {', '.join(loaded)}")
-        return loaded[split]
+        return _undecoded(loaded[split])
+    return _undecoded(loaded)
+
+
+def _undecoded(loaded: Any) -> Any:
+    """Sounds as they are stored; the task decodes them, without the libraries that `datasets` wants for it."""
+    import datasets
+
+    for name, feature in loaded.features.items():
+        if isinstance(feature, datasets.Audio):
+            loaded = loaded.cast_column(name, datasets.Audio(decode=False))
     return loaded
 
 
-def _load_hub(spec: str, split: str, hub_config: str | None) -> Any:
+def _load_hub(spec: str, source: Source) -> Any:
     import datasets
 
     try:
-        return datasets.load_dataset(spec, hub_config, split=split)
+        return _undecoded(datasets.load_dataset(spec, source.hub_config, split=source.split))
     except Exception as error:  # of datasets, the hub's client, its HTTP library, or the file formats
         raise UserError(
-            f"data {spec!r} is no file or folder here, and could not be loaded from the hub as split {split!r}: "
-            f"{_cause(error)}"
+            f"data {spec!r} is no file or folder here, and could not be loaded from the hub as split {source.split!r}: "
+            f"{cause(error)}"
         ) from error
-
-
-def _cause(error: Exception) -> str:
-    """An error's first line: these libraries write paragraphs."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""From a record to a document: which tokens the model sees, and which of them it learns to predict."""
+"""From a conversation or a text to tokens: which the model sees, and which of them it learns to predict."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distft.data.formats import Conversation, Message, parse
-from distft.data.types import Document, Record
+from distft.data.types import Record
 from distft.errors import UserError
 
 FORMAT = 1  # raise it when the same record and template give other tokens or targets than before
@@ -36,6 +36,17 @@ _MARK = "distft-marks-this-turn"
 _RENDER_ERRORS = (TypeError, ValueError, LookupError, AttributeError)  # beside Jinja's own: templates run code
 
 Span = tuple[int, int]  # characters [start, end)
+
+
+@dataclass(frozen=True, eq=False)
+class Marked:
+    """Tokens int32 [n] and targets bool [n].
+
+    `targets[i]` says that token i is to be predicted from the tokens before it; `targets[0]` is always False.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    targets: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +75,8 @@ class Template:
             return cls(tokenizer, tokenizer.get_chat_template())
         return cls(tokenizer, ("{{ bos_token }}" if _adds_bos(tokenizer) else "") + DEFAULT)
 
-    def encode(self, record: Record, fields: Mapping[str, str]) -> Document:
-        """A document from a record in any known format, its columns renamed by `fields` ({our name: column}).
+    def encode(self, record: Record, fields: Mapping[str, str]) -> Marked:
+        """The tokens of a record in any known format, its columns renamed by `fields` ({our name: column}).
 
         Of a conversation every assistant turn is a target, up to and with its end-of-turn token; of plain text
         everything is. Raises UserError naming the record.
@@ -99,15 +110,15 @@ class Template:
         content = json.dumps([FORMAT, self.text, backend, special], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
-    def _plain(self, text: str) -> Document:
+    def _plain(self, text: str) -> Marked:
         tokenizer = self.tokenizer
         first = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
         tokens = np.array([*first, *self._ids(text)[0], tokenizer.eos_token_id], dtype=np.int32)
         targets = np.ones(len(tokens), dtype=np.bool_)
         targets[0] = False
-        return Document(tokens, targets)
+        return Marked(tokens, targets)
 
-    def _conversation(self, conversation: Conversation) -> Document:
+    def _conversation(self, conversation: Conversation) -> Marked:
         messages = conversation.messages
         text = self._render(messages, False)
         spans = self._spans(messages, text, False)
@@ -118,7 +129,7 @@ class Template:
             if end > given:
                 targets[first : np.searchsorted(begins, end)] = True
         targets[:1] = False
-        return Document(np.array(tokens, dtype=np.int32), targets)
+        return Marked(np.array(tokens, dtype=np.int32), targets)
 
     def _render(self, messages: list[Message], prompt: bool) -> str:
         """The conversation as text; with `prompt`, ready for the assistant's next turn."""

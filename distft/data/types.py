@@ -1,12 +1,14 @@
-"""The two things that travel between the stages: a record as read, a document as the model sees it."""
+"""What travels between the stages: a record as read, a document as the model sees it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
+
+Column = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -17,12 +19,64 @@ class Record:
     fields: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Broken:
+    """What stands where a record should, and cannot be read. "{where} {why}" is a sentence for people."""
+
+    where: str
+    why: str
+
+
 @dataclass(frozen=True, eq=False)
 class Document:
-    """Tokens int32 [n] and targets bool [n].
+    """One example as the model sees it.
 
-    `targets[i]` says that token i is to be predicted from the tokens before it; `targets[0]` is always False.
+    Attributes:
+        columns: arrays of one dimension by name; the task that encodes it says which, and of which dtype.
+        size: what it takes of a row: tokens, or milliseconds of speech.
+        targets: how much is to be predicted in it, for the counts that are shown.
+        record: index of its record in the source.
+        part: which of several tasks it is for.
+        draw: a number for this place in the run. Whatever is random in a batch starts from it, so that it depends
+            neither on history nor on the rank.
     """
 
-    tokens: npt.NDArray[np.int32]
-    targets: npt.NDArray[np.bool_]
+    columns: Mapping[str, Column]
+    size: int
+    targets: int = 1
+    record: int = 0
+    part: str | None = None
+    draw: int = 0
+
+    def __getitem__(self, name: str) -> Column:
+        return self.columns[name]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What became of a record: documents, or none, and how often what had to be done to it ("were truncated")."""
+
+    documents: list[Document]
+    notes: Mapping[str, int] = field(default_factory=dict)
+
+
+class Encoder(Protocol):
+    """Turns records into documents for one task."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of all that decides what `encode` returns for a record."""
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """numpy dtypes of the columns, by name."""
+
+    def encode(self, record: Record, answered: bool = True) -> Encoded:
+        """Documents of one record.
+
+        Args:
+            answered: False where the record is to be predicted: what is to be learned may lack.
+
+        Raises:
+            UserError: naming the record and what is wrong with it.
+        """

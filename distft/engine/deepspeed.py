@@ -72,7 +72,8 @@ def _connect(deepspeed: Any) -> None:
 
 def configuration(recipe: Recipe, ranks: Ranks, trainable: int) -> dict[str, Any]:
     """DeepSpeed's configuration. `trainable`: number of trainable elements, which bounds its buffers."""
-    bucket = min(500_000_000, max(trainable, 100_000))  # the default allocates hundreds of MB for the smallest model
+    # The default allocates hundreds of MB for the smallest model; an odd number is refused.
+    bucket = min(500_000_000, max(trainable + trainable % 2, 100_000))
     zero: dict[str, Any] = {
         "stage": stage(recipe),
         "reduce_bucket_size": bucket,
@@ -308,3 +309,10 @@ class Engine:
     def destroy(self) -> None:
         """Let go of DeepSpeed's buffers and hooks."""
         self.model.destroy()
+
+
+def fill(parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
+    """Give a parameter its value, before there is an engine. Collective where it was loaded into shards."""
+    gathered = imported().zero.GatheredParameters([parameter], modifier_rank=0, enabled=hasattr(parameter, "ds_id"))
+    with torch.no_grad(), gathered:
+        parameter.copy_(value)

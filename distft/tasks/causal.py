@@ -3,18 +3,107 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from distft.data.types import Document
+from distft.data.formats import parse, prompt_of
+from distft.data.templates import Marked, Template
+from distft.data.types import Document, Encoded, Record
+from distft.digest import of_parts
+from distft.metrics import Report
+from distft.tasks.generate import Decoding, continued
+from distft.tasks.task import Labels, Outcome, Setting, Vocabulary, mean, only
 
 TOKENS = "tokens"  # the name of the loss and of its count
 _FILLER = 0  # a padding token is seen by no real one: it comes last and attention is causal
+
+
+class CausalKind:
+    auto = "AutoModelForCausalLM"
+    peft = "CAUSAL_LM"
+    packs = True
+    vocabulary: Vocabulary = "decoder"
+    whole_head = False
+    labelled = False
+    exclusive = False
+
+    def __init__(self, fields: Mapping[str, str]) -> None:
+        self._fields = fields
+
+    def texts(self, record: Record) -> Iterator[str]:
+        parsed = parse(record, self._fields)
+        yield parsed if isinstance(parsed, str) else "\n".join(m["content"] for m in parsed.messages)
+
+    def labels(self, record: Record) -> Iterator[str]:
+        return iter(())
+
+    def head(self, labels: Labels) -> dict[str, Any]:
+        return {}
+
+    def extend(self, model: Any, labels: Labels) -> None:
+        pass
+
+    def encoder(self, setting: Setting) -> CausalEncoder:
+        data = setting.recipe.data
+        template = Template.load(setting.processor(), data.template)
+        return CausalEncoder(template, data.fields, data.row_tokens, drop=data.overlong == "drop")
+
+    def task(self, setting: Setting, model: Any) -> Causal:
+        flatten = getattr(model.config, "_attn_implementation", "") == "flash_attention_2"
+        return Causal(model.forward, flatten, setting)
+
+
+@dataclass(frozen=True)
+class CausalEncoder:
+    """Conversations and texts as tokens, in pieces where they are longer than a row.
+
+    Args:
+        fields: as in `Data`.
+        drop: leave a record out rather than cut it.
+    """
+
+    template: Template
+    fields: Mapping[str, str]
+    row_tokens: int
+    drop: bool
+
+    columns = {"tokens": "int32", "targets": "bool"}  # noqa: RUF012 - a constant of the class
+
+    @property
+    def digest(self) -> str:
+        return of_parts("causal-lm", self.template.digest, sorted(self.fields.items()), self.row_tokens, self.drop)
+
+    def encode(self, record: Record, answered: bool = True) -> Encoded:
+        if not answered:
+            tokens = self.template.prompt(prompt_of(record, self.fields))
+            return Encoded([Document({"tokens": tokens, "targets": np.zeros(len(tokens), bool)}, len(tokens), 0)])
+        return pieces(self.template.encode(record, self.fields), self.row_tokens, self.drop)
+
+
+def pieces(marked: Marked, size: int, drop: bool) -> Encoded:
+    """A document, or several where it is longer than a row; those without anything to predict are left out."""
+    length = len(marked.tokens)
+    if length > size and drop:
+        return Encoded([], {"longer than a row were dropped": 1})
+    notes = {"longer than a row were split": 1} if length > size else {}
+    documents = []
+    for begin in range(0, max(length, 1), size):
+        targets = marked.targets[begin : begin + size].copy()
+        targets[:1] = False  # nothing comes before it in its row
+        count = int(targets.sum())
+        tokens = marked.tokens[begin : begin + size]
+        if count:
+            documents.append(Document({"tokens": tokens, "targets": targets}, len(tokens), count))
+        else:
+            note = "without anything to predict were dropped"
+            notes[note] = notes.get(note, 0) + 1
+    return Encoded(documents, notes)
 
 
 @dataclass(frozen=True)
@@ -27,7 +116,9 @@ class CausalBatch:
         keep: [K], columns at which logits are wanted, for all rows.
         at: [N], where a target's logits are in the flattened [B * K].
         targets: [N], the tokens to predict.
+        owners: [N], the document that a target is of, counted over the batch.
         useful_tokens: tokens that are not padding.
+        documents: as they were given, in order.
     """
 
     input_ids: torch.Tensor
@@ -35,7 +126,9 @@ class CausalBatch:
     keep: torch.Tensor
     at: torch.Tensor
     targets: torch.Tensor
+    owners: torch.Tensor
     useful_tokens: int
+    documents: Sequence[Document]
 
 
 class Causal:
@@ -44,37 +137,42 @@ class Causal:
     Args:
         forward: the model's forward, asked for what it takes.
         flatten: rows become one row of B * T tokens; flash attention keeps documents apart in that form only.
+        setting: for predictions, which need a tokenizer.
     """
 
-    def __init__(self, forward: Any, flatten: bool) -> None:
+    counted = (TOKENS,)
+
+    def __init__(self, forward: Any, flatten: bool, setting: Setting | None = None) -> None:
         taken = inspect.signature(forward).parameters
         self._takes_keep = "logits_to_keep" in taken
         self._takes_positions = "position_ids" in taken
-        self._flatten = flatten
+        self._flatten, self._setting = flatten, setting
 
     def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> CausalBatch:
-        width = max(2, *(sum(len(document.tokens) for document in row) for row in rows))
+        width = max(2, *(sum(document.size for document in row) for row in rows))
         ids = np.full((len(rows), width), _FILLER, dtype=np.int64)
         positions = np.zeros((len(rows), width), dtype=np.int64)
-        wanted = np.zeros((len(rows), width), dtype=np.bool_)
-        useful = 0
+        owners = np.full((len(rows), width), -1, dtype=np.int64)  # of the tokens that are targets
+        documents: list[Document] = []
         for index, row in enumerate(rows):
             begin = 0
             for document in row:
-                end = begin + len(document.tokens)
-                ids[index, begin:end] = document.tokens
-                wanted[index, begin:end] = document.targets
+                end = begin + document.size
+                ids[index, begin:end] = document["tokens"]
+                owners[index, begin:end] = np.where(document["targets"], len(documents), -1)
                 positions[index, begin:] = np.arange(width - begin)  # padding carries on the last document
+                documents.append(document)
                 begin = end
-            useful += begin
             if begin == 0:
                 positions[index] = np.arange(width)
         if self._flatten:
-            ids, positions, wanted = ids.reshape(1, -1), positions.reshape(1, -1), wanted.reshape(1, -1)
-        return self._batch(ids, positions, wanted, useful, device)
+            ids, positions, owners = ids.reshape(1, -1), positions.reshape(1, -1), owners.reshape(1, -1)
+        return self._batch(ids, positions, owners, documents, device)
 
-    def _batch(self, ids: Any, positions: Any, wanted: Any, useful: int, device: torch.device) -> CausalBatch:
-        row, column = np.nonzero(wanted)
+    def _batch(
+        self, ids: Any, positions: Any, owners: Any, documents: Sequence[Document], device: torch.device
+    ) -> CausalBatch:
+        row, column = np.nonzero(owners >= 0)
         before = column - 1  # the logits that predict a token are at the one before it
         if self._takes_keep:
             keep, place = np.unique(before, return_inverse=True)
@@ -82,24 +180,70 @@ class Causal:
                 keep = np.zeros(1, dtype=np.int64)
         else:
             keep, place = np.arange(ids.shape[1]), before
-        tensors = (ids, positions, keep, row * len(keep) + place, ids[row, column])
-        input_ids, position_ids, kept, at, targets = (torch.from_numpy(array).to(device) for array in tensors)
-        return CausalBatch(input_ids, position_ids, kept, at, targets, useful)
+        arrays = (ids, positions, keep, row * len(keep) + place, ids[row, column], owners[row, column])
+        input_ids, position_ids, kept, at, targets, owner = (torch.from_numpy(array).to(device) for array in arrays)
+        useful = sum(document.size for document in documents)
+        return CausalBatch(input_ids, position_ids, kept, at, targets, owner, useful, documents)
 
     def counts(self, batch: CausalBatch) -> dict[str, int]:
         return {TOKENS: len(batch.targets)}
 
+    def factors(self, counts: Mapping[str, float]) -> dict[str, float]:
+        return mean(counts)
+
     def loss(self, model: Any, batch: CausalBatch) -> dict[str, torch.Tensor]:
-        logits = self._logits(model, batch).flatten(0, 1)[batch.at]
+        logits = self.logits(model, batch).flatten(0, 1)[batch.at]
         return {TOKENS: functional.cross_entropy(logits.float(), batch.targets, reduction="sum")}
 
-    def _logits(self, model: Any, batch: CausalBatch) -> torch.Tensor:
-        """[B, K, vocabulary], in the model's dtype."""
-        optional = {"position_ids": batch.position_ids} if self._takes_positions else {}
+    def logits(self, model: Any, batch: CausalBatch, **optional: torch.Tensor) -> torch.Tensor:
+        """[B, K, vocabulary], in the model's dtype. `optional`: what else the model is given."""
+        if self._takes_positions:
+            optional["position_ids"] = batch.position_ids
         if self._takes_keep:
             optional["logits_to_keep"] = batch.keep
         logits: torch.Tensor = model(input_ids=batch.input_ids, use_cache=False, **optional).logits
         return logits
+
+    def predict(self, model: Any, batch: CausalBatch) -> list[Outcome]:
+        """How well each document's targets were told; where there are none, an answer to it."""
+        if batch.documents and all(document.targets == 0 for document in batch.documents):
+            return self._answers(model, batch)
+        logits = self.logits(model, batch).flatten(0, 1)[batch.at].float()
+        losses = functional.cross_entropy(logits, batch.targets, reduction="none").double()
+        right = (logits.argmax(-1) == batch.targets).double()
+        sums = torch.zeros(3, max(1, len(batch.documents)), dtype=torch.float64, device=logits.device)
+        for total, values in zip(sums, (losses, right, torch.ones_like(right)), strict=True):
+            total.index_add_(0, batch.owners, values)
+        return [
+            {"loss": loss, "right": int(right), "targets": int(targets)}
+            for loss, right, targets in sums.T.tolist()[: len(batch.documents)]
+        ]
+
+    def _answers(self, model: Any, batch: CausalBatch) -> list[Outcome]:
+        assert self._setting is not None
+        prompts = [document["tokens"].tolist() for document in batch.documents]
+        return [{"answer": text} for text in continued(model, self._setting.processor(), prompts, self.decoding)]
+
+    @property
+    def decoding(self) -> Decoding:
+        return self._setting.decoding if self._setting is not None else Decoding()
+
+    def score(self, outcomes: Sequence[Outcome]) -> Report:
+        targets = sum(outcome["targets"] for outcome in outcomes)
+        if not targets:
+            return Report({})
+        loss = math.fsum(outcome["loss"] for outcome in outcomes) / targets
+        right = sum(outcome["right"] for outcome in outcomes)
+        return Report({"perplexity": math.exp(min(loss, 700.0)), "accuracy": right / targets})
+
+    def join(self, parts: Sequence[Outcome]) -> Outcome:
+        """The pieces of a text that was longer than a row."""
+        if "targets" not in parts[0]:
+            return only(parts)
+        return {key: sum(part[key] for part in parts) for key in ("loss", "right", "targets")}
+
+    def answer(self, outcome: Outcome) -> Outcome:
+        return outcome
 
     @torch.no_grad()
     def documents_leak(self, model: Any, vocabulary: int, device: torch.device) -> bool:
@@ -108,16 +252,12 @@ class Causal:
         second = np.arange(3, 9) % vocabulary
         seen = []
         for tokens in first:
-            documents = [Document(part.astype(np.int32), np.arange(len(part)) > 0) for part in (tokens, second)]
+            documents = [
+                Document({"tokens": part.astype(np.int32), "targets": np.arange(len(part)) > 0}, len(part))
+                for part in (tokens, second)
+            ]
             batch = self.collate([documents], device)
-            all_columns = CausalBatch(
-                batch.input_ids,
-                batch.position_ids,
-                torch.arange(batch.input_ids.shape[1], device=device),
-                batch.at,
-                batch.targets,
-                batch.useful_tokens,
-            )
-            seen.append(self._logits(model, all_columns)[0, len(tokens) :].float())
+            all_columns = replace(batch, keep=torch.arange(batch.input_ids.shape[1], device=device))
+            seen.append(self.logits(model, all_columns)[0, len(tokens) :].float())
         scale = float(seen[0].abs().max()) or 1.0
         return not torch.allclose(seen[0], seen[1], rtol=0.0, atol=1e-3 * scale)

@@ -12,7 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from distft.config import Recipe
+from distft.config import Data, Recipe
+from distft.config_task import MultiTask, Part
 from distft.errors import DONE, FAILED, UserError
 from distft.recipe import check_sizes
 from distft.rundir import RunDir
@@ -50,14 +51,29 @@ def unprintable(path: Path) -> Iterator[str]:
 def places(run: RunDir, recipe: Recipe) -> dict[str, Path]:
     """Everything on disk that the nodes must see, by what it is."""
     found = {"run folder": run.path, "environment (sys.prefix)": Path(sys.prefix)}
-    named = {"model.path": recipe.model.path, "data.train": recipe.data.train, "data.eval": recipe.data.eval}
+    named = {"model.path": recipe.model.path, **data_of(recipe)}
     named |= {"data.template": recipe.data.template, "data.cache": recipe.data.cache}
     return found | {key: Path(value) for key, value in named.items() if value is not None and os.path.isabs(value)}
 
 
+def data_of(recipe: Recipe) -> dict[str, str]:
+    """What is read, by its key: of parallel files each, of several tasks each."""
+    sections: dict[str, Data | Part] = {"data": recipe.data}
+    if isinstance(recipe.task, MultiTask):
+        sections |= {f"task.tasks.{name}": part for name, part in recipe.task.tasks.items()}
+    found = {}
+    for key, section in sections.items():
+        for which, spec in (("train", section.train), ("eval", section.eval)):
+            paths = (
+                {"": spec} if isinstance(spec, str) else {f".{column}": path for column, path in (spec or {}).items()}
+            )
+            found.update({f"{key}.{which}{column}": path for column, path in paths.items()})
+    return found
+
+
 def missing(recipe: Recipe, site: Site) -> Iterator[str]:
     """Files that are not there, and hub ids that the nodes, without internet, will not find in the cache."""
-    named = {"model.path": recipe.model.path, "data.train": recipe.data.train, "data.eval": recipe.data.eval}
+    named = {"model.path": recipe.model.path, **data_of(recipe)}
     for key, value in (named | {"data.template": recipe.data.template}).items():
         if value is None:
             continue

@@ -14,9 +14,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from distft.config import Positive, Section
 from distft.errors import UserError
 from distft.explain import explain
+from distft.section import Positive, Section
 
 if sys.version_info >= (3, 11):
     import tomllib

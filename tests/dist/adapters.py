@@ -78,7 +78,9 @@ def plain_loop(
         found: dict[str, Any] = {"loss": output.loss.item()}
         if allocator is not None:
             allocator.after_step(number)
-            found["pattern"] = {name.removeprefix("base_model.model."): kept for name, kept in allocator.pattern.items()}
+            found["pattern"] = {
+                name.removeprefix("base_model.model."): kept for name, kept in allocator.pattern.items()
+            }
         elif isinstance(recipe.adapter, AdaLora):
             model.base_model.update_and_allocate(number)
             pattern = model.peft_config["default"].rank_pattern or {}
@@ -92,13 +94,14 @@ def plain_loop(
 
 
 def padded(documents: list[Any]) -> dict[str, torch.Tensor]:
-    width = max(len(document.tokens) for document in documents)
+    width = max(len(document["tokens"]) for document in documents)
     ids = torch.zeros(len(documents), width, dtype=torch.int64)
     labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
     for row, document in enumerate(documents):
-        length = len(document.tokens)
-        ids[row, :length] = torch.from_numpy(document.tokens.astype("int64"))
-        labels[row, :length] = torch.where(torch.from_numpy(document.targets.copy()), ids[row, :length], -100)
+        length = len(document["tokens"])
+        ids[row, :length] = torch.from_numpy(document["tokens"].astype("int64"))
+        targets = torch.from_numpy(document["targets"].copy())
+        labels[row, :length] = torch.where(targets, ids[row, :length], -100)
         mask[row, :length] = 1
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 

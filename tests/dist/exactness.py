@@ -78,11 +78,11 @@ def plain_loop(opened: scenario.Open, recipe: Recipe, steps: int) -> list[list[f
     for number in range(steps):
         micros = list(session.loader.step(number))
         documents = [document for micro in micros for row in session.loader.documents(micro) for document in row]
-        targets = sum(int(document.targets.sum()) for document in documents)
+        targets = sum(int(document["targets"].sum()) for document in documents)
         total = 0.0
         for document in documents:
-            tokens = torch.from_numpy(document.tokens.astype("int64"))
-            labels = torch.where(torch.from_numpy(document.targets.copy()), tokens, -100)
+            tokens = torch.from_numpy(document["tokens"].astype("int64"))
+            labels = torch.where(torch.from_numpy(document["targets"].copy()), tokens, -100)
             logits = model(input_ids=tokens[None]).logits[0, :-1]
             loss = functional.cross_entropy(logits, labels[1:], ignore_index=-100, reduction="sum") / targets
             loss.backward()

@@ -1,6 +1,6 @@
 """Ranks of a run whose base model gives NaN for one character, which is in one document only.
 
-    python -m tests.dist.nonfinite FOLDER CONFIG
+python -m tests.dist.nonfinite FOLDER CONFIG
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def budgets_and_stops(folder: Path, config: Path, ranks: Ranks) -> None:
     """Both name the document, on every rank."""
     bad = json.loads((folder / "bad.json").read_text())
     stop = scenario.open_run(folder / "stop", config, ranks, "train.non_finite=stop")
-    with pytest.raises(RunFailed, match=rf"^the loss of step \d is nan \(documents of .*jsonl, counted from 0: .*\b{bad}\b"):
+    with pytest.raises(
+        RunFailed, match=rf"^the loss of step \d is nan \(documents of .*jsonl, counted from 0: .*\b{bad}\b"
+    ):
         stop.advance(STEPS)
     stop.close()
     often = ("train.non_finite_budget=1", f"data.train={folder / 'twice.jsonl'}", "train.steps=40")

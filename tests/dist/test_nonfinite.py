@@ -8,15 +8,17 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from distft.config import Data, ModelInit
-from distft.models import create, load_tokenizer
-from distft.config import Model
+from distft.config import Model, ModelInit
+from distft.data.sources import Source
+from distft.models import load_processor
+from distft.newmodel import create
+from distft.tasks.causal import CausalKind
 from tests.dist.launch import run_ranks
 from tests.dist.nonfinite import trouble
 
 RECIPE = """
 model: {{path: {base}}}
-data: {{train: {data}, row_tokens: 64, packing: false, cache: {cache}}}
+data: {{train: {data}, row_tokens: 64, packing: false, group_by_length: false, cache: {cache}}}
 adapter: {{type: lora, r: 4}}
 train: {{steps: 9, lr: 1.0e-3, global_batch: 8, micro_batch: 2, non_finite: skip}}
 engine: {{zero_stage: 2, dtype: fp32}}
@@ -39,8 +41,10 @@ def test_steps_that_are_not_finite(tmp_path: Path) -> None:
     clean.write_text(records(80, set()))
     base = tmp_path / "base"
     sizes = {**SIZES, "num_key_value_heads": 2, "max_position_embeddings": 64, "tie_word_embeddings": False}
-    create(ModelInit(architecture="llama", vocab_size=300, config=sizes), Data(train=str(clean)), base)
-    [snowman, *_] = load_tokenizer(base, Model(path=str(base)))("☃", add_special_tokens=False)["input_ids"]
+    kind = CausalKind({})
+    create(ModelInit(architecture="llama", vocab_size=300, config=sizes), kind, {}, [(kind, Source(str(clean)))], base)
+    tokenizer = load_processor(base, Model(path=str(base)), kind)
+    [snowman, *_] = tokenizer("☃", add_special_tokens=False)["input_ids"]
     weights = load_file(base / "model.safetensors")
     weights["model.embed_tokens.weight"][snowman] = float("nan")
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})

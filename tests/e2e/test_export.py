@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 
 from distft import cli, export
+from distft.outcome import outcome
 from distft.recipe import load_resolved
 from distft.rundir import RunDir
 from tests.e2e.command import Ended, checkpoints
@@ -26,7 +27,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *ar
     """The command in this process, which has paid for the imports already."""
     monkeypatch.setattr(sys, "argv", ["distft", *map(str, args)])
     capfd.readouterr()
-    code = cli.outcome()
+    code = outcome(cli.app)
     captured = capfd.readouterr()
     return Ended(code, captured.out, captured.err)
 
@@ -165,10 +166,11 @@ def test_predict_file_of_an_unfinished_run(preempted: Made, tmp_path: Path) -> N
         "predict", preempted.run, "--input", source, "--output", out, "--max-tokens", "6"
     )  # a process of its own, as a user has
     assert ended.code == 0, ended.err
-    assert f"2 answers in {out}" in ended.out
-    answers = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [a["messages"][0]["content"] for a in answers] == ["What of the lamp?", "What of the bike?"]
-    assert all(isinstance(a["answer"], str) for a in answers)
+    assert f"3 predictions in {out}" in ended.out
+    answers = [json.loads(line) for line in out.read_text().splitlines()]  # line i of each belong together
+    assert [list(answer) for answer in answers] == [["answer"]] * 3
+    assert all(isinstance(answer["answer"], str) for answer in answers)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", "questions.txt"]
 
 
 def test_predict_prompt(

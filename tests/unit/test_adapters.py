@@ -9,21 +9,27 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from pydantic import TypeAdapter
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from distft import adapters, models
-from distft.config import Adapter, Engine, Model
+from distft.config import Adapter, Recipe
+from distft.config_task import Task
 from distft.errors import UserError
+from distft.tasks.causal import CausalKind
+from distft.tasks.kinds import of_settings
+from distft.tasks.multi import MultiKind, Shared
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what peft and transformers warn about is theirs
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 40}
+CAUSAL = CausalKind({})
 
 
 def attached(**given: Any) -> Any:
     adapter: Adapter = TypeAdapter(Adapter).validate_python(given)
     torch.manual_seed(0)
-    return adapters.attach(LlamaForCausalLM(LlamaConfig(**SIZES)), adapter, "a/base", total_steps=100)
+    return adapters.attach(LlamaForCausalLM(LlamaConfig(**SIZES)), adapter, CAUSAL, "a/base", total_steps=100)
 
 
 def trained(model: Any) -> set[str]:
@@ -48,7 +54,7 @@ def test_a_part_of_a_model() -> None:
 def test_a_tied_parameter_has_two_names() -> None:
     model = LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True))
     adapter: Adapter = TypeAdapter(Adapter).validate_python({"type": "partial", "train": ["lm_head.*"]})
-    assert trained(adapters.attach(model, adapter, None, 1)) == {"model.embed_tokens.weight"}
+    assert trained(adapters.attach(model, adapter, CAUSAL, None, 1)) == {"model.embed_tokens.weight"}
 
 
 def test_modules_to_save_are_trained_whole() -> None:
@@ -148,5 +154,94 @@ def test_what_does_not_fit(stored: Path, given: dict[str, Any], told: list[str])
 def test_four_bits_without_their_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found: Callable[[str], Any] = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else found(name))
+    values = {"model": {"path": "x"}, "data": {"train": "x"}, "train": {"steps": 1}}
+    recipe = Recipe.model_validate(values)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(UserError, match=r"adapter.quantize: nf4 needs .* bitsandbytes; install distft\[qlora\]"):
-        models.load(tmp_path, Model(path="x"), Engine(), quantized=True)
+        models.load(tmp_path, recipe, CAUSAL, {}, quantized=True)
+
+
+# --- tasks with heads -------------------------------------------------------------------------------------------------
+
+CLASSES = {"type": "sequence-classification"}
+TAGS = {"type": "token-classification"}
+ENCODERS: dict[str, dict[str, Any]] = {
+    "bert": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24},
+    "roberta": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24},
+    "distilbert": {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24},
+    "llama": SIZES,
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2},
+}
+
+
+def headed(architecture: str, task: dict[str, Any]) -> tuple[Any, Any]:
+    """A kind of task and a model for it."""
+    kind: Any = of_settings(TypeAdapter(Task).validate_python(task), {})
+    sizes = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None, **ENCODERS[architecture]}
+    if not isinstance(kind, MultiKind):
+        config = AutoConfig.for_model(architecture, **sizes, **kind.head({"label": ["a", "b", "c"]}))
+        return kind, getattr(transformers, kind.auto).from_config(config)
+    parts = {name: headed(architecture, task["tasks"][name]["task"])[1] for name in kind.parts}
+    return kind, Shared(parts)
+
+
+@pytest.mark.parametrize("adapter", [{"type": "lora", "r": 2}, {"type": "adalora", "init_r": 3, "target_r": 2}])
+@pytest.mark.parametrize(
+    ("architecture", "task", "heads"),
+    [
+        ("bert", CLASSES, ["classifier"]),
+        ("bert", TAGS, ["classifier"]),
+        ("roberta", CLASSES, ["classifier"]),
+        ("distilbert", CLASSES, ["classifier", "pre_classifier"]),
+        ("llama", CLASSES, ["score"]),
+        ("gpt2", CLASSES, ["score"]),
+    ],
+)
+def test_a_head_is_trained_whole_and_has_no_adapter(
+    architecture: str, task: dict[str, Any], heads: list[str], adapter: dict[str, Any]
+) -> None:
+    kind, model = headed(architecture, task)
+    assert adapters.head_modules(model) == heads
+    whole = sum(parameter.numel() for head in heads for parameter in model.get_submodule(head).parameters())
+    adapted = adapters.attach(model, TypeAdapter(Adapter).validate_python(adapter), kind, None, 100)
+    in_heads = {n for n in trained(adapted) if any(f".{head}." in n for head in heads)}
+    assert sum(adapted.get_parameter(name).numel() for name in in_heads) == whole
+    assert not any("lora_" in name for name in in_heads)
+    others = trained(adapted) - in_heads
+    assert others
+    assert all(".lora_" in name for name in others)
+
+
+def test_named_targets_and_modules_are_kept_beside_the_head() -> None:
+    kind, model = headed("bert", CLASSES)
+    given = {"type": "lora", "r": 2, "targets": ["query"], "modules_to_save": ["pooler"]}
+    names = trained(adapters.attach(model, TypeAdapter(Adapter).validate_python(given), kind, None, 100))
+    assert {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in names if ".lora_" in name} == {"query"}
+    assert {"pooler", "classifier"} == {
+        part for name in names if ".lora_" not in name for part in ("pooler", "classifier") if f".{part}." in name
+    }
+
+
+def test_a_language_model_has_no_head_to_train() -> None:
+    kind, model = headed("bert", {"type": "masked-lm"})
+    adapted = adapters.attach(model, TypeAdapter(Adapter).validate_python({"type": "lora"}), kind, None, 100)
+    assert all(".lora_" in name for name in trained(adapted))
+
+
+@pytest.mark.parametrize("adapter", [{"type": "lora", "r": 2}, {"type": "adalora", "init_r": 3, "target_r": 2}])
+def test_of_several_tasks_all_heads_are_trained_and_the_encoder_has_one_adapter(adapter: dict[str, Any]) -> None:
+    tasks = {"mood": {"task": CLASSES, "train": "x"}, "tags": {"task": TAGS, "train": "x"}}
+    kind, model = headed("bert", {"type": "multi-task", "tasks": tasks})
+    assert adapters.head_modules(model) == ["parts.mood.classifier", "parts.tags.classifier"]
+    adapted = adapters.attach(model, TypeAdapter(Adapter).validate_python(adapter), kind, None, 100)
+    names = trained(adapted)
+    heads = {name for name in names if "lora_" not in name}
+    assert {name.split(".parts.")[1].split(".")[0] for name in heads} == {"mood", "tags"}
+    assert all(".classifier." in name for name in heads)
+    assert len([name for name in names if name.endswith("query.lora_A.default")]) in (0, 2)  # two layers, not four
+    parts = adapted.base_model.model.parts
+    assert parts["mood"].bert is parts["tags"].bert
+    inputs = {"input_ids": torch.arange(8).view(1, 8)}
+    loss = sum(adapted(part=name, **inputs).logits.sum() for name in ("mood", "tags"))
+    loss.backward()
+    assert all(adapted.get_parameter(name).grad is not None for name in names)

@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LAYERS = [  # lowest first; a name stands for a module, or for a package with all that is in it
-    {"distft.errors", "distft.failpoint", "distft.sample"},
+    {"distft.errors", "distft.failpoint", "distft.sample", "distft.section"},
+    {"distft.config_task"},
     {"distft.config"},
     {"distft.changes", "distft.yamlfile", "distft.budget"},
     {"distft.explain"},
@@ -22,10 +23,16 @@ LAYERS = [  # lowest first; a name stands for a module, or for a package with al
     {"distft.preempt", "distft.process", "distft.rundir", "distft.clock", "distft.pulse"},
     {"distft.lease", "distft.job"},
     {"distft.dist", "distft.meter", "distft.track", "distft.console", "distft.chart", "distft.digest"},
-    {"distft.data", "distft.models", "distft.adapters", "distft.engine", "distft.checkpoint"},
-    {"distft.adalora"},
+    {"distft.metrics"},
+    {"distft.report"},
+    {"distft.data", "distft.engine", "distft.checkpoint"},
     {"distft.tasks"},
-    {"distft.session", "distft.export", "distft.nonfinite"},
+    {"distft.labels", "distft.models", "distft.newmodel", "distft.adapters", "distft.feed"},
+    {"distft.preferences"},
+    {"distft.adalora"},
+    {"distft.session"},
+    {"distft.export", "distft.nonfinite", "distft.evaluation"},
+    {"distft.predictor"},
     {
         "distft.train",
         "distft.infer",
@@ -36,13 +43,26 @@ LAYERS = [  # lowest first; a name stands for a module, or for a package with al
         "distft.verify",
         "distft.ranks",
     },
-    {"distft.demo", "distft.forkserver"},
+    {"distft.demo", "distft.forkserver", "distft.outcome"},
     {"distft.cli"},
     {"distft.__main__"},
 ]
 FOR_LAUNCHERS = {
     f"distft.{name}"
-    for name in ("changes", "job", "rundir", "config", "recipe", "errors", "preempt", "lease", "explain", "pulse")
+    for name in (
+        "changes",
+        "job",
+        "rundir",
+        "config",
+        "config_task",
+        "section",
+        "recipe",
+        "errors",
+        "preempt",
+        "lease",
+        "explain",
+        "pulse",
+    )
 }
 LIGHT = ["cli", "config", "errors", "job", "rundir", "recipe", "status", "preempt", "lease", "logs"]
 HEAVY = ["torch", "transformers", "deepspeed", "peft", "numpy"]

@@ -1,19 +1,29 @@
-"""The causal task: a packed row is worth exactly the documents in it."""
+"""The causal task: a packed row is worth exactly the documents in it, and so are pieces of a long one."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from distft.data.types import Document
-from distft.tasks.causal import TOKENS, Causal
+from distft.config import Recipe
+from distft.data.templates import Marked, Template
+from distft.data.types import Document, Record
+from distft.errors import UserError
+from distft.tasks.causal import TOKENS, Causal, CausalEncoder, CausalKind, pieces
+from distft.tasks.generate import Decoding
+from distft.tasks.task import Setting
 
 CPU = torch.device("cpu")
 VOCABULARY = 64
@@ -34,10 +44,10 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def make(kind: str, training: bool = False) -> Any:
+def make(kind: str, training: bool = False, vocabulary: int = VOCABULARY) -> Any:
     sizes: dict[str, Any] = SIZES[kind] | ({} if kind == "gpt2" else {"intermediate_size": 48})
     config = AutoConfig.for_model(
-        kind, vocab_size=VOCABULARY, bos_token_id=None, eos_token_id=None, pad_token_id=None, **sizes
+        kind, vocab_size=vocabulary, bos_token_id=None, eos_token_id=None, pad_token_id=None, **sizes
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -52,7 +62,12 @@ def document(seed: int, size: int) -> Document:
     chance = np.random.default_rng(seed)
     targets = chance.random(size) < 0.7
     targets[0], targets[-1] = False, True
-    return Document(chance.integers(0, VOCABULARY, size).astype(np.int32), targets)
+    return of_tokens(chance.integers(0, VOCABULARY, size), targets)
+
+
+def of_tokens(tokens: Any, targets: Any) -> Document:
+    columns = {"tokens": np.asarray(tokens, np.int32), "targets": np.asarray(targets, np.bool_)}
+    return Document(columns, len(tokens), int(columns["targets"].sum()))
 
 
 ROWS = [[document(1, 5), document(2, 2), document(3, 9)], [document(4, 7), document(5, 3)]]  # 16 and 10 tokens
@@ -74,10 +89,10 @@ def one_by_one(model: Any, rows: list[list[Document]]) -> tuple[float, dict[str,
     """The same by the model's plain forward, a document at a time and without any packing."""
     total = 0.0
     for part in (part for row in rows for part in row):
-        tokens = torch.from_numpy(part.tokens.astype(np.int64))
+        tokens = torch.from_numpy(part["tokens"].astype(np.int64))
         logits = model(input_ids=tokens[None]).logits[0, :-1]
         each = functional.cross_entropy(logits, tokens[1:], reduction="none")
-        loss = each[torch.from_numpy(part.targets[1:])].sum()
+        loss = each[torch.from_numpy(part["targets"][1:])].sum()
         loss.backward()
         total += loss.item()
     return total, gradients(model)
@@ -109,7 +124,7 @@ def test_gradients_of_packed_rows_are_those_of_the_documents_alone(kind: str, tr
 def test_counts_and_shapes(flatten: bool) -> None:
     task = Causal(make("llama").forward, flatten)
     batch = task.collate(ROWS, CPU)
-    assert task.counts(batch) == {TOKENS: sum(int(part.targets.sum()) for row in ROWS for part in row)}
+    assert task.counts(batch) == {TOKENS: sum(part.targets for row in ROWS for part in row)}
     assert batch.useful_tokens == 26
     assert batch.input_ids.shape == batch.position_ids.shape == ((1, 32) if flatten else (2, 16))
     first = batch.position_ids.flatten()[:16].tolist()
@@ -135,7 +150,7 @@ def test_an_empty_row_adds_nothing_and_can_be_differentiated(kind: str, flatten:
 
 def test_a_row_without_targets_adds_nothing() -> None:
     model = make("llama")
-    mute = Document(np.arange(6, dtype=np.int32), np.zeros(6, dtype=np.bool_))
+    mute = of_tokens(range(6), [False] * 6)
     task = Causal(model.forward, flatten=False)
     loss, found = through_task(model, task, [[mute]])
     assert loss == 0.0
@@ -184,3 +199,124 @@ def test_a_model_that_does_not_see_positions_is_found_out(kind: str) -> None:
 
     deaf = Deaf()
     assert Causal(deaf.forward, flatten=False).documents_leak(deaf, VOCABULARY, CPU)
+
+
+# --- records to documents ---------------------------------------------------------------------------------------------
+
+
+@cache
+def tokenizer() -> Any:
+    """A token for each byte."""
+    letters = ["</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+
+
+def encoder(row: int = 16, drop: bool = False, **fields: str) -> CausalEncoder:
+    return CausalEncoder(Template.load(tokenizer(), None), fields, row, drop)
+
+
+def record(**fields: Any) -> Record:
+    return Record("a.jsonl:3", fields)
+
+
+@settings(deadline=None)
+@given(targets=st.lists(st.booleans(), max_size=60), size=st.integers(1, 20))
+def test_pieces_are_all_of_a_document_that_can_be_learned(targets: list[bool], size: int) -> None:
+    marked = Marked(np.arange(len(targets), dtype=np.int32), np.array(targets, np.bool_))
+    before = marked.targets.copy()
+    found = pieces(marked, size, drop=False)
+    assert all(0 < document.size <= size for document in found.documents)
+    assert all(document.targets == document["targets"].sum() > 0 for document in found.documents)
+    learned = [t for document in found.documents for t in document["tokens"][document["targets"]].tolist()]
+    assert learned == [t for t, wanted in enumerate(targets) if wanted and t % size]  # nothing comes before the first
+    assert [d["tokens"][0] % size for d in found.documents] == [0] * len(found.documents)
+    number = -(-len(targets) // size) or 1
+    silent = number - len(found.documents)
+    expected = {"longer than a row were split": 1} if len(targets) > size else {}
+    assert found.notes == expected | ({"without anything to predict were dropped": silent} if silent else {})
+    assert (marked.targets == before).all()
+
+
+@pytest.mark.parametrize("length", [16, 17])
+def test_a_long_document_is_dropped_whole(length: int) -> None:
+    marked = Marked(np.arange(length, dtype=np.int32), np.arange(length) > 0)
+    found = pieces(marked, 16, drop=True)
+    assert [document.size for document in found.documents] == ([16] if length == 16 else [])
+    assert found.notes == ({} if length == 16 else {"longer than a row were dropped": 1})
+
+
+def test_a_record_that_is_to_be_answered_is_its_prompt_alone() -> None:
+    [document] = encoder(8).encode(record(prompt="Why is the sky blue?", completion=3), answered=False).documents
+    assert tokenizer().decode(document["tokens"]) == "<|user|>\nWhy is the sky blue?\n<|assistant|>\n"
+    assert (document.targets, document["targets"].any(), document.size) == (0, False, len(document["tokens"]))
+    asked = (
+        encoder(prompt="q", completion="a").encode(record(q="a?"), answered=False).documents[0]
+    )  # the answer's is missing
+    assert tokenizer().decode(asked["tokens"]) == "<|user|>\na?\n<|assistant|>\n"
+    with pytest.raises(UserError, match=r"a\.jsonl:3 fits no format"):
+        encoder().encode(record(other="x"), answered=False)
+
+
+def test_digest_tells_encoders_apart() -> None:
+    others = [encoder(), encoder(17), encoder(drop=True), encoder(text="body")]
+    assert len({one.digest for one in others}) == 4
+    assert encoder().digest == encoder().digest
+
+
+# --- predictions ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_outcomes_are_those_of_each_document_alone(kind: str, flatten: bool) -> None:
+    model = make(kind)
+    task = Causal(model.forward, flatten)
+    with torch.no_grad():
+        outcomes = task.predict(model, task.collate([*ROWS, []], CPU))
+    documents = [part for row in ROWS for part in row]
+    assert len(outcomes) == len(documents)
+    for outcome, part in zip(outcomes, documents, strict=True):
+        loss, _ = one_by_one(model, [[part]])
+        logits = model(input_ids=torch.from_numpy(part["tokens"].astype(np.int64))[None]).logits[0, :-1]
+        right = (logits.argmax(-1).numpy() == part["tokens"][1:])[part["targets"][1:]].sum()
+        assert outcome["loss"] == pytest.approx(loss, abs=1e-4)
+        assert (outcome["right"], outcome["targets"]) == (right, part.targets)
+    with torch.no_grad():
+        assert task.predict(model, task.collate([[], []], CPU)) == []
+
+
+def test_scores_are_those_of_all_targets_and_pieces_are_joined() -> None:
+    task = Causal(make("llama").forward, flatten=False)
+    outcomes = [{"loss": 3.0, "right": 1, "targets": 2}, {"loss": 1.0, "right": 2, "targets": 6}]
+    whole = task.join(outcomes)
+    assert whole == {"loss": 4.0, "right": 3, "targets": 8}
+    expected = {"perplexity": math.exp(0.5), "accuracy": 3 / 8}
+    assert task.score(outcomes).scores == task.score([whole]).scores == expected
+    assert task.score([]).scores == {}
+    assert math.isfinite(task.score([{"loss": 1e9, "right": 0, "targets": 1}]).scores["perplexity"])
+    assert task.join([{"answer": "x"}]) == {"answer": "x"}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_an_answer_does_not_depend_on_the_others(kind: str) -> None:
+    model = make(kind, vocabulary=len(tokenizer()))
+    recipe = Recipe.model_validate({"model": {"path": "/m"}, "data": {"train": "/d"}, "train": {"steps": 1}})
+    setting = Setting(recipe, {}, tokenizer, Decoding(max_tokens=5))
+    task = CausalKind({}).task(setting, model)
+    prompts = [encoder().encode(record(prompt=text), answered=False).documents for text in ("a", "long one", "why?")]
+    with torch.no_grad():
+        together = task.predict(model, task.collate(prompts, CPU))
+        alone = [task.predict(model, task.collate([prompt], CPU))[0] for prompt in prompts]
+    assert together == alone
+    assert all(set(outcome) == {"answer"} for outcome in together)
+    by_hand = model.generate(
+        input_ids=torch.from_numpy(prompts[1][0]["tokens"].astype(np.int64))[None],
+        max_new_tokens=5,
+        do_sample=False,
+        eos_token_id=0,
+        pad_token_id=0,
+    )[0, prompts[1][0].size :]
+    assert together[1]["answer"] == tokenizer().decode(by_hand, skip_special_tokens=True).strip()

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distft.data.order import order
-from distft.data.packing import one_per_row, pack
+from distft.data.packing import bucket, one_per_row, pack
 
 
 def best_fit_decreasing(lengths, row_tokens):
@@ -46,14 +46,48 @@ def test_pack_is_pinned():
     assert [rows.row(i).tolist() for i in range(len(rows))] == [[3], [6, 7], [0, 2], [1, 4, 5]]
 
 
+@settings(deadline=None, max_examples=200)
+@given(st.data(), st.integers(1, 40), st.integers(-(2**63), 2**64))
+def test_bucket_keeps_its_budget_and_loses_nothing(data, row_tokens, seed):
+    sizes = data.draw(st.lists(st.integers(1, row_tokens), max_size=120))
+    rows = bucket(np.array(sizes, dtype=np.int32), row_tokens, seed)
+    assert sorted(rows.documents.tolist()) == list(range(len(sizes)))
+    assert rows.offsets.dtype == rows.documents.dtype == np.int64
+    longest = [max(sizes[d] for d in rows.row(i)) for i in range(len(rows))]
+    counts = [len(rows.row(i)) for i in range(len(rows))]
+    assert all(count > 0 for count in counts)
+    assert all(size * count <= row_tokens for size, count in zip(longest, counts, strict=True))
+    # no row but the last has room for one more, and none has anything longer than what the row before it has
+    assert all(size * (count + 1) > row_tokens for size, count in list(zip(longest, counts, strict=True))[:-1])
+    assert [sizes[d] for d in rows.documents] == sorted(sizes, reverse=True)
+    again = bucket(np.array(sizes, dtype=np.int32), row_tokens, seed)
+    assert np.array_equal(rows.documents, again.documents)
+    assert np.array_equal(rows.offsets, again.offsets)
+
+
+def test_seed_decides_which_equal_documents_meet_in_a_bucket():
+    sizes = np.full(64, 10, dtype=np.int32)
+    first, second = (bucket(sizes, 40, seed).documents.tolist() for seed in (1, 2))
+    assert first != second
+    assert first[:8] != list(range(8))
+
+
+def test_bucket_is_pinned():
+    sizes = np.array([5, 3, 3, 8, 2, 2, 7, 1], dtype=np.int32)
+    rows = bucket(sizes, 8, 0)
+    assert [rows.row(i).tolist() for i in range(len(rows))] == [[3], [6], [0], [2, 1], [4, 5, 7]]
+
+
 @pytest.mark.parametrize("length", [0, 9])
-def test_lengths_out_of_range_are_refused(length):
+@pytest.mark.parametrize("put", [pack, bucket])
+def test_lengths_out_of_range_are_refused(put, length):
     with pytest.raises(ValueError, match=r"1\.\.8"):
-        pack(np.array([3, length], dtype=np.int32), 8, 0)
+        put(np.array([3, length], dtype=np.int32), 8, 0)
 
 
 def test_no_documents_are_no_rows():
     assert len(pack(np.array([], dtype=np.int32), 8, 0)) == 0
+    assert len(bucket(np.array([], dtype=np.int32), 8, 0)) == 0
     assert len(one_per_row(0)) == 0
 
 

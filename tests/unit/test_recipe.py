@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from distft.changes import ALLOWABLE, HARMLESS, Difference, agree, check_allowed
-from distft.config import Layers, Recipe, Section
+from distft.config import Layers, Recipe
+from distft.config_task import Generation
 from distft.errors import UserError
 from distft.recipe import differences, dump, load, load_resolved, schema
+from distft.section import Section
 
 SMALL = "model: {path: org/model}\ndata: {train: org/data}\ntrain: {steps: 5}\n"
 FUZZ = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck), database=None)
@@ -176,7 +178,6 @@ track: on
     lines = complaint(write(text), "train.stesp=3", "name.x.y=3", "noeq").splitlines()
     assert [" ".join(line.split(" ")[:2]) for line in lines] == [
         "recipe.yaml:3: model.atention:",
-        "recipe.yaml:4: data.train:",
         "recipe.yaml:5: data.row_tokens:",
         "recipe.yaml:6: data.packing:",
         "recipe.yaml:7: data.1:",
@@ -203,7 +204,7 @@ track: on
     ("text", "expected"),
     [
         ("engine: {dtyp: bf16}", "engine.dtyp: unknown key; did you mean dtype? valid keys: zero_stage, dtype, "),
-        ("zzz: 1", "zzz: unknown key; valid keys: name, model, data, adapter, train, engine, checkpoint, track"),
+        ("zzz: 1", "zzz: unknown key; valid keys: name, task, model, data, adapter, train, engine, checkpoint, track"),
         ("engine: {dtype: fp16}", "engine.dtype: got 'fp16'; must be 'bf16' or 'fp32'"),
         ("engine: {zero_stage: 4}", "engine.zero_stage: got 4; must be 0, 1, 2 or 3"),
         ("engine: {timeout: 0}", "engine.timeout: got 0; must be greater than 0"),
@@ -250,10 +251,13 @@ def test_problem_in_words(write: Write, text: str, expected: str) -> None:
 
 
 def test_missing_keys_are_reported_at_their_section(write: Write) -> None:
-    lines = complaint(write("# a comment\n\nname: x\nmodel: {path: y}\ndata:\n  seed: 1\n")).splitlines()
-    assert len(lines) == 2
-    assert lines[0].startswith("recipe.yaml:3: train: missing; add this section, with some of its keys: steps, epochs")
-    assert lines[1].startswith("recipe.yaml:5: data.train: missing; give it: file (.jsonl")
+    message = complaint(write("# a comment\n\nname: x\nmodel: {path: y}\ndata:\n  seed: 1\n"))
+    assert message.startswith("recipe.yaml:3: train: missing; add this section, with some of its keys: steps, epochs")
+    # Which data are needed is known when the task is.
+    message = complaint(write("# a comment\n\nname: x\nmodel: {path: y}\ndata:\n  seed: 1\ntrain: {steps: 1}\n"))
+    assert message.startswith("recipe.yaml:5: data.train: missing; give it: file (.jsonl")
+    message = complaint(write("name: x\nmodel: {path: y}\ntrain: {steps: 1}\n"))
+    assert message.startswith("recipe.yaml:1: data.train: missing; give it: file (.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -277,7 +281,8 @@ def test_validators_speak_for_themselves(write: Write, train: str, expected: str
 @pytest.mark.parametrize("key", ["model.path", "data.train", "data.eval", "data.template", "data.cache"])
 def test_empty_paths_are_refused(write: Write, key: str) -> None:
     message = complaint(write(SMALL), f"{key}=''")
-    assert message.endswith(f": {key}: got ''; must have at least 1 character")
+    several = " or a mapping (key: value)" if key in ("data.train", "data.eval") else ""
+    assert message.endswith(f": {key}: got ''; must have at least 1 character{several}")
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
@@ -427,6 +432,138 @@ def test_override_of_a_section_is_to_blame_for_what_it_leaves_out(write: Write) 
 def test_problem_moves_back_to_the_file_when_the_file_is_to_blame(write: Write) -> None:
     message = complaint(write(SMALL + "adapter:\n  type: lora\n  r: 8\n"), "adapter.type=none")
     assert message == "recipe.yaml:6: adapter.r: unknown key; valid keys: type"
+
+
+# --- tasks ------------------------------------------------------------------------------------------------------------
+
+LONE = "model: {path: org/model}\ntrain: {steps: 5}\n"
+TWO = """\
+task:
+  type: multi-task
+  tasks:
+    a: {task: {type: masked-lm}, train: ./a.txt, eval: org/a}
+    b: {task: {type: token-classification}, train: {tokens: ./b.words, tags: ./b.tags}}
+"""
+TYPES = (
+    "'causal-lm' or 'masked-lm' or 'sequence-classification' or 'token-classification' or 'question-answering' or "
+    "'seq2seq-lm' or 'ctc' or 'speech-seq2seq' or 'dpo' or 'multi-task'"
+)
+
+
+def test_the_default_task_is_causal(write: Write) -> None:
+    recipe = load(write(SMALL), [])
+    assert recipe.task.type == "causal-lm"
+    assert (recipe.data.packing, recipe.data.group_by_length, recipe.data.overlong) == (None, None, None)
+    assert (recipe.train.best, recipe.train.patience) == (None, None)
+
+
+def test_a_multi_task_names_its_data_itself(write: Write, tmp_path: Path) -> None:
+    task = load(write(LONE + TWO), []).task
+    assert task.type == "multi-task"
+    assert (task.tasks["a"].train, task.tasks["a"].eval) == (str(tmp_path / "a.txt"), "org/a")
+    assert task.tasks["b"].train == {"tokens": str(tmp_path / "b.words"), "tags": str(tmp_path / "b.tags")}
+    again = load(write(dump(load(write(LONE + TWO), [])), "again.yaml"), [])
+    assert again.task == task
+
+
+@pytest.mark.parametrize("given", ["./x.en", "x.jsonl", "~/x", "../x.txt.gz"])
+def test_parallel_files_start_from_the_recipes_folder(write: Write, tmp_path: Path, given: str) -> None:
+    recipe = load(write(LONE + f"data: {{train: {{source: {given}, target: /t}}, eval: {{source: {given}}}}}"), [])
+    assert isinstance(recipe.data.train, dict)
+    assert recipe.data.train == {
+        "source": str(Path(os.path.abspath(tmp_path / Path(given).expanduser()))),
+        "target": "/t",
+    }
+    assert recipe.data.eval == {"source": recipe.data.train["source"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("task: {type: maskedlm}\n", f"task.type: got 'maskedlm'; must be {TYPES}"),
+        ("task: {mask: 0.2}\n", f"task.type: missing; must be {TYPES}"),
+        ("task: masked-lm\n", "task: got 'masked-lm'; write keys under it, or leave it out: type, mask, kind, labels"),
+        ("task: {type: masked-lm, kind: single}\n", "task.kind: unknown key; valid keys: type, mask"),
+        ("task: {type: masked-lm, mask: 1.0}\n", "task.mask: got 1.0; must be less than 1"),
+        ("task: {type: sequence-classification, labels: []}\n", "task.labels: got []; must have at least 1 item"),
+        ("task: {type: sequence-classification, labels: [1]}\n", "task.labels.0: got 1; must be text (in quotes"),
+        ("task: {type: multi-task}\n", "task.tasks: missing; give it: {name: {task: ..., train: ..., eval: ...}}"),
+    ],
+)
+def test_problem_of_a_task_in_words(write: Write, text: str, expected: str) -> None:
+    message = complaint(write(SMALL + text))
+    assert message.startswith(f"recipe.yaml:4: {expected}")
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        (SMALL, ["data.overlong=truncate"], "data.overlong: got 'truncate'; task.type causal-lm can split or drop"),
+        (
+            SMALL + "task: {type: sequence-classification}\n",
+            ["data.overlong=split"],
+            "data.overlong: got 'split'; task.type sequence-classification can truncate or drop",
+        ),
+        (SMALL, ["train.best=loss"], "train.best: needs held-out data; name them in data.eval"),
+        (
+            SMALL,
+            ["data.eval=x", "train.best=f1"],
+            "train.best: got 'f1'; task.type causal-lm has the scores loss, perplexity, accuracy",
+        ),
+        (
+            SMALL,
+            ["data.eval=x", "train.patience=2"],
+            "train: patience needs `best`, the score to look at, and `eval_every`",
+        ),
+        (
+            LONE + TWO,
+            ["train.best=f1"],
+            "train.best: got 'f1'; task.type multi-task has the scores loss, a.loss, a.perplexity, a.accuracy, b.loss",
+        ),
+        (LONE + TWO, ["data.train=x"], "data.train: task.type multi-task names its data in task.tasks"),
+        (LONE + TWO, ["data.eval=x"], "data.eval: task.type multi-task names its data in task.tasks"),
+        (LONE + TWO, ["task.tasks.a.weight=2.0"], "task: give a weight to all tasks or to none; b has none"),
+    ],
+)
+def test_a_task_and_the_rest_must_fit(write: Write, text: str, overrides: list[str], expected: str) -> None:
+    message = complaint(write(text), *overrides)
+    assert message.startswith(f"override {overrides[-1]!r}: {expected}") or f" {expected}" in message
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides"),
+    [
+        (SMALL, ["data.eval=x", "train.best=perplexity", "train.eval_every=2", "train.patience=3"]),
+        (SMALL, ["data.overlong=split"]),
+        (SMALL + "task: {type: masked-lm}\n", ["data.overlong=truncate"]),
+        (LONE + TWO, ["train.best=a.perplexity"]),
+        (LONE + TWO, ["train.best=loss"]),
+        (LONE + TWO, ["task.tasks.a.weight=2.0", "task.tasks.b.weight=1"]),
+    ],
+)
+def test_what_fits_is_taken(write: Write, text: str, overrides: list[str]) -> None:
+    assert isinstance(load(write(text), overrides), Recipe)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("task.tasks.a={task: {type: masked-lm}}", "task.tasks.a.train: missing; give it: as data.train"),
+        ("task.tasks.a={train: x}", "task.tasks.a.task: missing; "),
+        ("task.tasks.a.trian=x", "task.tasks.a.trian: unknown key; did you mean train? valid keys: task, train, eval"),
+        ("task.tasks.a.task.mas=1", "task.tasks.a.task.mas: unknown key; did you mean mask? valid keys: type, mask"),
+        ("task.tasks.a.task.type=dpo", "task.tasks.a.task.type: got 'dpo'; must be 'masked-lm' or 'sequence-"),
+        ("task.tasks.a=3", "task.tasks.a: got 3; write keys under it, or leave it out: task, train, eval"),
+        (
+            "task.tasks.train={task: {type: masked-lm}, zz: 1}",
+            "task.tasks.train.train: missing; give it: as data.train",
+        ),
+    ],
+)
+def test_problem_of_one_of_several_tasks_in_words(write: Write, override: str, expected: str) -> None:
+    assert complaint(write(LONE + TWO), override).startswith(f"override {override!r}: {expected}")
 
 
 # --- paths ------------------------------------------------------------------------------------------------------------
@@ -584,7 +721,7 @@ keys = [
 
 
 @FUZZ
-@given(key=st.sampled_from([*keys, "adapter", "model.init", "model.init.config", "train", "name"]), value=trees)
+@given(key=st.sampled_from([*keys, "adapter", "task", "model.init", "model.init.config", "train", "name"]), value=trees)
 def test_any_value_of_any_key_is_a_recipe_or_an_error(tmp_path: Path, key: str, value: object) -> None:
     path = tmp_path / "fuzz.yaml"
     path.write_text(SMALL + "adapter: {type: lora}")
@@ -641,6 +778,8 @@ def test_every_key_has_a_rule() -> None:
     refused = {key for key, rule in rules.items() if rule == "refused"}
     assert {"model.path", "model.init.seed", "adapter.r", "train.global_batch"} <= refused
     assert not any(key.startswith(("engine.", "checkpoint.", "track.")) for key in refused)
+    assert {"train.best", "train.patience"} <= HARMLESS
+    assert "task.type" in refused
     assert {"engine.zero_stage", "name", "data.eval"} <= HARMLESS
     assert {"engine.dtype", "train.lr", "train.steps", "data.train", "data.fields"} <= ALLOWABLE
 
@@ -698,8 +837,9 @@ def test_schema_is_closed_titled_and_described() -> None:
     assert (described["title"], described["description"]) == ("distft recipe", "One run.")
     assert set(described["properties"]) == set(Recipe.model_fields)
     found = list(objects(described))
-    sections = {*Section.__subclasses__(), *Layers.__subclasses__()} - {Layers}
-    sections = {section for section in sections if section.__module__ == Recipe.__module__}
+    bases = {Layers, Generation}
+    sections = {*Section.__subclasses__(), *(one for base in bases for one in base.__subclasses__())} - bases
+    sections = {section for section in sections if section.__module__ in (Recipe.__module__, Generation.__module__)}
     assert len(found) == len(sections)
     assert all(item["additionalProperties"] is False for item in found)
     assert described["$defs"]["Data"]["properties"]["seed"]["description"] == "seed of the order of rows"

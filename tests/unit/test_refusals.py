@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from distft import cli
+from distft.outcome import outcome
 
 
 @pytest.mark.parametrize(
@@ -20,18 +20,16 @@ def test_a_refusal_on_a_node_is_not_the_users_mistake(
     def refused() -> None:
         raise OSError(number, os.strerror(number), "/scratch/run")
 
-    monkeypatch.setattr(cli, "app", refused)
     monkeypatch.delenv("RANK", raising=False)
-    assert cli.outcome() == of_command
+    assert outcome(refused) == of_command
     monkeypatch.setenv("RANK", "0")
-    assert cli.outcome() == of_rank
+    assert outcome(refused) == of_rank
     assert capsys.readouterr().err.count("distft: error: ") == 2
 
 
-def test_what_may_be_our_own_mistake_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_may_be_our_own_mistake_keeps_its_traceback() -> None:
     def lost() -> None:
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", "/scratch/run/x")
 
-    monkeypatch.setattr(cli, "app", lost)
     with pytest.raises(FileNotFoundError):
-        cli.outcome()
+        outcome(lost)

@@ -1,0 +1,75 @@
+"""Micro-batches of several tasks in turn: a pure function of the seed and the position, as all orders are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from distft.data.encode import Corpus
+from distft.data.loader import MicroBatch, Shuffle, Slots, drawn
+from distft.data.order import hashes
+from distft.data.types import Document
+
+CYCLE = 256  # micro-batches in which each task has its exact share
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """One task's data. `weight`: its share, in any unit."""
+
+    corpus: Corpus
+    shuffle: Shuffle
+    weight: float
+
+
+class Mixture:
+    """A loader of micro-batches that are each of one task.
+
+    The stream is made of cycles; in each the tasks have the same shares, in an order of its own. So where each task
+    stands in its data follows from the position in the stream, which is in the checkpoint.
+    """
+
+    def __init__(self, parts: Mapping[str, Ingredient], slots: Slots, seed: int) -> None:
+        self._parts = {name: parts[name] for name in sorted(parts)}
+        self._names = list(self._parts)
+        self._slots, self._seed = slots, seed
+        self._shares = shares([part.weight for part in self._parts.values()])
+        self._cycle = lru_cache(maxsize=4)(self._make_cycle)
+
+    def _make_cycle(self, number: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Which task each micro-batch of a cycle is of, and how many of that task come before it."""
+        tasks = np.repeat(np.arange(len(self._names)), self._shares)
+        tasks = tasks[np.argsort(hashes(self._seed, number, CYCLE), kind="stable")]
+        before = np.zeros(CYCLE, np.int64)
+        for task in range(len(self._names)):
+            before[tasks == task] = np.arange(self._shares[task])
+        return tasks, before
+
+    def step(self, index: int) -> Iterator[MicroBatch]:
+        a_step = self._slots.global_batch // self._slots.micro_batch
+        for micro in self._slots.mine():
+            cycle, place = divmod(index * a_step + micro, CYCLE)
+            tasks, before = self._cycle(cycle)
+            task = int(tasks[place])
+            name = self._names[task]
+            first = (cycle * self._shares[task] + int(before[place])) * self._slots.micro_batch
+            rows = range(first, first + self._slots.micro_batch)
+            yield MicroBatch(micro, [self._parts[name].shuffle.samples(row) for row in rows], first, name)
+
+    def documents(self, micro: MicroBatch) -> list[list[Document]]:
+        assert micro.part is not None
+        rows = drawn(self._parts[micro.part].corpus, micro, self._seed)
+        return [[replace(document, part=micro.part) for document in row] for row in rows]
+
+
+def shares(weights: list[float]) -> list[int]:
+    """Micro-batches of each task in a cycle, at least one, by largest remainders."""
+    exact = np.array(weights) / sum(weights) * (CYCLE - len(weights))
+    found = np.floor(exact).astype(int)
+    rest = CYCLE - len(weights) - int(found.sum())
+    found[np.argsort(found - exact, kind="stable")[:rest]] += 1
+    return [int(one) + 1 for one in found]

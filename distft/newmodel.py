@@ -1,0 +1,121 @@
+"""Small random models of real architectures, with a tokenizer trained on the data: `model.init`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distft import preempt
+from distft.config import ModelInit
+from distft.data import sources
+from distft.data.sources import Source
+from distft.errors import UserError
+from distft.tasks.task import Kind, Labels
+
+EOS = "<|end|>"
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+SPECIAL = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
+
+
+def create(init: ModelInit, kind: Kind, labels: Labels, data: list[tuple[Kind, Source]], folder: Path) -> None:
+    """A small random model for a kind of task and its tokenizer, in `folder`; all or nothing.
+
+    Args:
+        data: what the tokenizer is trained on.
+
+    Raises:
+        UserError: transformers does not know the architecture or one of its sizes.
+    """
+    import transformers
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    staged = folder.with_name(f".{folder.name}.staged")
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        known = AutoConfig.for_model(init.architecture)
+    except ValueError:
+        raise UserError(f"model.init.architecture: transformers knows no '{init.architecture}'") from None
+    for key in init.config:
+        if not hasattr(known, key):
+            raise UserError(f"model.init.config.{key}: {init.architecture} has no such setting")
+    processor = new_processor(kind, init.vocab_size, texts(data), {**known.to_dict(), **init.config})
+    tokenizer = getattr(processor, "tokenizer", processor)
+    try:
+        sizes = {"vocab_size": len(tokenizer), **special_ids(kind, tokenizer), **init.config}
+        config = AutoConfig.for_model(init.architecture, **sizes, **kind.head(labels))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(init.seed)
+            model = getattr(transformers, kind.auto).from_config(config, dtype=torch.float32)
+    except (ValueError, TypeError, RuntimeError, StrictDataclassError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model.init: {init.architecture} cannot be made with these sizes ({reason})") from None
+    model.save_pretrained(staged)
+    processor.save_pretrained(staged)
+    os.replace(staged, folder)
+
+
+def texts(data: list[tuple[Kind, Source]]) -> Iterator[str]:
+    for kind, source in data:
+        for record in sources.read(source):
+            preempt.check()
+            yield from kind.texts(record)
+
+
+def special_ids(kind: Kind, tokenizer: Any) -> dict[str, Any]:
+    """What a model's configuration says of special tokens."""
+    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    if kind.vocabulary == "seq2seq":
+        ids["decoder_start_token_id"] = tokenizer.pad_token_id
+    if kind.vocabulary == "speech":
+        ids["decoder_start_token_id"] = tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
+    return ids
+
+
+def new_processor(kind: Kind, vocab_size: int, found: Iterator[str], sizes: dict[str, Any]) -> Any:
+    if kind.vocabulary == "characters":
+        from distft.data.processors import character_processor
+
+        return character_processor(found)
+    if kind.vocabulary == "speech":
+        from distft.data.processors import speech_processor
+
+        seconds, mels = sizes.get("max_source_positions", 1500) // 50, sizes.get("num_mel_bins", 80)
+        return speech_processor(found, vocab_size, seconds, mels)
+    return new_tokenizer(kind, vocab_size, found)
+
+
+def new_tokenizer(kind: Kind, vocab_size: int, found: Iterator[str]) -> Any:
+    """A byte-level BPE with the special tokens of a decoder, an encoder, or an encoder-decoder."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    encoder = kind.vocabulary == "encoder"
+    special = list(SPECIAL.values()) if encoder else [EOS, *ROLES]
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=encoder)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(found, trainer)
+    ids = [(token, bpe.token_to_id(token)) for token in special]
+    if encoder:
+        pair = "[CLS] $A [SEP] $B:1 [SEP]:1"
+        bpe.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair=pair, special_tokens=[one for one in ids if one[0] in pair]
+        )
+        return PreTrainedTokenizerFast(tokenizer_object=bpe, add_prefix_space=True, **SPECIAL)
+    if kind.vocabulary == "seq2seq":
+        bpe.post_processor = processors.TemplateProcessing(single=f"$A {EOS}", special_tokens=ids[:1])
+        # what fills up must not be what ends: a decoder begins with the filler
+        return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=EOS, pad_token=ROLES[0])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=EOS, pad_token=EOS)

@@ -1,0 +1,38 @@
+"""What became of a command: one sentence and an exit code, never a bare traceback of what a user can mend."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from distft.errors import DONE, FAILED, PREEMPTED, USAGE, Preempted, RunFailed, UserError, in_words, no_space
+
+
+def outcome(command: Callable[[], object]) -> int:
+    """Run a command. Returns its exit code."""
+    try:
+        command()
+        return DONE
+    except UserError as error:
+        return complain(error, USAGE)
+    except RunFailed as error:
+        return complain(error, FAILED)
+    except Preempted as stop:
+        print(f"distft: {stop}", file=sys.stderr)
+        return PREEMPTED
+    except SystemExit as leave:  # typer's own way out, wrong options included
+        return leave.code if isinstance(leave.code, int) else DONE
+    except OSError as error:
+        if (sentence := in_words(error)) is None:
+            raise
+        # On a rank most of these are the node's doing, and another one may do better; a full disk is full for all.
+        return complain(sentence, FAILED if "RANK" in os.environ and not no_space(error) else USAGE)
+
+
+def complain(error: Exception | str, code: int) -> int:
+    sys.stdout.flush()
+    print(
+        f"\ndistft: error: {error}" if "RANK" in os.environ else f"distft: error: {error}", file=sys.stderr, flush=True
+    )
+    return code

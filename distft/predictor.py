@@ -1,0 +1,134 @@
+"""A trained run, ready to predict: records in, outcomes out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distft import adapters, export, models
+from distft.config import Recipe
+from distft.data.types import Broken, Document, Record
+from distft.errors import UserError
+from distft.evaluation import report_of, task_of
+from distft.metrics import Report
+from distft.preferences import recall
+from distft.recipe import load_resolved
+from distft.rundir import RunDir
+from distft.session import base_of, encoder_of, make_setting
+from distft.tasks.generate import Decoding
+from distft.tasks.kinds import kind_of
+from distft.tasks.multi import Multi, MultiKind, View
+from distft.tasks.task import Outcome
+
+Predicted = Outcome | str  # a text says what is wrong with the record
+
+
+class Predictor:
+    """The chosen checkpoint of a run.
+
+    Args:
+        part: which of several tasks.
+        base_only: leave the adapter and all training out.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        part: str | None = None,
+        decoding: Decoding | None = None,
+        base_only: bool = False,
+    ) -> None:
+        run = RunDir(run_dir)
+        run.read()
+        self.recipe = load_resolved(run.config)
+        kind = kind_of(self.recipe)
+        part = checked_part(kind, part)
+        setting = make_setting(run, self.recipe, kind, lambda key, work: work())
+        setting = replace(setting, decoding=decoding or Decoding())
+        if base_only:
+            model = export.untuned(run, self.recipe)
+        else:
+            model = export.tuned(run, self.recipe, adapters.quantized(self.recipe.adapter))
+        on_gpu = torch.cuda.is_available()
+        self._device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
+        self._model: Any = model.to(self._device).eval()
+        self._encoder = encoder_of(kind, setting, part)
+        # PEFT's own forward does not tell what a model takes
+        self._task = kind.task(setting, model.get_base_model() if hasattr(model, "get_base_model") else model)
+        recall(run, self._task)
+        if part is not None and isinstance(self._task, Multi):
+            self._task, self._model = self._task.parts[part], View(self._model, part)
+        self._batch = self.recipe.train.micro_batch
+
+    def outcomes(self, records: Sequence[Record | Broken], answered: bool) -> list[Predicted]:
+        """One a record, in order.
+
+        Args:
+            answered: the records hold what is right, and one that does not fit is an error.
+
+        Raises:
+            UserError: see above.
+        """
+        found: dict[int, list[Outcome]] = {}
+        wrong: dict[int, str] = {}
+        documents: list[Document] = []
+        for index, record in enumerate(records):
+            try:
+                encoded = self._encoded(record, answered)
+            except UserError as error:
+                if answered:
+                    raise
+                wrong[index] = str(error)
+                continue
+            documents += [replace(document, record=index, draw=index) for document in encoded]
+            if not encoded:
+                wrong[index] = f"{record.where}: nothing is left of it to predict"
+        by_document: dict[int, Outcome] = {}
+        for batch in self._batches(documents):
+            with torch.inference_mode():
+                outcomes = self._task.predict(self._model, self._task.collate([[d] for d in batch], self._device))
+            by_document.update(zip(map(id, batch), outcomes, strict=True))
+        for document in documents:  # those of a record in their order
+            found.setdefault(document.record, []).append(by_document[id(document)])
+        return [wrong[i] if i in wrong else self._task.join(found[i]) for i in range(len(records))]
+
+    def _encoded(self, record: Record | Broken, answered: bool) -> list[Document]:
+        if isinstance(record, Broken):
+            raise UserError(f"{record.where} {record.why}")
+        return self._encoder.encode(record, answered).documents
+
+    def _batches(self, documents: Sequence[Document]) -> list[list[Document]]:
+        """Those of similar sizes together: less padding."""
+        ordered = sorted(documents, key=lambda document: document.size)
+        return [ordered[begin : begin + self._batch] for begin in range(0, len(ordered), self._batch)]
+
+    def answer(self, outcome: Outcome) -> Outcome:
+        """What a user is given."""
+        return self._task.answer(outcome)
+
+
+def reporter(run: RunDir, recipe: Recipe, part: str | None) -> Callable[[Sequence[Outcome]], Report]:
+    """How the outcomes of records are scored. The weights are not loaded for it."""
+    kind = kind_of(recipe)
+    setting = make_setting(run, recipe, kind, lambda key, work: work())
+    with torch.device("meta"):
+        shape = models.shape(base_of(run, recipe, kind), recipe, kind, setting.labels)
+    task = kind.task(setting, shape)
+    return partial(report_of, task_of(task, checked_part(kind, part)))
+
+
+def checked_part(kind: Any, part: str | None) -> str | None:
+    """Raises UserError where a task must be named and is not, or the reverse."""
+    if isinstance(kind, MultiKind):
+        if part not in kind.parts:
+            raise UserError(f"--task: this run has the tasks {', '.join(kind.parts)}; name one")
+        return part
+    if part is not None:
+        raise UserError(f"--task {part}: this run has one task only; leave it out")
+    return None

@@ -1,0 +1,79 @@
+"""What DPO needs of the starting model where no adapter can be switched off: written down before the first step."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from distft import dist, preempt, pulse
+from distft.console import Console
+from distft.data.loader import Loader, RowLoader, Shuffle, Slots
+from distft.dist import Ranks
+from distft.engine.deepspeed import Engine
+from distft.errors import Preempted, UserError
+from distft.feed import Dataset, HeldOut
+from distft.rundir import RunDir
+from distft.tasks.dpo import Preference
+from distft.tasks.reference import Entry, RecordedReference, write
+
+
+def recall(run: RunDir, task: Any) -> None:
+    """Give the task what was recorded for this run."""
+    if isinstance(task, Preference) and task.reference is not None:
+        task.reference = RecordedReference.read(run.reference)
+
+
+def record(
+    run: RunDir,
+    task: Any,
+    engine: Engine,
+    data: tuple[Dataset, Sequence[HeldOut]],
+    step: int,
+    ranks: Ranks,
+    console: Console,
+) -> None:
+    """Record it, unless that was done, and give it to the task. Collective.
+
+    Args:
+        step: the run's; after the first the weights are not the starting model's any more.
+
+    Raises:
+        UserError: it is too late.
+        Preempted: a stop was requested meanwhile.
+    """
+    if not isinstance(task, Preference) or task.reference is None:
+        return
+    if not dist.on_rank_0(ranks, "reference", run.reference.exists):
+        if step > 0:
+            raise UserError(f"{run.reference} is gone, and the starting model with it; start a new run")
+        train, held_out = data
+        slots = Slots(ranks.world, 1, ranks.rank, ranks.world)
+        loader = RowLoader(train.corpus, Shuffle(train.corpus, train.rows, 0, 1, fixed=True), slots, 0, len(train.rows))
+        loaders: list[tuple[Loader, int]] = [(loader, math.ceil(len(train.rows) / ranks.world))]
+        loaders += [(held.loader, held.steps) for held in held_out]
+        entries = list(_entries(task, engine, loaders, ranks, console))
+        everyone = [json.loads(text) for text in dist.gather_text(json.dumps(entries))]
+        if ranks.first:
+            write(run.reference, (tuple(entry) for rank in everyone for entry in rank))
+        dist.barrier()
+    recall(run, task)
+
+
+def _entries(
+    task: Preference, engine: Engine, loaders: Sequence[tuple[Loader, int]], ranks: Ranks, console: Console
+) -> Iterator[Entry]:
+    total, done = sum(steps for _, steps in loaders), 0
+    with console.bar("the starting model's preferences: batch", total) as bar:
+        for loader, steps in loaders:
+            for number in range(steps):
+                pulse.at(f"the starting model's preferences, part {done + 1} of {total}")
+                for micro in loader.step(number):
+                    yield from task.values(engine.model, task.collate(loader.documents(micro), ranks.device))
+                done += 1
+                bar.at(done, "")
+                [stop] = dist.sum_over_ranks([float(preempt.requested())])
+                if stop:
+                    preempt.check()
+                    raise Preempted("a stop was requested of another rank")

@@ -1,0 +1,250 @@
+"""Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290): of two answers, make one likelier."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import NormalDist, fmean
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from distft.config import AdaLora, Lora
+from distft.config_task import DPO
+from distft.data.formats import Message, pair_of, pair_prompt_of
+from distft.data.templates import Marked, Template
+from distft.data.types import Column, Document, Encoded, Record
+from distft.digest import of_parts
+from distft.errors import UserError
+from distft.metrics import Report
+from distft.tasks.causal import Causal, CausalBatch
+from distft.tasks.generate import unwrapped
+from distft.tasks.padded import DROPPED
+from distft.tasks.reference import COLUMNS, Entry, RecordedReference, Reference, evaluating, key
+from distft.tasks.task import Labels, Outcome, Setting, Vocabulary, mean, only
+
+PAIRS = "pairs"  # the name of the loss and of its count
+EQUAL = "with equal answers were dropped"
+MUTE = "without anything to predict were dropped"
+
+
+class DPOKind:
+    auto = "AutoModelForCausalLM"
+    peft = "CAUSAL_LM"
+    packs = False
+    vocabulary: Vocabulary = "decoder"
+    whole_head = False
+    labelled = False
+    exclusive = False
+
+    def __init__(self, settings: DPO, fields: Mapping[str, str]) -> None:
+        self._settings, self._fields = settings, fields
+
+    def texts(self, record: Record) -> Iterator[str]:
+        pair = pair_of(record, self._fields)
+        for messages in (pair.prompt + pair.chosen, pair.rejected):
+            yield "\n".join(message["content"] for message in messages)
+
+    def labels(self, record: Record) -> Iterator[str]:
+        return iter(())
+
+    def head(self, labels: Labels) -> dict[str, Any]:
+        return {}
+
+    def extend(self, model: Any, labels: Labels) -> None:
+        pass
+
+    def encoder(self, setting: Setting) -> DPOEncoder:
+        data = setting.recipe.data
+        return DPOEncoder(Template.load(setting.processor(), data.template), self._fields, data.row_tokens)
+
+    def task(self, setting: Setting, model: Any) -> Preference:
+        adapter = setting.recipe.adapter
+        # An adapter that begins with trained weights is part of the starting model: without it that is not the same.
+        carried = isinstance(adapter, Lora | AdaLora) and adapter.start is None
+        reference = None if carried else RecordedReference.empty()
+        return Preference(self._settings.beta, Causal(model.forward, False, setting), reference)
+
+
+@dataclass(frozen=True)
+class DPOEncoder:
+    """Two sequences of tokens a record, each the prompt with one of its answers.
+
+    Args:
+        fields: as in `Data`.
+        row_tokens: a pair with a longer sequence is left out.
+    """
+
+    template: Template
+    fields: Mapping[str, str]
+    row_tokens: int
+
+    columns = dict(zip(COLUMNS, ("int32", "bool", "int32", "bool"), strict=True))  # noqa: RUF012 - a constant
+
+    @cached_property
+    def digest(self) -> str:
+        return of_parts("dpo", self.template.digest, sorted(self.fields.items()), self.row_tokens)
+
+    def encode(self, record: Record, answered: bool = True) -> Encoded:
+        """`size` is the longer of the two. Not answered: `chosen` is the prompt, `rejected` empty."""
+        if not answered:
+            prompt = self._prompt(record)
+            columns = (prompt, np.zeros(len(prompt), bool), np.zeros(0, np.int32), np.zeros(0, bool))
+            return Encoded([_document(columns, targets=0)])
+        pair = pair_of(record, self.fields)
+        chosen, rejected = (self._marked(record.where, pair.prompt, side) for side in (pair.chosen, pair.rejected))
+        if np.array_equal(chosen.tokens, rejected.tokens):
+            return Encoded([], {EQUAL: 1})
+        document = _document((chosen.tokens, chosen.targets, rejected.tokens, rejected.targets), targets=1)
+        if document.size > self.row_tokens:
+            return Encoded([], {DROPPED: 1})
+        if not chosen.targets.any() or not rejected.targets.any():
+            return Encoded([], {MUTE: 1})
+        return Encoded([document])
+
+    def _marked(self, where: str, prompt: list[Message], answer: list[Message]) -> Marked:
+        return self.template.encode(Record(where, {"prompt": prompt, "completion": answer}), {})
+
+    def _prompt(self, record: Record) -> Column:
+        messages = pair_prompt_of(record, self.fields)
+        try:
+            return self.template.prompt(messages)
+        except UserError as error:
+            raise UserError(f"{record.where}: {error}") from error
+
+
+def _document(columns: Sequence[Column], targets: int) -> Document:
+    return Document(dict(zip(COLUMNS, columns, strict=True)), max(len(columns[0]), len(columns[2])), targets)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """B pairs, or B prompts without an answer.
+
+    Attributes:
+        sequences: of pairs 2 B, all chosen ones before all rejected ones, padded on the right; of nothing 2, empty.
+        attention_mask: int64 [2 B, T].
+        documents: as they were given, B.
+    """
+
+    sequences: CausalBatch
+    attention_mask: torch.Tensor
+    documents: Sequence[Document]
+
+    @property
+    def useful_tokens(self) -> int:
+        return self.sequences.useful_tokens
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+
+class Preference:
+    """The task for any causal LM of transformers.
+
+    Args:
+        beta: of the loss: how much it costs to leave the reference.
+        causal: for sequences that are not packed.
+        reference: None: the model with its adapter switched off.
+    """
+
+    counted = (PAIRS,)
+
+    def __init__(self, beta: float, causal: Causal, reference: Reference | None) -> None:
+        self._beta, self._causal, self.reference = beta, causal, reference
+
+    def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> Pairs:
+        documents = [document for row in rows for document in row]
+        asked = documents and all(document.targets == 0 for document in documents)
+        sides = ("chosen",) if asked else ("chosen", "rejected")
+        sequences = [[_sequence(document, side)] for side in sides for document in documents]
+        batch = self._causal.collate(sequences or [[], []], device)
+        height, width = batch.input_ids.shape
+        sizes = [document.size for document in batch.documents] or [width] * height
+        mask = torch.arange(width) < torch.tensor(sizes).unsqueeze(1)
+        return Pairs(batch, mask.long().to(device), documents)
+
+    def counts(self, batch: Pairs) -> dict[str, int]:
+        return {PAIRS: len(batch)}
+
+    def factors(self, counts: Mapping[str, float]) -> dict[str, float]:
+        return mean(counts)
+
+    def loss(self, model: Any, batch: Pairs) -> dict[str, torch.Tensor]:
+        """Equation 7 of the paper, summed over pairs."""
+        return {PAIRS: self._losses(self._rewards(model, batch)).sum()}
+
+    def _losses(self, rewards: torch.Tensor) -> torch.Tensor:
+        return -functional.logsigmoid(rewards[:, 0] - rewards[:, 1])
+
+    def _rewards(self, model: Any, batch: Pairs) -> torch.Tensor:
+        """Of the chosen and the rejected answers, fp32 [B, 2]: equation 5 without what is the same for both."""
+        reference = self._reference(model, batch)  # before the forward whose activations are kept
+        return self._beta * (self._logps(model, batch) - reference)
+
+    def _reference(self, model: Any, batch: Pairs) -> torch.Tensor:
+        if self.reference is not None:
+            return self.reference.logps(batch.documents).to(batch.attention_mask.device)
+        with evaluating(model), unwrapped(model).disable_adapter():
+            return self._logps(model, batch)
+
+    def _logps(self, model: Any, batch: Pairs) -> torch.Tensor:
+        """Log-probabilities of the chosen and the rejected answers, each the sum over its targets: fp32 [B, 2]."""
+        sequences = batch.sequences
+        logits = self._causal.logits(model, sequences, attention_mask=batch.attention_mask)
+        logits = logits.flatten(0, 1)[sequences.at].float()
+        logps = -functional.cross_entropy(logits, sequences.targets, reduction="none")
+        lengths = [document.targets for document in sequences.documents] or [0, 0]
+        # No scatter: on a GPU it would add in another order each time.
+        sums = torch.stack([part.sum() for part in torch.split(logps, lengths)])
+        return sums.view(2, -1).T[: len(batch)]
+
+    def values(self, model: Any, batch: Pairs) -> list[Entry]:
+        """What a `RecordedReference` is made of: log-probabilities under the weights as they are."""
+        with evaluating(model):
+            logps = self._logps(model, batch).tolist()
+        return [(key(d), chosen, rejected) for d, (chosen, rejected) in zip(batch.documents, logps, strict=True)]
+
+    def predict(self, model: Any, batch: Pairs) -> list[Outcome]:
+        """The rewards of both answers; where there are none, an answer."""
+        if len(batch) and all(document.targets == 0 for document in batch.documents):
+            return self._causal.predict(model, batch.sequences)
+        rewards = self._rewards(model, batch)
+        return [
+            {"chosen": chosen, "rejected": rejected, "loss": loss, "targets": 1}
+            for (chosen, rejected), loss in zip(rewards.tolist(), self._losses(rewards).tolist(), strict=True)
+        ]
+
+    def score(self, outcomes: Sequence[Outcome]) -> Report:
+        """How often the chosen answer has the higher reward, with the 95 % interval, and by how much on average."""
+        margins = [outcome["chosen"] - outcome["rejected"] for outcome in outcomes if outcome.get("targets")]
+        if not margins:
+            return Report({})
+        right = sum(margin > 0.0 for margin in margins)
+        low, high = wilson(right, len(margins))
+        accuracy = {"reward_accuracy": right / len(margins), "reward_accuracy_low": low, "reward_accuracy_high": high}
+        return Report({**accuracy, "reward_margin": fmean(margins)})
+
+    def join(self, parts: Sequence[Outcome]) -> Outcome:
+        return only(parts)
+
+    def answer(self, outcome: Outcome) -> Outcome:
+        return outcome
+
+
+def _sequence(document: Document, side: str) -> Document:
+    tokens, targets = document[side], document[f"{side}_targets"]
+    return Document({"tokens": tokens, "targets": targets}, len(tokens), int(targets.sum()))
+
+
+def wilson(right: int, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927)."""
+    z, share = NormalDist().inv_cdf(0.975), right / count
+    middle = share + z * z / (2 * count)
+    half = z * math.sqrt(share * (1.0 - share) / count + z * z / (4 * count * count))
+    low, high = ((middle + sign * half) / (1.0 + z * z / count) for sign in (-1.0, 1.0))
+    return max(0.0, low), min(1.0, high)

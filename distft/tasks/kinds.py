@@ -1,0 +1,57 @@
+"""From the `task` section of a recipe to the file that knows that task."""
+
+from __future__ import annotations
+
+from distft import config_task as settings
+from distft.config import Recipe
+from distft.tasks.task import Kind
+
+
+def kind_of(recipe: Recipe) -> Kind:
+    return of_settings(recipe.task, recipe.data.fields)
+
+
+def of_settings(task: settings.Task, fields: dict[str, str]) -> Kind:
+    """Imports the file of the task only: speech needs libraries that nobody else does."""
+    match task:
+        case settings.CausalLM():
+            from distft.tasks.causal import CausalKind
+
+            return CausalKind(fields)
+        case settings.MaskedLM():
+            from distft.tasks.masked import MaskedKind
+
+            return MaskedKind(task, fields)
+        case settings.SequenceClassification():
+            from distft.tasks.classification import ClassificationKind
+
+            return ClassificationKind(task, fields)
+        case settings.TokenClassification():
+            from distft.tasks.tagging import TaggingKind
+
+            return TaggingKind(task, fields)
+        case settings.QuestionAnswering():
+            from distft.tasks.answering import AnsweringKind
+
+            return AnsweringKind(task, fields)
+        case settings.Seq2SeqLM():
+            from distft.tasks.seq2seq import Seq2SeqKind
+
+            return Seq2SeqKind(task, fields)
+        case settings.CTC():
+            from distft.tasks.ctc import CTCKind
+
+            return CTCKind(task, fields)
+        case settings.SpeechSeq2Seq():
+            from distft.tasks.speech import SpeechKind
+
+            return SpeechKind(task, fields)
+        case settings.DPO():
+            from distft.tasks.dpo import DPOKind
+
+            return DPOKind(task, fields)
+        case settings.MultiTask():
+            from distft.tasks.multi import MultiKind
+
+            parts = {name: of_settings(part.task, part.fields) for name, part in task.tasks.items()}
+            return MultiKind(parts)

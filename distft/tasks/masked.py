@@ -1,0 +1,202 @@
+"""Masked language modelling: predict hidden tokens from all around them (Devlin et al. 2018, arXiv:1810.04805)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from distft.config_task import MaskedLM
+from distft.data.formats import text_of
+from distft.data.order import hashes
+from distft.data.types import Column, Document, Encoded, Record
+from distft.digest import of_parts
+from distft.errors import UserError
+from distft.metrics import Report
+from distft.tasks.padded import COLUMNS, DROPPED, TRUNCATED, Inputs, Padded, digest_of, padded
+from distft.tasks.task import Labels, Outcome, Setting, Vocabulary, mean
+
+TOKENS = "tokens"
+_SPECIAL = 2  # tokens around each piece of a text
+
+
+class MaskedKind:
+    auto = "AutoModelForMaskedLM"
+    peft = None
+    packs = False
+    vocabulary: Vocabulary = "encoder"
+    whole_head = False
+    labelled = False
+    exclusive = False
+
+    def __init__(self, settings: MaskedLM, fields: Mapping[str, str]) -> None:
+        self._settings, self._fields = settings, fields
+
+    def texts(self, record: Record) -> Iterator[str]:
+        yield text_of(record, "text", self._fields)
+
+    def labels(self, record: Record) -> Iterator[str]:
+        return iter(())
+
+    def head(self, labels: Labels) -> dict[str, Any]:
+        return {}
+
+    def extend(self, model: Any, labels: Labels) -> None:
+        pass
+
+    def encoder(self, setting: Setting) -> MaskedEncoder:
+        tokenizer, data = setting.processor(), setting.recipe.data
+        if tokenizer.mask_token_id is None or tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
+            raise UserError("task: masked-lm needs a tokenizer with the tokens cls, sep and mask; this one lacks some")
+        return MaskedEncoder(tokenizer, self._fields, data.row_tokens, data.overlong or "split")
+
+    def task(self, setting: Setting, model: Any) -> Masked:
+        return Masked(self._settings.mask, setting, Inputs(model), model.config.vocab_size)
+
+
+@dataclass(frozen=True)
+class MaskedEncoder:
+    """Texts as tokens; those longer than a row become several documents."""
+
+    tokenizer: Any
+    fields: Mapping[str, str]
+    row_tokens: int
+    overlong: str
+
+    columns = {**COLUMNS, "special": "bool", "mask": "int32"}  # noqa: RUF012 - a constant of the class
+
+    @cached_property
+    def digest(self) -> str:
+        return of_parts(
+            "masked-lm", digest_of(self.tokenizer), sorted(self.fields.items()), self.row_tokens, self.overlong
+        )
+
+    def encode(self, record: Record, answered: bool = True) -> Encoded:
+        text = text_of(record, "text", self.fields)
+        tokens = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        room = self.row_tokens - _SPECIAL
+        long = len(tokens) > room
+        if not tokens:
+            return Encoded([], {"without any token were dropped": 1})
+        if long and self.overlong == "drop":
+            return Encoded([], {DROPPED: 1})
+        pieces = [tokens[begin : begin + room] for begin in range(0, len(tokens), room)]
+        if self.overlong == "truncate":
+            return Encoded([self._document(pieces[0])], {TRUNCATED: 1} if long else {})
+        return Encoded([self._document(piece) for piece in pieces], {"longer than a row were split": 1} if long else {})
+
+    def _document(self, piece: list[int]) -> Document:
+        tokens = np.array([self.tokenizer.cls_token_id, *piece, self.tokenizer.sep_token_id], np.int32)
+        columns: dict[str, Column] = {
+            "tokens": tokens,
+            "types": np.zeros(len(tokens), np.uint8),
+            "special": np.isin(tokens, self.tokenizer.all_special_ids),
+            "mask": np.array([self.tokenizer.mask_token_id], np.int32),
+        }
+        return Document(columns, len(tokens), max(1, round(0.15 * len(piece))))
+
+
+@dataclass(frozen=True)
+class MaskedBatch:
+    """Attributes:
+    padded: with some tokens hidden.
+    at: int64 [N], where the targets are in the flattened [B * T]; `targets` int64 [N] what was there.
+    owners: int64 [N], the document a target is of.
+    """
+
+    padded: Padded
+    at: torch.Tensor
+    targets: torch.Tensor
+    owners: torch.Tensor
+
+    @property
+    def useful_tokens(self) -> int:
+        return self.padded.useful_tokens
+
+
+class Masked:
+    counted = (TOKENS,)
+
+    def __init__(self, share: float, setting: Setting, inputs: Inputs, vocabulary: int) -> None:
+        self._share, self._setting, self._inputs, self._vocabulary = share, setting, inputs, vocabulary
+
+    def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> MaskedBatch:
+        batch = padded(rows, self._inputs.filler, device)
+        width = batch.input_ids.shape[1]
+        at, targets, shown, owners = [], [], [], []
+        for index, document in enumerate(batch.documents):
+            chosen, seen = hidden(document, self._share, self._vocabulary)
+            at.append(index * width + chosen)
+            targets.append(np.asarray(document["tokens"])[chosen].astype(np.int64))
+            shown.append(seen)
+            owners.append(np.full(len(chosen), index))
+        place, target, see, owner = (
+            torch.from_numpy(np.concatenate(arrays) if arrays else np.zeros(0, np.int64)).to(device)
+            for arrays in (at, targets, shown, owners)
+        )
+        batch.input_ids.view(-1)[place] = see
+        return MaskedBatch(batch, place, target, owner)
+
+    def counts(self, batch: MaskedBatch) -> dict[str, int]:
+        return {TOKENS: len(batch.targets)}
+
+    def factors(self, counts: Mapping[str, float]) -> dict[str, float]:
+        return mean(counts)
+
+    def _logits(self, model: Any, batch: MaskedBatch) -> torch.Tensor:
+        """fp32 [N, vocabulary]."""
+        logits: torch.Tensor = model(**self._inputs(batch.padded)).logits
+        return logits.flatten(0, 1)[batch.at].float()
+
+    def loss(self, model: Any, batch: MaskedBatch) -> dict[str, torch.Tensor]:
+        return {TOKENS: functional.cross_entropy(self._logits(model, batch), batch.targets, reduction="sum")}
+
+    def predict(self, model: Any, batch: MaskedBatch) -> list[Outcome]:
+        logits = self._logits(model, batch)
+        losses = functional.cross_entropy(logits, batch.targets, reduction="none").double()
+        right = (logits.argmax(-1) == batch.targets).double()
+        sums = torch.zeros(3, max(1, len(batch.padded)), dtype=torch.float64, device=logits.device)
+        for total, values in zip(sums, (losses, right, torch.ones_like(right)), strict=True):
+            total.index_add_(0, batch.owners, values)
+        return [
+            {"loss": loss, "right": int(good), "targets": int(count)}
+            for loss, good, count in sums.T.tolist()[: len(batch.padded)]
+        ]
+
+    def score(self, outcomes: Sequence[Outcome]) -> Report:
+        targets = sum(outcome["targets"] for outcome in outcomes)
+        if not targets:
+            return Report({})
+        loss = math.fsum(outcome["loss"] for outcome in outcomes) / targets
+        right = sum(outcome["right"] for outcome in outcomes)
+        return Report({"perplexity": math.exp(min(loss, 700.0)), "accuracy": right / targets})
+
+    def join(self, parts: Sequence[Outcome]) -> Outcome:
+        return {key: sum(part[key] for part in parts) for key in ("loss", "right", "targets")}
+
+    def answer(self, outcome: Outcome) -> Outcome:
+        """The pseudo-perplexity of a text, of the tokens that were hidden in it."""
+        return {**outcome, "perplexity": math.exp(min(outcome["loss"] / max(1, outcome["targets"]), 700.0))}
+
+
+def hidden(document: Document, share: float, vocabulary: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Which tokens are to be predicted, int64 [n], and what the model sees there, int64 [n].
+
+    Of the chosen 80 % are shown as the mask, 10 % as any token, 10 % as they are. At least one is chosen.
+    """
+    candidates = np.flatnonzero(~np.asarray(document["special"]))
+    if not len(candidates):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    number = max(1, round(share * len(candidates)))
+    chosen = np.sort(candidates[np.argsort(hashes(document.draw, 0, len(candidates)), kind="stable")[:number]])
+    way = hashes(document.draw, 1, number) / 2.0**64
+    tokens = np.asarray(document["tokens"])[chosen].astype(np.int64)
+    anything = hashes(document.draw, 2, number) % np.array([vocabulary], np.uint64)
+    seen = np.where(way < 0.8, int(document["mask"][0]), np.where(way < 0.9, anything.astype(np.int64), tokens))
+    return chosen, seen.astype(np.int64)

@@ -1,0 +1,118 @@
+"""What a starting model made of pairs of answers, written down before its weights change."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import xxhash
+
+from distft.data.types import Document
+from distft.errors import UserError
+from distft.rundir import sync_folder
+
+COLUMNS = ("chosen", "chosen_targets", "rejected", "rejected_targets")  # of a pair of answers
+Entry = tuple[int, float, float]  # key of a pair, log-probabilities of its chosen and its rejected answer
+
+
+class Reference(Protocol):
+    def logps(self, documents: Sequence[Document]) -> torch.Tensor:
+        """Log-probabilities of the chosen and the rejected answers, fp32 [documents, 2]."""
+
+
+class RecordedReference:
+    """Log-probabilities by the content of a pair: it does not matter which data it is in, or where.
+
+    Args:
+        keys: uint64 [N], rising.
+        logps: float32 [N, 2].
+    """
+
+    def __init__(self, keys: npt.NDArray[np.uint64], logps: npt.NDArray[np.float32]) -> None:
+        self._keys, self._logps = keys, logps
+
+    @classmethod
+    def empty(cls) -> RecordedReference:
+        """Nothing is recorded yet."""
+        return cls(np.zeros(0, np.uint64), np.zeros((0, 2), np.float32))
+
+    @classmethod
+    def read(cls, path: Path) -> RecordedReference:
+        """What `write` wrote. Raises UserError where it is missing or damaged."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            tensors = load_file(path)
+            return cls(tensors["keys"], tensors["logps"])
+        except (OSError, SafetensorError, KeyError) as error:
+            raise UserError(
+                f"{path}, the starting model's log-probabilities, cannot be read ({error}); start a new run"
+            ) from None
+
+    def of(self, document: Document) -> npt.NDArray[np.float32]:
+        """Chosen and rejected, [2]. Raises UserError where the pair was not recorded."""
+        place = self._place(document)
+        if place is None:
+            raise UserError(
+                f"record {document.record} (counted from 0): its log-probabilities under the starting model were not "
+                "recorded, which is done for data.train and data.eval before the first step; put it into data.eval of "
+                "a new run, or train an adapter that begins from nothing: the model without it is the reference then"
+            )
+        return self._logps[place]  # type: ignore[no-any-return]
+
+    def _place(self, document: Document) -> int | None:
+        wanted = np.uint64(key(document))
+        place = int(np.searchsorted(self._keys, wanted))
+        return place if place < len(self._keys) and self._keys[place] == wanted else None
+
+    def logps(self, documents: Sequence[Document]) -> torch.Tensor:
+        values = [self.of(document) for document in documents]
+        return torch.from_numpy(np.stack(values) if values else np.zeros((0, 2), np.float32))
+
+
+def key(document: Document) -> int:
+    """XXH3 of 64 bits over the tokens of a pair and which of them are targets."""
+    whole = xxhash.xxh3_64()
+    for name in COLUMNS:
+        data = np.ascontiguousarray(document[name]).tobytes()
+        whole.update(len(data).to_bytes(8, "little") + data)
+    return whole.intdigest()
+
+
+def write(path: Path, entries: Iterable[Entry]) -> None:
+    """All or nothing. Of pairs that are there several times, any is kept."""
+    from safetensors.numpy import save
+
+    found = sorted({entry[0]: entry for entry in entries}.values())
+    keys = np.array([entry[0] for entry in found], np.uint64)
+    logps = np.array([entry[1:] for entry in found], np.float32).reshape(-1, 2)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(save({"keys": keys, "logps": logps}))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Without gradients and without dropout; afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
