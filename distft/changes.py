@@ -57,6 +57,8 @@ class Difference:
         """What it is called in --allow."""
         if self.key.startswith(f"{VERSIONS}."):
             return VERSIONS
+        if self.key == "task.beams" or (self.key.startswith("task.tasks.") and ".eval" in self.key):
+            return "data.eval"  # as harmless: it is for evaluations
         return "data.fields" if self.key.startswith("data.fields.") else self.key
 
     @property

@@ -45,7 +45,12 @@ class SequenceClassification(Section):
             raise ValueError("labels do not go with kind: regression, which predicts a number; leave them out")
         return self
 
-    SCORES: ClassVar = ("loss", "accuracy", "f1", "macro_f1", "auc", "mse", "mae", "pearson", "spearman")
+    @property
+    def SCORES(self) -> tuple[str, ...]:
+        if self.kind == "regression":
+            return ("loss", "mse", "mae", "pearson", "spearman")
+        return ("loss", "accuracy", "f1", "macro_f1", "auc")
+
     OVERLONG: ClassVar[tuple[Overlong, ...]] = ("truncate", "drop")
 
 

@@ -7,14 +7,17 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 import torch
+import xxhash
 
 from distft import dist, preempt, pulse
 from distft.checkpoint.state import Progress
 from distft.config import Train
 from distft.config_task import LOWER_IS_BETTER
+from distft.data.types import Document
 from distft.feed import HeldOut
 from distft.metrics import Report
 from distft.session import Session
@@ -54,6 +57,8 @@ def noted(progress: Progress, train: Train, scores: dict[str, float]) -> Progres
     progress = replace(progress, last_eval=progress.step)
     if train.best is None or progress.step == 0:
         return progress
+    if progress.best_of != train.best:  # the recipe asks for another score than before
+        progress = replace(progress, best=None, best_of=train.best, best_step=0, stale=0)
     score = scores.get(train.best, math.nan)
     lower = train.best.rpartition(".")[2] in LOWER_IS_BETTER
     better = progress.best is None or (score < progress.best if lower else score > progress.best)
@@ -77,7 +82,7 @@ def evaluate(session: Session) -> dict[str, float] | None:
     """
     model = session.engine.model
     model.eval()
-    mine: list[list[tuple[int, Outcome]]] = []
+    mine: list[list[tuple[int, int, Outcome]]] = []
     for held in session.held_out:
         outcomes = predicted(session, held)
         if outcomes is None:
@@ -90,7 +95,8 @@ def evaluate(session: Session) -> dict[str, float] | None:
     def score() -> dict[str, float]:
         found: dict[str, float] = {}
         for index, held in enumerate(session.held_out):
-            report = scored(task_of(session.task, held.part), itertools.chain(*(rank[index] for rank in everyone)))
+            in_order = sorted(itertools.chain(*(rank[index] for rank in everyone)), key=itemgetter(0))
+            report = scored(task_of(session.task, held.part), (rest for _, *rest in in_order))
             found.update({f"{held.part}.{name}" if held.part else name: s for name, s in report.scores.items()})
         losses = [value for name, value in found.items() if name.rpartition(".")[2] == "loss"]
         return {"loss": sum(losses) / len(losses), **found} if losses else found
@@ -103,22 +109,29 @@ def task_of(task: Task[Any], part: str | None) -> Task[Any]:
     return task.parts[part] if part is not None and isinstance(task, Multi) else task
 
 
-def predicted(session: Session, held: HeldOut) -> list[tuple[int, Outcome]] | None:
-    """(index of a record, outcome of one of its documents) of this rank; None if the ranks agreed to stop."""
+def predicted(session: Session, held: HeldOut) -> list[tuple[int, int, Outcome]] | None:
+    """(index of a document, of its record, its outcome) of this rank; None if the ranks agreed to stop."""
     task = task_of(session.task, held.part)
     model = session.engine.model if held.part is None else View(session.engine.model, held.part)
-    found: list[tuple[int, Outcome]] = []
+    found: list[tuple[int, int, Outcome]] = []
     for number in range(held.steps):
         pulse.at(f"the evaluation, part {number + 1} of {held.steps}")
         for micro in held.loader.step(number):
             rows = held.loader.documents(micro)
             records = [document.record for row in rows for document in row]
+            rows = [[settled(document) for document in row] for row in rows]
             outcomes = task.predict(model, task.collate(rows, session.ranks.device))
-            found += zip(records, outcomes, strict=True)
+            found += zip(itertools.chain(*micro.samples), records, outcomes, strict=True)
         [stop] = dist.sum_over_ranks([float(preempt.requested())])
         if stop:
             return None
     return found
+
+
+def settled(document: Document) -> Document:
+    """With a draw that depends on its content alone: what is random in a batch is the same whoever evaluates."""
+    content = b"".join(document[name].tobytes() for name in sorted(document.columns))
+    return replace(document, draw=xxhash.xxh3_64_intdigest(content) >> 1)
 
 
 def scored(task: Task[Any], outcomes: Iterable[Sequence[Any]]) -> Report:

@@ -19,6 +19,7 @@ from distft.checkpoint.state import Stored
 from distft.config import AdaLora, NoAdapter, Partial, Recipe
 from distft.data.templates import Template
 from distft.errors import UserError
+from distft.evaluation import noted
 from distft.rundir import RunDir
 from distft.session import base_of, make_setting
 from distft.tasks.kinds import kind_of
@@ -37,12 +38,21 @@ def chosen(run: RunDir, recipe: Recipe) -> Stored:
     if folder is None:
         raise UserError(f"{run.path} has no checkpoint yet; `distft status {run.path}` tells how far it is")
     stored = Stored(folder)
-    best = store.folder_of(run.checkpoints, stored.progress.best_step)
-    if recipe.train.best is None or best == folder or not stored.progress.best_step:
+    progress = stored.progress
+    if progress.last_eval < progress.step:  # it was saved before the evaluation that a stop had broken off
+        progress = noted(progress, recipe.train, scores_at(run, progress.step))
+    best = store.folder_of(run.checkpoints, progress.best_step)
+    if recipe.train.best is None or best == folder or not progress.best_step:
         return stored
     if (flaw := store.flaw(best)) is not None:
         raise UserError(f"the best checkpoint, {best}, cannot be used ({flaw}); leave train.best out to use the newest")
     return Stored(best)
+
+
+def scores_at(run: RunDir, step: int) -> dict[str, float]:
+    """Of the held-out data, as they were recorded last; empty where there was no evaluation."""
+    found = [record for record in run.records() if record.get("step") == step and "eval_loss" in record]
+    return {name.removeprefix("eval_"): value for name, value in found[-1].items()} if found else {}
 
 
 def setting_of(run: RunDir, recipe: Recipe) -> Setting:
@@ -102,7 +112,8 @@ def write(run: RunDir, recipe: Recipe, out: Path, merged: bool = False) -> None:
     _refuse_empty(staged)
     setting = setting_of(run, recipe)
     processor = setting.processor()
-    if kind_of(recipe).vocabulary == "decoder" and (processor.chat_template is None or recipe.data.template):
+    kind = kind_of(recipe)
+    if kind.vocabulary == "decoder" and (processor.chat_template is None or recipe.data.template):
         processor.chat_template = Template.load(processor, recipe.data.template).text
     whole = [path.parent for path in staged.glob("*/config.json")]  # of several tasks each is complete by itself
     for folder in [staged, *whole]:

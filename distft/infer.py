@@ -22,7 +22,7 @@ from typing import Any
 from distft import feed, report
 from distft.checkpoint import store
 from distft.config import Recipe
-from distft.config_task import MultiTask
+from distft.config_task import CTC, DPO, Seq2SeqLM, SpeechSeq2Seq
 from distft.console import Console
 from distft.data import sources
 from distft.data.sources import Source
@@ -34,11 +34,14 @@ from distft.process import die_with_parent
 from distft.recipe import load_resolved
 from distft.rundir import RunDir, write_atomically
 from distft.tasks.generate import Decoding
+from distft.tasks.kinds import kind_of
 
 PART = 256  # records
 POLL_SECONDS = 0.2
 STARTED_HERE = "DISTFT_PASS"  # in the environment of ranks whose parent puts the parts together
+LEFT_OUT = "left out"  # key of a record that the task makes nothing of, as in training
 _ABOUT = "pass.json"
+_ALONE: dict[type, str] = {Seq2SeqLM: "source", DPO: "prompt", CTC: "audio", SpeechSeq2Seq: "audio"}  # else "text"
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,9 @@ def do_parts(work: Pass, rank: int, world: int, console: Console) -> int:
                 continue
             predictor = predictor or Predictor(work.run.path, work.part, work.decoding, work.base_only)
             outcomes = predictor.outcomes(batch, work.answered)
-            if not work.answered:
+            if work.answered:
+                outcomes = [{LEFT_OUT: one} if isinstance(one, str) else one for one in outcomes]
+            else:
                 outcomes = [{"error": one} if isinstance(one, str) else predictor.answer(one) for one in outcomes]
             lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in outcomes]
             write_atomically(work.file(number), "".join(lines))
@@ -134,17 +139,17 @@ def carry_out(work: Pass, nproc: int, console: Console) -> int | None:
         return count
     begin(work)
     if nproc > 1:
-        start_ranks(nproc)
+        start_ranks(nproc, work.part)
         return sum(1 for _ in work.folder.glob("*.jsonl"))
     return do_parts(work, 0, 1, console)
 
 
-def start_ranks(nproc: int) -> None:
-    """This very command, several times."""
+def start_ranks(nproc: int, part: str | None) -> None:
+    """This very command, several times; of several tasks for `part` alone."""
     threads = max(1, (os.cpu_count() or 1) // nproc)
     common = {**os.environ, "WORLD_SIZE": str(nproc), "DISTFT_PARENT": str(os.getpid()), STARTED_HERE: "1"}
     common.setdefault("OMP_NUM_THREADS", str(threads))
-    command = [sys.executable, "-m", "distft", *sys.argv[1:]]
+    command = [sys.executable, "-m", "distft", *sys.argv[1:], *(["--task", part] if part else [])]
     ranks = [
         subprocess.Popen(command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(nproc)
     ]
@@ -167,12 +172,27 @@ def wait_for(files: list[Path]) -> None:
 
 
 def source_like(recipe: Recipe, path: Path, part: str | None) -> Source:
-    """A file that is read as the training data are, where it is of the same form; a text line by line."""
+    """A file that is read as the training data are, where it is of the same form; of a text each line is a record."""
     like = feed.training_source(recipe, part)
     same = isinstance(like.spec, str) and Path(like.spec).suffix == path.suffix
     if same and (like.columns or like.delimiter or like.format != "auto"):
         return Source(str(path), like.split, None, like.delimiter, like.columns, like.format)
-    return Source(str(path), format="lines" if path.suffix in (".txt", ".text") else "auto")
+    return Source({column_of(recipe, part): str(path)} if path.suffix in (".txt", ".text") else str(path))
+
+
+def check_part(recipe: Recipe, part: str | None) -> None:
+    """Raises UserError where a task must be named and is not, or the reverse."""
+    from distft.predictor import checked_part
+
+    checked_part(kind_of(recipe), part)
+
+
+def column_of(recipe: Recipe, part: str | None) -> str:
+    """The column that holds what to predict from, where that is one text; of speech its path."""
+    task: Any = recipe.task
+    one, fields = (task.tasks[part].task, task.tasks[part].fields) if part else (task, recipe.data.fields)
+    name = _ALONE.get(type(one), "text")
+    return fields.get(name, name)
 
 
 def predict_file(
@@ -182,6 +202,7 @@ def predict_file(
     run = RunDir(run_dir)
     run.read()
     recipe = load_resolved(run.config)
+    check_part(recipe, part)
     folder = out.with_name(f".{out.name}.parts")
     work = Pass(run, recipe, source_like(recipe, source, part), folder, False, part, base_only, decoding)
     count = carry_out(work, nproc, Console(rank_and_world() in (None, (0, 1))))
@@ -204,7 +225,7 @@ def predict_one(run_dir: Path, text: str, part: str | None, decoding: Decoding, 
     from distft.predictor import Predictor
 
     predictor = Predictor(run_dir, part, decoding, base_only)
-    record = Record("--prompt", dict.fromkeys(("text", "prompt", "source"), text))
+    record = Record("--prompt", {column_of(predictor.recipe, part): text})
     [outcome] = predictor.outcomes([record], answered=False)
     if isinstance(outcome, str):
         raise UserError(outcome)
@@ -221,11 +242,12 @@ def evaluate(run_dir: Path, data: Path | None, part: str | None, nproc: int) -> 
     run = RunDir(run_dir)
     run.read()
     recipe = load_resolved(run.config)
-    parts = [part] if part is not None or not isinstance(recipe.task, MultiTask) else feed.parts_of(recipe)
+    parts = feed.parts_of(recipe) if part is None else [part]
     if data is not None and len(parts) > 1:
         raise UserError("--data: this run has several tasks; name the one that is meant (--task)")
     reports: dict[str, Report] = {}
     for one in parts:
+        check_part(recipe, one)
         source = source_like(recipe, data, one) if data else feed.source_of(recipe, "eval", one)
         if source is None:
             raise UserError("this run has no held-out data; name a file (--data)")
@@ -247,6 +269,10 @@ def score(work: Pass, count: int) -> Report:
 
     texts = (work.file(number).read_text(encoding="utf-8") for number in range(count))
     outcomes = [json.loads(line) for text in texts for line in text.splitlines()]
+    left_out = [outcome[LEFT_OUT] for outcome in outcomes if LEFT_OUT in outcome]
+    outcomes = [outcome for outcome in outcomes if LEFT_OUT not in outcome]
     if not outcomes:
-        raise UserError(f"{work.source.name} holds no record")
+        raise UserError(left_out[0] if left_out else f"{work.source.name} holds no record")
+    if left_out:
+        print(f"{len(left_out)} of {len(left_out) + len(outcomes)} records are not scored: {left_out[0]}")
     return reporter(work.run, work.recipe, work.part)(outcomes)

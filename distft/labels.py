@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from distft import preempt
+from distft import preempt, pulse
 from distft.config import Recipe
 from distft.config_task import MultiTask, SequenceClassification, TokenClassification
 from distft.data import sources
@@ -81,6 +81,7 @@ def _all(kind: Kind, source: Source, named: list[str] | None, key: str) -> list[
         return []
     for record in sources.read(source):
         preempt.check()
+        pulse.moving()
         for label in kind.labels(record):
             if label not in seen:
                 seen[label] = record.where

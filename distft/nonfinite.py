@@ -55,11 +55,13 @@ def handle(session: Session, trouble: Trouble) -> None:
     named = ", ".join(map(str, samples[:MOST_IDS])) + (", ..." if len(samples) > MOST_IDS else "")
     said = f"{trouble} (documents of {session.recipe.data.train}, counted from 0: {named})"
     if train.non_finite == "stop" or math.isfinite(trouble.norm):
+        session.writer.wait()  # the save that is under way is of a step before
         raise RunFailed(
             f"{said}; nothing was saved after it. Look at the batch, start another run with a lower train.lr, or "
             "continue with train.non_finite=skip or rollback"
         )
     if count > train.non_finite_budget:
+        session.writer.wait()
         raise RunFailed(
             f"{said}; train.non_finite_budget {train.non_finite_budget} is used up, and nothing was saved after it"
         )

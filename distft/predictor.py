@@ -15,7 +15,7 @@ from distft import adapters, export, models
 from distft.config import Recipe
 from distft.data.types import Broken, Document, Record
 from distft.errors import UserError
-from distft.evaluation import report_of, task_of
+from distft.evaluation import report_of, settled, task_of
 from distft.metrics import Report
 from distft.preferences import recall
 from distft.recipe import load_resolved
@@ -86,7 +86,7 @@ class Predictor:
                     raise
                 wrong[index] = str(error)
                 continue
-            documents += [replace(document, record=index, draw=index) for document in encoded]
+            documents += [replace(settled(document), record=index) for document in encoded]
             if not encoded:
                 wrong[index] = f"{record.where}: nothing is left of it to predict"
         by_document: dict[int, Outcome] = {}

@@ -78,6 +78,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     pulse.at("the base model")
     setting = make_setting(run, recipe, kind, lambda key, work: dist.on_rank_0(ranks, key, work))
     base = Path(dist.on_rank_0(ranks, "base", lambda: str(base_of(run, recipe, kind))))
+    models.check_architecture(base, recipe, kind)  # before all data are encoded
     preempt.check()
     pulse.at("the data")
     train, held_out = datasets(recipe, kind, setting, ranks, console)
@@ -203,7 +204,7 @@ def build(base: Path, setting: Setting, kind: Kind, ranks: Ranks, total_steps: i
     heard = kind.vocabulary in ("characters", "speech")
     keep_alive = None if heard else deepspeed.sharded_loading(recipe, ranks)
     model: Any = models.load(base, recipe, kind, setting.labels, adapters.quantized(recipe.adapter))
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = models.positions(model)
     if limit is not None and recipe.data.row_tokens > limit and kind.vocabulary in ("decoder", "encoder"):
         raise UserError(f"data.row_tokens {recipe.data.row_tokens} is more than the {limit} positions of the model")
     task = kind.task(setting, model)

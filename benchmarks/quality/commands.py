@@ -51,12 +51,12 @@ def log_of(run: Path) -> Path:
     return run.with_name(f"{run.name}.log")
 
 
-def train(recipe: dict[str, Any], run: Path, *, threads: int) -> float:
-    """Start or continue the run in folder `run`; its recipe lies beside it. Returns seconds."""
+def train(recipe: dict[str, Any], run: Path, threads: int) -> None:
+    """Start or continue the run in folder `run`; its recipe lies beside it."""
     run.parent.mkdir(parents=True, exist_ok=True)
     file = run.with_name(f"{run.name}.yaml")
     file.write_text(yaml.safe_dump(recipe, sort_keys=False))
-    return call(log_of(run), DISTFT, "train", file, f"--run-dir={run}", "--nproc=1", threads=threads)
+    call(log_of(run), DISTFT, "train", file, f"--run-dir={run}", "--nproc=1", threads=threads)
 
 
 def training_seconds(run: Path) -> float:
@@ -65,14 +65,19 @@ def training_seconds(run: Path) -> float:
     return float(sum(record["seconds"] for record in records if "loss" in record))
 
 
-def evaluate(run: Path, data: Path | None = None, *options: str, threads: int) -> dict[str, float]:
-    """Scores by `distft eval`, on `data` or on the held-out data of the recipe. Prints its report."""
+def evaluate(run: Path, data: Path | None = None, task: str | None = None, *, threads: int) -> dict[str, float]:
+    """Scores by `distft eval`, on `data` or on the held-out data of the recipe. Prints its report.
+
+    Args:
+        task: which of several.
+    """
     log = log_of(run)
     before = log.stat().st_size
-    call(log, DISTFT, "eval", run, *([f"--data={data}"] if data else []), *options, threads=threads)
+    options = [*([f"--data={data}"] if data else []), *([f"--task={task}"] if task else [])]
+    call(log, DISTFT, "eval", run, *options, threads=threads)
     print(log.read_bytes()[before:].decode(), flush=True)
-    report = json.loads((run / "evaluations" / f"{data.stem if data else 'eval'}.json").read_text())
-    return dict(report["scores"])
+    name = f"{data.stem if data else 'eval'}{f'-{task}' if task else ''}"
+    return dict(json.loads((run / "evaluations" / f"{name}.json").read_text())["scores"])
 
 
 def save(path: Path, content: Any) -> None:

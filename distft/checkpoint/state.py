@@ -35,6 +35,7 @@ class Progress:
     non_finite: int = 0  # how often a step was not finite
     rolled_back_at: int = 0  # the step for which the run went back last; 0: it never did
     best: float | None = None  # the best value of the score that the recipe looks at
+    best_of: str | None = None  # which one that is
     best_step: int = 0  # and the step at which it was seen; 0: never yet
     stale: int = 0  # evaluations since then
 

@@ -8,6 +8,8 @@ import numpy.typing as npt
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _STEPS_A_WINDOW = 50  # of rows that are sorted among each other; more sort better, fewer mix better
+_WINDOWS = 4  # so that the same rows do not meet in every epoch, but
+_FEWEST = 4  # batches a window: fewer sort nothing
 
 
 def order(seed: int, epoch: int, n: int) -> npt.NDArray[np.int64]:
@@ -19,15 +21,20 @@ def grouped(seed: int, epoch: int, sizes: npt.NDArray[np.int32], batch: int) -> 
     """A permutation of range(len(sizes)) in which rows of similar sizes stand together, `batch` at a time.
 
     Within windows of some batches of a random order rows are sorted by size; the batches of a window then come in a
-    random order themselves. A last batch that is not full stays the last.
+    random order themselves. Epochs follow each other in one stream that is cut every `batch` rows, so the first rows
+    complete the batch that the epoch before has begun, and the last ones begin one.
     """
     mixed = order(seed, epoch, len(sizes))
-    full = len(mixed) // batch
-    windows = np.arange(len(mixed)) // (batch * _STEPS_A_WINDOW)
-    by_size = mixed[np.lexsort((sizes[mixed], windows))]
-    batches = hashes(seed, ~epoch, full)
-    shuffled = np.lexsort((batches, np.arange(full) // _STEPS_A_WINDOW))
-    return np.concatenate([by_size[: full * batch].reshape(full, batch)[shuffled].reshape(-1), by_size[full * batch :]])
+    lead = min(-epoch * len(sizes) % batch, len(sizes))
+    first, rest = mixed[:lead], mixed[lead:]
+    full = len(rest) // batch
+    window = max(_FEWEST, min(_STEPS_A_WINDOW, full // _WINDOWS))
+    last = max(1, full // window) - 1  # takes what is too little for one more
+    windows = np.minimum(np.arange(len(rest)) // (batch * window), last)
+    by_size = rest[np.lexsort((sizes[rest], windows))]
+    shuffled = np.lexsort((hashes(seed, ~epoch, full), np.minimum(np.arange(full) // window, last)))
+    batches = by_size[: full * batch].reshape(full, batch)[shuffled].reshape(-1)
+    return np.concatenate([first, batches, by_size[full * batch :]])
 
 
 def draw(seed: int, position: int) -> int:

@@ -54,10 +54,11 @@ class MaskedKind:
         tokenizer, data = setting.processor(), setting.recipe.data
         if tokenizer.mask_token_id is None or tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
             raise UserError("task: masked-lm needs a tokenizer with the tokens cls, sep and mask; this one lacks some")
-        return MaskedEncoder(tokenizer, self._fields, data.row_tokens, data.overlong or "split")
+        overlong = data.overlong or "split"
+        return MaskedEncoder(tokenizer, self._settings.mask, self._fields, data.row_tokens, overlong)
 
     def task(self, setting: Setting, model: Any) -> Masked:
-        return Masked(self._settings.mask, setting, Inputs(model), model.config.vocab_size)
+        return Masked(self._settings.mask, Inputs(model))
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class MaskedEncoder:
     """Texts as tokens; those longer than a row become several documents."""
 
     tokenizer: Any
+    share: float
     fields: Mapping[str, str]
     row_tokens: int
     overlong: str
@@ -73,9 +75,8 @@ class MaskedEncoder:
 
     @cached_property
     def digest(self) -> str:
-        return of_parts(
-            "masked-lm", digest_of(self.tokenizer), sorted(self.fields.items()), self.row_tokens, self.overlong
-        )
+        parts = [self.share, sorted(self.fields.items()), self.row_tokens, self.overlong]
+        return of_parts("masked-lm", digest_of(self.tokenizer), *parts)
 
     def encode(self, record: Record, answered: bool = True) -> Encoded:
         text = text_of(record, "text", self.fields)
@@ -97,9 +98,9 @@ class MaskedEncoder:
             "tokens": tokens,
             "types": np.zeros(len(tokens), np.uint8),
             "special": np.isin(tokens, self.tokenizer.all_special_ids),
-            "mask": np.array([self.tokenizer.mask_token_id], np.int32),
+            "mask": np.array([self.tokenizer.mask_token_id, len(self.tokenizer)], np.int32),
         }
-        return Document(columns, len(tokens), max(1, round(0.15 * len(piece))))
+        return Document(columns, len(tokens), max(1, round(self.share * len(piece))))
 
 
 @dataclass(frozen=True)
@@ -123,15 +124,15 @@ class MaskedBatch:
 class Masked:
     counted = (TOKENS,)
 
-    def __init__(self, share: float, setting: Setting, inputs: Inputs, vocabulary: int) -> None:
-        self._share, self._setting, self._inputs, self._vocabulary = share, setting, inputs, vocabulary
+    def __init__(self, share: float, inputs: Inputs) -> None:
+        self._share, self._inputs = share, inputs
 
     def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> MaskedBatch:
         batch = padded(rows, self._inputs.filler, device)
         width = batch.input_ids.shape[1]
         at, targets, shown, owners = [], [], [], []
         for index, document in enumerate(batch.documents):
-            chosen, seen = hidden(document, self._share, self._vocabulary)
+            chosen, seen = hidden(document, self._share)
             at.append(index * width + chosen)
             targets.append(np.asarray(document["tokens"])[chosen].astype(np.int64))
             shown.append(seen)
@@ -185,7 +186,7 @@ class Masked:
         return {**outcome, "perplexity": math.exp(min(outcome["loss"] / max(1, outcome["targets"]), 700.0))}
 
 
-def hidden(document: Document, share: float, vocabulary: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def hidden(document: Document, share: float) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Which tokens are to be predicted, int64 [n], and what the model sees there, int64 [n].
 
     Of the chosen 80 % are shown as the mask, 10 % as any token, 10 % as they are. At least one is chosen.
@@ -197,6 +198,7 @@ def hidden(document: Document, share: float, vocabulary: int) -> tuple[np.ndarra
     chosen = np.sort(candidates[np.argsort(hashes(document.draw, 0, len(candidates)), kind="stable")[:number]])
     way = hashes(document.draw, 1, number) / 2.0**64
     tokens = np.asarray(document["tokens"])[chosen].astype(np.int64)
+    mask, vocabulary = map(int, document["mask"])
     anything = hashes(document.draw, 2, number) % np.array([vocabulary], np.uint64)
-    seen = np.where(way < 0.8, int(document["mask"][0]), np.where(way < 0.9, anything.astype(np.int64), tokens))
+    seen = np.where(way < 0.8, mask, np.where(way < 0.9, anything.astype(np.int64), tokens))
     return chosen, seen.astype(np.int64)

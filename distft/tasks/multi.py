@@ -68,6 +68,7 @@ class Shared(torch.nn.Module):
         encoder = max((part.base_model for part in parts.values()), key=lambda base: len(list(base.parameters())))
         for part in parts.values():
             setattr(part, part.base_model_prefix, encoder)
+            part.tie_weights()  # a head for masked tokens shares the embeddings
         self.parts = torch.nn.ModuleDict(parts)
         self.config = encoder.config
 

@@ -140,7 +140,7 @@ def encoded(document: Document) -> dict[str, torch.Tensor]:
 
 
 def masked(model: Any, document: Document) -> tuple[torch.Tensor, int]:
-    chosen, seen = hidden(document, 0.15, model.config.vocab_size)
+    chosen, seen = hidden(document, 0.15)
     tokens, labels = ids(document).clone(), torch.full_like(ids(document), -100)
     labels[0, chosen] = tokens[0, chosen]
     tokens[0, chosen] = torch.from_numpy(seen)

@@ -15,7 +15,7 @@ from distft import cli, export
 from distft.outcome import outcome
 from distft.recipe import load_resolved
 from distft.rundir import RunDir
-from tests.e2e.command import Ended, checkpoints
+from tests.e2e.command import Ended, checkpoints, eval_losses
 from tests.e2e.conftest import Made
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what peft and transformers warn about is theirs
@@ -219,3 +219,24 @@ def test_the_folder_one_is_in(
     monkeypatch.chdir(out)
     assert here(monkeypatch, capfd, "export", unbroken.run, ".").code == 0
     assert (out / "adapter_model.safetensors").exists()
+
+
+def test_eval_is_the_evaluation_of_the_run(
+    unbroken: Made, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = unbroken.copy("evaluated")
+    ended = here(monkeypatch, capfd, "eval", run)
+    assert ended.code == 0, ended.err
+    [in_the_run] = eval_losses(run)
+    scores = json.loads((run / "evaluations" / "eval.json").read_text())["scores"]
+    assert scores["loss"] == pytest.approx(in_the_run, abs=1e-5)
+    assert f"{in_the_run:.4f}" in ended.out
+    assert sorted(path.name for path in (run / "evaluations").iterdir()) == ["eval.json"]
+
+
+def test_eval_passes_over_what_training_would_drop(
+    unbroken: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = unbroken.copy("evaluated-elsewhere")
+    (tmp_path / "holes.jsonl").write_text('{"text": "the lamp"}\n{"text": ""}\n')
+    assert here(monkeypatch, capfd, "eval", run, "--data", tmp_path / "holes.jsonl").code == 0

@@ -129,4 +129,4 @@ def test_grouping_by_length_holds_within_a_task() -> None:
     for samples in fed:
         assert sorted(samples) == list(range(64))
         batches = [sorted(samples[begin : begin + BATCH]) for begin in range(0, 64, BATCH)]
-        assert all(batch == list(range(batch[0], batch[0] + BATCH)) for batch in batches)
+        assert all(batch[-1] - batch[0] <= 32 for batch in batches)  # of windows of four batches

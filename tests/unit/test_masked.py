@@ -43,7 +43,7 @@ def tokenizer() -> Any:
 
 
 def encoder(row: int = 64, overlong: str = "split", **fields: str) -> MaskedEncoder:
-    return MaskedEncoder(tokenizer(), fields, row, overlong)
+    return MaskedEncoder(tokenizer(), 0.15, fields, row, overlong)
 
 
 def record(text: Any, **more: Any) -> Record:
@@ -90,7 +90,7 @@ def test_documents_hold_tokens_and_which_are_special() -> None:
     document = only(encoder().encode(record(TEXTS[1])))
     assert document["tokens"].tolist() == tokenizer()(TEXTS[1])["input_ids"]
     assert document["special"].tolist() == [True, *[False] * (document.size - 2), True]
-    assert document["mask"].tolist() == [tokenizer().mask_token_id]
+    assert document["mask"].tolist() == [tokenizer().mask_token_id, len(tokenizer())]
     assert {name: column.dtype for name, column in document.columns.items()} == encoder().columns
     marked = only(encoder().encode(record("the [MASK] cat [SEP]")))
     kept = [token for token, special in zip(marked["tokens"], marked["special"], strict=True) if not special]
@@ -153,7 +153,12 @@ def long(size: int = 400, draw: int = 0) -> Document:
     tokens = np.arange(size, dtype=np.int32) + 10
     special = np.zeros(size, np.bool_)
     special[[0, size // 2, -1]] = True
-    columns = {"tokens": tokens, "types": np.zeros(size, np.uint8), "special": special, "mask": np.array([4], np.int32)}
+    columns = {
+        "tokens": tokens,
+        "types": np.zeros(size, np.uint8),
+        "special": special,
+        "mask": np.array([4, 1000], np.int32),
+    }
     return Document(columns, size, draw=draw)
 
 
@@ -163,7 +168,7 @@ def test_eight_of_ten_are_masked_one_is_anything_and_one_stays(share: float) -> 
     drawn = []
     for draw in range(300):
         document = long(draw=draw * 2**55)
-        chosen, seen = hidden(document, share, 1000)
+        chosen, seen = hidden(document, share)
         assert len(chosen) == round(share * 397)
         assert not document["special"][chosen].any()
         assert sorted(set(chosen.tolist())) == chosen.tolist()
@@ -181,7 +186,7 @@ def test_eight_of_ten_are_masked_one_is_anything_and_one_stays(share: float) -> 
 def test_every_place_is_as_likely_as_any_other() -> None:
     counts = np.zeros(40)
     for draw in range(4000):
-        chosen, _ = hidden(long(40, draw), 0.15, 100)
+        chosen, _ = hidden(long(40, draw), 0.15)
         counts[chosen] += 1
     assert counts[[0, 20, 39]].tolist() == [0.0] * 3
     others = np.delete(counts, [0, 20, 39])
@@ -190,9 +195,9 @@ def test_every_place_is_as_likely_as_any_other() -> None:
 
 
 def test_it_depends_on_the_draw_and_nothing_else() -> None:
-    first = hidden(long(draw=5), 0.15, 1000)
-    assert all((a == b).all() for a, b in zip(first, hidden(long(draw=5), 0.15, 1000), strict=True))
-    assert any((a != b).any() for a, b in zip(first, hidden(long(draw=6), 0.15, 1000), strict=True))
+    first = hidden(long(draw=5), 0.15)
+    assert all((a == b).all() for a, b in zip(first, hidden(long(draw=5), 0.15), strict=True))
+    assert any((a != b).any() for a, b in zip(first, hidden(long(draw=6), 0.15), strict=True))
     task = task_of(make())
     rows = documents()
     together, other = task.collate([rows], CPU), task.collate([rows[2:], [], rows[:2]], CPU)
@@ -219,10 +224,10 @@ def test_it_depends_on_the_draw_and_nothing_else() -> None:
 
 def test_at_least_one_is_hidden_unless_all_are_special() -> None:
     short = only(encoder().encode(record("a")))
-    chosen, _ = hidden(short, 0.15, 300)
+    chosen, _ = hidden(short, 0.15)
     assert len(chosen) == 1
     marks = replace(short, columns={**short.columns, "special": np.ones(short.size, np.bool_)})
-    assert [len(array) for array in hidden(marks, 0.15, 300)] == [0, 0]
+    assert [len(array) for array in hidden(marks, 0.15)] == [0, 0]
     task = task_of(make())
     assert task.counts(task.collate([[marks]], CPU)) == {TOKENS: 0}
 
@@ -234,7 +239,7 @@ def plain(model: Any, task: Masked, rows: list[Document]) -> tuple[torch.Tensor,
     """transformers' own mean loss of each document alone, times its targets; hidden as the task has it."""
     losses = []
     for one in rows:
-        chosen, seen = hidden(one, task._share, len(tokenizer()))
+        chosen, seen = hidden(one, task._share)
         ids = torch.from_numpy(one["tokens"].astype(np.int64))[None]
         labels = torch.full_like(ids, -100)
         labels[0, chosen] = ids[0, chosen]
