@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test check unit cluster-test soak cluster-soak exactness adapters quality qlora-test clean
+.PHONY: demo test check unit cluster-test soak cluster-soak exactness tasks adapters quality qlora-test clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing the tested set into $(VENV) (a minute or two)"
@@ -52,6 +52,9 @@ QLORA := runs/bitsandbytes
 qlora-test: $(INSTALLED) ## QLoRA with the real bitsandbytes, which is installed aside: it slows down every import of PEFT
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(QLORA) bitsandbytes==0.50.2
 	@PYTHONPATH=$(QLORA) $(BIN)/python -m pytest -m qlora tests/e2e/test_qlora.py
+
+tasks: $(INSTALLED) ## every task beside a plain loop and broken beside unbroken, all ZeRO stages: ten minutes
+	@$(BIN)/python benchmarks/quality/exactness.py runs/tasks
 
 adapters: $(INSTALLED) ## adapters under ZeRO beside plain loops on GSM8K, an hour and more; needs ../shared/data
 	@$(BIN)/python benchmarks/adapters.py runs/adapters

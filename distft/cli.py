@@ -257,7 +257,7 @@ def evaluate(
     done = infer.evaluate(run_dir, data, task, nproc)
     if done is not None:
         found, files = done
-        report.show(str(data or "held-out data"), found)
+        report.show(data.name if data else "held-out data", found)
         print("\n".join(f"written: {file}" for file in files))
 
 

@@ -260,8 +260,10 @@ def evaluate(run_dir: Path, data: Path | None, part: str | None, nproc: int) -> 
         shutil.rmtree(work.folder)
     if not reports:
         return None
-    found = reports[""] if "" in reports else merged(reports)
-    return found, report.write(run.evaluations, data.stem if data else "eval", found)
+    alone = next(iter(reports.values())) if len(parts) == 1 else None
+    name = "-".join(filter(None, [data.stem if data else "eval", part]))
+    found = merged(reports) if alone is None else alone
+    return found, report.write(run.evaluations, name, found)
 
 
 def score(work: Pass, count: int) -> Report:

@@ -53,9 +53,9 @@ def main() -> None:
     tests: dict[str, Path] = {}
     parts: dict[str, Any] = {}
     for part, name in PARTS.items():
-        training, tests[part], rows = TASKS[name].write(args.folder, name, args.rows)
+        training, tests[part], count = TASKS[name].write(args.folder, name, args.rows)
         # a share of the micro-batches as large as that of the rows: each task gets the epochs of the whole
-        parts[part] = {"task": TASKS[name].settings, "train": str(training), **TASKS[name].data, "weight": float(rows)}
+        parts[part] = {"task": TASKS[name].settings, "train": str(training), **TASKS[name].data, "weight": float(count)}
     together = args.folder / "together"
     train(recipe({"type": "multi-task", "tasks": parts}, {}, args), together, args.threads)
     report: dict[str, Any] = {"training_seconds": {"together": training_seconds(together)}}

@@ -67,7 +67,8 @@ def conll2003() -> tuple[list[str], list[str]]:
 
 def phrasebank() -> tuple[list[str], list[str]]:
     """A fifth for the test, chosen by the sentence alone: the data set has no split of its own."""
-    train, test = [], []
+    train: list[str] = []
+    test: list[str] = []
     for line in lines(shared("finance", "Sentences_AllAgree.txt")):
         sentence = line.rpartition("@")[0]
         chosen = hashlib.sha256(sentence.encode()).digest()[0] % 5 == 0

@@ -1,6 +1,6 @@
 """The peer: transformers' Trainer as in its own examples of text and token classification. Writes scores to OUT.
 
-    python benchmarks/quality/trainer.py sst2 MODEL TRAIN TEST OUT --seed N --epochs N
+    python benchmarks/quality/trainer.py sst2 MODEL TRAIN TEST OUT --seed N --epochs N --lr RATE
 
 Batches are padded to their longest row; of a word its first token has the label; AdamW, a linear schedule after a tenth
 of warm-up. Words that do not fit into 128 tokens are predicted as "O", so that all words are scored.

@@ -1,6 +1,8 @@
 """Ranks that compare every task with plain loops, and broken runs with unbroken ones.
 
-    python -m tests.dist.tasks equal|resume FOLDER
+    python -m tests.dist.tasks equal|resume FOLDER [--half] [--only NAME ...]
+
+`make tasks` runs all of it; the tests a half, in which every task, adapter, stage and dtype still comes.
 
 The plain loops feed one document at a time to transformers' own model and take the loss from the model itself, which
 the product never does. Of the product they use which documents a step has, and where masks and masters are; the CRF's
@@ -293,14 +295,15 @@ def documents_of(session: Session, step: int) -> Iterator[Document]:
 # --- ours -------------------------------------------------------------------------------------------------------------
 
 
-def equal(folder: Path, names: Sequence[str], ranks: Ranks) -> None:
-    """Every task, full and LoRA, under ZeRO 0 to 3 in turn, beside the plain loop."""
+def equal(folder: Path, names: Sequence[str], half: bool, ranks: Ranks) -> None:
+    """Every task, full and LoRA, beside the plain loop: under ZeRO 0 to 3, or one of them in turn."""
     rows = []
     for index, (name, adapter) in enumerate(itertools.product(names, ADAPTERS)):
         config = config_of(folder, name, 0.0, ranks)
         alone = [f"adapter={ADAPTERS[adapter]}", "train.micro_batch=8"]
         turn = index + index // 2  # over all tasks every stage meets both
-        for stage in range(4) if len(names) == 1 else (turn % 4, (turn + 2) % 4):
+        stages = [turn % 4] if half else range(4)
+        for stage in stages:
             run = folder / f"{name}-{adapter}-zero{stage}-{ranks.world}"
             overrides = [f"adapter={ADAPTERS[adapter]}", f"engine.zero_stage={stage}"]
             opened = scenario.open_run(run, config, ranks, *overrides)
@@ -310,7 +313,7 @@ def equal(folder: Path, names: Sequence[str], ranks: Ranks) -> None:
             rows.append({"task": name, "adapter": adapter, "stage": stage, "ours": ours})
         if ranks.first:
             plain = plain_loop(name, single_view(opened.session), load_recipe(config, alone))
-            for row in rows[-(4 if len(names) == 1 else 2) :]:
+            for row in rows[-len(stages) :]:
                 row["gap"] = max(abs(a - b) for a, b in zip(row["ours"], plain, strict=True))
                 row["plain"] = plain
     if ranks.first:
@@ -326,16 +329,14 @@ def single_view(session: Session) -> Session:
     return session
 
 
-def resume(folder: Path, names: Sequence[str], ranks: Ranks) -> None:
+def resume(folder: Path, names: Sequence[str], half: bool, ranks: Ranks) -> None:
     """With dropout: two steps, a save, a fresh start, two more; beside four at once. Bit for bit."""
-    for index, (name, adapter) in enumerate(itertools.product(names, ADAPTERS)):
+    every = [(name, adapter) for name in names for adapter in ADAPTERS]
+    chosen = [pair for index, pair in enumerate(every) if not half or (index // 2 + index) % 2 == 0]
+    for index, (name, adapter) in enumerate(chosen):  # of a half: full fine-tuning of one task, LoRA of the next
         config = config_of(folder, name, 0.1, ranks)
-        dtype = ("fp32", "bf16")[index // 2 % 2]
-        overrides = [
-            f"adapter={ADAPTERS[adapter]}",
-            f"engine.zero_stage={(index + index // 2) % 4}",
-            f"engine.dtype={dtype}",
-        ]
+        dtype = ("fp32", "bf16")[index // 4 % 2]
+        overrides = [f"adapter={ADAPTERS[adapter]}", f"engine.zero_stage={index % 4}", f"engine.dtype={dtype}"]
         whole = scenario.open_run(folder / f"whole-{name}-{adapter}", config, ranks, *overrides)
         whole.advance(STEPS)
         state = whole.state()
@@ -359,10 +360,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["equal", "resume"])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--half", action="store_true")
     parser.add_argument("--only", nargs="*", default=list(TASKS))
     options = parser.parse_args()
     ranks = scenario.join()
-    {"equal": equal, "resume": resume}[options.what](options.folder, options.only, ranks)
+    {"equal": equal, "resume": resume}[options.what](options.folder, options.only, options.half, ranks)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ MODULE = "tests.dist.tasks"
 
 
 def test_tasks_equal_plain_loops(tmp_path: Path) -> None:
-    """Full and LoRA, each under two ZeRO stages, fp32; all four over all tasks."""
-    run_ranks(MODULE, 2, "equal", str(tmp_path))
+    """Full and LoRA, fp32, each under one ZeRO stage; each stage comes with both."""
+    run_ranks(MODULE, 2, "equal", str(tmp_path), "--half")
     rows = json.loads((tmp_path / "equal-2.json").read_text())
     assert {row["task"] for row in rows} == set(TASKS)
     assert {(row["adapter"], row["stage"]) for row in rows} == {(a, s) for a in ("full", "lora") for s in range(4)}
@@ -21,5 +21,5 @@ def test_tasks_equal_plain_loops(tmp_path: Path) -> None:
 
 
 def test_tasks_continue_bit_for_bit(tmp_path: Path) -> None:
-    """Full and LoRA with dropout, each under a ZeRO stage, fp32 or bf16."""
-    run_ranks(MODULE, 2, "resume", str(tmp_path))
+    """With dropout: full or LoRA, each under a ZeRO stage, in fp32 or bf16."""
+    run_ranks(MODULE, 2, "resume", str(tmp_path), "--half")

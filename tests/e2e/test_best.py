@@ -1,4 +1,4 @@
-"""The best checkpoint is the one that is kept and exported, and a run ends early, also where it was broken on the way."""
+"""The best checkpoint is kept and exported, and a run ends early, also where it was broken on the way."""
 
 from __future__ import annotations
 

@@ -73,8 +73,7 @@ def test_recipe(trained: Trained, command: Here, tmp_path: Path, name: str) -> N
     report = json.loads((made.run / "evaluations" / "eval.json").read_text())
     assert trial.scores == report["scores"].keys()
     assert all(math.isfinite(score) for score in report["scores"].values())
-    if name != "masked":  # what is hidden is drawn anew
-        assert report["scores"] == pytest.approx(in_the_run(made.run, report["scores"]), abs=1e-4)
+    assert report["scores"] == pytest.approx(in_the_run(made.run, report["scores"]), abs=1e-4)
     assert f"written: {made.run / 'evaluations' / 'eval.json'}" in scored.out
 
     broken = '{"text": "half a rec'
