@@ -14,8 +14,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from distft.tasks.kinds import kind_of
 
 PART = 256  # records
 POLL_SECONDS = 0.2
+PATIENCE_SECONDS = 300.0  # with ranks that something else starts, and that may come late or never
 STARTED_HERE = "DISTFT_PASS"  # in the environment of ranks whose parent puts the parts together
 LEFT_OUT = "left out"  # key of a record that the task makes nothing of, as in training
 _ABOUT = "pass.json"
@@ -62,15 +64,17 @@ class Pass:
     base_only: bool = False
     decoding: Decoding = field(default_factory=Decoding)
 
-    def about(self) -> dict[str, Any]:
-        """What parts of another pass would differ in."""
+    @cached_property
+    def about(self) -> str:
+        """What parts of another pass would differ in, as JSON."""
         stored = chosen(self.run, self.recipe)
-        return {
+        parts: dict[str, Any] = {
             "source": sources.fingerprint(self.source),
             "checkpoint": [str(stored.folder), (stored.folder / store.MANIFEST).read_text(encoding="utf-8")],
             "decoding": asdict(self.decoding),
             "options": [self.part, self.base_only, self.answered, PART, self.recipe.train.micro_batch],
         }
+        return json.dumps(parts, sort_keys=True)
 
     def records(self) -> Iterator[Record | Broken]:
         return sources.read(self.source) if self.answered else sources.read_leniently(self.source)
@@ -91,16 +95,22 @@ def rank_and_world() -> tuple[int, int] | None:
 
 def begin(work: Pass) -> None:
     """Make the folder of the parts; parts of another pass are removed."""
-    about = json.dumps(work.about(), sort_keys=True)
-    path = work.folder / _ABOUT
-    if not path.exists() or path.read_text(encoding="utf-8") != about:
+    if not has_begun(work):
         shutil.rmtree(work.folder, ignore_errors=True)
         work.folder.mkdir(parents=True)
-        write_atomically(path, about)
+        write_atomically(work.folder / _ABOUT, work.about)
 
 
-def do_parts(work: Pass, rank: int, world: int, console: Console) -> int:
-    """This rank's share. Returns the number of parts there are."""
+def has_begun(work: Pass) -> bool:
+    """Whether the folder is there, and of this pass."""
+    try:
+        return (work.folder / _ABOUT).read_text(encoding="utf-8") == work.about
+    except OSError:
+        return False
+
+
+def do_parts(work: Pass, console: Console, mine: Callable[[int], bool] = lambda number: True) -> int:
+    """The parts that are mine and not done yet. Returns the number of all parts."""
     from distft.predictor import Predictor
 
     predictor = None
@@ -109,7 +119,7 @@ def do_parts(work: Pass, rank: int, world: int, console: Console) -> int:
     with console.bar("records", total=None) as bar:
         while batch := list(itertools.islice(records, PART)):
             number, count = count, count + 1
-            if number % world != rank or work.file(number).exists():
+            if not mine(number) or work.file(number).exists():
                 continue
             predictor = predictor or Predictor(work.run.path, work.part, work.decoding, work.base_only)
             outcomes = predictor.outcomes(batch, work.answered)
@@ -128,20 +138,25 @@ def carry_out(work: Pass, nproc: int, console: Console) -> int | None:
     among = rank_and_world()
     if among is not None:
         die_with_parent()
-        rank, world = among
-        if rank == 0:
-            begin(work)
-        wait_for([work.folder / _ABOUT])
-        count = do_parts(work, rank, world, console)
-        if rank > 0 or STARTED_HERE in os.environ:
-            return None
-        wait_for([work.file(number) for number in range(count)])
-        return count
+        return as_one_of_several(work, *among, console)
     begin(work)
     if nproc > 1:
         start_ranks(nproc, work.part)
         return sum(1 for _ in work.folder.glob("*.jsonl"))
-    return do_parts(work, 0, 1, console)
+    return do_parts(work, console)
+
+
+def as_one_of_several(work: Pass, rank: int, world: int, console: Console) -> int | None:
+    """A rank's share. Rank 0 of those that nobody looks after sees to it that all is done, if need be by itself."""
+    if rank == 0:
+        begin(work)
+    elif not wait_for(lambda: has_begun(work)):
+        return None  # rank 0 has put everything together long ago
+    count = do_parts(work, console, lambda number: number % world == rank)
+    if rank > 0 or STARTED_HERE in os.environ:
+        return None
+    wait_for(lambda: all(work.file(number).exists() for number in range(count)))
+    return do_parts(work, console)
 
 
 def start_ranks(nproc: int, part: str | None) -> None:
@@ -166,9 +181,14 @@ def start_ranks(nproc: int, part: str | None) -> None:
         raise SystemExit(bad[0])
 
 
-def wait_for(files: list[Path]) -> None:
-    while not all(file.exists() for file in files):
+def wait_for(happened: Callable[[], bool]) -> bool:
+    """Whether it has, before patience is at its end."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not happened():
+        if time.monotonic() > deadline:
+            return False
         time.sleep(POLL_SECONDS)
+    return True
 
 
 def source_like(recipe: Recipe, path: Path, part: str | None) -> Source:
