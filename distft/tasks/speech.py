@@ -18,7 +18,7 @@ from distft.data.types import Document, Encoded, Record
 from distft.digest import of_parts
 from distft.errors import UserError
 from distft.metrics import Report
-from distft.tasks.chance import keep_all_layers, masks_from
+from distft.tasks.chance import keep_all_layers
 from distft.tasks.ctc import SPEECH_COLUMNS, processor_of
 from distft.tasks.targets import UNANSWERED, Targets, check_positions
 from distft.tasks.task import Labels, Outcome, Setting, Vocabulary
@@ -164,10 +164,6 @@ class Speech(Writing):
         )
         useful = sum(milliseconds(len(samples), rate) for samples in heard)
         return self.batch(inputs, documents, useful, device)
-
-    def loss(self, model: Any, batch: WritingBatch) -> dict[str, torch.Tensor]:
-        with masks_from(batch.documents):
-            return super().loss(model, batch)
 
     def score(self, outcomes: Sequence[Outcome]) -> Report:
         references = [outcome["reference"] for outcome in outcomes]

@@ -14,6 +14,7 @@ from torch.nn import functional
 from distft.config_task import Generation
 from distft.data.types import Document
 from distft.metrics import Report
+from distft.tasks.chance import masks_from
 from distft.tasks.generate import sharded, stops, unwrapped
 from distft.tasks.padded import unpack_json
 from distft.tasks.task import Outcome, mean, only
@@ -80,7 +81,8 @@ class Writing(ABC):
         return mean(counts)
 
     def loss(self, model: Any, batch: WritingBatch) -> dict[str, torch.Tensor]:
-        return {TOKENS: self._losses(model, batch).sum()}
+        with masks_from(batch.documents):
+            return {TOKENS: self._losses(model, batch).sum()}
 
     def _losses(self, model: Any, batch: WritingBatch) -> torch.Tensor:
         """fp32 [B, U], 0 where there is nothing to predict. Teacher forcing (Williams and Zipser 1989)."""
