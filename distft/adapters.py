@@ -13,7 +13,7 @@ from distft.budget import schedule
 from distft.config import AdaLora, Adapter, Lora, NoAdapter, Partial
 from distft.errors import UserError
 from distft.tasks.multi import Shared
-from distft.tasks.task import Kind
+from distft.tasks.task import AnyKind
 
 NAME = "default"  # of the one adapter, in PEFT
 
@@ -24,7 +24,7 @@ def import_code(adapter: Adapter) -> None:
         import peft  # noqa: F401
 
 
-def attach(model: Any, adapter: Adapter, kind: Kind, base: str | None, total_steps: int) -> Any:
+def attach(model: Any, adapter: Adapter, kind: AnyKind, base: str | None, total_steps: int) -> Any:
     """The model with a fresh adapter, or itself where there is none. What is not to be trained is frozen.
 
     Args:
@@ -81,7 +81,7 @@ def targets(model: Any, adapter: Lora | AdaLora, heads: list[str]) -> str | list
 
 
 def configuration(
-    adapter: Lora | AdaLora, kind: Kind, total_steps: int, targets: str | list[str], heads: list[str]
+    adapter: Lora | AdaLora, kind: AnyKind, total_steps: int, targets: str | list[str], heads: list[str]
 ) -> Any:
     """PEFT's. Raises UserError where AdaLoRA's phases do not fit into the run."""
     from peft import AdaLoraConfig, LoraConfig

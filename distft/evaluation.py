@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from operator import itemgetter
-from typing import Any
+from typing import Any, cast
 
 import torch
 import xxhash
@@ -22,7 +22,7 @@ from distft.feed import HeldOut
 from distft.metrics import Report
 from distft.session import Session
 from distft.tasks.multi import Multi, View
-from distft.tasks.task import Outcome, Task
+from distft.tasks.task import Learned, Outcome, Task
 
 _numbers = itertools.count()
 
@@ -105,8 +105,9 @@ def evaluate(session: Session) -> dict[str, float] | None:
     return scores
 
 
-def task_of(task: Task[Any], part: str | None) -> Task[Any]:
-    return task.parts[part] if part is not None and isinstance(task, Multi) else task
+def task_of(task: Learned[Any], part: str | None) -> Task[Any]:
+    """The task that predicts: one of several, or the only one."""
+    return task.parts[part] if part is not None and isinstance(task, Multi) else cast(Task[Any], task)
 
 
 def predicted(session: Session, held: HeldOut) -> list[tuple[int, int, Outcome]] | None:

@@ -22,7 +22,7 @@ from distft.data.sources import Source
 from distft.data.types import Encoder
 from distft.dist import Ranks
 from distft.errors import UserError
-from distft.tasks.task import Kind
+from distft.tasks.task import AnyKind
 
 Which = Literal["train", "eval"]
 Part = str | None  # the name of one of several tasks
@@ -71,13 +71,13 @@ def training_source(recipe: Recipe, part: Part = None) -> Source:
     return found
 
 
-def packs(recipe: Recipe, kind: Kind) -> bool:
+def packs(recipe: Recipe, kind: AnyKind) -> bool:
     return kind.packs if recipe.data.packing is None else recipe.data.packing
 
 
 def dataset(
     recipe: Recipe,
-    kind: Kind,
+    kind: AnyKind,
     which: Which,
     part: Part,
     encoder: Callable[[Part], Encoder],
@@ -125,7 +125,7 @@ def describe(name: str, corpus: Corpus, rows: Rows, recipe: Recipe) -> str:
 
 
 def training_loader(
-    recipe: Recipe, kind: Kind, data: Mapping[Part, Dataset], slots: Slots, total: int | None
+    recipe: Recipe, kind: AnyKind, data: Mapping[Part, Dataset], slots: Slots, total: int | None
 ) -> Loader:
     """The stream of micro-batches; of several tasks they come in turn."""
     seed = recipe.data.seed
@@ -139,13 +139,13 @@ def training_loader(
     return RowLoader(data[None].corpus, shuffles[None], slots, seed, total)
 
 
-def groups(recipe: Recipe, kind: Kind) -> bool:
+def groups(recipe: Recipe, kind: AnyKind) -> bool:
     """Whether rows of similar lengths stand together: where they are padded to the longest."""
     wanted = recipe.data.group_by_length
     return not (kind.packs and packs(recipe, kind)) if wanted is None else wanted
 
 
-def held_out(recipe: Recipe, kind: Kind, part: Part, data: Dataset, ranks: Ranks) -> HeldOut:
+def held_out(recipe: Recipe, kind: AnyKind, part: Part, data: Dataset, ranks: Ranks) -> HeldOut:
     """Micro-batches hold the same documents whatever the number of ranks, so that scores do not depend on it."""
     slots = Slots(recipe.train.micro_batch * ranks.world, recipe.train.micro_batch, ranks.rank, ranks.world)
     shuffle = Shuffle(data.corpus, data.rows, 0, slots.micro_batch if groups(recipe, kind) else None, fixed=True)

@@ -18,7 +18,7 @@ from distft.digest import remembered
 from distft.engine.deepspeed import fill
 from distft.errors import UserError
 from distft.rundir import RunDir
-from distft.tasks.multi import MultiKind, Shared
+from distft.tasks.multi import Asked, MultiKind, Shared
 from distft.tasks.task import LABEL, Kind, Labels
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -63,7 +63,7 @@ def _fetch(model: Model) -> Path:
         ) from None
 
 
-def import_code(model: Model, kind: Kind) -> None:
+def import_code(model: Model, kind: Asked) -> None:
     """Import what `load` and `load_processor` will import, as far as that can be told without loading anything."""
     import transformers
     from transformers import CONFIG_MAPPING, AutoTokenizer  # noqa: F401
@@ -87,7 +87,7 @@ def _model_type(path: str) -> str | None:
         return None
 
 
-def load_processor(folder: Path, model: Model, kind: Kind) -> Any:
+def load_processor(folder: Path, model: Model, kind: Asked) -> Any:
     """The tokenizer of a model folder; of a speech model what transformers calls its processor.
 
     Raises:
@@ -113,7 +113,7 @@ def attention(model: Model, engine: Engine) -> str:
     return "flash_attention_2" if installed and torch.cuda.is_available() and engine.dtype == "bf16" else "sdpa"
 
 
-def load(folder: Path, recipe: Recipe, kind: Kind, labels: Labels, quantized: bool = False) -> Any:
+def load(folder: Path, recipe: Recipe, kind: Asked, labels: Labels, quantized: bool = False) -> Any:
     """The base model in the run's dtype, on the CPU (or in shards, see `engine.deepspeed.sharded_loading`).
 
     What a head lacks is made anew, the same on every rank and at every start.
@@ -139,7 +139,7 @@ def load(folder: Path, recipe: Recipe, kind: Kind, labels: Labels, quantized: bo
     return loaded
 
 
-def shape(folder: Path, recipe: Recipe, kind: Kind, labels: Labels) -> Any:
+def shape(folder: Path, recipe: Recipe, kind: Asked, labels: Labels) -> Any:
     """The model without its weights; to be called where tensors are made on the device "meta"."""
     import transformers
 
@@ -194,7 +194,7 @@ def _load(folder: Path, recipe: Recipe, kind: Kind, labels: Labels, quantized: b
     return loaded
 
 
-def check_architecture(folder: Path, recipe: Recipe, kind: Kind) -> None:
+def check_architecture(folder: Path, recipe: Recipe, kind: Asked) -> None:
     """Raises UserError where an encoder-decoder is given to a task of one stack, or the reverse."""
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))

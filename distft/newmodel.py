@@ -15,14 +15,14 @@ from distft.config import ModelInit
 from distft.data import sources
 from distft.data.sources import Source
 from distft.errors import UserError
-from distft.tasks.task import Kind, Labels
+from distft.tasks.task import AnyKind, Kind, Labels
 
 EOS = "<|end|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 SPECIAL = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
 
 
-def create(init: ModelInit, kind: Kind, labels: Labels, data: list[tuple[Kind, Source]], folder: Path) -> None:
+def create(init: ModelInit, kind: AnyKind, labels: Labels, data: list[tuple[Kind, Source]], folder: Path) -> None:
     """A small random model for a kind of task and its tokenizer, in `folder`; all or nothing.
 
     Args:
@@ -67,7 +67,7 @@ def texts(data: list[tuple[Kind, Source]]) -> Iterator[str]:
             yield from kind.texts(record)
 
 
-def special_ids(kind: Kind, tokenizer: Any) -> dict[str, Any]:
+def special_ids(kind: AnyKind, tokenizer: Any) -> dict[str, Any]:
     """What a model's configuration says of special tokens."""
     ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     if kind.vocabulary == "seq2seq":
@@ -77,7 +77,7 @@ def special_ids(kind: Kind, tokenizer: Any) -> dict[str, Any]:
     return ids
 
 
-def new_processor(kind: Kind, vocab_size: int, found: Iterator[str], sizes: dict[str, Any]) -> Any:
+def new_processor(kind: AnyKind, vocab_size: int, found: Iterator[str], sizes: dict[str, Any]) -> Any:
     if kind.vocabulary == "characters":
         from distft.data.processors import character_processor
 
@@ -90,7 +90,7 @@ def new_processor(kind: Kind, vocab_size: int, found: Iterator[str], sizes: dict
     return new_tokenizer(kind, vocab_size, found)
 
 
-def new_tokenizer(kind: Kind, vocab_size: int, found: Iterator[str]) -> Any:
+def new_tokenizer(kind: AnyKind, vocab_size: int, found: Iterator[str]) -> Any:
     """A byte-level BPE with the special tokens of a decoder, an encoder, or an encoder-decoder."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast

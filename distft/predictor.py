@@ -23,7 +23,7 @@ from distft.rundir import RunDir
 from distft.session import base_of, encoder_of, make_setting
 from distft.tasks.generate import Decoding
 from distft.tasks.kinds import kind_of
-from distft.tasks.multi import Multi, MultiKind, View
+from distft.tasks.multi import MultiKind, View
 from distft.tasks.task import Outcome
 
 Predicted = Outcome | str  # a text says what is wrong with the record
@@ -60,10 +60,11 @@ class Predictor:
         self._model: Any = model.to(self._device).eval()
         self._encoder = encoder_of(kind, setting, part)
         # PEFT's own forward does not tell what a model takes
-        self._task = kind.task(setting, model.get_base_model() if hasattr(model, "get_base_model") else model)
-        recall(run, self._task)
-        if part is not None and isinstance(self._task, Multi):
-            self._task, self._model = self._task.parts[part], View(self._model, part)
+        learned = kind.task(setting, model.get_base_model() if hasattr(model, "get_base_model") else model)
+        recall(run, learned)
+        self._task = task_of(learned, part)
+        if part is not None:
+            self._model = View(self._model, part)
         self._batch = self.recipe.train.micro_batch
 
     def outcomes(self, records: Sequence[Record | Broken], answered: bool) -> list[Predicted]:

@@ -33,9 +33,9 @@ from distft.meter import Meter
 from distft.rundir import RunDir
 from distft.tasks.causal import Causal
 from distft.tasks.kinds import kind_of
-from distft.tasks.multi import MultiKind, of_part
+from distft.tasks.multi import Asked, MultiKind, of_part
 from distft.tasks.padded import digest_of
-from distft.tasks.task import Kind, Setting, Task
+from distft.tasks.task import Kind, Learned, Setting
 from distft.track import Tracker, tracker
 
 LIBRARIES = ("torch", "deepspeed", "transformers", "peft")
@@ -53,7 +53,7 @@ class Session:
     track: Tracker
     clock: Clock
     fence: Fence
-    task: Task[Any]
+    task: Learned[Any]
     engine: Engine
     allocator: Allocator
     meter: Meter
@@ -126,7 +126,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     )
 
 
-def make_setting(run: RunDir, recipe: Recipe, kind: Kind, once: Callable[[str, Callable[[], Any]], Any]) -> Setting:
+def make_setting(run: RunDir, recipe: Recipe, kind: Asked, once: Callable[[str, Callable[[], Any]], Any]) -> Setting:
     """What the task of a run is made from.
 
     Args:
@@ -141,12 +141,13 @@ def make_setting(run: RunDir, recipe: Recipe, kind: Kind, once: Callable[[str, C
     return Setting(recipe, found, processor)
 
 
-def base_of(run: RunDir, recipe: Recipe, kind: Kind) -> Path:
+def base_of(run: RunDir, recipe: Recipe, kind: Asked) -> Path:
     """The local folder of a run's base model."""
 
     def data() -> list[tuple[Kind, Any]]:
-        parts = kind.parts if isinstance(kind, MultiKind) else {}
-        return [(parts[p] if p else kind, feed.training_source(recipe, p)) for p in feed.parts_of(recipe)]
+        if isinstance(kind, MultiKind):
+            return [(part, feed.training_source(recipe, name)) for name, part in kind.parts.items()]
+        return [(kind, feed.training_source(recipe))]
 
     def make(init: ModelInit, folder: Path) -> None:
         newmodel.create(init, kind, labels.read(run.labels) or {}, data(), folder)
@@ -154,14 +155,15 @@ def base_of(run: RunDir, recipe: Recipe, kind: Kind) -> Path:
     return models.locate(recipe.model, run, make)
 
 
-def encoder_of(kind: Kind, setting: Setting, part: Part) -> Encoder:
-    if part is not None and isinstance(kind, MultiKind):
+def encoder_of(kind: Asked, setting: Setting, part: Part) -> Encoder:
+    if isinstance(kind, MultiKind):
+        assert part is not None  # which of the tasks is settled before
         return kind.parts[part].encoder(of_part(setting, part))
     return kind.encoder(setting)
 
 
 def datasets(
-    recipe: Recipe, kind: Kind, setting: Setting, ranks: Ranks, console: Console
+    recipe: Recipe, kind: Asked, setting: Setting, ranks: Ranks, console: Console
 ) -> tuple[dict[Part, Dataset], list[HeldOut]]:
     @cache
     def encoder(part: Part) -> Encoder:
@@ -179,7 +181,7 @@ def datasets(
 
 
 def identify(
-    run: RunDir, base: Path, setting: Setting, kind: Kind, train: dict[Part, Dataset], ranks: Ranks
+    run: RunDir, base: Path, setting: Setting, kind: Asked, train: dict[Part, Dataset], ranks: Ranks
 ) -> Identity:
     digest = dist.on_rank_0(ranks, "digest", lambda: models.digest(base, run.path / "base.json"))
     tokenizer = dist.on_rank_0(ranks, "tokenizer", lambda: tokenizer_digest(setting, kind))
@@ -188,7 +190,7 @@ def identify(
     return Identity(digest, rows[0] if len(rows) == 1 else of_parts(*rows), tokenizer, versions)
 
 
-def tokenizer_digest(setting: Setting, kind: Kind) -> str:
+def tokenizer_digest(setting: Setting, kind: Asked) -> str:
     """sha256 over the tokenizer, and the chat template where there is one."""
     processor = setting.processor()
     if kind.vocabulary == "decoder":
@@ -197,7 +199,7 @@ def tokenizer_digest(setting: Setting, kind: Kind) -> str:
     return digest_of(tokenizer) if tokenizer.is_fast else of_parts(sorted(tokenizer.get_vocab().items()))
 
 
-def build(base: Path, setting: Setting, kind: Kind, ranks: Ranks, total_steps: int) -> tuple[Engine, Task[Any]]:
+def build(base: Path, setting: Setting, kind: Asked, ranks: Ranks, total_steps: int) -> tuple[Engine, Learned[Any]]:
     """The model with its adapter under the engine, and the task over it."""
     recipe = setting.recipe
     # transformers 5.23 cannot load wav2vec2 and Whisper straight into shards: each rank loads such models whole

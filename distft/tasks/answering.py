@@ -18,7 +18,7 @@ from distft.data.types import Column, Document, Encoded, Record
 from distft.digest import of_parts
 from distft.errors import UserError
 from distft.metrics import Report
-from distft.tasks.padded import COLUMNS, Inputs, Padded, column, digest_of, pack_json, padded, unpack_json
+from distft.tasks.padded import COLUMNS, SPLIT, Inputs, Padded, column, digest_of, pack_json, padded, unpack_json
 from distft.tasks.task import Labels, Outcome, Setting, Vocabulary, mean, named
 
 SPANS = "spans"
@@ -111,7 +111,7 @@ class AnsweringEncoder:
         texts = None if answers is None else [answer.text for answer in answers]
         abouts = [pack_json({"context": context, "answers": texts}), *[pack_json(None)] * (len(windows) - 1)]
         unheld = bool(answers) and not any(span.any() for span in spans)
-        notes = {"longer than a row were split": len(windows) > 1, CUT: asked != question, UNHELD: unheld}
+        notes = {SPLIT: len(windows) > 1, CUT: asked != question, UNHELD: unheld}
         documents = [
             Document({**window, "span": span, "about": about}, len(window["tokens"]))
             for window, span, about in zip(windows, spans, abouts, strict=True)

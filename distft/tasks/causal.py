@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +17,9 @@ from distft.data.types import Document, Encoded, Record
 from distft.digest import of_parts
 from distft.metrics import Report
 from distft.tasks.generate import Decoding, continued
+from distft.tasks.padded import DROPPED, SPLIT
 from distft.tasks.task import Labels, Outcome, Setting, Vocabulary, mean, only
+from distft.tasks.told import added, scored, told
 
 TOKENS = "tokens"  # the name of the loss and of its count
 _FILLER = 0  # a padding token is seen by no real one: it comes last and attention is causal
@@ -90,8 +91,8 @@ def pieces(marked: Marked, size: int, drop: bool) -> Encoded:
     """A document, or several where it is longer than a row; those without anything to predict are left out."""
     length = len(marked.tokens)
     if length > size and drop:
-        return Encoded([], {"longer than a row were dropped": 1})
-    notes = {"longer than a row were split": 1} if length > size else {}
+        return Encoded([], {DROPPED: 1})
+    notes = {SPLIT: 1} if length > size else {}
     documents = []
     for begin in range(0, max(length, 1), size):
         targets = marked.targets[begin : begin + size].copy()
@@ -209,15 +210,7 @@ class Causal:
         if batch.documents and all(document.targets == 0 for document in batch.documents):
             return self._answers(model, batch)
         logits = self.logits(model, batch).flatten(0, 1)[batch.at].float()
-        losses = functional.cross_entropy(logits, batch.targets, reduction="none").double()
-        right = (logits.argmax(-1) == batch.targets).double()
-        sums = torch.zeros(3, max(1, len(batch.documents)), dtype=torch.float64, device=logits.device)
-        for total, values in zip(sums, (losses, right, torch.ones_like(right)), strict=True):
-            total.index_add_(0, batch.owners, values)
-        return [
-            {"loss": loss, "right": int(right), "targets": int(targets)}
-            for loss, right, targets in sums.T.tolist()[: len(batch.documents)]
-        ]
+        return told(logits, batch.targets, batch.owners, len(batch.documents))
 
     def _answers(self, model: Any, batch: CausalBatch) -> list[Outcome]:
         assert self._setting is not None
@@ -229,18 +222,11 @@ class Causal:
         return self._setting.decoding if self._setting is not None else Decoding()
 
     def score(self, outcomes: Sequence[Outcome]) -> Report:
-        targets = sum(outcome["targets"] for outcome in outcomes)
-        if not targets:
-            return Report({})
-        loss = math.fsum(outcome["loss"] for outcome in outcomes) / targets
-        right = sum(outcome["right"] for outcome in outcomes)
-        return Report({"perplexity": math.exp(min(loss, 700.0)), "accuracy": right / targets})
+        return scored(outcomes)
 
     def join(self, parts: Sequence[Outcome]) -> Outcome:
         """The pieces of a text that was longer than a row."""
-        if "targets" not in parts[0]:
-            return only(parts)
-        return {key: sum(part[key] for part in parts) for key in ("loss", "right", "targets")}
+        return added(parts) if "targets" in parts[0] else only(parts)
 
     def answer(self, outcome: Outcome) -> Outcome:
         return outcome

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from distft import config_task as settings
 from distft.config import Recipe
+from distft.tasks.multi import Asked, MultiKind
 from distft.tasks.task import Kind
 
 
-def kind_of(recipe: Recipe) -> Kind:
-    return of_settings(recipe.task, recipe.data.fields)
+def kind_of(recipe: Recipe) -> Asked:
+    task = recipe.task
+    if isinstance(task, settings.MultiTask):
+        return MultiKind({name: of_settings(part.task, part.fields) for name, part in task.tasks.items()})
+    return of_settings(task, recipe.data.fields)
 
 
-def of_settings(task: settings.Task, fields: dict[str, str]) -> Kind:
+def of_settings(task: settings.Single, fields: dict[str, str]) -> Kind:
     """Imports the file of the task only: speech needs libraries that nobody else does."""
     match task:
         case settings.CausalLM():
@@ -50,8 +54,3 @@ def of_settings(task: settings.Task, fields: dict[str, str]) -> Kind:
             from distft.tasks.dpo import DPOKind
 
             return DPOKind(task, fields)
-        case settings.MultiTask():
-            from distft.tasks.multi import MultiKind
-
-            parts = {name: of_settings(part.task, part.fields) for name, part in task.tasks.items()}
-            return MultiKind(parts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,8 +18,9 @@ from distft.data.types import Column, Document, Encoded, Record
 from distft.digest import of_parts
 from distft.errors import UserError
 from distft.metrics import Report
-from distft.tasks.padded import COLUMNS, DROPPED, TRUNCATED, Inputs, Padded, digest_of, padded
+from distft.tasks.padded import COLUMNS, DROPPED, SPLIT, TRUNCATED, Inputs, Padded, digest_of, padded
 from distft.tasks.task import Labels, Outcome, Setting, Vocabulary, mean
+from distft.tasks.told import added, perplexity, scored, told
 
 TOKENS = "tokens"
 _SPECIAL = 2  # tokens around each piece of a text
@@ -90,7 +90,7 @@ class MaskedEncoder:
         pieces = [tokens[begin : begin + room] for begin in range(0, len(tokens), room)]
         if self.overlong == "truncate":
             return Encoded([self._document(pieces[0])], {TRUNCATED: 1} if long else {})
-        return Encoded([self._document(piece) for piece in pieces], {"longer than a row were split": 1} if long else {})
+        return Encoded([self._document(piece) for piece in pieces], {SPLIT: 1} if long else {})
 
     def _document(self, piece: list[int]) -> Document:
         tokens = np.array([self.tokenizer.cls_token_id, *piece, self.tokenizer.sep_token_id], np.int32)
@@ -159,31 +159,17 @@ class Masked:
         return {TOKENS: functional.cross_entropy(self._logits(model, batch), batch.targets, reduction="sum")}
 
     def predict(self, model: Any, batch: MaskedBatch) -> list[Outcome]:
-        logits = self._logits(model, batch)
-        losses = functional.cross_entropy(logits, batch.targets, reduction="none").double()
-        right = (logits.argmax(-1) == batch.targets).double()
-        sums = torch.zeros(3, max(1, len(batch.padded)), dtype=torch.float64, device=logits.device)
-        for total, values in zip(sums, (losses, right, torch.ones_like(right)), strict=True):
-            total.index_add_(0, batch.owners, values)
-        return [
-            {"loss": loss, "right": int(good), "targets": int(count)}
-            for loss, good, count in sums.T.tolist()[: len(batch.padded)]
-        ]
+        return told(self._logits(model, batch), batch.targets, batch.owners, len(batch.padded))
 
     def score(self, outcomes: Sequence[Outcome]) -> Report:
-        targets = sum(outcome["targets"] for outcome in outcomes)
-        if not targets:
-            return Report({})
-        loss = math.fsum(outcome["loss"] for outcome in outcomes) / targets
-        right = sum(outcome["right"] for outcome in outcomes)
-        return Report({"perplexity": math.exp(min(loss, 700.0)), "accuracy": right / targets})
+        return scored(outcomes)
 
     def join(self, parts: Sequence[Outcome]) -> Outcome:
-        return {key: sum(part[key] for part in parts) for key in ("loss", "right", "targets")}
+        return added(parts)
 
     def answer(self, outcome: Outcome) -> Outcome:
         """The pseudo-perplexity of a text, of the tokens that were hidden in it."""
-        return {**outcome, "perplexity": math.exp(min(outcome["loss"] / max(1, outcome["targets"]), 700.0))}
+        return {**outcome, "perplexity": perplexity(outcome["loss"], outcome["targets"])}
 
 
 def hidden(document: Document, share: float) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from distft.data.types import Document, Encoder, Record
-from distft.errors import UserError
-from distft.metrics import Report
-from distft.tasks.task import LABEL, Kind, Labels, Outcome, Setting, Task, Vocabulary
+from distft.data.types import Document
+from distft.tasks.task import LABEL, Kind, Labels, Setting, Task, Vocabulary
 
 ROWS = "rows"
 
@@ -27,31 +25,20 @@ class MultiKind:
     packs = False
     vocabulary: Vocabulary = "encoder"
     whole_head = True
-    labelled = False
-    exclusive = False
 
     def __init__(self, parts: Mapping[str, Kind]) -> None:
         self.parts = {name: parts[name] for name in sorted(parts)}
 
-    def texts(self, record: Record) -> Iterator[str]:
-        raise NotImplementedError("each part knows its own texts")
-
-    def labels(self, record: Record) -> Iterator[str]:
-        return iter(())
-
     def head(self, labels: Labels) -> dict[str, Any]:
-        return {}
-
-    def extend(self, model: Any, labels: Labels) -> None:
-        pass
-
-    def encoder(self, setting: Setting) -> Encoder:
-        raise UserError("task: multi-task: name the task that is meant (--task)")
+        return {}  # the encoder by itself has none
 
     def task(self, setting: Setting, model: Any) -> Multi:
         shared = shared_of(model)
         tasks = {name: kind.task(of_part(setting, name), shared.parts[name]) for name, kind in self.parts.items()}
         return Multi(tasks)
+
+
+Asked = Kind | MultiKind  # what a recipe can ask for
 
 
 def of_part(setting: Setting, name: str) -> Setting:
@@ -151,15 +138,3 @@ class Multi:
             for name in self.parts
             for loss, value in self.parts[name].loss(View(model, name), batches[name]).items()
         }
-
-    def predict(self, model: Any, batch: MultiBatch) -> list[Outcome]:
-        return self.parts[batch.part].predict(View(model, batch.part), batch.batch)
-
-    def score(self, outcomes: Sequence[Outcome]) -> Report:
-        raise NotImplementedError("each part scores its own outcomes")
-
-    def join(self, parts: Sequence[Outcome]) -> Outcome:
-        raise NotImplementedError("each part joins its own outcomes")
-
-    def answer(self, outcome: Outcome) -> Outcome:
-        raise NotImplementedError("each part gives its own answers")

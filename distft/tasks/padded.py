@@ -15,6 +15,7 @@ from distft.data.types import Column, Document
 from distft.digest import of_parts
 from distft.errors import UserError
 
+SPLIT = "longer than a row were split"
 TRUNCATED = "longer than a row were truncated"
 DROPPED = "longer than a row were dropped"
 COLUMNS: Mapping[str, str] = {"tokens": "int32", "types": "uint8"}  # of a document that `padded` takes

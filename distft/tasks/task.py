@@ -30,7 +30,7 @@ class Batch(Protocol):
 B = TypeVar("B", bound=Batch)
 
 
-class Task(Protocol[B]):
+class Learned(Protocol[B]):
     """A loss is a sum and a count, by name. Counts are summed over the whole global batch before they divide,
     so packing, accumulation and the number of ranks do not change the mathematics."""
 
@@ -49,6 +49,10 @@ class Task(Protocol[B]):
 
     def factors(self, counts: Mapping[str, float]) -> dict[str, float]:
         """What each sum is multiplied by in the loss of a step, from the counts of the whole global batch."""
+
+
+class Task(Learned[B], Protocol[B]):
+    """What is learned and predicted for one kind of record."""
 
     def predict(self, model: Any, batch: B) -> list[Outcome]:
         """One outcome a document, in their order; nothing for padding. Called without gradients. Every rank calls it
@@ -94,8 +98,8 @@ class Setting:
     decoding: Decoding = field(default_factory=Decoding)
 
 
-class Kind(Protocol):
-    """What is known of a task before there is a model."""
+class AnyKind(Protocol):
+    """What is known of a task, or of several over one model, before there is a model."""
 
     @property
     def auto(self) -> str:
@@ -117,6 +121,16 @@ class Kind(Protocol):
     def whole_head(self) -> bool:
         """Whether, with an adapter, what the model has beside the transformer proper is trained whole."""
 
+    def head(self, labels: Labels) -> dict[str, Any]:
+        """What transformers' configuration of a model says of its head."""
+
+    def task(self, setting: Setting, model: Any) -> Learned[Any]:
+        """Raises UserError where the model is not fit for it."""
+
+
+class Kind(AnyKind, Protocol):
+    """The same of one task."""
+
     @property
     def labelled(self) -> bool:
         """Whether it tells labels apart."""
@@ -130,9 +144,6 @@ class Kind(Protocol):
 
     def labels(self, record: Record) -> Iterator[str]:
         """All labels in a record; asked for where the task is `labelled`."""
-
-    def head(self, labels: Labels) -> dict[str, Any]:
-        """What transformers' configuration of a model says of its head."""
 
     def extend(self, model: Any, labels: Labels) -> None:
         """Add to a model of transformers what the task needs beside it: modules with parameters, before any adapter."""

@@ -16,10 +16,9 @@ from distft.data.types import Column, Document, Encoded, Record
 from distft.digest import of_parts
 from distft.errors import UserError
 from distft.tasks.crf import allowed_transitions
-from distft.tasks.padded import COLUMNS, DROPPED, TRUNCATED, digest_of, pack_json
+from distft.tasks.padded import COLUMNS, DROPPED, SPLIT, TRUNCATED, digest_of, pack_json
 
 TAGS = "tags"  # a column, and a field of records
-SPLIT = "longer than a row were split"
 EMPTY = "without any word were dropped"
 
 

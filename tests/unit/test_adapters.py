@@ -15,7 +15,7 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from distft import adapters, models
 from distft.config import Adapter, Recipe
-from distft.config_task import Task
+from distft.config_task import MultiTask, Task
 from distft.errors import UserError
 from distft.tasks.causal import CausalKind
 from distft.tasks.kinds import of_settings
@@ -176,7 +176,12 @@ ENCODERS: dict[str, dict[str, Any]] = {
 
 def headed(architecture: str, task: dict[str, Any]) -> tuple[Any, Any]:
     """A kind of task and a model for it."""
-    kind: Any = of_settings(TypeAdapter(Task).validate_python(task), {})
+    settings: Any = TypeAdapter(Task).validate_python(task)
+    kind: Any = (
+        MultiKind({name: of_settings(part.task, part.fields) for name, part in settings.tasks.items()})
+        if isinstance(settings, MultiTask)
+        else of_settings(settings, {})
+    )
     sizes = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None, **ENCODERS[architecture]}
     if not isinstance(kind, MultiKind):
         config = AutoConfig.for_model(architecture, **sizes, **kind.head({"label": ["a", "b", "c"]}))
