@@ -330,3 +330,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    scenario.leave()

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from distft import dist
 from distft.dist import Ranks
 from distft.errors import RunFailed
 from distft.rundir import RunDir
@@ -89,8 +88,8 @@ def main() -> None:
     no_weight_changes(folder, config, ranks)
     rollback_ends_as_skip_does(folder, config, ranks)
     budgets_and_stops(folder, config, ranks)
-    dist.barrier()
 
 
 if __name__ == "__main__":
     main()
+    scenario.leave()

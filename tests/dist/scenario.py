@@ -10,13 +10,13 @@ import itertools
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 import torch.distributed as td
 
-from distft import dist, train
+from distft import dist, process, train
 from distft.config import Recipe
 from distft.console import Console
 from distft.dist import Ranks
@@ -117,3 +117,9 @@ def everywhere(value: float) -> bool:
 def join() -> Ranks:
     torch.set_num_threads(1)
     return dist.init(600)
+
+
+def leave() -> NoReturn:
+    """End as a rank of the product does: a thread of gloo that outlives the interpreter may abort the process."""
+    dist.leave()
+    process.leave(0)

@@ -369,3 +369,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    scenario.leave()
