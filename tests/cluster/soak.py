@@ -2,6 +2,7 @@
 
     python -m tests.cluster.soak FOLDER --seed 1           three quarters of an hour; FOLDER under /var/tmp
     python -m tests.cluster.soak FOLDER --parts preempt --number 4
+    python -m tests.cluster.soak FOLDER --parts limit --steps 1200      where 400 steps are over before the time is
 
 Two runs (LoRA under ZeRO 2, full under ZeRO 3, two nodes each) are disturbed side by side. Each, when it has come to
 its end, is compared with the undisturbed one, and the next is submitted until all events have happened.
@@ -39,7 +40,7 @@ NODES, STEPS, EVERY, EVAL_EVERY = 6, 400, 40, 60
 PATIENCE = 300.0
 LANES = ("lora-zero2", "full-zero3")
 HIGH = ("--partition=high", f"--nodes={NODES}", "--exclusive", "--time=1", "--wrap=sleep 2")
-LENGTH = (f"train.steps={STEPS}", f"checkpoint.every={EVERY}", f"train.eval_every={EVAL_EVERY}")
+LENGTH = (f"checkpoint.every={EVERY}", f"train.eval_every={EVAL_EVERY}")
 PHASES = ("the parent", "the imports", "start-up", "a step", "a step", "an evaluation", "a save", "a save")
 
 
@@ -175,12 +176,13 @@ def limits(lanes: list[Lane], number: int) -> None:
 
 
 @contextmanager
-def devcluster(folder: Path) -> Iterator[Cluster]:
+def devcluster(folder: Path, steps: int) -> Iterator[Cluster]:
     """As for the tests, with six nodes."""
     subprocess.run([DEVCLUSTER, "up", f"--nodes={NODES}"], check=True, timeout=300)
     try:
         cluster = Cluster(folder, environment(folder))
-        VARIANTS.update({name: (*VARIANTS[name], *LENGTH, f"data.eval={folder / 'eval.jsonl'}") for name in LANES})
+        length = (f"train.steps={steps}", *LENGTH, f"data.eval={folder / 'eval.jsonl'}")
+        VARIANTS.update({name: (*VARIANTS[name], *length) for name in LANES})
         yield cluster
     finally:
         subprocess.run([DEVCLUSTER, "down"], check=False, timeout=120)
@@ -199,13 +201,14 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--number", type=int, help="events of each part")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of each run")
     parser.add_argument("--parts", nargs="*", default=["preempt", "crash", "cut", "limit"])
     args = parser.parse_args()
     folder: Path = args.folder.absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     chance = random.Random(args.seed)
-    with devcluster(folder) as cluster:
+    with devcluster(folder, args.steps) as cluster:
         cluster.environment["DISTFT_SITE"] = site(cluster, "low").removeprefix("--site=")
         for variant in LANES:
             cluster.reference(variant)
