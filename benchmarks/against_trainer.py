@@ -33,7 +33,7 @@ RECIPE = """\
 model: {{path: {model}}}
 data:
   {{train: {data}, fields: {{prompt: question, completion: answer}},
-   row_tokens: {tokens}, packing: false, cache: {cache}}}
+   row_tokens: {tokens}, packing: false, group_by_length: false, cache: {cache}}}
 train: {{steps: 1000, lr: 1.0e-4, schedule: constant, global_batch: {ranks}, micro_batch: 1}}
 engine: {{zero_stage: 2, dtype: fp32}}
 checkpoint: {{every: 1000, keep: 2}}
@@ -50,7 +50,7 @@ LLAMA = {
 LORA = "adapter={type: lora, r: 16, alpha: 32, targets: all-linear}"
 
 
-EVERY = {"full": 6, "lora": 20}  # steps that take about 20 s
+EVERY = {"full": 13, "lora": 55}  # steps that take about 20 s on the machine of docs/performance.md
 
 
 class Side(Protocol):
@@ -220,7 +220,7 @@ def set_up(folder: Path, ranks: int) -> None:
     from distft.config import ModelInit
     from distft.data import encode
     from distft.data.encode import Corpus
-    from distft.data.loader import RowLoader, Shuffle, Slots
+    from distft.data.loader import Slots
     from distft.data.packing import one_per_row
     from distft.models import load_processor
     from distft.recipe import load
@@ -237,8 +237,8 @@ def set_up(folder: Path, ranks: int) -> None:
         newmodel.create(init, kind, {}, [(kind, source)], folder / "model")
     encoder = kind.encoder(Setting(recipe, {}, lambda: load_processor(folder / "model", recipe.model, kind)))
     corpus = Corpus.open(encode.build(source, encoder, recipe.data.cache, lambda: None, lambda number: None))
-    shuffle = Shuffle(corpus, one_per_row(len(corpus)), recipe.data.seed)
-    loader = RowLoader(corpus, shuffle, Slots(ranks, 1, 0, 1), recipe.data.seed)
+    rows = feed.Dataset(corpus, one_per_row(len(corpus)), "")
+    loader = feed.training_loader(recipe, kind, {None: rows}, Slots(ranks, 1, 0, 1), None)
     with open(folder / "rows.jsonl", "w") as file:
         for step in range(STEPS_OF_ROWS):
             for micro in loader.step(step):
