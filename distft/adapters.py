@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 
 from distft.budget import schedule
-from distft.config import AdaLora, Adapter, Lora, NoAdapter, Partial
+from distft.config import AdaLora, Adapter, Lora, NoAdapter, Partial, Train
 from distft.errors import UserError
 from distft.tasks.multi import Shared
 from distft.tasks.task import AnyKind
 
 NAME = "default"  # of the one adapter, in PEFT
+PREFIX = "base_model.model."  # what PEFT puts before a parameter's name
 
 
 def import_code(adapter: Adapter) -> None:
@@ -41,7 +42,7 @@ def attach(model: Any, adapter: Adapter, kind: AnyKind, base: str | None, total_
     from peft import get_peft_model
 
     names = [name for name, _ in model.named_modules() if name]
-    heads = head_modules(model) if kind.whole_head else []
+    heads = head_modules(model, kind)
     if adapter.targets != "all-linear":
         check_modules(names, listed(adapter.targets), "adapter.targets")
     check_modules(names, adapter.modules_to_save, "adapter.modules_to_save")
@@ -60,10 +61,12 @@ def attach(model: Any, adapter: Adapter, kind: AnyKind, base: str | None, total_
     return adapted
 
 
-def head_modules(model: Any) -> list[str]:
-    """Names of the modules beside the transformer proper that have parameters; they are trained whole."""
+def head_modules(model: Any, kind: AnyKind) -> list[str]:
+    """Names of the modules with parameters that a task has put on the transformer proper; they are trained whole."""
+    if not kind.whole_head:
+        return []
     if isinstance(model, Shared):
-        return sorted({f"parts.{name}.{head}" for name, part in model.parts.items() for head in head_modules(part)})
+        return sorted({f"parts.{n}.{head}" for n, part in model.parts.items() for head in head_modules(part, kind)})
     found = {name.split(".")[0] for name, _ in model.named_parameters()}
     return sorted(found - {model.base_model_prefix})
 
@@ -190,10 +193,22 @@ def quantized(adapter: Adapter) -> bool:
     return isinstance(adapter, Lora) and adapter.quantize is not None
 
 
-def rate_of(adapter: Adapter) -> Callable[[str], float]:
-    """What the learning rate of a parameter is multiplied by (LoRA+: B learns faster than A)."""
+def rate_of(train: Train, adapter: Adapter, heads: Sequence[str]) -> Callable[[str], float]:
+    """What the learning rate of a parameter is multiplied by: heads may have their own; with LoRA+ B is faster than A.
+
+    Args:
+        heads: names of the modules that `train.head_lr` is for, without an adapter.
+    """
+    head = 1.0 if train.head_lr is None else train.head_lr / train.lr
+    prefixes = tuple(f"{name}." for name in heads)
     ratio = adapter.lora_plus if isinstance(adapter, Lora) and adapter.lora_plus is not None else 1.0
-    return lambda name: ratio if ".lora_B." in name else 1.0
+
+    def rate(name: str) -> float:
+        if name.removeprefix(PREFIX).startswith(prefixes):
+            return head
+        return ratio if ".lora_B." in name else 1.0
+
+    return rate
 
 
 def parameter_counts(model: Any) -> tuple[int, int]:
@@ -218,6 +233,6 @@ def prune(model: Any, pattern: dict[str, list[bool]]) -> None:
     for module, kept in pattern.items():
         values = model.get_parameter(f"{module}.lora_E.{NAME}").view(-1).tolist()
         written = [keep or value != 0.0 for keep, value in zip(kept, values, strict=True)]
-        name = f"{module.removeprefix('base_model.model.')}.lora_E"
+        name = f"{module.removeprefix(PREFIX)}.lora_E"
         patterns[name] = written if any(written) else [True, *written[1:]]
     model.peft_config[NAME].rank_pattern = patterns

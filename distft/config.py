@@ -169,6 +169,9 @@ class Train(Section):
     steps: Positive | None = Field(None, description="optimizer steps; or give `epochs`")
     epochs: Annotated[float, Field(gt=0)] | None = Field(None, description="passes over the data; or give `steps`")
     lr: Annotated[float, Field(gt=0)] = Field(2e-4, description="peak learning rate")
+    head_lr: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="peak learning rate of what the task puts on the model: its head, a CRF; default: `lr`"
+    )
     global_batch: Positive = Field(16, description="rows an optimizer step, over all ranks")
     micro_batch: Positive = Field(4, description="rows one rank feeds the model at once")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="learning rate after warm-up")

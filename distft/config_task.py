@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from distft.section import Positive, Section, Text
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "wer", "cer", "mse", "mae"})
+WITH_HEADS = frozenset({"sequence-classification", "token-classification", "question-answering", "ctc", "multi-task"})
+"""Tasks that put a head of their own on a model."""
+
 Overlong = Literal["split", "truncate", "drop"]
 Labels = Annotated[list[Text], Field(min_length=1)]
 

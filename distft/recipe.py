@@ -17,7 +17,7 @@ from distft import yamlfile
 from distft.budget import schedule
 from distft.changes import Difference
 from distft.config import AdaLora, Data, Lora, Recipe
-from distft.config_task import MultiTask
+from distft.config_task import WITH_HEADS, MultiTask
 from distft.errors import UserError
 from distft.explain import explain
 from distft.yamlfile import Draft, Keys
@@ -160,6 +160,8 @@ def _contradictions_of_task(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     if data.overlong is not None and data.overlong not in task.OVERLONG:
         fits = " or ".join(task.OVERLONG)
         yield ("data", "overlong"), f"got '{data.overlong}'; task.type {task.type} can {fits}"
+    if recipe.train.head_lr is not None and task.type not in WITH_HEADS:
+        yield ("train", "head_lr"), f"task.type {task.type} puts no head of its own on the model; leave it out"
     if best is not None and not held_out:
         yield ("train", "best"), "needs held-out data; name them in data.eval"
     if best is not None and best not in task.SCORES:

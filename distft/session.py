@@ -210,10 +210,11 @@ def build(base: Path, setting: Setting, kind: Asked, ranks: Ranks, total_steps: 
     if limit is not None and recipe.data.row_tokens > limit and kind.vocabulary in ("decoder", "encoder"):
         raise UserError(f"data.row_tokens {recipe.data.row_tokens} is more than the {limit} positions of the model")
     task = kind.task(setting, model)
+    rate_of = adapters.rate_of(recipe.train, recipe.adapter, adapters.head_modules(model, kind))
     model = adapters.attach(model, recipe.adapter, kind, str(base), total_steps)
     preempt.check()
     model.train()
-    engine = Engine(model, recipe, ranks, adapters.rate_of(recipe.adapter))
+    engine = Engine(model, recipe, ranks, rate_of)
     del keep_alive
     return engine, task
 

@@ -38,7 +38,7 @@ from distft.tasks.multi import shared_of
 from tests.dist import scenario
 
 SAMPLE = Path(distft.sample.__file__).parent
-STEPS = 4
+STEPS, LR = 4, 1.0e-3
 BERT = "{architecture: bert, vocab_size: 400, config: {hidden_size: 32, intermediate_size: 48, num_hidden_layers: 2, \
 num_attention_heads: 2, max_position_embeddings: 128, hidden_dropout_prob: %s, attention_probs_dropout_prob: %s}}"
 LLAMA = "{architecture: llama, vocab_size: 400, config: {hidden_size: 32, intermediate_size: 48, num_hidden_layers: 2, \
@@ -108,6 +108,7 @@ TASKS = {  # name: (model, the task section and the data sections)
         "data: {row_tokens: 64, cache: %s}",
     ),
 }
+OF_HEADS = {"crf": 1.0e-2, "multi": 4.0e-3}  # learning rates of their own
 ADAPTERS = {"full": "{type: none}", "lora": "{type: lora, r: 4, alpha: 8}"}
 
 
@@ -118,7 +119,8 @@ def config_of(folder: Path, name: str, dropout: float, ranks: Ranks) -> Path:
     lines = [
         (sections % (SAMPLE, folder / "cache")).replace("SAMPLE", str(SAMPLE)),
         f"model: {{init: {model.replace('%s', str(dropout))}}}",
-        f"train: {{steps: {STEPS}, lr: 1.0e-3, global_batch: 8, micro_batch: 2, clip: 1.0}}",
+        f"train: {{steps: {STEPS}, lr: {LR}, global_batch: 8, micro_batch: 2, clip: 1.0, "
+        f"head_lr: {OF_HEADS.get(name, 'null')}}}",
         "engine: {dtype: fp32}",
         "track: {samples: true}",
     ]
@@ -260,8 +262,12 @@ def plain_loop(name: str, session: Session, recipe: Recipe) -> list[float]:
     model, start = attach(fresh[0], recipe.adapter, kind, None, STEPS), fresh[1].eval()
     loss_of = losses_of(name, session, start)
     model.train()
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.train.lr, weight_decay=0.0)
+    groups: dict[float, list[torch.nn.Parameter]] = {}
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            head = any(f"{part}." in key for part in ("classifier", "crf"))
+            groups.setdefault(OF_HEADS.get(name, LR) if head else LR, []).append(parameter)
+    optimizer = torch.optim.AdamW([{"params": p, "lr": rate} for rate, p in groups.items()], weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     history = []
     for number in range(STEPS):
@@ -277,7 +283,7 @@ def plain_loop(name: str, session: Session, recipe: Recipe) -> list[float]:
                 scaled = value * (len(mine) / len(documents) / max(1, count))
                 scaled.backward(retain_graph=False)
                 total += scaled.item()
-        torch.nn.utils.clip_grad_norm_(parameters, recipe.train.clip)
+        torch.nn.utils.clip_grad_norm_(itertools.chain(*groups.values()), recipe.train.clip)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()

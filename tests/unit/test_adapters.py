@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,8 +14,8 @@ from pydantic import TypeAdapter
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from distft import adapters, models
-from distft.config import Adapter, Recipe
-from distft.config_task import MultiTask, Task
+from distft.config import Adapter, Recipe, Train
+from distft.config_task import WITH_HEADS, MultiTask, Single, Task
 from distft.errors import UserError
 from distft.tasks.causal import CausalKind
 from distft.tasks.kinds import of_settings
@@ -68,8 +68,8 @@ def test_modules_to_save_are_trained_whole() -> None:
 def test_b_may_learn_faster() -> None:
     adapter: Adapter = TypeAdapter(Adapter).validate_python({"type": "lora", "lora_plus": 16.0})
     names = trained(attached(type="lora", lora_plus=16.0))
-    rates = {name.split(".lora_")[1][0]: adapters.rate_of(adapter)(name) for name in names}
-    assert rates == {"A": 1.0, "B": 16.0}
+    rate_of = adapters.rate_of(Train(steps=1), adapter, [])
+    assert {name.split(".lora_")[1][0]: rate_of(name) for name in names} == {"A": 1.0, "B": 16.0}
 
 
 def test_an_adapter_begins_with_another(stored: Path) -> None:
@@ -165,6 +165,7 @@ def test_four_bits_without_their_library(tmp_path: Path, monkeypatch: pytest.Mon
 
 CLASSES = {"type": "sequence-classification"}
 TAGS = {"type": "token-classification"}
+TWO = {"type": "multi-task", "tasks": {"mood": {"task": CLASSES, "train": "x"}, "tags": {"task": TAGS, "train": "x"}}}
 ENCODERS: dict[str, dict[str, Any]] = {
     "bert": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24},
     "roberta": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24},
@@ -185,7 +186,9 @@ def headed(architecture: str, task: dict[str, Any]) -> tuple[Any, Any]:
     sizes = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None, **ENCODERS[architecture]}
     if not isinstance(kind, MultiKind):
         config = AutoConfig.for_model(architecture, **sizes, **kind.head({"label": ["a", "b", "c"]}))
-        return kind, getattr(transformers, kind.auto).from_config(config)
+        made = getattr(transformers, kind.auto).from_config(config)
+        kind.extend(made, {"label": ["a", "b", "c"]})
+        return kind, made
     parts = {name: headed(architecture, task["tasks"][name]["task"])[1] for name in kind.parts}
     return kind, Shared(parts)
 
@@ -206,7 +209,7 @@ def test_a_head_is_trained_whole_and_has_no_adapter(
     architecture: str, task: dict[str, Any], heads: list[str], adapter: dict[str, Any]
 ) -> None:
     kind, model = headed(architecture, task)
-    assert adapters.head_modules(model) == heads
+    assert adapters.head_modules(model, kind) == heads
     whole = sum(parameter.numel() for head in heads for parameter in model.get_submodule(head).parameters())
     adapted = adapters.attach(model, TypeAdapter(Adapter).validate_python(adapter), kind, None, 100)
     in_heads = {n for n in trained(adapted) if any(f".{head}." in n for head in heads)}
@@ -227,6 +230,33 @@ def test_named_targets_and_modules_are_kept_beside_the_head() -> None:
     }
 
 
+@pytest.mark.parametrize("adapter", [{"type": "none"}, {"type": "lora", "r": 2, "lora_plus": 4.0}])
+@pytest.mark.parametrize(
+    ("task", "heads"),
+    [
+        (CLASSES, {"classifier"}),
+        ({**TAGS, "crf": True}, {"classifier", "crf"}),
+        (TWO, {"parts"}),
+    ],
+)
+def test_a_head_may_learn_at_a_rate_of_its_own(task: dict[str, Any], heads: set[str], adapter: dict[str, Any]) -> None:
+    kind, model = headed("bert", task)
+    train, chosen = Train(steps=1, lr=1e-4, head_lr=1e-3), TypeAdapter(Adapter).validate_python(adapter)
+    rate_of = adapters.rate_of(train, chosen, adapters.head_modules(model, kind))
+    rates = {name: round(rate_of(name), 6) for name in trained(adapters.attach(model, chosen, kind, None, 1))}
+    fast = {name for name, rate in rates.items() if rate == 10.0}
+    assert {name.removeprefix(adapters.PREFIX).split(".")[0] for name in fast} == heads
+    assert not any(".bert." in name or name.startswith("bert.") for name in fast)
+    assert {rate for name, rate in rates.items() if name not in fast} == ({1.0, 4.0} if "r" in adapter else {1.0})
+
+
+def test_recipes_and_tasks_agree_on_who_has_a_head() -> None:
+    names = [get_args(section.model_fields["type"].annotation)[0] for section in get_args(get_args(Single)[0])]
+    settings = [TypeAdapter(Single).validate_python({"type": name}) for name in names]
+    found = {one.type for one in settings if of_settings(one, {}).whole_head}
+    assert found | {"multi-task"} == WITH_HEADS
+
+
 def test_a_language_model_has_no_head_to_train() -> None:
     kind, model = headed("bert", {"type": "masked-lm"})
     adapted = adapters.attach(model, TypeAdapter(Adapter).validate_python({"type": "lora"}), kind, None, 100)
@@ -235,9 +265,8 @@ def test_a_language_model_has_no_head_to_train() -> None:
 
 @pytest.mark.parametrize("adapter", [{"type": "lora", "r": 2}, {"type": "adalora", "init_r": 3, "target_r": 2}])
 def test_of_several_tasks_all_heads_are_trained_and_the_encoder_has_one_adapter(adapter: dict[str, Any]) -> None:
-    tasks = {"mood": {"task": CLASSES, "train": "x"}, "tags": {"task": TAGS, "train": "x"}}
-    kind, model = headed("bert", {"type": "multi-task", "tasks": tasks})
-    assert adapters.head_modules(model) == ["parts.mood.classifier", "parts.tags.classifier"]
+    kind, model = headed("bert", TWO)
+    assert adapters.head_modules(model, kind) == ["parts.mood.classifier", "parts.tags.classifier"]
     adapted = adapters.attach(model, TypeAdapter(Adapter).validate_python(adapter), kind, None, 100)
     names = trained(adapted)
     heads = {name for name in names if "lora_" not in name}

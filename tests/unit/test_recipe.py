@@ -508,6 +508,11 @@ def test_problem_of_a_task_in_words(write: Write, text: str, expected: str) -> N
         (SMALL, ["train.best=loss"], "train.best: needs held-out data; name them in data.eval"),
         (
             SMALL,
+            ["train.head_lr=1e-3"],
+            "train.head_lr: task.type causal-lm puts no head of its own on the model; leave it out",
+        ),
+        (
+            SMALL,
             ["data.eval=x", "train.best=f1"],
             "train.best: got 'f1'; task.type causal-lm has the scores loss, perplexity, accuracy",
         ),
