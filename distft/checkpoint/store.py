@@ -28,10 +28,17 @@ MANIFEST = "manifest.json"
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.bool: "BOOL"}
 
 
-def write_tensors(path: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> Digest:
+def write_tensors(
+    path: Path,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    check: Callable[[str, torch.Tensor], None] = lambda name, tensor: None,
+) -> Digest:
     """A safetensors file (https://huggingface.co/docs/safetensors) written one tensor at a time.
 
     `safetensors.save_file` wants all tensors in host memory at once; here the extra memory is one tensor.
+
+    Args:
+        check: looks at each tensor right before it is written, while the CPU's cache holds it.
     """
     items = list(tensors)
     header: dict[str, dict[str, object]] = {}
@@ -45,7 +52,8 @@ def write_tensors(path: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> Di
     with NewFile(path) as file:
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)
-        for _, tensor in items:
+        for name, tensor in items:
+            check(name, tensor)
             array: npt.NDArray[np.uint8] = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
             file.write(array.data)
         failpoint.reach(f"{path.name} is not synced")

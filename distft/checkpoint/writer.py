@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from distft import pulse
 from distft.checkpoint import state, store
 from distft.checkpoint.disk import Digest
 from distft.checkpoint.state import Identity, Progress
@@ -54,19 +55,30 @@ class HostMemory:
     def __init__(self) -> None:
         self._held: dict[str, torch.Tensor] = {}
 
+    def reserve(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Have the memory before it is asked for: the kernel hands out its pages at the first touch, slower than a
+        copy fills them, and pins them slower still."""
+        for name, tensor in tensors:
+            pulse.moving()
+            self._room(name, tensor).zero_()
+
     def copy(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> list[tuple[str, torch.Tensor]]:
         copied, on_gpu = [], False
         for name, tensor in tensors:
-            held = self._held.get(name)
-            if held is None or held.shape != tensor.shape:
-                held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-                self._held[name] = held
+            held = self._room(name, tensor)
             held.copy_(tensor.detach(), non_blocking=True)
             copied.append((name, held))
             on_gpu |= tensor.is_cuda
         if on_gpu:
             torch.cuda.synchronize()
         return copied
+
+    def _room(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        held = self._held.get(name)
+        if held is None or held.shape != tensor.shape:
+            held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._held[name] = held
+        return held
 
 
 class Writer:
@@ -82,6 +94,12 @@ class Writer:
         self._failure: BaseException | None = None
         self._done: Saved | None = None  # the thread's; looked at when it has ended
         self._news: list[Saved] = []
+
+    def reserve(self, engine: Engine) -> None:
+        """Have the memory for the copies made meanwhile, so that the first save stalls no longer than the others."""
+        tensors = list(state.owned(engine, with_buffers=self._ranks.first))
+        self._thread = threading.Thread(target=self._reserve, args=(tensors,), name="checkpoint", daemon=True)
+        self._thread.start()
 
     def begin(self, engine: Engine, progress: Progress, adapter: dict[str, Any]) -> None:
         """Copy this rank's part and have it written; waits for the save before. Raises what that one ran into."""
@@ -119,6 +137,12 @@ class Writer:
         found, self._news = self._news, []
         return found
 
+    def _reserve(self, tensors: list[tuple[str, torch.Tensor]]) -> None:
+        try:
+            self._memory.reserve(tensors)
+        except BaseException as error:  # noqa: BLE001 - it is raised in the training thread
+            self._failure = error
+
     def _run(self, part: Part, began: float, stall: float) -> None:
         try:
             self._write(part)
@@ -150,12 +174,13 @@ class Writer:
             self._hear(step, "committed")
 
     def _write_tensors(self, path: Path, part: Part) -> Digest:
-        for name, tensor in part.tensors:
+        def check(name: str, tensor: torch.Tensor) -> None:
             if not name.endswith("|buffer") and not finite(tensor):
                 raise RunFailed(f"{name} is not finite after step {part.step}; that is not saved. Use a lower train.lr")
+
         try:
-            digest = store.write_tensors(path, part.tensors)
-        except OSError:
+            digest = store.write_tensors(path, part.tensors, check)
+        except (OSError, RunFailed):
             path.unlink(missing_ok=True)  # on a full disk: the room which the record of the failure needs
             raise
         store.read_back(path, digest)

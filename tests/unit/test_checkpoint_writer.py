@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from distft.checkpoint import store
-from distft.checkpoint.writer import HostMemory
+from distft.checkpoint.writer import HostMemory, finite
 from distft.errors import RunFailed
 
 
@@ -28,6 +28,34 @@ def test_memory_is_used_again() -> None:
     [(_, second)] = memory.copy([("a", torch.full((1000,), 2.0))])
     assert first.data_ptr() == second.data_ptr()
     assert second[0] == 2.0
+
+
+def test_memory_may_be_had_before_it_is_needed() -> None:
+    memory, live = HostMemory(), [("a", torch.ones(1000)), ("b", torch.ones(3, dtype=torch.bfloat16))]
+    memory.reserve(live)
+    had = [held.data_ptr() for _, held in memory.copy(live)]
+    assert [held.data_ptr() for _, held in memory.copy(live)] == had
+    assert all(bool((held == 1).all()) for _, held in memory.copy(live))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_seen(value: float) -> None:
+    assert finite(torch.ones(5))
+    assert finite(torch.ones(0))
+    assert not finite(torch.tensor([1.0, value, -1.0]))
+
+
+def test_a_tensor_is_looked_at_before_it_is_written(tmp_path: Path) -> None:
+    path, seen = tmp_path / "x", []
+
+    def check(name: str, tensor: torch.Tensor) -> None:
+        seen.append((name, path.stat().st_size))
+        if name == "b":
+            raise RunFailed("b")
+
+    with pytest.raises(RunFailed, match=r"^b$"):
+        store.write_tensors(path, [("a", torch.ones(8)), ("b", torch.ones(8)), ("c", torch.ones(8))], check)
+    assert seen == [("a", 0), ("b", 0)]  # what is so little is written at the end
 
 
 def test_bytes_that_come_back_changed_are_told(tmp_path: Path) -> None:
