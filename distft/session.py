@@ -102,8 +102,6 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     preempt.check()
     slots = Slots(recipe.train.global_batch, recipe.train.micro_batch, ranks.rank, ranks.world)
     fence = Fence(run, os.environ.get("DISTFT_TOKEN"))
-    writer = Writer(run.checkpoints, identity, ranks, recipe.checkpoint.keep, fence)
-    writer.reserve(engine)
     return Session(
         run=run,
         attempt=int(os.environ.get("DISTFT_ATTEMPT", "1")),
@@ -121,7 +119,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         held_out=held_out,
         rows=rows,
         total_steps=total_steps,
-        writer=writer,
+        writer=Writer(run.checkpoints, identity, ranks, recipe.checkpoint.keep, fence),
         identity=identity,
         progress=progress,
         saved=progress.step,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 import xxhash
 
 from distft import pulse
@@ -36,7 +37,7 @@ class NewFile:
 
     def __init__(self, path: Path) -> None:
         self._path, self._hash, self._bytes, self._filled = path, xxhash.xxh3_128(), 0, 0
-        self._buffer = memoryview(mmap.mmap(-1, _CHUNK_BYTES))  # begins at a page, as O_DIRECT wants it
+        self._buffer = np.frombuffer(mmap.mmap(-1, _CHUNK_BYTES), np.uint8)  # begins at a page, as O_DIRECT wants it
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         past_page_cache(self._descriptor)
 
@@ -48,10 +49,11 @@ class NewFile:
 
     def write(self, data: bytes | memoryview) -> None:
         """`data`: bytes, or a contiguous view of them."""
-        rest = memoryview(data)
-        while rest:
+        rest = np.frombuffer(data, np.uint8)
+        while len(rest):
             taken = rest[: _CHUNK_BYTES - self._filled]
-            self._buffer[self._filled : self._filled + len(taken)] = taken
+            # not by Python, which would hold its lock meanwhile and have the training wait at every operation
+            np.copyto(self._buffer[self._filled : self._filled + len(taken)], taken)
             self._filled += len(taken)
             rest = rest[len(taken) :]
             if self._filled == _CHUNK_BYTES:
@@ -66,7 +68,7 @@ class NewFile:
 
     def _flush(self) -> None:
         pulse.moving()
-        rest = self._buffer[: self._filled]
+        rest = self._buffer[: self._filled].data
         self._hash.update(rest)
         self._bytes += len(rest)
         self._filled = 0

@@ -10,14 +10,13 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from distft import pulse
 from distft.checkpoint import state, store
 from distft.checkpoint.disk import Digest
 from distft.checkpoint.state import Identity, Progress
@@ -50,35 +49,31 @@ class Part:
 
 
 class HostMemory:
-    """Host copies of tensors, by name; the memory is kept from save to save."""
+    """Room for host copies of tensors, in one piece, which the kernel hands out and pins in one go. It is kept from
+    save to save."""
 
     def __init__(self) -> None:
-        self._held: dict[str, torch.Tensor] = {}
+        self._room = torch.empty(0, dtype=torch.uint8)
 
-    def reserve(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Have the memory before it is asked for: the kernel hands out its pages at the first touch, slower than a
-        copy fills them, and pins them slower still."""
+    def copy(self, tensors: Sequence[tuple[str, torch.Tensor]]) -> list[tuple[str, torch.Tensor]]:
+        on_gpu = any(tensor.is_cuda for _, tensor in tensors)
+        needed = sum(_room_for(tensor) for _, tensor in tensors)
+        if len(self._room) < needed:
+            self._room = torch.empty(needed, dtype=torch.uint8, pin_memory=on_gpu)
+        copied, start = [], 0
         for name, tensor in tensors:
-            pulse.moving()
-            self._room(name, tensor).zero_()
-
-    def copy(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> list[tuple[str, torch.Tensor]]:
-        copied, on_gpu = [], False
-        for name, tensor in tensors:
-            held = self._room(name, tensor)
+            held = self._room[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
             held.copy_(tensor.detach(), non_blocking=True)
             copied.append((name, held))
-            on_gpu |= tensor.is_cuda
+            start += _room_for(tensor)
         if on_gpu:
             torch.cuda.synchronize()
         return copied
 
-    def _room(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        held = self._held.get(name)
-        if held is None or held.shape != tensor.shape:
-            held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            self._held[name] = held
-        return held
+
+def _room_for(tensor: torch.Tensor) -> int:
+    """Bytes; each tensor begins where a line of the cache does."""
+    return -(-tensor.nbytes // 64) * 64
 
 
 class Writer:
@@ -95,17 +90,11 @@ class Writer:
         self._done: Saved | None = None  # the thread's; looked at when it has ended
         self._news: list[Saved] = []
 
-    def reserve(self, engine: Engine) -> None:
-        """Have the memory for the copies made meanwhile, so that the first save stalls no longer than the others."""
-        tensors = list(state.owned(engine, with_buffers=self._ranks.first))
-        self._thread = threading.Thread(target=self._reserve, args=(tensors,), name="checkpoint", daemon=True)
-        self._thread.start()
-
     def begin(self, engine: Engine, progress: Progress, adapter: dict[str, Any]) -> None:
         """Copy this rank's part and have it written; waits for the save before. Raises what that one ran into."""
         began = time.monotonic()
         self.wait()
-        tensors = self._memory.copy(state.owned(engine, with_buffers=self._ranks.first))
+        tensors = self._memory.copy(list(state.owned(engine, with_buffers=self._ranks.first)))
         description = None
         if self._ranks.first:
             description = {**state.describe(engine, progress, self._identity, adapter), "written_by": self._fence.token}
@@ -136,12 +125,6 @@ class Writer:
             self.wait()
         found, self._news = self._news, []
         return found
-
-    def _reserve(self, tensors: list[tuple[str, torch.Tensor]]) -> None:
-        try:
-            self._memory.reserve(tensors)
-        except BaseException as error:  # noqa: BLE001 - it is raised in the training thread
-            self._failure = error
 
     def _run(self, part: Part, began: float, stall: float) -> None:
         try:

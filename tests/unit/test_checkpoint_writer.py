@@ -13,13 +13,19 @@ from distft.errors import RunFailed
 
 
 def test_copies_stay_as_they_were_while_training_goes_on() -> None:
-    live = {"a": torch.arange(4.0), "b": torch.ones(3, dtype=torch.bfloat16)}
-    copied = dict(HostMemory().copy(live.items()))
+    live = {
+        "a": torch.arange(4.0),
+        "b": torch.ones(3, dtype=torch.bfloat16),
+        "c": torch.tensor(7),
+        "d": torch.ones(0, 2),
+    }
+    copied = dict(HostMemory().copy(list(live.items())))
     for tensor in live.values():
         tensor.zero_()
     assert copied["a"].tolist() == [0.0, 1.0, 2.0, 3.0]
     assert copied["b"].tolist() == [1.0, 1.0, 1.0]
     assert copied["b"].dtype == torch.bfloat16
+    assert (copied["c"].shape, copied["c"].item()) == ((), 7)
 
 
 def test_memory_is_used_again() -> None:
@@ -30,12 +36,11 @@ def test_memory_is_used_again() -> None:
     assert second[0] == 2.0
 
 
-def test_memory_may_be_had_before_it_is_needed() -> None:
-    memory, live = HostMemory(), [("a", torch.ones(1000)), ("b", torch.ones(3, dtype=torch.bfloat16))]
-    memory.reserve(live)
-    had = [held.data_ptr() for _, held in memory.copy(live)]
-    assert [held.data_ptr() for _, held in memory.copy(live)] == had
-    assert all(bool((held == 1).all()) for _, held in memory.copy(live))
+def test_memory_grows_where_more_is_to_be_copied() -> None:
+    memory, live = HostMemory(), [("a", torch.ones(1001)), ("b", torch.ones(3, dtype=torch.bfloat16))]
+    memory.copy(live)
+    more = memory.copy([*live, ("c", torch.ones(2000))])
+    assert [bool((held == 1).all()) for _, held in more] == [True] * 3
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
