@@ -4,9 +4,9 @@ Started by torch.distributed.run, as its users do. Writes a JSON line a step: {"
 
     python -m torch.distributed.run --nproc-per-node 2 benchmarks/hf_trainer.py MODEL ROWS OUT --steps N --every N
 
-Tuned: DeepSpeed's shared-memory operator, which would be compiled at the first use, is off; buckets fit the model; no
-evaluation, no reports; safetensors; two checkpoints kept; saves when it is sent SIGTERM (`enable_jit_checkpoint`);
-resumes by `resume_from_checkpoint` from the newest checkpoint that is whole.
+Tuned: DeepSpeed's shared-memory operator, which would be compiled at the first use, is off; buckets fit the model;
+AdamW is fused; no evaluation, no reports; safetensors; two checkpoints kept; saves when it is sent SIGTERM
+(`enable_jit_checkpoint`); resumes by `resume_from_checkpoint` from the newest checkpoint that is whole.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def main() -> None:
         lr_scheduler_type="constant",
         weight_decay=0.0,
         max_grad_norm=1.0,
-        optim="adamw_torch",
+        optim="adamw_torch_fused",
         logging_steps=1,
         save_strategy="steps" if args.every else "no",
         save_steps=args.every or 500,

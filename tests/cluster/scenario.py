@@ -43,6 +43,14 @@ checkpoint: {{every: {every}, keep: 2}}
 """
 LORA = ("adapter={type: lora, r: 4, alpha: 8, dropout: 0.1}", "engine.zero_stage=2")
 FULL = ("adapter={type: none}", "engine.zero_stage=3")
+TASKS = f"""{{type: multi-task, tasks: {{
+  entities: {{task: {{type: token-classification, crf: true}}, train: {SAMPLE.parent}/entities.conll,
+              eval: {SAMPLE.parent}/entities-heldout.conll}},
+  opinion: {{task: {{type: sequence-classification}}, train: {SAMPLE.parent}/reviews.tsv,
+             eval: {SAMPLE.parent}/reviews-heldout.tsv, columns: [text, label]}}}}}}"""
+BERT = """{architecture: bert, vocab_size: 400, config: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2,
+  num_attention_heads: 2, max_position_embeddings: 128}}"""
+HEADS = (f"task={TASKS}", f"model.init={BERT}", "data={row_tokens: 64}", "train.head_lr=1e-2", "engine.zero_stage=1")
 LONG = ("train.steps=2500", "checkpoint.every=250")  # three minutes
 VARIANTS = {
     "lora-zero2": LORA,
@@ -50,6 +58,7 @@ VARIANTS = {
     "lora-zero2-long": (*LORA, *LONG),
     "full-zero3-long": (*FULL, *LONG, "train.steps=900"),
     "one-node-long": (*LORA, *LONG, "--nodes=1"),
+    "two-tasks": (*HEADS, "train.eval_every=20", "train.best=entities.f1"),
     "four-nodes": (*LORA, "--nodes=4"),
 }
 

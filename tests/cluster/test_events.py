@@ -69,6 +69,20 @@ def test_preemption_with_notice_loses_no_step(cluster: Cluster, variant: str, ev
     assert about(run.path)["attempts"][0]["cause"].startswith("preempted")
 
 
+def test_several_tasks_lose_no_step_and_no_score(cluster: Cluster) -> None:
+    """A mixture, a CRF, evaluations, the best checkpoint."""
+    cluster.reference("two-tasks")
+    run = cluster.submit("preempted-two-tasks", "two-tasks")
+    disturbed(run, "preempted, several tasks", lambda: preempt(cluster), lost=range(1))
+    wanted, found = (
+        {r["step"]: {k: v for k, v in r.items() if k.startswith("eval_")} for r in records(path) if "eval_loss" in r}
+        for path in (cluster.unbroken["two-tasks"], run.path)
+    )
+    assert found == wanted
+    assert list(wanted) == [0, 20, 40, 60]
+    assert "eval_entities.f1" in wanted[60]
+
+
 # --- 2: time limits ---------------------------------------------------------------------------------------------------
 
 
