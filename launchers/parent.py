@@ -76,9 +76,7 @@ class Household:
         if self._server is None or not self._server.usable:
             threads = str(max(1, len(os.sched_getaffinity(0)) // self._nproc))
             # NumPy's library starts its threads when it is imported, and they do not survive a fork.
-            ours = {"OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-            # torch asks for huge pages then: the first step after a start touches fresh memory everywhere
-            common = {"OMP_NUM_THREADS": threads, "THP_MEM_ALLOC_ENABLE": "1", **os.environ, **ours}
+            common = {"OMP_NUM_THREADS": threads, **os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
             log = self._run.attempt_logs(attempt) / f"node-{index}.log"
             self._server = ForkServer(self._run, log, common)
             read_ahead(self._run)  # the disk works while the fork server imports
