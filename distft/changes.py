@@ -104,8 +104,8 @@ def agree(found: Sequence[Difference], allowed: frozenset[str], what: str) -> No
         return
     names = sorted({item.name for item in wanting})
     flags = " ".join(f"--allow {name}" for name in names)
-    todo = "use another --run-dir, or the same values" if refused else f"add {flags}, or use the same values"
-    lines = [f"{what}; {todo}:"]
+    remedy = "use another --run-dir, or the same values" if refused else f"add {flags}, or use the same values"
+    lines = [f"{what}; {remedy}:"]
     for title, group in (
         ("refused", refused),
         ("to be allowed", wanting),
