@@ -163,6 +163,8 @@ def lines(status: Status) -> Iterator[str | Table]:
         yield escape(
             f"job {status.job.job}: {status.job.state}" + (f", {status.job.detail}" if status.job.detail else "")
         )
+        if status.job.state == "gone" and status.state != "done":
+            yield f"continue it by: distft resume {escape(status.run_dir)}"
     if status.attempts:
         yield table(status.attempts)
 

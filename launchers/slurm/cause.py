@@ -57,7 +57,9 @@ def of_start(starts: list[Accounted] | None, attempt: Attempt) -> Accounted | No
         return None
     if attempt.restart < len(starts):
         return starts[attempt.restart]
-    return next((entry for entry in reversed(starts) if entry.start <= attempt.start), None)
+    return next(
+        (e for e in reversed(starts) if e.start <= attempt.start and (e.end or attempt.start) >= attempt.start), None
+    )
 
 
 def suspects(record: Run, job: str) -> list[str]:

@@ -30,7 +30,7 @@ from distft.rundir import Attempt, RunDir, this_host
 from launchers.attempt import Restarts, Verdict, in_this_allocation
 from launchers.local import gpus
 from launchers.parent import POLL_SECONDS, Claim, Household, Node, household, run_ranks
-from launchers.slurm import scheduler
+from launchers.slurm import policy, scheduler
 from launchers.slurm.cause import settle, stop_cause
 from launchers.slurm.verdicts import Verdicts, folder
 
@@ -91,9 +91,17 @@ def main() -> int:
         raise
     finally:
         ended.leave(verdict)
-        if not here.leads and verdict.code != DONE:
+        if here.leads:
+            decide_without_the_script(run, here, verdict)
+        elif verdict.code != DONE:
             ended.let_the_leader_finish()
     return verdict.code
+
+
+def decide_without_the_script(run: RunDir, here: Place, verdict: Verdict) -> None:
+    """SLURM asked for a stop; where that was because the batch script was killed, nobody else starts the job again."""
+    if preempt.requested() and verdict.code in (PREEMPTED, FAILED):
+        policy.in_place_of_the_script(run, here.job, here.restart, verdict)
 
 
 def lead(run: RunDir, here: Place, ended: Verdicts) -> Verdict:

@@ -3,6 +3,9 @@
 75 is requeued. A crash is requeued until three attempts in a row committed nothing; then the run is held. Wrong input
 and a finished run are not. Where SLURM itself has ended the job (preempted without grace, node failure, cancelled),
 requeue is SLURM's business and nothing is done here. So every event starts the job again exactly once.
+
+The script runs it again where it was killed; where the script itself was, the first node's parent does it on its way
+out (`in_place_of_the_script`).
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -51,6 +54,24 @@ def main() -> int:
     return verdict.code
 
 
+def in_place_of_the_script(run: RunDir, job: str, restart: int, verdict: Verdict) -> None:
+    """Decide about a job that SLURM ends because its batch script was killed; for the first node's parent.
+
+    SLURM takes that for the job's own failure, does not requeue it, and has the parents stop with SIGTERM. It takes a
+    requeue while the job is ending. Without accounting, or SLURM's commands, it cannot be told from a cancelled job,
+    and nothing is done.
+    """
+    if scheduler.state_of(job) == "RUNNING":
+        return  # the script is there and will decide
+    record = run.read()
+    attempt = of_start_of_job(record, job, restart)
+    if attempt is None or by_accounting(job, attempt) != "crash":
+        return
+    attempt.cause = f"the batch script was killed: {attempt.cause}"
+    run.write(record)
+    apply(run, record, job, decide(record, replace(verdict, cause="the batch script was killed"), "RUNNING"))
+
+
 def of_attempt(run: RunDir, job: str, restart: int, code: int) -> Verdict:
     """What the nodes said; srun's exit code alone is the highest of its tasks' and may be of a bystander."""
     first = read_verdict(folder(run, job, restart) / "node-0.json")
@@ -63,7 +84,7 @@ def of_attempt(run: RunDir, job: str, restart: int, code: int) -> Verdict:
 
 def record_end(run: RunDir, record: Run, job: str, restart: int, verdict: Verdict, state: str | None) -> None:
     """Close the attempt where its parent could not, and take down what SLURM did to it."""
-    attempt = next((a for a in reversed(record.attempts) if (a.job, a.restart) == (job, restart)), None)
+    attempt = of_start_of_job(record, job, restart)
     if attempt is None:
         if verdict.code == USAGE:  # refused before it began: run.json may be somebody else's
             return
@@ -73,7 +94,7 @@ def record_end(run: RunDir, record: Run, job: str, restart: int, verdict: Verdic
     if attempt.end is None:
         close(run, attempt, verdict, end=time.time())
         record.state = STATES.get(verdict.code, "failed")
-    if state != "RUNNING" and (cause := cause_by_scheduler(job, attempt)):
+    if state != "RUNNING" and (cause := by_accounting(job, attempt)) not in (None, "crash", "finished"):
         if not (attempt.cause or "").startswith(cause):
             attempt.cause = f"{cause}: {attempt.cause}" if attempt.exit_code != DONE else attempt.cause
         if cause == "cancelled":
@@ -81,15 +102,20 @@ def record_end(run: RunDir, record: Run, job: str, restart: int, verdict: Verdic
     run.write(record)
 
 
-def cause_by_scheduler(job: str, attempt: Attempt) -> str | None:
-    """SLURM is still at work on the job when it is asked; its accounting is a moment behind."""
+def of_start_of_job(record: Run, job: str, restart: int) -> Attempt | None:
+    """Its last attempt."""
+    return next((a for a in reversed(record.attempts) if (a.job, a.restart) == (job, restart)), None)
+
+
+def by_accounting(job: str, attempt: Attempt) -> str | None:
+    """Why SLURM ended this start of the job. It is still at work when it is asked, and its accounting is behind."""
     deadline = time.monotonic() + ACCOUNTING_SECONDS
     while time.monotonic() < deadline:
         starts = scheduler.accounted(job)
         if starts is None:
             return None
         found = of_start(starts, attempt)
-        if found is not None and found.cause not in (None, "crash", "finished"):
+        if found is not None and found.cause is not None:
             return found.cause
         time.sleep(0.5)
     return None

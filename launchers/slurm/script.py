@@ -98,7 +98,7 @@ def parameters(request: Request) -> dict[str, Any]:
         "dependency": request.dependency or site.dependency,
         "stderr_to_stdout": True,
         "setup": setup(request),
-        "teardown": [shlex.join(["exec", sys.executable, "-m", POLICY]) + " $?"] if request.policy else ["exit $?"],
+        "teardown": teardown() if request.policy else ["exit $?"],
         # since 22.05 srun does not take the CPUs of a task from the batch job
         "srun_args": [
             "--kill-on-bad-exit=1",
@@ -133,6 +133,16 @@ def setup(request: Request) -> list[str]:
     lines.append('DISTFT_ENDS="$(SLURM_TIME_FORMAT=%s squeue --noheader --job "$SLURM_JOB_ID" --format=%e)"')
     lines.append("export DISTFT_HOSTS DISTFT_ENDS")
     return lines
+
+
+def teardown() -> list[str]:
+    """Shell after srun: the policy, and again where it is killed itself."""
+    return [
+        "code=$?",
+        f"for _ in 1 2 3; do {shlex.join([sys.executable, '-m', POLICY])} $code; ended=$?",
+        "[ $ended -lt 128 ] && break; done",
+        "exit $ended",
+    ]
 
 
 def _variables(request: Request) -> dict[str, str]:

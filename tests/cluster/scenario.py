@@ -28,6 +28,8 @@ SAMPLE = ROOT / "distft" / "sample" / "conversations.jsonl"
 STEPS, EVERY = 60, 15
 SECONDS = 240.0  # for a run of 60 steps with a few attempts, on two cores
 LONG_SECONDS = 600.0
+AT = EVERY + 8  # a step between two checkpoints
+HIGH = ("--partition=high", "--nodes=4", "--exclusive", "--time=1", "--wrap=sleep 4")
 
 RECIPE = """\
 model:
@@ -224,6 +226,16 @@ class Run:
         [found] = self.processes(lambda p, e: p.name() == "distft-fork" and e.get("SLURM_NODEID") == str(index))
         return found
 
+    def script(self) -> psutil.Process:
+        """The batch script; what it exports is not yet in its environment."""
+        for process in psutil.process_iter(["name"]):
+            try:
+                if process.info["name"] == "slurm_script" and process.environ().get("SLURM_JOB_ID") == self.job:
+                    return process
+            except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+                continue
+        raise AssertionError(f"job {self.job} has no batch script")
+
     def parent(self, index: int) -> psutil.Process:
         [found] = self.processes(
             lambda p, e: e.get("SLURM_NODEID") == str(index) and "launchers.slurm.node" in p.cmdline()
@@ -246,6 +258,22 @@ def as_if_nothing_had_happened(run: Run, restarts: int) -> int:
     order = [record["attempt"] for record in records(run.path) if "loss" in record]
     assert order == sorted(order), "an attempt recorded after the next one had begun"
     return sum(len(values) - 1 for values in found.values())
+
+
+def preempt(cluster: Cluster) -> None:
+    """A job of high priority that wants all nodes for a moment."""
+    cluster.call("sbatch", "--parsable", "--output=/dev/null", *HIGH)
+
+
+def disturbed(run: Run, event: str, act: Callable[[], object], *, lost: range, restarts: int = 1, at: int = AT) -> None:
+    """Let something happen in the middle of a run, and compare what came out."""
+    run.until_step(at)
+    then = now()
+    act()
+    run.until_done(LONG_SECONDS)
+    twice = as_if_nothing_had_happened(run, restarts)
+    assert twice in lost, f"{twice} steps were lost"
+    note(run, event, twice, resumed_after(run, then, attempt=2))
 
 
 def resumed_after(run: Run, event: float, attempt: int) -> float:

@@ -1,4 +1,4 @@
-"""Preemptions, crashes of nodes, cuts and time limits in tens, drawn from a seed, on a real SLURM of six nodes.
+"""Preemptions, lost nodes, killed scripts and time limits in tens, drawn from a seed, on a real SLURM of six nodes.
 
     python -m tests.cluster.soak FOLDER --seed 1           three quarters of an hour; FOLDER under /var/tmp
     python -m tests.cluster.soak FOLDER --parts preempt --number 4
@@ -21,8 +21,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 from tests.chaos.healthy import slow_disk
 from tests.cluster.scenario import (
@@ -33,6 +35,7 @@ from tests.cluster.scenario import (
     Run,
     as_if_nothing_had_happened,
     environment,
+    kill,
 )
 from tests.e2e.command import about, records, until
 
@@ -163,6 +166,50 @@ def lose(lanes: list[Lane], chance: random.Random, number: int, act: str, undo: 
         print(f"{act}: {happened} nodes lost", flush=True)
 
 
+def scripts(lanes: list[Lane], chance: random.Random, number: int) -> None:
+    """The batch script is killed at some moment; or, after a signal, it or its policy around the requeue."""
+    by_hand, phases = 0, list[str]()
+    for happened, lane in zip(range(number), itertools.cycle(lanes), strict=False):
+        lane.next()
+        phases = phases or chance.sample(PHASES, len(PHASES))
+        around, phase = chance.random() < 0.5, phases.pop()
+        until(lambda lane=lane, phase=phase: begun(lane, phase), phase, PATIENCE, every=0.01)  # type: ignore[misc]
+        time.sleep(chance.uniform(0.0, 1.0))
+        run, restarts = lane.run, lane.run.restarts()
+        with suppress(AssertionError, psutil.NoSuchProcess):  # it has ended meanwhile
+            who = kill_around_requeue(run, restarts, chance) if around else kill_script(run)
+            print(f"{who} killed in {phase} of {run.path.name}: {happened + 1}", flush=True)
+        lane.expected = lane.attempts() + 1
+        until(
+            lambda run=run, n=restarts: run.ended() == "done" or run.restarts() > n or run.state() == "FAILED",  # type: ignore[misc]
+            "the requeue",
+            PATIENCE,
+            every=0.2,
+        )
+        if run.ended() != "done" and run.state() == "FAILED":
+            by_hand += 1
+            run.job = run.cluster.call(*run.cluster.distft, "resume", run.path).split()[1]
+    print(f"continued by hand: {by_hand}", flush=True)
+
+
+def kill_script(run: Run) -> str:
+    kill(run.script())
+    return "script"
+
+
+def kill_around_requeue(run: Run, restarts: int, chance: random.Random) -> str:
+    """Within the second after the first node has left, in which the policy is at work."""
+    run.cluster.call("scancel", "-s", "USR1", run.job)
+    left = run.path / "slurm" / f"job-{run.job}-{restarts}" / "node-0.json"
+    until(left.exists, "the first node's verdict", PATIENCE, every=0.01)
+    delay, policy = chance.uniform(0.0, 1.5), chance.random() < 0.5
+    time.sleep(delay)
+    found = run.processes(lambda p, e: "launchers.slurm.policy" in p.cmdline()) if policy else [run.script()]
+    for process in found:
+        kill(process)
+    return f"{'policy' if policy else 'script'} ({len(found)}, {delay:.2f} s after the ranks)"
+
+
 def limits(lanes: list[Lane], number: int) -> None:
     """Jobs that reach their time limit again and again."""
 
@@ -202,7 +249,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--number", type=int, help="events of each part")
     parser.add_argument("--steps", type=int, default=STEPS, help="of each run")
-    parser.add_argument("--parts", nargs="*", default=["preempt", "crash", "cut", "limit"])
+    parser.add_argument("--parts", nargs="*", default=["preempt", "crash", "cut", "script", "limit"])
     args = parser.parse_args()
     folder: Path = args.folder.absolute()
     shutil.rmtree(folder, ignore_errors=True)
@@ -222,6 +269,7 @@ def soak(cluster: Cluster, part: str, chance: random.Random, number: int | None,
         "preempt": ([(signal,), (clock,)], lambda lanes: preempt(lanes, chance, number or 50)),
         "crash": ([(signal,)] * 2, lambda lanes: lose(lanes, chance, number or 10, "crash", "restart")),
         "cut": ([(signal,)] * 2, lambda lanes: lose(lanes, chance, number or 10, "cut", "heal")),
+        "script": ([(signal,), (clock,)], lambda lanes: scripts(lanes, chance, number or 40)),
         "limit": ([(signal, "--time=2"), (clock, "--time=1")], lambda lanes: limits(lanes, number or 10)),
     }
     options, disturb = parts[part]

@@ -5,7 +5,6 @@ Two nodes with two ranks each. The numbers are those of the acceptance in the is
 
 from __future__ import annotations
 
-import signal
 import subprocess
 from collections.abc import Callable
 from itertools import pairwise
@@ -13,7 +12,9 @@ from itertools import pairwise
 import pytest
 
 from tests.cluster.scenario import (
+    AT,
     EVERY,
+    HIGH,
     LONG_SECONDS,
     ROOT,
     SECONDS,
@@ -22,33 +23,13 @@ from tests.cluster.scenario import (
     Cluster,
     Run,
     as_if_nothing_had_happened,
-    kill,
+    disturbed,
     note,
     now,
+    preempt,
     resumed_after,
 )
 from tests.e2e.command import about, losses, records, until
-
-AT = EVERY + 8  # a step between two checkpoints
-LATE = 600  # the same, of a long run
-HIGH = ("--partition=high", "--nodes=4", "--exclusive", "--time=1", "--wrap=sleep 4")
-
-
-def preempt(cluster: Cluster) -> None:
-    """A job of high priority that wants all nodes for a moment."""
-    cluster.call("sbatch", "--parsable", "--output=/dev/null", *HIGH)
-
-
-def disturbed(run: Run, event: str, act: Callable[[], object], *, lost: range, restarts: int = 1, at: int = AT) -> None:
-    """Let something happen in the middle of a run, and compare what came out."""
-    run.until_step(at)
-    then = now()
-    act()
-    run.until_done(LONG_SECONDS)
-    twice = as_if_nothing_had_happened(run, restarts)
-    assert twice in lost, f"{twice} steps were lost"
-    note(run, event, twice, resumed_after(run, then, attempt=2))
-
 
 # --- 1: preemption ----------------------------------------------------------------------------------------------------
 
@@ -126,115 +107,6 @@ def test_a_signal_from_outside_is_one_requeue(cluster: Cluster, variant: str) ->
     run = cluster.submit(f"signalled-{variant}", variant)
     disturbed(run, "scancel -s USR1", lambda: cluster.call("scancel", "-s", "USR1", run.job), lost=range(1))
     assert about(run.path)["attempts"][0]["cause"] == "preempted (SIGUSR1)"
-
-
-# --- 4: kills ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("variant", ["lora-zero2", pytest.param("full-zero3", marks=pytest.mark.long)])
-@pytest.mark.parametrize(
-    ("who", "cause", "options", "restarts"),
-    [
-        ("rank", "rank 3 was killed by SIGKILL", (), 0),  # started again within the job
-        pytest.param("rank", "rank 3 was killed", ("--max-restarts=0",), 1, marks=pytest.mark.long),
-        pytest.param("fork server", "the fork server was killed by SIGKILL", (), 0, marks=pytest.mark.long),
-        ("parent", "killed", (), 1),
-        ("srun", "srun or the first node's light parent was killed by signal 9", (), 1),
-    ],
-)
-def test_a_kill_loses_at_most_the_steps_since_the_last_commit(
-    cluster: Cluster, variant: str, who: str, cause: str, options: tuple[str, ...], restarts: int
-) -> None:
-    cluster.reference(variant)
-    run = cluster.submit(f"killed-{who.replace(' ', '-')}-{restarts}-{variant}", variant, *options)
-    victims = {
-        "rank": lambda: run.rank(3),
-        "fork server": lambda: run.fork_server(1),
-        "parent": lambda: run.parent(1),
-        "srun": run.srun,
-    }
-    event = f"SIGKILL of a {who}" + (f", {' '.join(options)}" if options else "")
-    disturbed(run, event, lambda: kill(victims[who]()), lost=range(EVERY + 1), restarts=restarts)
-    assert cause in about(run.path)["attempts"][0]["cause"]
-    assert len(about(run.path)["attempts"]) == 2
-
-
-@pytest.mark.long
-def test_a_stopped_rank_is_named_and_started_again_in_the_job(cluster: Cluster) -> None:
-    cluster.reference("lora-zero2")
-    run = cluster.submit("stopped", "lora-zero2")
-    disturbed(
-        run, "SIGSTOP of a rank", lambda: run.rank(2).send_signal(signal.SIGSTOP), lost=range(EVERY + 1), restarts=0
-    )
-    [first, _] = about(run.path)["attempts"]
-    assert first["cause"].startswith(f"hang: rank 2 on {first['hosts'][1]} gave no sign of life for 30 s")
-
-
-@pytest.mark.long
-def test_a_node_that_failed_twice_is_not_used_again(cluster: Cluster) -> None:
-    cluster.reference("lora-zero2")
-    run = cluster.submit("bad-node", "lora-zero2", "--max-restarts=0")
-    for attempt, step in ((1, AT), (2, AT + EVERY)):
-        run.until_step(step, attempt)
-        bad = about(run.path)["attempts"][-1]["hosts"][1]
-        kill(run.rank(3))
-        run.until(lambda number=attempt: len(about(run.path)["attempts"]) > number, "the next attempt")  # type: ignore[misc]
-    run.until_done()
-    as_if_nothing_had_happened(run, restarts=2)
-    first, second, third = about(run.path)["attempts"]
-    assert first["failed_on"] == second["failed_on"] == bad
-    assert bad not in third["hosts"]
-    assert run.status()["excluded"] == [bad]
-    said = cluster.call(*cluster.distft, "status", run.path)
-    assert f"not used any more, because attempts failed there twice: {bad}" in said
-
-
-# --- 5: nodes ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.long
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize(
-    ("variant", "index", "act"),
-    [
-        ("lora-zero2", 0, "crash"),
-        ("lora-zero2", 1, "crash"),
-        ("lora-zero2", 0, "cut"),
-        ("lora-zero2", 1, "cut"),
-        ("full-zero3", 1, "crash"),
-        ("full-zero3", 0, "cut"),
-    ],
-)
-def test_a_lost_node_loses_at_most_the_steps_since_the_last_commit(
-    cluster: Cluster, variant: str, index: int, act: str
-) -> None:
-    cluster.reference(variant)
-    run = cluster.submit(f"{act}-{index}-{variant}", variant)
-    run.until_step(AT)
-    node = about(run.path)["attempts"][0]["hosts"][index]
-    try:
-        disturbed(run, f"node {index + 1} {act}", lambda: cluster.devcluster(act, node), lost=range(EVERY + 1))
-    finally:
-        cluster.devcluster("restart" if act == "crash" else "heal", node)
-        run.until(cluster.all_idle, "all nodes are idle again", 120.0)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(1800)
-def test_an_attempt_on_a_node_cut_off_trains_on_and_records_nothing_after_the_next_began(cluster: Cluster) -> None:
-    cluster.reference("one-node-long")
-    run = cluster.submit("zombie", "one-node-long")
-    run.until_step(50)
-    [node] = about(run.path)["attempts"][0]["hosts"]
-    before = max(losses(run.path))
-    try:
-        disturbed(run, "only node cut off", lambda: cluster.devcluster("cut", node), lost=range(251), at=before)
-        [first, *_] = about(run.path)["attempts"]
-        assert first["last_step"] > before + 50, "it was to train on for a while"
-        assert "has taken over" in run.output() + (run.path / "logs/attempt-001/rank-0.log").read_text()
-    finally:
-        cluster.devcluster("heal", node)
-        run.until(cluster.all_idle, "all nodes are idle again", 120.0)
 
 
 # --- 6: cancelled -----------------------------------------------------------------------------------------------------

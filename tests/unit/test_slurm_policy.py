@@ -239,6 +239,64 @@ def test_an_attempt_that_was_given_up_touches_nothing(
     assert calls(tmp_path) == ""
 
 
+def stopped_by(run: RunDir, answer: Answer, accounting: str, code: int = PREEMPTED, attempts: int = 1) -> None:
+    """The first node's parent leaves because SLURM ends the job, for a reason."""
+    answer("scontrol", "JobId=7 JobState=COMPLETING Reason=JobLaunchFailure\n")
+    answer("sacct", "".join(f"7|REQUEUED|{n}000|{n}100|node1\n" for n in range(1, attempts)) + accounting)
+    run.write(
+        Run(
+            "x",
+            state="preempted",
+            attempts=[attempt(n, cause="preempted (SIGTERM)", exit_code=code) for n in range(1, attempts + 1)],
+        )
+    )
+    policy.in_place_of_the_script(run, "7", attempts - 1, Verdict(code, "preempted (SIGTERM)"))
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_where_the_script_was_killed_the_first_node_has_the_job_started_again(
+    run: RunDir, answer: Answer, tmp_path: Path, attempts: int
+) -> None:
+    stopped_by(run, answer, f"7|FAILED|{attempts}000|{attempts}100|node1\n", attempts=attempts)
+    assert run.read().attempts[-1].cause == "the batch script was killed: preempted (SIGTERM)"
+    assert calls(tmp_path).count("requeue 7") == 1
+
+
+@pytest.mark.parametrize("state", ["CANCELLED by 0", "TIMEOUT", "PREEMPTED", "REQUEUED", "NODE_FAIL", "RUNNING"])
+def test_where_slurm_itself_ends_the_job_the_first_node_leaves_it_to_it(
+    run: RunDir, answer: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    monkeypatch.setattr(policy, "ACCOUNTING_SECONDS", 0.1)
+    stopped_by(run, answer, f"7|{state}|1000|1100|node1\n")
+    assert run.read().attempts[-1].cause == "preempted (SIGTERM)"
+    assert "requeue" not in calls(tmp_path)
+
+
+def test_the_end_of_an_earlier_start_says_nothing_about_this_one(
+    run: RunDir, answer: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policy, "ACCOUNTING_SECONDS", 0.1)
+    stopped_by(run, answer, "7|FAILED|1000|1100|node1\n")
+    run.write(Run("x", attempts=[attempt(2, cause="preempted (SIGTERM)", exit_code=PREEMPTED)]))
+    before = calls(tmp_path).count("requeue 7")
+    policy.in_place_of_the_script(run, "7", 1, Verdict(PREEMPTED, "preempted (SIGTERM)"))
+    assert calls(tmp_path).count("requeue 7") == before
+
+
+def test_a_script_that_is_killed_again_and_again_without_a_commit_is_held(
+    run: RunDir, answer: Answer, tmp_path: Path
+) -> None:
+    for number in (1, 2, 3):
+        answer("scontrol", "JobId=7 JobState=COMPLETING Reason=JobLaunchFailure\n")
+        answer("sacct", "".join(f"7|FAILED|{n}000|{n}100|node1\n" for n in range(1, number + 1)))
+        record = run.read()
+        record.attempts.append(attempt(number, cause="preempted (SIGTERM)", exit_code=PREEMPTED))
+        run.write(record)
+        policy.in_place_of_the_script(run, "7", number - 1, Verdict(PREEMPTED, "preempted (SIGTERM)"))
+    assert run.read().state == "held"
+    assert calls(tmp_path).count("requeue 7") == 2
+
+
 # --- a node -----------------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -263,8 +264,25 @@ def test_the_script_of_a_full_profile() -> None:
         "module load m", "export A=v", "export HF_HOME=/s", "export HF_HUB_OFFLINE=1", "export NCCL_SOCKET_IFNAME=eth0",
     ):  # fmt: skip
         assert line in text.splitlines(), line
-    assert text.rstrip().endswith("-m launchers.slurm.policy $?")
+    assert "-m launchers.slurm.policy $code; ended=$?" in text
+    assert text.rstrip().endswith("exit $ended")
     assert "submitit.core" not in text
+
+
+@pytest.mark.parametrize(("kills", "code", "runs"), [(0, 75, 1), (0, 1, 1), (1, 75, 2), (2, 0, 3), (3, 137, 3)])
+def test_the_script_runs_the_policy_again_where_it_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int, code: int, runs: int
+) -> None:
+    policy = tmp_path / "python"
+    policy.write_text(
+        f"#!/bin/sh\necho $3 >> {tmp_path}/codes\n"
+        f"[ $(wc -l < {tmp_path}/codes) -gt {kills} ] || kill -9 $$\nexit {code}\n"
+    )
+    policy.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(policy))
+    shell = "\n".join(["(exit 75)", *script.teardown()])
+    assert subprocess.run(["bash", "-c", shell], check=False, stderr=subprocess.DEVNULL).returncode == code
+    assert (tmp_path / "codes").read_text().split() == ["75"] * runs
 
 
 def test_no_signal_and_no_wckey_unless_asked_for() -> None:
