@@ -42,7 +42,7 @@ soak: $(INSTALLED) ## kills, stops and damage, drawn from SEED; hours
 	@$(BIN)/python -m tests.chaos.stops runs/stops-$(SEED) --seed $(SEED)
 	@$(BIN)/python -m tests.chaos.healthy runs/healthy-$(SEED) --seed $(SEED)
 
-cluster-soak: $(INSTALLED) ## preemptions, lost nodes and time limits in tens on a real SLURM, an hour
+cluster-soak: $(INSTALLED) ## preemptions, lost nodes, killed scripts and time limits in tens on a real SLURM, an hour
 	@$(BIN)/python -m tests.cluster.soak /var/tmp/distft-soak-$(SEED) --seed $(SEED)
 
 exactness: $(INSTALLED) ## equality on GSM8K, about an hour; needs ../shared/data
@@ -68,6 +68,7 @@ quality: $(INSTALLED) ## tasks on real data, beside transformers' Trainer where 
 	@$(QUALITY)/speech.py runs/quality/speech
 	@$(QUALITY)/preference.py runs/quality/preference
 	@$(QUALITY)/multitask.py runs/quality/multitask --minilm $(MINILM)
+	@$(QUALITY)/recipes.py runs/quality/recipes
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info
