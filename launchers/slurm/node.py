@@ -120,7 +120,12 @@ def lead(run: RunDir, here: Place, ended: Verdicts) -> Verdict:
         record.launcher = "slurm"
         run.write(record)
         most = int(os.environ.get("DISTFT_MAX_RESTARTS") or MAX_RESTARTS)
-        restarts = Restarts(most, here.ends, lambda attempt: ended.of(attempt.number).all_there())
+
+        def all_nodes_are_there(attempt: Attempt) -> bool:
+            held.renew()  # what has been waited for before and is now may be longer than a lease lasts
+            return ended.of(attempt.number).all_there()
+
+        restarts = Restarts(most, here.ends, all_nodes_are_there)
 
         def work(attempt: Attempt) -> Verdict:
             return leading(run, recipe, here, ended, held, attempt, home)
@@ -144,7 +149,8 @@ def leading(
     claim = Claim(attempt.number, held.lease.token, held.lock)
     own = run_ranks(run, node, claim, look_around, home)
     verdicts.leave(own)
-    return stop_cause(verdicts.weighed(own), preempt.received(), here.ends)
+    found = verdicts.blamed(verdicts.weighed(own), here.hosts)
+    return stop_cause(found, preempt.received(), here.ends)
 
 
 def listen_near(port: int) -> socket.socket:

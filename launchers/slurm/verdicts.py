@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from distft.errors import DONE
+from distft.errors import DONE, FAILED
 from distft.rundir import RunDir, write_atomically
 from launchers.attempt import Verdict
 
@@ -20,6 +20,7 @@ POLL_SECONDS = 0.05
 GATHER_SECONDS = 5.0  # for the verdicts of nodes whose ranks failed at the same time
 ALL_ENDED_SECONDS = 30.0  # for nodes on which ranks are still being ended
 LEADER_LEAVES_SECONDS = 15.0
+CRASHED = 3  # the weight of a rank that left with an error, from which on it may be a consequence
 
 
 def folder(run: RunDir, job: str, restart: int) -> Path:
@@ -52,12 +53,14 @@ class Verdicts:
             write_atomically(self.folder / f"node-{self.index}.json", json.dumps(asdict(verdict)))
 
     def of_leader(self) -> Verdict | None:
-        return read_verdict(self.folder / "node-0.json")
+        return self._of(0)
 
     def others(self) -> list[Verdict]:
-        indices = [index for index in range(self.nodes) if index != self.index]
-        found = [read_verdict(self.folder / f"node-{index}.json") for index in indices]
+        found = [self._of(index) for index in range(self.nodes) if index != self.index]
         return [verdict for verdict in found if verdict is not None]
+
+    def _of(self, index: int) -> Verdict | None:
+        return read_verdict(self.folder / f"node-{index}.json")
 
     def elsewhere(self) -> Verdict | None:
         return min(self.others(), key=lambda verdict: verdict.weight, default=None)
@@ -76,6 +79,15 @@ class Verdicts:
         if own.code != DONE:
             self.all_there(GATHER_SECONDS)
         return min([own, *self.others()], key=lambda verdict: verdict.weight)
+
+    def blamed(self, weighed: Verdict, hosts: list[str]) -> Verdict:
+        """A rank that crashed without a word may have lost its peers: then the node that leaves no verdict is named."""
+        if weighed.code != FAILED or weighed.host is None or weighed.weight < CRASHED or self.all_there():
+            return weighed
+        silent = [host for index, host in enumerate(hosts) if index != self.index and self._of(index) is None]
+        if not silent:
+            return weighed
+        return replace(weighed, cause=f"node failure: {silent[0]} is silent, {weighed.cause}", host=silent[0])
 
     def let_the_leader_finish(self) -> None:
         """The first task that leaves with another code than 0 has srun send SIGTERM to the others."""

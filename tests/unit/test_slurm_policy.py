@@ -20,7 +20,7 @@ from distft.lease import Lease
 from distft.rundir import Attempt, Run, RunDir
 from launchers.attempt import Verdict, fruitless
 from launchers.local import settle_recipe
-from launchers.slurm import cause, node, policy, scheduler, submit
+from launchers.slurm import cause, node, policy, scheduler, submit, verdicts
 from tests.unit.test_parent import recipe
 
 Answer = Callable[[str, str, int], None]
@@ -309,6 +309,36 @@ def test_where_a_node_is_comes_from_the_batch_script() -> None:
     assert node.place({**environment, "DISTFT_ENDS": "N/A"}).ends is None
     with pytest.raises(UserError, match="SLURM_NODEID"):
         node.place({"SLURM_JOB_ID": "7"})
+
+
+@pytest.mark.parametrize(
+    ("second", "weighed", "cause", "host"),
+    [
+        (None, Verdict(FAILED, "rank 0 crashed", 3, "n1"), "node failure: n2 is silent, rank 0 crashed", "n2"),
+        (
+            Verdict(FAILED, "rank 2 crashed", 3, "n2"),
+            Verdict(FAILED, "rank 0 crashed", 3, "n1"),
+            "rank 0 crashed",
+            "n1",
+        ),
+        (None, Verdict(FAILED, "rank 0 was killed by SIGKILL", 0, "n1"), "rank 0 was killed by SIGKILL", "n1"),
+        (None, Verdict(FAILED, "no such file", 3), "no such file", None),
+        (None, Verdict(PREEMPTED, "preempted", 2), "preempted", None),
+    ],
+)
+def test_a_crash_beside_a_silent_node_is_that_nodes(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    second: Verdict | None,
+    weighed: Verdict,
+    cause: str,
+    host: str | None,
+) -> None:
+    monkeypatch.setattr(verdicts.Verdicts.all_there, "__defaults__", (0.1,))
+    if second is not None:
+        verdicts.Verdicts(tmp_path, 1, 2).leave(second)
+    found = verdicts.Verdicts(tmp_path, 0, 2).blamed(weighed, ["n1", "n2"])
+    assert (found.cause, found.host) == (cause, host)
 
 
 def test_another_port_when_one_is_taken() -> None:
