@@ -1,21 +1,25 @@
 """Preferences (DPO) on 300 pairs of answers: how often the better answer of a pair that was held out is preferred.
 
-    python benchmarks/quality/preference.py FOLDER          an hour on two cores; FOLDER/report.json
+    python benchmarks/quality/preference.py FOLDER          hours on two cores; FOLDER/report.json
 
-A small Llama from scratch is first trained on 999 instructions (alpaca_en_demo) and exported. From there DPO on 80 % of
-dpo_en_demo, with LoRA and in full. The split is by the prompt, so no prompt is on both sides.
+A small Llama from scratch is first trained on 999 instructions (alpaca_en_demo) and exported. From there DPO on four
+fifths of dpo_en_demo, with LoRA and in full, five times: each pair is held out once, so that all 300 count. The folds
+are made by the prompt, so no prompt is on both sides. What is in the report already is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from commands import DISTFT, call, evaluate, log_of, save, shared, table, train, training_seconds
+
+from distft.tasks.dpo import wilson
 
 MODEL = {
     "hidden_size": 192,
@@ -31,6 +35,7 @@ SIDES: dict[str, dict[str, Any]] = {
     "full": {"adapter": {"type": "none"}, "lr": 1e-4},
 }
 ENGINE = {"zero_stage": 0, "dtype": "fp32"}
+FOLDS = 5
 
 
 def instructions(steps: int, cache: Path) -> dict[str, Any]:
@@ -43,8 +48,8 @@ def instructions(steps: int, cache: Path) -> dict[str, Any]:
     }
 
 
-def preferences(side: str, base: Path, folder: Path, epochs: float) -> dict[str, Any]:
-    files = {"train": str(folder / "pairs-train.json"), "eval": str(folder / "pairs-heldout.json")}
+def preferences(side: str, base: Path, folder: Path, fold: int, epochs: float) -> dict[str, Any]:
+    files = {"train": str(folder / f"train-{fold}.json"), "eval": str(folder / f"heldout-{fold}.json")}
     return {
         "task": {"type": "dpo", "beta": 0.1},
         "model": {"path": str(base)},
@@ -57,20 +62,22 @@ def preferences(side: str, base: Path, folder: Path, epochs: float) -> dict[str,
 
 
 def split(folder: Path, rows: int | None) -> None:
-    """A fifth of the pairs is held out, chosen by their prompt alone."""
-    sides: dict[bool, list[Any]] = {False: [], True: []}
-    for pair in json.loads(shared("chat", "dpo_en_demo.json").read_text()):
-        digest = hashlib.sha256(json.dumps(pair["conversations"]).encode()).digest()
-        sides[digest[0] % 5 == 0].append(pair)
-    for held_out, name in ((False, "train"), (True, "heldout")):
-        (folder / f"pairs-{name}.json").write_text(json.dumps(sides[held_out][:rows], indent=1))
+    """Files of each fold: a fifth of the pairs is held out, chosen by their prompt alone."""
+    pairs = json.loads(shared("chat", "dpo_en_demo.json").read_text())
+    fold_of = [hashlib.sha256(json.dumps(pair["conversations"]).encode()).digest()[0] % FOLDS for pair in pairs]
+    for fold in range(FOLDS):
+        for held_out, name in ((False, "train"), (True, "heldout")):
+            side = [pair for pair, its in zip(pairs, fold_of, strict=True) if (its == fold) is held_out]
+            (folder / f"{name}-{fold}.json").write_text(json.dumps(side[:rows], indent=1))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=400, help="of the training on instructions")
-    parser.add_argument("--epochs", type=float, default=3, help="of DPO")
+    parser.add_argument("--epochs", type=float, default=1, help="of DPO")
+    parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES))
+    parser.add_argument("--folds", type=int, nargs="+", default=list(range(FOLDS)))
     parser.add_argument("--rows", type=int, help="of the pairs, to try this script")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
@@ -80,27 +87,31 @@ def main() -> None:
     start, base = folder / "instructions", folder / "base"
     train(instructions(args.steps, folder / "cache"), start, args.threads)
     call(log_of(start), DISTFT, "export", start, base, threads=args.threads)
-    report: dict[str, Any] = {}
-    for side in SIDES:
-        run = folder / side.lower()
-        train(preferences(side, base, folder, args.epochs), run, args.threads)
-        report[side] = {
-            "held out": evaluate(run, threads=args.threads),
-            "trained on": evaluate(run, folder / "pairs-train.json", threads=args.threads),
-            "training_seconds": training_seconds(run),
-        }
-        save(folder / "report.json", report)
-    rows = [
-        [side, pairs, *described(report[side][pairs]), f"{report[side]['training_seconds']:.0f}"]
-        for side in report
-        for pairs in ("held out", "trained on")
-    ]
-    print(table(["", "pairs", "reward accuracy", "95 % interval", "margin", "training seconds"], rows))
+    kept = folder / "report.json"
+    runs: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else []
+    for fold, side in itertools.product(args.folds, args.sides):
+        settings = {"side": side, "fold": fold, "epochs": args.epochs, "rows": args.rows}
+        if not any(settings.items() <= run.items() for run in runs):
+            run = folder / f"{side.lower()}-{args.epochs:g}-{fold}"
+            train(preferences(side, base, folder, fold, args.epochs), run, args.threads)
+            pairs = len(json.loads((folder / f"heldout-{fold}.json").read_text()))
+            runs.append({**settings, "pairs": pairs, "seconds": training_seconds(run)})
+            runs[-1]["scores"] = evaluate(run, threads=args.threads)
+            save(kept, runs)
+    wanted = {"epochs": args.epochs, "rows": args.rows}
+    runs = [run for run in runs if wanted.items() <= run.items()]
+    rows = [[side, *pooled([run for run in runs if run["side"] == side])] for side in args.sides]
+    print(table(["", "pairs held out", "reward accuracy", "95 % interval", "margin", "training seconds"], rows))
 
 
-def described(scores: dict[str, float]) -> list[str]:
-    low, high = scores["reward_accuracy_low"], scores["reward_accuracy_high"]
-    return [f"{scores['reward_accuracy']:.3f}", f"{low:.3f} to {high:.3f}", f"{scores['reward_margin']:+.3f}"]
+def pooled(runs: list[dict[str, Any]]) -> list[str]:
+    """All folds as one."""
+    pairs = sum(run["pairs"] for run in runs)
+    right = sum(round(run["scores"]["reward_accuracy"] * run["pairs"]) for run in runs)
+    margin = sum(run["scores"]["reward_margin"] * run["pairs"] for run in runs) / pairs
+    low, high = wilson(right, pairs)
+    seconds = sum(run["seconds"] for run in runs)
+    return [f"{pairs}", f"{right / pairs:.3f}", f"{low:.3f} to {high:.3f}", f"{margin:+.3f}", f"{seconds:.0f}"]
 
 
 if __name__ == "__main__":
