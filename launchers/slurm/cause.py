@@ -1,6 +1,7 @@
 """Why an attempt ended, in one of a few words, from what SLURM kept and what the attempt said itself.
 
-preempted, time limit, node failure, out of memory, crash, hang, cancelled; details follow in brackets or after a colon.
+preempted, time limit, node failure, node lost, out of memory, crash, hang, cancelled; details follow in brackets or
+after a colon.
 """
 
 from __future__ import annotations

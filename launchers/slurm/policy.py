@@ -23,7 +23,7 @@ from distft.rundir import Attempt, Run, RunDir
 from launchers.attempt import STATES, Verdict, close, fruitless
 from launchers.slurm import scheduler
 from launchers.slurm.cause import UNKNOWN, of_start, suspects
-from launchers.slurm.verdicts import folder, read_verdict
+from launchers.slurm.verdicts import Verdicts, folder, read_verdict
 
 MOST_FRUITLESS = 3
 ACCOUNTING_SECONDS = 4.0  # KILL follows TERM after KillWait, 30 s by default
@@ -46,7 +46,7 @@ def main() -> int:
     if holder is not None and not holder.released and (holder.job != job or holder.restart > restart):
         return code  # somebody else is at work: a later start of this job, which was given up, or another job
     record = run.read()
-    verdict = of_attempt(run, job, restart, code)
+    verdict = of_attempt(run, record, job, restart, code)
     state = scheduler.state_of(job)
     record_end(run, record, job, restart, verdict, state)
     decision = decide(record, verdict, state)
@@ -72,14 +72,27 @@ def in_place_of_the_script(run: RunDir, job: str, restart: int, verdict: Verdict
     apply(run, record, job, decide(record, replace(verdict, cause="the batch script was killed"), "RUNNING"))
 
 
-def of_attempt(run: RunDir, job: str, restart: int, code: int) -> Verdict:
+def of_attempt(run: RunDir, record: Run, job: str, restart: int, code: int) -> Verdict:
     """What the nodes said; srun's exit code alone is the highest of its tasks' and may be of a bystander."""
     first = read_verdict(folder(run, job, restart) / "node-0.json")
     if first is not None:
         return first
     if code > KILLED:
-        return Verdict(FAILED, f"srun or the first node's light parent was killed by signal {code - KILLED}")
+        killed = Verdict(FAILED, f"srun or the first node's light parent was killed by signal {code - KILLED}")
+        return of_killed_parent(run, record, job, restart) or killed
     return Verdict(code if code in (DONE, USAGE, PREEMPTED) else FAILED, UNKNOWN)
+
+
+def of_killed_parent(run: RunDir, record: Run, job: str, restart: int) -> Verdict | None:
+    """Why its ranks ended, where it had taken that down and was killed while it waited for the other nodes."""
+    attempt = of_start_of_job(record, job, restart)
+    if attempt is None or attempt.end is not None:
+        return None
+    verdicts = Verdicts(folder(run, job, restart), 0, len(attempt.hosts)).of(attempt.number)
+    if (own := verdicts.of_leader()) is None:
+        return None
+    weighed = min([own, *verdicts.others()], key=lambda verdict: verdict.weight)
+    return verdicts.blamed(weighed, attempt.hosts, seconds=0.0)
 
 
 def record_end(run: RunDir, record: Run, job: str, restart: int, verdict: Verdict, state: str | None) -> None:

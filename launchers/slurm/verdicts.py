@@ -80,14 +80,14 @@ class Verdicts:
             self.all_there(GATHER_SECONDS)
         return min([own, *self.others()], key=lambda verdict: verdict.weight)
 
-    def blamed(self, weighed: Verdict, hosts: list[str]) -> Verdict:
+    def blamed(self, weighed: Verdict, hosts: list[str], seconds: float = ALL_ENDED_SECONDS) -> Verdict:
         """A rank that crashed without a word may have lost its peers: then the node that leaves no verdict is named."""
-        if weighed.code != FAILED or weighed.host is None or weighed.weight < CRASHED or self.all_there():
+        if weighed.code != FAILED or weighed.host is None or weighed.weight < CRASHED or self.all_there(seconds):
             return weighed
         silent = [host for index, host in enumerate(hosts) if index != self.index and self._of(index) is None]
         if not silent:
             return weighed
-        return replace(weighed, cause=f"node failure: {silent[0]} is silent, {weighed.cause}", host=silent[0])
+        return replace(weighed, cause=f"node lost: {silent[0]} is silent, {weighed.cause}", host=silent[0])
 
     def let_the_leader_finish(self) -> None:
         """The first task that leaves with another code than 0 has srun send SIGTERM to the others."""

@@ -70,7 +70,7 @@ def test_a_kill_around_the_requeue(cluster: Cluster, victim: str, moment: str) -
         ("rank", "rank 3 was killed by SIGKILL", (), 0),  # started again within the job
         pytest.param("rank", "rank 3 was killed", ("--max-restarts=0",), 1, marks=pytest.mark.long),
         pytest.param("fork server", "the fork server was killed by SIGKILL", (), 0, marks=pytest.mark.long),
-        ("parent", "killed", (), 1),
+        ("parent", "node lost", (), 1),
         ("srun", "srun or the first node's light parent was killed by signal 9", (), 1),
     ],
 )

@@ -202,6 +202,18 @@ def test_a_killed_parent_is_recorded_and_the_job_started_again(
     assert calls(tmp_path).count("requeue 7") == 1
 
 
+def test_a_parent_killed_while_it_waited_had_said_why_its_ranks_ended(
+    run: RunDir, answer: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer("scontrol", "JobId=7 JobState=RUNNING Reason=None\n")
+    run.write(Run("x", state="running", attempts=[attempt(1, end=None, hosts=["n1", "n2"])]))
+    own = Verdict(FAILED, "rank 0 crashed", 3, "n1")
+    verdicts.Verdicts(node.folder(run, "7", 0), 0, 2).of(1).leave(own)
+    assert after_srun(run, monkeypatch, 137) == FAILED
+    [closed] = run.read().attempts
+    assert (closed.cause, closed.failed_on) == ("node lost: n2 is silent, rank 0 crashed", "n2")
+
+
 def test_a_start_that_never_began_counts_as_an_attempt(
     run: RunDir, answer: Answer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -314,7 +326,7 @@ def test_where_a_node_is_comes_from_the_batch_script() -> None:
 @pytest.mark.parametrize(
     ("second", "weighed", "cause", "host"),
     [
-        (None, Verdict(FAILED, "rank 0 crashed", 3, "n1"), "node failure: n2 is silent, rank 0 crashed", "n2"),
+        (None, Verdict(FAILED, "rank 0 crashed", 3, "n1"), "node lost: n2 is silent, rank 0 crashed", "n2"),
         (
             Verdict(FAILED, "rank 2 crashed", 3, "n2"),
             Verdict(FAILED, "rank 0 crashed", 3, "n1"),
