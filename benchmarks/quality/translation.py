@@ -1,6 +1,6 @@
 """English to German (Multi30k) by a small Marian from scratch, on a fixed budget: BLEU on the test data of 2016.
 
-    python benchmarks/quality/translation.py FOLDER          half an hour on two cores; FOLDER/report.json
+    python benchmarks/quality/translation.py FOLDER          an hour on one core beside other work; FOLDER/report.json
 
 Beside it what copying the source is worth, and what the model writes before its first step.
 """

@@ -1,6 +1,6 @@
 """Preemptions, lost nodes, killed scripts and time limits in tens, drawn from a seed, on a real SLURM of six nodes.
 
-    python -m tests.cluster.soak FOLDER --seed 1           three quarters of an hour; FOLDER under /var/tmp
+    python -m tests.cluster.soak FOLDER --seed 1           an hour; FOLDER under /var/tmp
     python -m tests.cluster.soak FOLDER --parts preempt --number 4
     python -m tests.cluster.soak FOLDER --parts limit --steps 1200      where 400 steps are over before the time is
 
