@@ -101,7 +101,10 @@ def main() -> int:
 def decide_without_the_script(run: RunDir, here: Place, verdict: Verdict) -> None:
     """SLURM asked for a stop; where that was because the batch script was killed, nobody else starts the job again."""
     if preempt.requested() and verdict.code in (PREEMPTED, FAILED):
-        policy.in_place_of_the_script(run, here.job, here.restart, verdict)
+        try:
+            policy.in_place_of_the_script(run, here.job, here.restart, verdict)
+        except (UserError, OSError) as error:  # said here: what ended the ranks is reported after it
+            print(f"distft: error: nothing was decided about the job: {error}", file=sys.stderr, flush=True)
 
 
 def lead(run: RunDir, here: Place, ended: Verdicts) -> Verdict:

@@ -91,8 +91,7 @@ def of_killed_parent(run: RunDir, record: Run, job: str, restart: int) -> Verdic
     verdicts = Verdicts(folder(run, job, restart), 0, len(attempt.hosts)).of(attempt.number)
     if (own := verdicts.of_leader()) is None:
         return None
-    weighed = min([own, *verdicts.others()], key=lambda verdict: verdict.weight)
-    return verdicts.blamed(weighed, attempt.hosts, seconds=0.0)
+    return verdicts.blamed(verdicts.weighed(own, seconds=0.0), attempt.hosts, seconds=0.0)
 
 
 def record_end(run: RunDir, record: Run, job: str, restart: int, verdict: Verdict, state: str | None) -> None:

@@ -74,10 +74,10 @@ class Verdicts:
             time.sleep(POLL_SECONDS)
         return True
 
-    def weighed(self, own: Verdict) -> Verdict:
+    def weighed(self, own: Verdict, seconds: float = GATHER_SECONDS) -> Verdict:
         """Of all nodes' verdicts the one that names the cause; waits for those that fail at the same time."""
         if own.code != DONE:
-            self.all_there(GATHER_SECONDS)
+            self.all_there(seconds)
         return min([own, *self.others()], key=lambda verdict: verdict.weight)
 
     def blamed(self, weighed: Verdict, hosts: list[str], seconds: float = ALL_ENDED_SECONDS) -> Verdict:

@@ -198,11 +198,11 @@ def kill_script(run: Run) -> str:
 
 
 def kill_around_requeue(run: Run, restarts: int, chance: random.Random) -> str:
-    """Within the second after the first node has left, in which the policy is at work."""
+    """Within the half second after the first node has left, in which the policy is at work."""
     run.cluster.call("scancel", "-s", "USR1", run.job)
     left = run.path / "slurm" / f"job-{run.job}-{restarts}" / "node-0.json"
     until(left.exists, "the first node's verdict", PATIENCE, every=0.01)
-    delay, policy = chance.uniform(0.0, 1.5), chance.random() < 0.5
+    delay, policy = chance.uniform(0.0, 0.6), chance.random() < 0.5
     time.sleep(delay)
     found = run.processes(lambda p, e: "launchers.slurm.policy" in p.cmdline()) if policy else [run.script()]
     for process in found:
