@@ -12,7 +12,7 @@ import json
 import re
 import sys
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BufferedIOBase
@@ -216,18 +216,26 @@ def table(path: Path, delimiter: str, columns: Sequence[str] = (), from_right: b
     Args:
         from_right: the first column may hold the delimiter: only the last ones in a line divide it.
     """
-    header = list(columns)
+    header = _each_once("data.columns", list(columns))
     for where, row in _quoted(path) if delimiter == "," else _plain(path, delimiter):
         if isinstance(row, str):
             if not header:
                 raise refusal(Broken(where, row))
             yield Broken(where, row)
         elif not header:
-            header = row
+            header = _each_once(where, row)
         else:
             if from_right and (more := len(row) - len(header)) > 0:
                 row = [delimiter.join(row[: more + 1]), *row[more + 1 :]]
             yield _named(where, row, header, "data.columns names" if columns else "the header has", delimiter)
+
+
+def _each_once(where: str, header: list[str]) -> list[str]:
+    """The names as they are; spreadsheets leave some empty."""
+    twice = next((name for name, number in Counter(header).items() if number > 1 and name.strip()), None)
+    if twice is not None:
+        raise UserError(f"{where} names the column {twice!r} more than once; rename one, its values would be lost")
+    return header
 
 
 def _named(where: str, row: Sequence[str], header: Sequence[str], expected: str, delimiter: str) -> Record | Broken:

@@ -353,6 +353,8 @@ def test_tsv_has_no_quotes(tmp_path):
         ("a.txt", "1@2\n3\n", {"columns": ("a", "b"), "delimiter": "@"}, ":2 has 1 columns but data.columns names 2"),
         ("a.csv", "1,2\n3\n", {"columns": ("a", "b")}, ":2 has 1 columns but data.columns names 2; quote fields"),
         ("a.txt", "1 2\n", {"columns": ("a", "b")}, " has several columns; name what is between them"),
+        ("a.csv", "a,b,a\n1,2,3\n", {}, ":1 names the column 'a' more than once; rename one"),
+        ("a.tsv", "a\tb\ta\n1\t2\t3\n", {}, ":1 names the column 'a' more than once; rename one"),
     ],
 )
 def test_bad_columns_are_named(tmp_path, name, text, how, said):
@@ -506,6 +508,15 @@ def test_csv_goes_on_in_the_line_after_a_stray_quote(tmp_path):
         "a.csv:11 is not valid CSV: unexpected end of data",
         {"a": "13", "b": "14"},
     ]
+
+
+def test_columns_of_no_name_may_be_several(tmp_path):
+    assert fields(write(tmp_path / "a.csv", "a,,\n1,2,3\n"))[0]["a"] == "1"
+
+
+def test_a_column_is_named_once(tmp_path):
+    path = write(tmp_path / "a.csv", "1,2\n")
+    assert "data.columns names the column 'a' more than once" in complaint(path, columns=("a", "a"))
 
 
 def test_what_is_wrong_with_a_header_is_wrong_with_the_file(tmp_path):
