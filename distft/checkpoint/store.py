@@ -11,7 +11,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -89,14 +90,21 @@ def stage(checkpoints: Path, step: int, owner: str = "") -> Path:
     return checkpoints / f".staged-{folder_of(checkpoints, step).name}{owner and '-'}{owner}"
 
 
-def prepare(checkpoints: Path, step: int, needed: int, owner: str = "") -> None:
+def prepare(
+    checkpoints: Path, step: int, needed: int, owner: str = "", check: Callable[[], None] = lambda: None
+) -> None:
     """Make an empty staging folder and remove those that a killed attempt left.
+
+    Args:
+        check: raises where another attempt has taken over; what is removed was there before.
 
     Raises:
         UserError: the file system has not the `needed` bytes; what is there is untouched.
     """
-    for leftover in checkpoints.glob(".staged-*"):
-        shutil.rmtree(leftover)
+    leftovers = list(checkpoints.glob(".staged-*"))
+    check()
+    for leftover in leftovers:
+        remove(leftover)
     free = shutil.disk_usage(checkpoints).free
     if free < needed:
         raise UserError(
@@ -106,13 +114,37 @@ def prepare(checkpoints: Path, step: int, needed: int, owner: str = "") -> None:
     stage(checkpoints, step, owner).mkdir(parents=True)
 
 
-def commit(checkpoints: Path, step: int, digests: Iterable[Digest], owner: str = "") -> Path:
-    """Write the manifest and let the checkpoint exist, durably."""
+def discard(checkpoint: Path) -> None:
+    """Half a deletion must not look like a checkpoint."""
+    doomed = checkpoint.with_name(f".staged-{checkpoint.name}-discarded")
+    remove(doomed)
+    with suppress(FileNotFoundError):  # whoever has taken over was faster
+        os.replace(checkpoint, doomed)
+    failpoint.reach("an old checkpoint is half removed")
+    remove(doomed)
+
+
+def remove(folder: Path) -> None:
+    """What is no checkpoint, as far as that goes: on NFS a file that somebody has open stays until later."""
+    if folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def commit(
+    checkpoints: Path, step: int, digests: Iterable[Digest], owner: str = "", check: Callable[[], None] = lambda: None
+) -> Path:
+    """Write the manifest and let the checkpoint exist, durably.
+
+    Args:
+        check: raises where another attempt has taken over; asked as late as can be, because every call before may
+            have hung on a node that was cut off.
+    """
     staged, final = stage(checkpoints, step, owner), folder_of(checkpoints, step)
     write_text(staged / MANIFEST, manifest_of(step, digests))
     sync_folder(staged)
+    check()
     if final.exists():  # it did not verify when this attempt began, or the attempt would have continued after it
-        shutil.rmtree(final)
+        discard(final)
     failpoint.reach("the checkpoint is not renamed")
     os.replace(staged, final)
     failpoint.reach("the rename is not synced")
@@ -130,21 +162,18 @@ def files_of(folder: Path) -> list[str]:
     return [str(entry["name"]) for entry in json.loads((folder / MANIFEST).read_bytes())["files"]]
 
 
-def prune(checkpoints: Path, keep: int, newest: Path, best: int = 0) -> None:
-    """Remove all but `newest`, which was just committed, the `keep` - 1 before it, and that of step `best`.
+def prune(folders: Sequence[Path], keep: int, newest: Path, best: int = 0) -> None:
+    """Remove of `folders` all but `newest`, just committed, the `keep` - 1 before it, and that of step `best`.
 
     Those with a higher step go too: they did not verify when this attempt began, or it would have continued there.
+
+    Args:
+        folders: that existed before the commit, newest first; a later one is of an attempt that has taken over.
     """
-    folders = committed(checkpoints)
     before = [folder for folder in folders if step_of(folder) < step_of(newest)]
-    kept = {newest, *before[: keep - 1], folder_of(checkpoints, best)}
+    kept = {newest, *before[: keep - 1], folder_of(newest.parent, best)}
     for folder in [folder for folder in folders if folder not in kept]:
-        doomed = checkpoints / f".staged-{folder.name}"  # half a deletion must not look like a checkpoint
-        if doomed.exists():
-            shutil.rmtree(doomed)
-        os.replace(folder, doomed)
-        failpoint.reach("an old checkpoint is half removed")
-        shutil.rmtree(doomed)
+        discard(folder)
 
 
 def committed(checkpoints: Path) -> list[Path]:

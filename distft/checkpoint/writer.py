@@ -41,6 +41,7 @@ class Saved:
 class Part:
     """What one rank writes; `description` is rank 0's."""
 
+    number: int  # of the save in this attempt: after a rollback a step is saved again
     step: int
     best: int  # step of the checkpoint to keep whatever happens
     tensors: list[tuple[str, torch.Tensor]]
@@ -87,6 +88,7 @@ class Writer:
         self._memory = HostMemory()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._saves = 0
         self._done: Saved | None = None  # the thread's; looked at when it has ended
         self._news: list[Saved] = []
 
@@ -98,7 +100,8 @@ class Writer:
         description = None
         if self._ranks.first:
             description = {**state.describe(engine, progress, self._identity, adapter), "written_by": self._fence.token}
-        part = Part(progress.step, progress.best_step, tensors, description, engine.state_bytes)
+        self._saves += 1
+        part = Part(self._saves, progress.step, progress.best_step, tensors, description, engine.state_bytes)
         stall = time.monotonic() - began
         self._thread = threading.Thread(target=self._run, args=(part, began, stall), name="checkpoint", daemon=True)
         self._thread.start()
@@ -138,23 +141,25 @@ class Writer:
         owner = self._fence.token or ""
         staged = store.stage(checkpoints, step, owner)
         if self._ranks.first:
-            self._fence.check()
-            store.prepare(checkpoints, step, part.needed, owner)
-            self._tell(step, "staged")
+            store.prepare(checkpoints, step, part.needed, owner, self._fence.check)
+            self._tell(part, "staged")
         else:
-            self._hear(step, "staged")
+            self._hear(part, "staged")
         digest = self._write_tensors(staged / state.file_of(rank), part)
-        self._tell(step, f"rank {rank}", json.dumps(asdict(digest)))
+        self._tell(part, f"rank {rank}", json.dumps(asdict(digest)))
         if part.description is not None:
-            everyone = [self._hear(step, f"rank {other}") for other in range(self._ranks.world)]
+            everyone = [self._hear(part, f"rank {other}") for other in range(self._ranks.world)]
             digests = [Digest(**json.loads(one)) for one in everyone]
             text = json.dumps(part.description, indent=1)
             digests.append(store.write_text(staged / state.STATE, text))
-            self._fence.check()  # as late as can be: an attempt that was given up may come back to life at any line
-            store.prune(checkpoints, self._keep, store.commit(checkpoints, step, digests, owner), part.best)
-            self._tell(step, "committed")
+            # An attempt that was given up may come back to life at any line: it must not touch what is newer.
+            before = store.committed(checkpoints)
+            newest = store.commit(checkpoints, step, digests, owner, self._fence.check)
+            self._fence.check()
+            store.prune(before, self._keep, newest, part.best)
+            self._tell(part, "committed")
         else:
-            self._hear(step, "committed")
+            self._hear(part, "committed")
 
     def _write_tensors(self, path: Path, part: Part) -> Digest:
         def check(name: str, tensor: torch.Tensor) -> None:
@@ -169,12 +174,12 @@ class Writer:
         store.read_back(path, digest)
         return digest
 
-    def _tell(self, step: int, what: str, value: str = "") -> None:
-        self._store.set(f"save {step}: {what}", value)
+    def _tell(self, part: Part, what: str, value: str = "") -> None:
+        self._store.set(f"save {part.number}: {what}", value)
 
-    def _hear(self, step: int, what: str) -> str:
+    def _hear(self, part: Part, what: str) -> str:
         """Wait for what another rank tells; where that rank fails, the attempt ends, and this thread with it."""
-        key = f"save {step}: {what}"
+        key = f"save {part.number}: {what}"
         while not self._store.check([key]):
             time.sleep(POLL_SECONDS)
         return bytes(self._store.get(key)).decode()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from safetensors.torch import load_file
 
 from distft.checkpoint import store
 from distft.checkpoint.disk import Digest, checksum
-from distft.errors import UserError
+from distft.errors import RunFailed, UserError
 
 TENSORS = {
     "fp32|0|master": torch.tensor([[1.5, -0.0], [float("inf"), 1e-45]]),
@@ -107,9 +110,9 @@ def test_prune_keeps_the_newest(tmp_path: Path) -> None:
     for step in (1, 2, 10, 3):
         put(tmp_path, step)
     newest = store.folder_of(tmp_path, 10)
-    store.prune(tmp_path, 2, newest)
+    store.prune(store.committed(tmp_path), 2, newest)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000010"]
-    store.prune(tmp_path, 5, newest)
+    store.prune(store.committed(tmp_path), 5, newest)
     assert len(store.committed(tmp_path)) == 2
 
 
@@ -118,18 +121,69 @@ def test_prune_never_removes_what_was_just_committed(tmp_path: Path, keep: int) 
     """Step 100 was damaged, so the run continued after 50 and saved 75: not the damaged one is the newest."""
     for step in (50, 75, 100):
         put(tmp_path, step)
-    store.prune(tmp_path, keep, store.folder_of(tmp_path, 75))
+    store.prune(store.committed(tmp_path), keep, store.folder_of(tmp_path, 75))
     assert [store.step_of(folder) for folder in store.committed(tmp_path)] == [75, 50][:keep]
 
 
 def test_prune_goes_on_where_a_killed_one_stopped(tmp_path: Path) -> None:
     for step in (1, 2):
         put(tmp_path, step)
-    doomed = tmp_path / ".staged-step-00000001"
+    doomed = tmp_path / ".staged-step-00000001-discarded"
     doomed.mkdir()
     (doomed / "half").touch()
-    store.prune(tmp_path, 1, store.folder_of(tmp_path, 2))
+    store.prune(store.committed(tmp_path), 1, store.folder_of(tmp_path, 2))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize(("hangs_in", "since"), [("the checkpoints", (60, 80)), ("the staging", (40,))])
+def test_an_attempt_that_wakes_up_touches_nothing_of_the_one_that_took_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int, hangs_in: str, since: tuple[int, ...]
+) -> None:
+    """It hung on a node that was cut off, in a sync before or after its rename; meanwhile others were saved."""
+    taken_over, sync = [False], store.sync_folder
+
+    def hang(folder: Path) -> None:
+        sync(folder)
+        if not taken_over[0] and (folder == tmp_path) is (hangs_in == "the checkpoints"):
+            taken_over[0] = True
+            for step in since:
+                save(step, "new")
+
+    def save(step: int, owner: str) -> None:
+        def check() -> None:
+            if owner == "old" and taken_over[0]:
+                raise RunFailed("taken over")
+
+        store.prepare(tmp_path, step, 0, owner, check)
+        digest = store.write_text(store.stage(tmp_path, step, owner) / "rank-00000.safetensors", f"{step} of {owner}")
+        before = store.committed(tmp_path)
+        newest = store.commit(tmp_path, step, [digest], owner, check)
+        store.prune(before, keep, newest)
+
+    save(20, "old")
+    monkeypatch.setattr(store, "sync_folder", hang)
+    with suppress(RunFailed):
+        save(40, "old")
+    newest, passed_over = store.newest_verified(store.committed(tmp_path))
+    assert newest == store.folder_of(tmp_path, since[-1])
+    assert passed_over == []
+    assert (newest / "rank-00000.safetensors").read_text() == f"{since[-1]} of new"
+
+
+def test_what_cannot_be_removed_is_no_checkpoint_and_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On NFS a file that somebody has open stays in its folder."""
+    for step in (1, 2):
+        put(tmp_path, step)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", Mock(side_effect=OSError(errno.ENOTEMPTY, "Directory not empty")))
+        store.prune(store.committed(tmp_path), 1, store.folder_of(tmp_path, 2))
+        store.prepare(tmp_path, 3, 0, "x")
+        assert store.committed(tmp_path) == [store.folder_of(tmp_path, 2)]
+    store.prepare(tmp_path, 4, 0, "x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".staged-step-00000004-x", "step-00000002"]
 
 
 def test_there_may_be_nothing_yet(tmp_path: Path) -> None:

@@ -87,7 +87,8 @@ def save(checkpoints: Path, step: int, keep: int) -> None:
     store.prepare(checkpoints, step, needed=0)
     staged = store.stage(checkpoints, step)
     digests = [store.write_text(staged / name, f"{step}{text}") for name, text in FILES.items()]
-    store.prune(checkpoints, keep, newest=store.commit(checkpoints, step, digests))
+    before = store.committed(checkpoints)
+    store.prune(before, keep, newest=store.commit(checkpoints, step, digests))
 
 
 def replay(operations: list[Operation], before: Path, root: Path, missing: Path | None = None) -> None:
