@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ POLL_SECONDS = 0.5
 
 def attempts(run: RunDir) -> list[int]:
     """Numbers of the attempts that left logs, in order."""
-    return sorted(int(path.name.rpartition("-")[2]) for path in run.logs.glob("attempt-*") if path.is_dir())
+    found = (re.fullmatch(r"attempt-(\d+)", path.name) for path in run.logs.glob("attempt-*") if path.is_dir())
+    return sorted(int(name.group(1)) for name in found if name)
 
 
 def log_of(run: RunDir, attempt: int | None, rank: int) -> Path:

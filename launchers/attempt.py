@@ -135,14 +135,20 @@ def last_sign_of_life(run: RunDir, attempt: Attempt) -> float:
 
 
 def fruitless(record: Run) -> int:
-    """How many of the last attempts, without a break, ended by their own doing and committed nothing."""
+    """How many of the last attempts, without a break, ended by their own doing and committed nothing. Those before
+    somebody sent the run again do not count: they have looked at it."""
     count = 0
-    for attempt in reversed(record.attempts):
+    for attempt in reversed([attempt for attempt in record.attempts if same_start(attempt, record.attempts[-1])]):
         if attempt.commit_after > attempt.commit_before or attempt.exit_code == DONE:
             break
         if not is_from_outside(attempt):
             count += 1
     return count
+
+
+def same_start(one: Attempt, other: Attempt) -> bool:
+    """Whether two attempts are of one job, or here of one light parent."""
+    return one.job == other.job and (one.job is not None or one.pid == other.pid)
 
 
 def is_from_outside(attempt: Attempt) -> bool:

@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distft import lease
@@ -54,6 +54,10 @@ class Place:
     @property
     def leads(self) -> bool:
         return self.index == 0
+
+    def named(self, verdict: Verdict) -> Verdict:
+        """With SLURM's name of this node, where it blames the host; the machine's own may be a longer one."""
+        return verdict if verdict.host is None else replace(verdict, host=self.hosts[self.index])
 
 
 def place(environment: Mapping[str, str]) -> Place:
@@ -150,7 +154,7 @@ def leading(
         return verdicts.elsewhere() or ended.elsewhere()
 
     claim = Claim(attempt.number, held.lease.token, held.lock)
-    own = run_ranks(run, node, claim, look_around, home)
+    own = here.named(run_ranks(run, node, claim, look_around, home))
     verdicts.leave(own)
     found = verdicts.blamed(verdicts.weighed(own), here.hosts)
     return stop_cause(found, preempt.received(), here.ends)
@@ -185,7 +189,7 @@ def join(run: RunDir, here: Place, ended: Verdicts, found: lease.Lease, timeout:
         fence.check()
         return verdicts.elsewhere() or ended.of_leader()
 
-    return run_ranks(run, node, Claim(found.attempt, found.token), look_around, home)
+    return here.named(run_ranks(run, node, Claim(found.attempt, found.token), look_around, home))
 
 
 def meeting_point(run: RunDir, here: Place, ended: Verdicts, last: int) -> lease.Lease | Verdict:

@@ -2,7 +2,8 @@
 
 75 is requeued. A crash is requeued until three attempts in a row committed nothing; then the run is held. Wrong input
 and a finished run are not. Where SLURM itself has ended the job (preempted without grace, node failure, cancelled),
-requeue is SLURM's business and nothing is done here. So every event starts the job again exactly once.
+requeue is SLURM's business and nothing is done here; but after a time limit SLURM starts nothing again. So every event
+starts the job again exactly once.
 
 The script runs it again where it was killed; where the script itself was, the first node's parent does it on its way
 out (`in_place_of_the_script`).
@@ -11,14 +12,16 @@ out (`in_place_of_the_script`).
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from distft import lease
-from distft.errors import DONE, FAILED, PREEMPTED, USAGE, UserError
+from distft import lease, preempt
+from distft.errors import DONE, FAILED, PREEMPTED, USAGE, UserError, in_words
+from distft.lease import Lease
 from distft.rundir import Attempt, Run, RunDir
 from launchers.attempt import STATES, Verdict, close, fruitless
 from launchers.slurm import scheduler
@@ -26,6 +29,7 @@ from launchers.slurm.cause import UNKNOWN, of_start, suspects
 from launchers.slurm.verdicts import Verdicts, folder, read_verdict
 
 MOST_FRUITLESS = 3
+OURS = ("crash", "time limit")  # of what SLURM ends a job for, that after which it does not start it again
 ACCOUNTING_SECONDS = 4.0  # KILL follows TERM after KillWait, 30 s by default
 KILLED = 128  # a shell's exit code of a process that a signal killed, less the signal
 
@@ -42,16 +46,30 @@ def main() -> int:
     code, job = int(sys.argv[1]), os.environ["SLURM_JOB_ID"]
     restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     run = RunDir(Path(os.environ["DISTFT_RUN_DIR"]))
-    holder = lease.read(run)
-    if holder is not None and not holder.released and (holder.job != job or holder.restart > restart):
-        return code  # somebody else is at work: a later start of this job, which was given up, or another job
+    if (holder := somebody_else(run, job, restart)) is not None:
+        say(f"{holder} is at work on {run.path}; nothing is decided here")
+        return code
     record = run.read()
     verdict = of_attempt(run, record, job, restart, code)
+    attempt = closed(run, record, job, restart, verdict)
     state = scheduler.state_of(job)
-    record_end(run, record, job, restart, verdict, state)
-    decision = decide(record, verdict, state)
-    apply(run, record, job, decision)
+    cause = by_accounting(job, attempt) if attempt is not None and state != "RUNNING" else None
+    if attempt is not None and cause is not None:
+        note_what_slurm_did(record, attempt, cause)
+    keep(run, record)
+    apply(run, record, job, decide(record, verdict, state, cause))
     return verdict.code
+
+
+def somebody_else(run: RunDir, job: str, restart: int) -> Lease | None:
+    """Who is at work in place of this start of the job: a later one, because this was given up, or another job."""
+    holder = lease.read(run)
+    if holder is None or holder.released:
+        return None
+    if holder.job == job:
+        return holder if holder.restart > restart else None
+    over = holder.job is not None and scheduler.is_over(holder.job)
+    return holder if not over and lease.alive(run) else None
 
 
 def in_place_of_the_script(run: RunDir, job: str, restart: int, verdict: Verdict) -> None:
@@ -61,15 +79,16 @@ def in_place_of_the_script(run: RunDir, job: str, restart: int, verdict: Verdict
     requeue while the job is ending. Without accounting, or SLURM's commands, it cannot be told from a cancelled job,
     and nothing is done.
     """
-    if scheduler.state_of(job) == "RUNNING":
+    state = scheduler.state_of(job)
+    if state == "RUNNING":
         return  # the script is there and will decide
     record = run.read()
     attempt = of_start_of_job(record, job, restart)
     if attempt is None or by_accounting(job, attempt) != "crash":
         return
     attempt.cause = f"the batch script was killed: {attempt.cause}"
-    run.write(record)
-    apply(run, record, job, decide(record, replace(verdict, cause="the batch script was killed"), "RUNNING"))
+    keep(run, record)
+    apply(run, record, job, decide(record, replace(verdict, cause="the batch script was killed"), state, "crash"))
 
 
 def of_attempt(run: RunDir, record: Run, job: str, restart: int, code: int) -> Verdict:
@@ -77,6 +96,9 @@ def of_attempt(run: RunDir, record: Run, job: str, restart: int, code: int) -> V
     first = read_verdict(folder(run, job, restart) / "node-0.json")
     if first is not None:
         return first
+    if code - KILLED in preempt.SIGNALS and of_start_of_job(record, job, restart) is None:
+        name = signal.Signals(code - KILLED).name
+        return Verdict(PREEMPTED, f"preempted ({name}) before the first node's light parent listened", weight=-1)
     if code > KILLED:
         killed = Verdict(FAILED, f"srun or the first node's light parent was killed by signal {code - KILLED}")
         return of_killed_parent(run, record, job, restart) or killed
@@ -94,24 +116,36 @@ def of_killed_parent(run: RunDir, record: Run, job: str, restart: int) -> Verdic
     return verdicts.blamed(verdicts.weighed(own, seconds=0.0), attempt.hosts, seconds=0.0)
 
 
-def record_end(run: RunDir, record: Run, job: str, restart: int, verdict: Verdict, state: str | None) -> None:
-    """Close the attempt where its parent could not, and take down what SLURM did to it."""
+def closed(run: RunDir, record: Run, job: str, restart: int, verdict: Verdict) -> Attempt | None:
+    """The attempt, with its end where its parent could not write it; None where the input was refused before one."""
     attempt = of_start_of_job(record, job, restart)
     if attempt is None:
-        if verdict.code == USAGE:  # refused before it began: run.json may be somebody else's
-            return
-        number, now = len(record.attempts) + 1, time.time()
-        attempt = Attempt(number, [], os.getpid(), 0, 0, start=now, job=job, restart=restart)
+        if verdict.code == USAGE:  # run.json may be somebody else's
+            return None
+        number, now, newest = len(record.attempts) + 1, time.time(), run.newest_commit()
+        attempt = Attempt(number, [], os.getpid(), 0, 0, start=now, job=job, restart=restart, commit_before=newest)
         record.attempts.append(attempt)
     if attempt.end is None:
         close(run, attempt, verdict, end=time.time())
         record.state = STATES.get(verdict.code, "failed")
-    if state != "RUNNING" and (cause := by_accounting(job, attempt)) not in (None, "crash", "finished"):
-        if not (attempt.cause or "").startswith(cause):
-            attempt.cause = f"{cause}: {attempt.cause}" if attempt.exit_code != DONE else attempt.cause
-        if cause == "cancelled":
-            record.state = "cancelled"
-    run.write(record)
+    return attempt
+
+
+def note_what_slurm_did(record: Run, attempt: Attempt, cause: str) -> None:
+    if cause in ("crash", "finished") or attempt.exit_code == DONE:
+        return
+    if not (attempt.cause or "").startswith(cause):
+        attempt.cause = f"{cause}: {attempt.cause}"
+    if cause == "cancelled":
+        record.state = "cancelled"
+
+
+def keep(run: RunDir, record: Run) -> None:
+    """A file system that takes no record keeps no job from being started again."""
+    try:
+        run.write(record)
+    except OSError as error:
+        say(f"{run.json} keeps what it was: {in_words(error) or error}")
 
 
 def of_start_of_job(record: Run, job: str, restart: int) -> Attempt | None:
@@ -133,13 +167,17 @@ def by_accounting(job: str, attempt: Attempt) -> str | None:
     return None
 
 
-def decide(record: Run, verdict: Verdict, state: str | None) -> Decision:
-    """What to do with the job, from the run's record, the attempt's verdict and the job's state in SLURM."""
+def decide(record: Run, verdict: Verdict, state: str | None, cause: str | None = None) -> Decision:
+    """What to do with the job, from the run's record, the attempt's verdict and the job's state in SLURM.
+
+    Args:
+        cause: for which SLURM is ending the job, where it is and says so.
+    """
     if verdict.code == DONE:
         return Decision("leave", "finished")
     if verdict.code == USAGE:
         return Decision("leave", "wrong input is not tried again")
-    if state != "RUNNING":
+    if state != "RUNNING" and cause not in OURS:
         return Decision("leave", f"SLURM has ended the job ({state or 'it does not answer'})")
     count = fruitless(record)
     if count >= MOST_FRUITLESS:
@@ -150,13 +188,13 @@ def decide(record: Run, verdict: Verdict, state: str | None) -> Decision:
 def apply(run: RunDir, record: Run, job: str, decision: Decision) -> None:
     if decision.action == "hold":
         record.state, record.reason = "held", decision.reason
-        run.write(record)
+        keep(run, record)
         say(f"held: {decision.reason}; mend it, then: distft resume {run.path}")
     elif decision.action == "requeue":
         avoid = to_avoid(record, job)
         if avoid != record.excluded:
             record.excluded = avoid
-            run.write(record)
+            keep(run, record)
         if not scheduler.requeue(job):
             say(f"{decision.reason}: SLURM does not requeue the job; continue by: distft resume {run.path}")
             return
@@ -170,9 +208,10 @@ def apply(run: RunDir, record: Run, job: str, decision: Decision) -> None:
 def to_avoid(record: Run, job: str) -> list[str]:
     """Hosts that failed twice, as far as enough others are there."""
     hosts = suspects(record, job)
-    if not hosts:
+    if not hosts or "SLURM_JOB_RESERVATION" in os.environ:  # what a reservation has left is not known
         return []
-    usable = scheduler.usable_nodes(os.environ.get("SLURM_JOB_PARTITION", "")) or set()
+    nodes = os.environ.get("DISTFT_HOSTS", "").split(",")
+    usable = scheduler.usable_nodes(job, os.environ.get("SLURM_JOB_PARTITION", ""), like=nodes)
     return hosts if len(usable - set(hosts)) >= int(os.environ.get("SLURM_JOB_NUM_NODES") or 1) else []
 
 
@@ -183,7 +222,8 @@ def say(message: str) -> None:
 if __name__ == "__main__":
     try:
         code = main()
-    except UserError as error:
-        print(f"distft: error: {error}", file=sys.stderr, flush=True)
-        code = USAGE
+    except (UserError, OSError) as error:
+        said = (in_words(error) or error) if isinstance(error, OSError) else error
+        print(f"distft: error: {said}", file=sys.stderr, flush=True)
+        code = USAGE if isinstance(error, UserError) else FAILED
     sys.exit(code)

@@ -112,7 +112,7 @@ def unshared(run: RunDir, recipe: Recipe, site: Site) -> Iterator[str]:
 def lead_warning(run: RunDir, site: Site, request: Request) -> Iterator[str]:
     """The signal's lead against the time limit, and against what a step and a save of this run took before."""
     limit = seconds_of(request.time)
-    if site.signal_lead and limit < site.signal_lead + ROOM_SECONDS:
+    if site.signal_lead and 0 < limit < site.signal_lead + ROOM_SECONDS:
         yield f"the time limit of {request.time} leaves hardly a minute before the signal ({site.signal_lead} s lead)"
     records = list(run.records())
     step = max((record["seconds"] for record in records[-200:] if "loss" in record), default=0.0)
@@ -126,7 +126,7 @@ def lead_warning(run: RunDir, site: Site, request: Request) -> Iterator[str]:
 
 
 def seconds_of(text: str) -> float:
-    """Of a time limit in one of SLURM's forms: minutes, m:s, h:m:s, d-h, d-h:m, d-h:m:s."""
+    """Of a time limit in one of SLURM's forms: minutes, m:s, h:m:s, d-h, d-h:m, d-h:m:s. 0: there is none."""
     days, dash, rest = text.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
     if dash:
@@ -164,7 +164,11 @@ def wait_for(job: str) -> bool:
     began: float | None = None
     shown = ""
     while True:
-        entry = (scheduler.queued([job]) or {}).get(job)
+        entries = scheduler.queued([job])
+        if entries is None:  # it does not answer now
+            time.sleep(1.0)
+            continue
+        entry = entries.get(job)
         if entry is None or entry.state in scheduler.ENDED:
             return True
         if entry.state == "PENDING" and entry.reason != shown:

@@ -22,7 +22,8 @@ ENDED = {
     "CANCELLED": "cancelled",
     "FAILED": "crash",
     "BOOT_FAIL": "node failure",
-    "DEADLINE": "time limit",
+    "DEADLINE": "deadline",
+    "REVOKED": "revoked",
     "REQUEUED": "requeued",
 }
 
@@ -58,7 +59,13 @@ def ask(*command: str) -> str | None:
     environment = {**os.environ, "LC_ALL": "C", "SLURM_TIME_FORMAT": "%s"}
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=ANSWER_SECONDS, env=environment, check=False
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",  # a comment or a folder in another encoding
+            timeout=ANSWER_SECONDS,
+            env=environment,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -116,19 +123,31 @@ def requeue(job: str) -> bool:
 
 def exclude(job: str, hosts: list[str]) -> bool:
     """Have a job that was just requeued start on other nodes than these and those it excludes already."""
+    listed = ",".join([*filter(None, [_excluded(job)]), *hosts])
+    return ask("scontrol", "update", f"JobId={job}", f"ExcNodeList={listed}") is not None
+
+
+def _excluded(job: str) -> str | None:
+    """Nodes that a job does not want, as SLURM lists them."""
     output = ask("scontrol", "--oneliner", "show", "job", job)
     found = re.search(r"\bExcNodeList=(\S+)", output or "")
-    already = [found.group(1)] if found and found.group(1) != "(null)" else []
-    return ask("scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join([*already, *hosts])}") is not None
+    return found.group(1) if found and found.group(1) != "(null)" else None
 
 
-def usable_nodes(partition: str) -> set[str] | None:
-    """Nodes of a partition that are not down or drained; None where sinfo does not answer."""
-    output = ask("sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N %T")
-    if output is None:
-        return None
-    states = [line.split() for line in output.splitlines() if len(line.split()) == 2]
-    return {name for name, state in states if not re.search(r"down|drain|fail|maint|\*", state)}
+def usable_nodes(job: str, partition: str, like: list[str]) -> set[str]:
+    """Nodes of a partition that are not down or drained, that the job does not exclude, and that have the features
+    and the generic resources of one of those nodes `like` which it has; empty where SLURM does not answer."""
+    output = ask("sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N|%T|%f|%G") or ""
+    nodes = [line.split("|") for line in output.splitlines() if line.count("|") == 3]
+    kinds = {(features, resources) for name, _, features, resources in nodes if name in like}
+    unwanted: set[str] = set()
+    if (listed := _excluded(job)) is not None:
+        unwanted = set((ask("scontrol", "show", "hostnames", listed) or "").split())
+    return {
+        name
+        for name, state, *kind in nodes
+        if tuple(kind) in kinds and name not in unwanted and not re.search(r"down|drain|fail|maint|\*", state)
+    }
 
 
 def _seconds(text: str) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -13,6 +14,7 @@ from distft.errors import UserError
 from launchers.slurm.site import Container, Site
 
 NODE, POLICY = "launchers.slurm.node", "launchers.slurm.policy"
+OF_ANOTHER_JOB = ("SLURM_RESTART_COUNT", "DISTFT_ALLOW")  # from within which this one is sent: it would inherit them
 _NOT_OURS = re.compile(r"^#SBATCH --(?:signal|wckey)=")
 
 
@@ -47,6 +49,8 @@ def send(request: Request) -> str:
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     request.folder.mkdir(parents=True, exist_ok=True)
+    for name in OF_ANOTHER_JOB:
+        os.environ.pop(name, None)
     try:
         return str(_executor(request)._submit_command(_command(request)).job_id)
     except (FailedJobError, FailedSubmissionError) as error:
@@ -124,7 +128,8 @@ def parameters(request: Request) -> dict[str, Any]:
 def setup(request: Request) -> list[str]:
     """Shell before srun. SLURM's signals are for the ranks: the script waits for them and decides then."""
     site = request.site
-    lines = ["trap '' TERM USR1 USR2", "umask 077"]
+    # with sbatch --export=NONE srun would otherwise keep from the ranks what is exported here
+    lines = ["trap '' TERM USR1 USR2", "umask 077", "unset SLURM_EXPORT_ENV"]
     lines += [f"module load {shlex.quote(module)}" for module in site.modules]
     lines += [_activation(site.activate)] if site.activate else []
     lines += [f"export {name}={value}" for name, value in _variables(request).items()]
@@ -152,9 +157,8 @@ def _variables(request: Request) -> dict[str, str]:
         "DISTFT_RUN_DIR": shlex.quote(str(request.run_dir)),
         "DISTFT_SIGNAL_LEAD": str(site.signal_lead),
         "DISTFT_MAX_RESTARTS": str(site.max_restarts),
+        "DISTFT_RANKS": str(site.ranks_a_node),
     }
-    if site.ranks is not None or site.gpus is not None:
-        quoted["DISTFT_RANKS"] = str(site.ranks_a_node)
     if request.allow:
         quoted["DISTFT_ALLOW"] = shlex.quote(",".join(sorted(request.allow)))
     if site.offline:

@@ -71,7 +71,7 @@ Constraint = Annotated[str, Field(pattern=r"^[A-Za-z0-9_\[(][A-Za-z0-9_.,&|*()\[
 Hosts = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,\[\]-]*$", max_length=1024)]
 Memory = Annotated[str, Field(pattern=r"^[0-9]{1,9}[KMGT]?B?$")]
 Time = Annotated[str, Field(pattern=r"^([0-9]{1,6}|[0-9]{1,4}(:[0-9]{2}){1,2}|[0-9]{1,3}-[0-9]{1,2}(:[0-9]{2}){0,2})$")]
-Absolute = Annotated[str, Field(pattern=r"^[/~$]", max_length=1024), AfterValidator(_one_line)]
+Absolute = Annotated[str, Field(pattern=r"^(/|~(/|$)|\$)", max_length=1024), AfterValidator(_one_line)]
 Interface = Annotated[str, Field(pattern=r"^[=^]?[A-Za-z0-9_.:,-]{1,64}$")]
 Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9._%+-]+(@[A-Za-z0-9.-]+)?$", max_length=256)]
 Dependency = Annotated[str, Field(pattern=r"^[a-z]+(:[0-9_+]+)*([,?][a-z]+(:[0-9_+]+)*)*$", max_length=256)]
@@ -166,7 +166,7 @@ class Site(Section):
 
     @property
     def ranks_a_node(self) -> int:
-        return self.ranks or (self.gpus.count if self.gpus and self.gpus.request != "none" else 1)
+        return self.ranks or (self.gpus.count if self.gpus else 1)
 
 
 def find(name: str | None) -> Path:

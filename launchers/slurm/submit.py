@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import time
@@ -19,6 +20,7 @@ from distft.rundir import RunDir, write_atomically
 from launchers.local import finished, settle_recipe
 from launchers.slurm import preflight, scheduler, script, site
 from launchers.slurm.cause import UNKNOWN, of_start
+from launchers.slurm.scheduler import Queued
 from launchers.slurm.script import Request
 
 
@@ -74,14 +76,14 @@ class SlurmLauncher:
         new = not run.path.exists()
         try:
             settle_recipe(run, job.recipe, job.allow)
+            record = run.read()
+            record.launcher, record.excluded = "slurm", []  # who sends it again has looked at the nodes
+            run.write(record)  # before the job may begin, whose run.json it is then
             number = script.send(request)
         except UserError:
             if new:
                 shutil.rmtree(run.path, ignore_errors=True)
             raise
-        record = run.read()
-        record.launcher, record.excluded = "slurm", []  # who sends it again has looked at the nodes
-        run.write(record)
         entry = Sent(number, str(profile_path.absolute()), request.nodes, request.time, time.time())
         listed = json.dumps([asdict(item) for item in [*jobs_of(run), entry]], indent=1)
         write_atomically(run.path / "slurm" / "jobs.json", listed + "\n")
@@ -112,11 +114,8 @@ class SlurmLauncher:
 
     def cancel(self, run: RunDir) -> str:
         scheduler.require("scancel")
-        alive = [
-            entry
-            for entry in (scheduler.queued([sent.job for sent in jobs_of(run)]) or {}).values()
-            if entry.state not in scheduler.ENDED
-        ]
+        entries = answered(scheduler.queued(job_ids(run)))
+        alive = [entry for entry in entries.values() if entry.state not in scheduler.ENDED]
         if not alive:
             raise UserError(f"{run.path} has no job that waits or runs; there is nothing to cancel")
         for entry in alive:
@@ -166,25 +165,32 @@ def after(dependency: str | None, earlier: Path | None) -> str | None:
     if first.read().state == "done":
         return dependency
     jobs = job_ids(first)
-    entry = (scheduler.queued(jobs) or {}).get(jobs[-1]) if jobs else None
+    entry = answered(scheduler.queued(jobs)).get(jobs[-1]) if jobs else None
     if entry is None or entry.state in scheduler.ENDED:
         raise UserError(f"--after: {first.path} is not finished and has no job that waits or runs; resume it first")
     return ",".join(filter(None, [dependency, f"afterok:{entry.job}"]))
 
 
 def refuse_second_job(run: RunDir) -> None:
-    entries = scheduler.queued(job_ids(run)) or {}
-    for entry in entries.values():
+    for entry in answered(scheduler.queued(job_ids(run))).values():
         if entry.state not in scheduler.ENDED:
             raise UserError(f"job {entry.job} of {run.path} is {entry.state.lower()} already; cancel it first, or wait")
+
+
+def answered(entries: dict[str, Queued] | None) -> dict[str, Queued]:
+    """Raises UserError where squeue did not answer: that is not the same as no job."""
+    if entries is None:
+        raise UserError("squeue does not answer; what SLURM does with the run is not known. Try again later")
+    return entries
 
 
 def causes_of(run: RunDir) -> dict[int, str]:
     """Causes by accounting, of attempts that could not say themselves how they ended."""
     found: dict[int, str] = {}
+    accounted = functools.cache(scheduler.accounted)
     for attempt in run.read().attempts if run.exists() else []:
         if attempt.job and (attempt.end is None or attempt.cause == UNKNOWN):
-            start = of_start(scheduler.accounted(attempt.job), attempt)
+            start = of_start(accounted(attempt.job), attempt)
             if start is not None and start.cause not in (None, "crash"):
                 found[attempt.number] = str(start.cause)
     return found

@@ -3,13 +3,16 @@ scripts here, at the edge; tests/cluster has the real ones."""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -40,7 +43,7 @@ def answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Answer:
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     monkeypatch.setattr(scheduler, "ANSWER_SECONDS", 5.0)
-    for command in ("squeue", "sacct", "scontrol", "scancel", "sbatch"):
+    for command in ("squeue", "sacct", "scontrol", "scancel", "sbatch", "sinfo"):
         (folder / command).write_text("#!/bin/sh\nexit 1\n")
         (folder / command).chmod(0o755)
 
@@ -248,7 +251,106 @@ def test_an_attempt_that_was_given_up_touches_nothing(
     lease._write(run, Lease(host="node3", pid=1, job="10", restart=0))  # "10" < "7"
     assert after_srun(run, monkeypatch, 1, restart=0) == 1
     assert run.json.read_bytes() == before
-    assert calls(tmp_path) == ""
+    assert "requeue" not in calls(tmp_path)
+
+
+def test_a_lease_that_its_dead_holder_never_released_silences_nobody(
+    run: RunDir, answer: Answer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answer("scontrol", "JobId=7 JobState=RUNNING Reason=None\n")
+    lease._write(run, Lease(host="node3", pid=1, job="6", restart=0))
+    os.utime(run.path / "lease.json", (1000.0, 1000.0))
+    assert after_srun(run, monkeypatch, 137) == FAILED
+    assert len(run.read().attempts) == 1
+    assert "requeue 7" in calls(tmp_path)
+
+
+def test_a_run_that_failed_before_it_began_is_held_also_behind_a_checkpoint(
+    run: RunDir, answer: Answer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answer("scontrol", "JobId=7 JobState=RUNNING Reason=None\n")
+    (run.checkpoints / "step-00000100").mkdir(parents=True)
+    for restart in range(3):
+        after_srun(run, monkeypatch, 1, restart)
+    assert run.read().state == "held"
+
+
+def test_a_resumed_run_is_counted_anew() -> None:
+    record = fruitless_attempts("a", "b", "c")
+    record.attempts.append(attempt(4, job="8", cause="d", exit_code=FAILED))
+    assert fruitless(record) == 1
+    here = [attempt(n, job=None, pid=pid, cause="x", exit_code=FAILED) for n, pid in ((1, 5), (2, 5), (3, 6))]
+    assert [fruitless(Run("x", attempts=here[:n])) for n in (2, 3)] == [2, 1]
+
+
+@pytest.mark.parametrize(("code", "wanted"), [(143, PREEMPTED), (140, PREEMPTED), (138, PREEMPTED), (137, FAILED)])
+def test_a_stop_before_anybody_listened_is_a_stop(
+    run: RunDir, answer: Answer, monkeypatch: pytest.MonkeyPatch, code: int, wanted: int
+) -> None:
+    answer("scontrol", "JobId=7 JobState=RUNNING Reason=None\n")
+    assert after_srun(run, monkeypatch, code) == wanted
+    assert fruitless(run.read()) == (wanted == FAILED)
+
+
+def test_after_a_time_limit_slurm_starts_nothing_again_and_the_policy_does(
+    run: RunDir, answer: Answer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answer("scontrol", "JobId=7 JobState=COMPLETING Reason=TimeLimit\n")
+    answer("sacct", "7|TIMEOUT|1000|1100|node1\n")
+    run.write(Run("x", state="preempted", attempts=[attempt(1, cause="preempted (SIGTERM)", exit_code=PREEMPTED)]))
+    after_srun(run, monkeypatch, 75)
+    assert run.read().attempts[0].cause == "time limit: preempted (SIGTERM)"
+    assert calls(tmp_path).count("requeue 7") == 1
+
+
+def test_a_finished_run_stays_finished_whoever_cancels_its_job(
+    run: RunDir, answer: Answer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answer("scontrol", "JobId=7 JobState=COMPLETING Reason=None\n")
+    answer("sacct", "7|CANCELLED by 0|1000|1100|node1\n")
+    run.write(Run("x", state="done", attempts=[attempt(1, cause="finished", exit_code=DONE)]))
+    after_srun(run, monkeypatch, 0)
+    assert (run.read().state, run.read().attempts[0].cause) == ("done", "finished")
+    assert "requeue" not in calls(tmp_path)
+
+
+def test_a_full_disk_and_words_in_another_encoding_keep_no_job_from_its_requeue(
+    run: RunDir, answer: Answer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer("scontrol", "")
+    (tmp_path / "bin" / "scontrol.out").write_bytes(b"JobId=7 Comment=gr\xfc\xdfe JobState=RUNNING Reason=None\n")
+    run.write(Run("x", state="preempted", attempts=[attempt(1, cause="preempted", exit_code=PREEMPTED)]))
+    monkeypatch.setattr(RunDir, "write", Mock(side_effect=OSError(errno.EDQUOT, "Disk quota exceeded", "run.json")))
+    assert after_srun(run, monkeypatch, 75) == PREEMPTED
+    assert "requeue 7" in calls(tmp_path)
+    assert "no space left" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("excluded", "reservation", "wanted"),
+    [("(null)", None, ["n1"]), ("n4", None, []), ("(null)", "course", [])],
+    ids=["enough others", "one is excluded already", "a reservation"],
+)
+def test_a_suspect_is_avoided_where_enough_nodes_of_its_kind_are_left(
+    answer: Answer, monkeypatch: pytest.MonkeyPatch, excluded: str, reservation: str | None, wanted: list[str]
+) -> None:
+    monkeypatch.setenv("DISTFT_HOSTS", "n1,n2")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    if reservation is not None:
+        monkeypatch.setenv("SLURM_JOB_RESERVATION", reservation)
+    a100 = "a100,ib|gpu:a100:4"
+    answer("sinfo", f"n1|idle|{a100}\nn2|mixed|{a100}\nn3|down*|{a100}\nn4|idle|{a100}\nn5|idle|v100|gpu:v100:4\n")
+    answer("scontrol", f"JobId=7 ExcNodeList={excluded} NodeList=n[1-2]\n")
+    if excluded != "(null)":
+        answer("scontrol", f"ExcNodeList={excluded}\n{excluded}\n")
+    record = Run("x", attempts=[attempt(n, failed_on="n1") for n in (1, 2)])
+    assert policy.to_avoid(record, "7") == wanted
+
+
+def test_a_node_is_blamed_by_slurms_name_of_it() -> None:
+    here = node.Place("7", 0, 1, ["n1", "n2"], 1, None)
+    assert here.named(Verdict(FAILED, "x", host="n2.cluster.local")).host == "n2"
+    assert here.named(STOPPED).host is None
 
 
 def stopped_by(run: RunDir, answer: Answer, accounting: str, code: int = PREEMPTED, attempts: int = 1) -> None:
@@ -398,11 +500,23 @@ def test_status_without_slurm_says_what_is_not_known(run: RunDir, answer: Answer
     assert "there is no accounting" in found.job.detail
 
 
-def test_a_second_job_is_refused_and_a_cancel_needs_a_job(run: RunDir, answer: Answer) -> None:
+def test_a_job_that_a_batch_script_began_is_cancelled(run: RunDir, answer: Answer, tmp_path: Path) -> None:
+    run.write(Run("x", state="running", attempts=[attempt(1, end=None)]))
+    answer("squeue", "7|RUNNING|None|N/A|node1\n")
+    answer("scancel", "")
+    assert "cancelled job 7" in submit.SlurmLauncher().cancel(run)
+    assert "scancel 7" in calls(tmp_path)
+
+
+def test_a_second_job_is_refused_and_a_cancel_needs_a_job(run: RunDir, answer: Answer, tmp_path: Path) -> None:
     sent(run, "7")
     answer("squeue", "7|RUNNING|None|N/A|node1\n")
     with pytest.raises(UserError, match=r"job 7 of .* is running already"):
         submit.refuse_second_job(run)
+    (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\nexit 1\n")
+    for command in (submit.refuse_second_job, submit.SlurmLauncher().cancel, lambda run: submit.after(None, run.path)):
+        with pytest.raises(UserError, match="squeue does not answer"):
+            command(run)
     answer("squeue", "7|COMPLETED|None|N/A|node1\n")
     submit.refuse_second_job(run)
     with pytest.raises(UserError, match="nothing to cancel"):
