@@ -145,14 +145,16 @@ def status(
     from distft import status as report
 
     if watch:
-        report.watch(lambda: report.find(run_dirs or []))
+        report.watch(run_dirs or [])
         return
-    statuses = [report.of(run) for run in report.find(run_dirs or [])]
+    statuses, broken = report.of_all(run_dirs or [])
+    for sentence in broken:
+        print(f"distft: error: {sentence}", file=sys.stderr)
     if as_json:
         print(json.dumps(report.as_json(statuses), indent=2))
     elif statuses:
         report.show(statuses)
-    else:
+    elif not broken:
         print("no runs below ./runs; name a run folder")
 
 

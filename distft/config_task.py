@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from distft.section import Positive, Section, Text
 
@@ -13,7 +14,16 @@ WITH_HEADS = frozenset({"sequence-classification", "token-classification", "ques
 """Tasks that put a head of their own on a model."""
 
 Overlong = Literal["split", "truncate", "drop"]
-Labels = Annotated[list[Text], Field(min_length=1)]
+
+
+def _distinct(labels: list[str]) -> list[str]:
+    [(label, count)] = Counter(labels).most_common(1)
+    if count > 1:
+        raise ValueError(f"{label!r} is there {count} times; name each label once")
+    return labels
+
+
+Labels = Annotated[list[Text], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class CausalLM(Section):
@@ -22,6 +32,7 @@ class CausalLM(Section):
     type: Literal["causal-lm"] = "causal-lm"
     SCORES: ClassVar = ("loss", "perplexity", "accuracy")
     OVERLONG: ClassVar[tuple[Overlong, ...]] = ("split", "drop")
+    FIELDS: ClassVar[tuple[str, ...]] = ()  # those of its many formats, which are looked at with the data
 
 
 class MaskedLM(Section):
@@ -31,6 +42,7 @@ class MaskedLM(Section):
     mask: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.15, description="share of the tokens to predict")
     SCORES: ClassVar = ("loss", "perplexity", "accuracy")
     OVERLONG: ClassVar[tuple[Overlong, ...]] = ("split", "truncate", "drop")
+    FIELDS: ClassVar[tuple[str, ...]] = ("text",)
 
 
 class SequenceClassification(Section):
@@ -55,6 +67,7 @@ class SequenceClassification(Section):
         return ("loss", "accuracy", "f1", "macro_f1", "auc")
 
     OVERLONG: ClassVar[tuple[Overlong, ...]] = ("truncate", "drop")
+    FIELDS: ClassVar[tuple[str, ...]] = ("text", "text_pair", "label")
 
 
 class TokenClassification(Section):
@@ -65,6 +78,7 @@ class TokenClassification(Section):
     labels: Labels | None = Field(None, description="all tags; default: those in data.train, sorted")
     SCORES: ClassVar = ("loss", "f1", "precision", "recall", "macro_f1", "accuracy")
     OVERLONG: ClassVar[tuple[Overlong, ...]] = ("split", "truncate", "drop")
+    FIELDS: ClassVar[tuple[str, ...]] = ("tokens", "tags", "text")
 
 
 class QuestionAnswering(Section):
@@ -76,6 +90,7 @@ class QuestionAnswering(Section):
     unanswerable: bool = Field(False, description="some questions have no answer in their context")
     SCORES: ClassVar = ("loss", "exact_match", "f1")
     OVERLONG: ClassVar[tuple[Overlong, ...]] = ("split",)
+    FIELDS: ClassVar[tuple[str, ...]] = ("context", "question", "answers", "answer", "is_impossible")
 
 
 class Generation(Section):
@@ -94,6 +109,7 @@ class Seq2SeqLM(Generation):
     target_language: Text | None = Field(None, description="as the tokenizer names it (mBART, NLLB: de_DE, deu_Latn)")
     SCORES: ClassVar = ("loss", "bleu", "chrf", "rouge1", "rouge2", "rougeL")
     OVERLONG: ClassVar[tuple[Overlong, ...]] = ("truncate", "drop")
+    FIELDS: ClassVar[tuple[str, ...]] = ("source", "target")
 
 
 class CTC(Section):
@@ -102,6 +118,7 @@ class CTC(Section):
     type: Literal["ctc"]
     SCORES: ClassVar = ("loss", "wer", "cer")
     OVERLONG: ClassVar[tuple[Overlong, ...]] = ("drop",)
+    FIELDS: ClassVar[tuple[str, ...]] = ("audio", "text")
 
 
 class SpeechSeq2Seq(Generation):
@@ -111,6 +128,7 @@ class SpeechSeq2Seq(Generation):
     language: Text | None = Field(None, description="name or code of the language, for models that know several")
     SCORES: ClassVar = ("loss", "wer", "cer")
     OVERLONG: ClassVar[tuple[Overlong, ...]] = ("truncate", "drop")
+    FIELDS: ClassVar[tuple[str, ...]] = ("audio", "text")
 
 
 class DPO(Section):
@@ -120,6 +138,7 @@ class DPO(Section):
     beta: Annotated[float, Field(gt=0.0)] = Field(0.1, description="how much it costs to leave the reference")
     SCORES: ClassVar = ("loss", "reward_accuracy", "reward_margin")
     OVERLONG: ClassVar[tuple[Overlong, ...]] = ("drop",)
+    FIELDS: ClassVar[tuple[str, ...]] = ("prompt", "conversations", "messages", "chosen", "rejected")
 
 
 Single = Annotated[

@@ -28,6 +28,7 @@ REFUSALS = {
     errno.EACCES,
     errno.EPERM,
     errno.ENOTDIR,
+    errno.EISDIR,
     errno.EEXIST,
     errno.ENAMETOOLONG,
     errno.ESTALE,

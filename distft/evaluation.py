@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 import xxhash
 
-from distft import dist, preempt, pulse
+from distft import dist, pulse
 from distft.checkpoint.state import Progress
 from distft.config import Train
 from distft.config_task import LOWER_IS_BETTER
@@ -41,6 +41,10 @@ def evaluate_if_due(session: Session) -> bool:
     if scores is None:
         return True
     session.progress = noted(session.progress, session.recipe.train, scores)
+    if (best := session.recipe.train.best) is not None and best not in scores:
+        session.console.say(
+            f"step {now}: {best} (train.best) cannot be computed of these predictions and held-out data"
+        )
     session.track.log({"step": now, **{f"eval_{name}": s for name, s in scores.items()}, "attempt": session.attempt})
     shown = " · ".join(f"{name} {score:.4f}" for name, score in scores.items() if name != "loss")
     session.console.say(f"step {now}: held-out loss {scores.get('loss', math.nan):.4f}{shown and ' · '}{shown}")
@@ -123,7 +127,7 @@ def predicted(session: Session, held: HeldOut) -> list[tuple[int, int, Outcome]]
             rows = [[settled(document) for document in row] for row in rows]
             outcomes = task.predict(model, task.collate(rows, session.ranks.device))
             found += zip(itertools.chain(*micro.samples), records, outcomes, strict=True)
-        [stop] = dist.sum_over_ranks([float(preempt.requested())])
+        [stop] = dist.sum_over_ranks([float(session.is_to_stop())])
         if stop:
             return None
     return found

@@ -22,6 +22,7 @@ from distft.errors import UserError
 from distft.evaluation import noted
 from distft.rundir import RunDir
 from distft.session import base_of, make_setting
+from distft.tasks.generate import stops
 from distft.tasks.kinds import kind_of
 from distft.tasks.task import Setting
 
@@ -108,13 +109,18 @@ def write(run: RunDir, recipe: Recipe, out: Path, merged: bool = False) -> None:
     staged.mkdir(parents=True)
     if merged:
         model = model.merge_and_unload()
+    kind = kind_of(recipe)
+    # a task writes into the configuration what the base leaves open: the filler of a decoder that classifies
+    kind.task(setting_of(run, recipe), model.get_base_model() if hasattr(model, "get_base_model") else model)
     model.save_pretrained(staged)
     _refuse_empty(staged)
-    setting = setting_of(run, recipe)
+    setting = setting_of(run, recipe)  # a task may have set its tokenizer to a language
     processor = setting.processor()
-    kind = kind_of(recipe)
-    if kind.vocabulary == "decoder" and (processor.chat_template is None or recipe.data.template):
-        processor.chat_template = Template.load(processor, recipe.data.template).text
+    if kind.vocabulary == "decoder":
+        template = Template.load(processor, recipe.data.template)
+        if processor.chat_template is None or recipe.data.template:
+            processor.chat_template = template.text
+        end_turns(staged, model, template)
     whole = [path.parent for path in staged.glob("*/config.json")]  # of several tasks each is complete by itself
     for folder in [staged, *whole]:
         processor.save_pretrained(folder)
@@ -126,6 +132,15 @@ def write(run: RunDir, recipe: Recipe, out: Path, merged: bool = False) -> None:
     if out.exists():
         shutil.rmtree(out)
     os.replace(staged, out)
+
+
+def end_turns(folder: Path, model: Any, template: Template) -> None:
+    """A model stops where it was taught to, if one token says so; of an exported adapter the base stays as it is."""
+    if (folder / "generation_config.json").exists():
+        ends = template.tokenizer(template.end_of_turn.strip(), add_special_tokens=False)["input_ids"]
+        if len(ends) == 1:
+            model.generation_config.eos_token_id = stops(model, template.tokenizer, ends)
+            model.generation_config.save_pretrained(folder)
 
 
 def check_target(out: Path) -> None:

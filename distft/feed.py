@@ -16,7 +16,7 @@ from distft.console import Console
 from distft.data import encode
 from distft.data.encode import Corpus
 from distft.data.loader import Loader, RowLoader, Shuffle, Slots
-from distft.data.mixture import Ingredient, Mixture
+from distft.data.mixture import Ingredient, Mixture, weights_of
 from distft.data.packing import Rows, bucket, one_per_row, pack
 from distft.data.sources import Source
 from distft.data.types import Encoder
@@ -132,8 +132,9 @@ def training_loader(
     batch = slots.global_batch if groups(recipe, kind) else None
     shuffles = {part: Shuffle(one.corpus, one.rows, seed, batch) for part, one in data.items()}
     if isinstance(recipe.task, MultiTask):
-        tasks, hot = recipe.task.tasks, recipe.task.temperature
-        weights = {name: tasks[name].weight or len(one.rows) ** (1 / hot) for name, one in data.items() if name}
+        tasks = recipe.task.tasks
+        drawn = weights_of({name: len(one.rows) for name, one in data.items() if name}, recipe.task.temperature)
+        weights = {name: tasks[name].weight or weight for name, weight in drawn.items()}
         parts = {n: Ingredient(data[n].corpus, shuffles[n], weight) for n, weight in weights.items()}
         return Mixture(parts, slots, seed)
     return RowLoader(data[None].corpus, shuffles[None], slots, seed, total)

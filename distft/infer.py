@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from distft import feed, report
+from distft.asked import check_decoding, column_of, source_like
 from distft.checkpoint import store
 from distft.config import Recipe
-from distft.config_task import CTC, DPO, Seq2SeqLM, SpeechSeq2Seq
 from distft.console import Console
 from distft.data import sources
 from distft.data.sources import Source
@@ -43,7 +43,6 @@ PATIENCE_SECONDS = 300.0  # with ranks that something else starts, and that may 
 STARTED_HERE = "DISTFT_PASS"  # in the environment of ranks whose parent puts the parts together
 LEFT_OUT = "left out"  # key of a record that the task makes nothing of, as in training
 _ABOUT = "pass.json"
-_ALONE: dict[type, str] = {Seq2SeqLM: "source", DPO: "prompt", CTC: "audio", SpeechSeq2Seq: "audio"}  # else "text"
 
 
 @dataclass(frozen=True)
@@ -191,28 +190,11 @@ def wait_for(happened: Callable[[], bool]) -> bool:
     return True
 
 
-def source_like(recipe: Recipe, path: Path, part: str | None) -> Source:
-    """A file that is read as the training data are, where it is of the same form; of a text each line is a record."""
-    like = feed.training_source(recipe, part)
-    same = isinstance(like.spec, str) and Path(like.spec).suffix == path.suffix
-    if same and (like.columns or like.delimiter or like.format != "auto"):
-        return Source(str(path), like.split, None, like.delimiter, like.columns, like.format)
-    return Source({column_of(recipe, part): str(path)} if path.suffix in (".txt", ".text") else str(path))
-
-
 def check_part(recipe: Recipe, part: str | None) -> None:
     """Raises UserError where a task must be named and is not, or the reverse."""
     from distft.predictor import checked_part
 
     checked_part(kind_of(recipe), part)
-
-
-def column_of(recipe: Recipe, part: str | None) -> str:
-    """The column that holds what to predict from, where that is one text; of speech its path."""
-    task: Any = recipe.task
-    one, fields = (task.tasks[part].task, task.tasks[part].fields) if part else (task, recipe.data.fields)
-    name = _ALONE.get(type(one), "text")
-    return fields.get(name, name)
 
 
 def predict_file(
@@ -223,8 +205,10 @@ def predict_file(
     run.read()
     recipe = load_resolved(run.config)
     check_part(recipe, part)
+    check_decoding(recipe, decoding)
     folder = out.with_name(f".{out.name}.parts")
-    work = Pass(run, recipe, source_like(recipe, source, part), folder, False, part, base_only, decoding)
+    like = source_like(run, recipe, source, part, answered=False)
+    work = Pass(run, recipe, like, folder, False, part, base_only, decoding)
     count = carry_out(work, nproc, Console(rank_and_world() in (None, (0, 1))))
     if count is None:
         return None
@@ -244,11 +228,14 @@ def predict_one(run_dir: Path, text: str, part: str | None, decoding: Decoding, 
     """The answer to one text; of a task that does not write texts all that is known, as JSON."""
     from distft.predictor import Predictor
 
+    check_decoding(load_resolved(RunDir(run_dir).config), decoding)
     predictor = Predictor(run_dir, part, decoding, base_only)
     record = Record("--prompt", {column_of(predictor.recipe, part): text})
     [outcome] = predictor.outcomes([record], answered=False)
     if isinstance(outcome, str):
         raise UserError(outcome)
+    if "error" in outcome:
+        raise UserError(str(outcome["error"]))
     answer = predictor.answer(outcome)
     return str(answer["answer"]) if set(answer) == {"answer"} else json.dumps(answer, ensure_ascii=False)
 
@@ -263,14 +250,16 @@ def evaluate(run_dir: Path, data: Path | None, part: str | None, nproc: int) -> 
     run.read()
     recipe = load_resolved(run.config)
     parts = feed.parts_of(recipe) if part is None else [part]
+    if data is None and all(feed.source_of(recipe, "eval", one) is None for one in parts):
+        raise UserError("this run has no held-out data; name a file (--data)")
     if data is not None and len(parts) > 1:
         raise UserError("--data: this run has several tasks; name the one that is meant (--task)")
     reports: dict[str, Report] = {}
     for one in parts:
         check_part(recipe, one)
-        source = source_like(recipe, data, one) if data else feed.source_of(recipe, "eval", one)
+        source = source_like(run, recipe, data, one, answered=True) if data else feed.source_of(recipe, "eval", one)
         if source is None:
-            raise UserError("this run has no held-out data; name a file (--data)")
+            continue
         name = f"{data.stem if data else 'eval'}{f'-{one}' if one else ''}"
         work = Pass(run, recipe, source, run.evaluations / f".{name}.parts", True, one)
         count = carry_out(work, nproc, Console(rank_and_world() in (None, (0, 1))))
@@ -290,7 +279,8 @@ def score(work: Pass, count: int) -> Report:
     from distft.predictor import reporter
 
     texts = (work.file(number).read_text(encoding="utf-8") for number in range(count))
-    outcomes = [json.loads(line) for text in texts for line in text.splitlines()]
+    # not splitlines(), which takes for an end of line what a text may hold (U+2028)
+    outcomes = [json.loads(line) for text in texts for line in text.split("\n") if line]
     left_out = [outcome[LEFT_OUT] for outcome in outcomes if LEFT_OUT in outcome]
     outcomes = [outcome for outcome in outcomes if LEFT_OUT not in outcome]
     if not outcomes:

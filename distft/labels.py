@@ -19,20 +19,23 @@ from distft.tasks.task import LABEL, Kind, Labels
 MOST = 1000  # labels; more are a column that holds something else
 
 
-def of_run(path: Path, recipe: Recipe, source_of: Callable[[str | None], Source]) -> dict[str, list[str]]:
+def of_run(path: Path, recipe: Recipe, source_of: Callable[[str | None], Source], begun: bool) -> dict[str, list[str]]:
     """The labels kept in `path`; if there are none yet they are found, and kept there. One rank calls it.
 
     Args:
+        begun: the run has a checkpoint. Before, what is kept may be of data that were corrected since.
         source_of: the training data, by the name of a task where there are several.
 
     Raises:
         UserError: the recipe names other labels than the run has, or a class is empty, or there are too many.
     """
-    found = read(path)
+    kept = read(path)
+    found = kept if begun else None
     named = named_in(recipe)
     if found is None:
         found = {key: list(labels) for key, labels in find(recipe, source_of).items()}
-        write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        if found != kept:
+            write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     for key, labels in named.items():
         if found.get(key) != labels:
             raise UserError(
@@ -84,6 +87,7 @@ def _all(kind: Kind, source: Source, named: list[str] | None, key: str) -> list[
         pulse.moving()
         for label in kind.labels(record):
             if label not in seen:
+                _check_text(label, record.where)
                 seen[label] = record.where
                 if len(seen) > MOST:
                     raise UserError(
@@ -94,12 +98,19 @@ def _all(kind: Kind, source: Source, named: list[str] | None, key: str) -> list[
             raise UserError(f"{key}: no record of {source.name} is labelled {empty[0]!r}; leave it out, or add some")
         if unknown := [label for label in seen if label not in named]:
             raise UserError(f"{seen[unknown[0]]}: label {unknown[0]!r} is not among {key}")
-        return named
     if not seen:
         raise UserError(f"{source.name}: no record has a label")
     if len(seen) == 1 and kind.exclusive:
         raise UserError(f"{source.name}: all records are labelled {next(iter(seen))!r}; there is nothing to tell apart")
-    return sorted(seen, key=_rank)
+    return sorted(seen, key=_rank) if named is None else named
+
+
+def _check_text(label: str, where: str) -> None:
+    """Raises UserError where labels.json could not hold it."""
+    try:
+        label.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: label {label!r} holds half of a surrogate pair; repair it") from None
 
 
 def _rank(label: str) -> tuple[bool, bool, float, str]:

@@ -132,9 +132,10 @@ def alive(run: RunDir) -> bool:
     except PermissionError:  # somebody else's run
         return lease is not None and not lease.released and _seconds_since_renewal(run) < STALE_SECONDS
     try:
-        return not _locked(descriptor, fcntl.LOCK_SH)
+        locked = _locked(descriptor, fcntl.LOCK_SH)
     finally:
         os.close(descriptor)
+    return not locked if locked is not None else lease is not None and _lives(run, lease)
 
 
 @contextmanager
@@ -180,16 +181,20 @@ def _in_the_way(
     if lease is not None and lease.job is not None and lease.job == job and lease.restart < restart:
         _locked(descriptor, fcntl.LOCK_EX)  # the scheduler gave that attempt up; one that lives on is fenced off
         return None
-    if not _locked(descriptor, fcntl.LOCK_EX):
+    locked = _locked(descriptor, fcntl.LOCK_EX)
+    if locked is False:
         return str(lease) if lease is not None and not lease.released else "another process that is just starting"
-    if lease is None or lease.released or lease.host == this_host():
+    if lease is None or lease.released:
         return None
+    if lease.host == this_host():
+        return str(lease) if locked is None and _lives(run, lease) else None
     if lease.job is not None and is_over(lease.job):
         return None
     return str(lease) if _seconds_since_renewal(run) < STALE_SECONDS else None
 
 
-def _locked(descriptor: int, how: int) -> bool:
+def _locked(descriptor: int, how: int) -> bool | None:
+    """Whether the lock is ours now; None where this file system has no locks."""
     try:
         fcntl.flock(descriptor, how | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -197,7 +202,14 @@ def _locked(descriptor: int, how: int) -> bool:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
+        return None
     return True
+
+
+def _lives(run: RunDir, lease: Lease) -> bool:
+    """Without a lock: whether the holder on this machine is at work, by its process and its renewals."""
+    there = Path(f"/proc/{lease.pid}").exists() and lease.pid != os.getpid()
+    return not lease.released and there and _seconds_since_renewal(run) < STALE_SECONDS
 
 
 def _path(run: RunDir) -> Path:

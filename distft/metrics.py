@@ -3,7 +3,7 @@
 The numbers come from the libraries that define them. Of no examples all functions give a report without scores. They
 take labels that nothing in the data has, and data whose labels are not among `labels`; the order of the examples does
 not matter. 0 / 0 is 0 in a precision or a recall. Labels that are neither right nor predicted anywhere are in no table
-and count in no mean over labels.
+and count in no mean over labels. What cannot be computed because a model has diverged is left out.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def one_label(truth: Strings, predicted: Strings, probabilities: Matrix, labels:
     """One label an example; probabilities [examples, labels].
 
     Of two labels the second is the positive one: f1 and auc are its own. Of more, f1 is the mean weighted by support
-    and auc that of each label against all others, averaged. No auc where `truth` has not all of `labels`, or others.
+    and auc that of each label against all others, averaged. No auc where `truth` has not all of `labels`, or others,
+    or where a probability is not finite.
     """
     if not truth:
         return Report({})
@@ -80,7 +81,7 @@ def one_label(truth: Strings, predicted: Strings, probabilities: Matrix, labels:
     chosen = f1.get(labels[1], 0.0) if len(labels) == 2 else f1["weighted avg"]
     scores = {"accuracy": float(accuracy_score(truth, predicted)), "f1": chosen, "macro_f1": f1["macro avg"]}
     areas, curves = _ranked({label: [right == label for right in truth] for label in labels}, probabilities)
-    if areas and set(truth) == set(labels):
+    if len(areas) == len(labels) and set(truth) == set(labels):
         scores["auc"] = areas[1] if len(labels) == 2 else fmean(areas)
     pairs = Counter(zip(truth, predicted, strict=True))
     return Report(scores, table, Confusion(names, [[pairs[row, cell] for cell in names] for row in names]), curves)
@@ -90,7 +91,7 @@ def many_labels(truth: Lists, predicted: Lists, probabilities: Matrix, labels: S
     """Any number of labels an example, in any order; probabilities [examples, labels].
 
     accuracy: share of examples with just the right labels; f1: over all labels of all examples (micro); auc: mean over
-    the labels that some examples have and some have not.
+    the labels that some examples have and some have not, but for those with a probability that is not finite.
     """
     names = _occurring(labels, *truth, *predicted) or list(labels)
     if not truth or not names:
@@ -112,8 +113,8 @@ def many_labels(truth: Lists, predicted: Lists, probabilities: Matrix, labels: S
 
 
 def numbers(truth: Sequence[float], predicted: Sequence[float]) -> Report:
-    """A number an example. There is no correlation where all numbers of one side are equal."""
-    if not truth:
+    """A number an example. No scores where one is not finite, no correlation where all of one side are equal."""
+    if not truth or not all(map(math.isfinite, [*truth, *predicted])):
         return Report({})
     from scipy.stats import pearsonr, spearmanr
     from sklearn.metrics import mean_absolute_error, mean_squared_error
@@ -258,12 +259,15 @@ def _table(title: str, names: Strings, measure: Callable[..., Any], *averages: s
 
 def _ranked(hits: Mapping[str, Sequence[bool]], probabilities: Matrix) -> tuple[list[float], list[Curve]]:
     """Areas under the ROC curves of the labels that some examples have and some have not, and precision-recall curves
-    of those that some have. A column of `probabilities` belongs to each label of `hits`, which says who has it."""
+    of those that some have. A column of `probabilities` belongs to each label of `hits`, which says who has it; one
+    that is not finite throughout orders nothing, and its label has neither."""
     import numpy as np
     from sklearn.metrics import precision_recall_curve, roc_auc_score
 
     areas, curves = [], []
     for (name, hit), likely in zip(hits.items(), np.asarray(probabilities, np.float64).T, strict=True):
+        if not np.isfinite(likely).all():
+            continue
         if any(hit):
             precision, recall, _ = precision_recall_curve(hit, likely, drop_intermediate=True)  # recall falls
             kept = np.linspace(len(recall) - 1, 0, min(len(recall), MOST_POINTS)).round().astype(int)

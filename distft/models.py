@@ -214,14 +214,6 @@ def check_architecture(folder: Path, recipe: Recipe, kind: Asked) -> None:
         )
 
 
-def positions(model: Any) -> int | None:
-    """How many tokens a model takes; None: it knows no limit. RoBERTa and its like count from behind their filler."""
-    limit: int | None = getattr(model.config, "max_position_embeddings", None)
-    found = [m for name, m in model.named_modules() if name.rsplit(".", 1)[-1] == "position_embeddings"]
-    fillers = [module.padding_idx for module in found if getattr(module, "padding_idx", None) is not None]
-    return limit - fillers[0] - 1 if limit is not None and fillers else limit
-
-
 def is_head(model: Any, name: str) -> bool:
     """Whether a parameter is beside the transformer proper. A pooler serves the head alone, wherever it stands."""
     return not name.startswith(f"{model.base_model_prefix}.") or ".pooler." in name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,9 @@ def create(init: ModelInit, kind: AnyKind, labels: Labels, data: list[tuple[Kind
         data: what the tokenizer is trained on.
 
     Raises:
-        UserError: transformers does not know the architecture or one of its sizes.
+        UserError: transformers does not know the architecture or one of its sizes, or does not take them.
     """
     import transformers
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     staged = folder.with_name(f".{folder.name}.staged")
@@ -44,20 +44,35 @@ def create(init: ModelInit, kind: AnyKind, labels: Labels, data: list[tuple[Kind
     for key in init.config:
         if not hasattr(known, key):
             raise UserError(f"model.init.config.{key}: {init.architecture} has no such setting")
-    processor = new_processor(kind, init.vocab_size, texts(data), {**known.to_dict(), **init.config})
+        if known.attribute_map.get(key, key) == "vocab_size":  # some have a name of their own for it
+            raise UserError(
+                f"model.init.config.{key}: the tokenizer decides this; leave it out, and set model.init.vocab_size"
+            )
+    with _in_a_sentence(init):
+        wanted = AutoConfig.for_model(init.architecture, **init.config)
+    processor = new_processor(kind, init.vocab_size, texts(data), wanted)
     tokenizer = getattr(processor, "tokenizer", processor)
-    try:
+    with _in_a_sentence(init):
         sizes = {"vocab_size": len(tokenizer), **special_ids(kind, tokenizer), **init.config}
         config = AutoConfig.for_model(init.architecture, **sizes, **kind.head(labels))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(init.seed)
             model = getattr(transformers, kind.auto).from_config(config, dtype=torch.float32)
-    except (ValueError, TypeError, RuntimeError, StrictDataclassError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"model.init: {init.architecture} cannot be made with these sizes ({reason})") from None
     model.save_pretrained(staged)
     processor.save_pretrained(staged)
     os.replace(staged, folder)
+
+
+@contextmanager
+def _in_a_sentence(init: ModelInit) -> Iterator[None]:
+    """What transformers does not take, as a UserError."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError, KeyError, ZeroDivisionError, StrictDataclassError) as error:
+        reason = f"it knows no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise UserError(f"model.init: {init.architecture} cannot be made with these sizes ({reason})") from None
 
 
 def texts(data: list[tuple[Kind, Source]]) -> Iterator[str]:
@@ -77,7 +92,7 @@ def special_ids(kind: AnyKind, tokenizer: Any) -> dict[str, Any]:
     return ids
 
 
-def new_processor(kind: AnyKind, vocab_size: int, found: Iterator[str], sizes: dict[str, Any]) -> Any:
+def new_processor(kind: AnyKind, vocab_size: int, found: Iterator[str], config: Any) -> Any:
     if kind.vocabulary == "characters":
         from distft.data.processors import character_processor
 
@@ -85,7 +100,9 @@ def new_processor(kind: AnyKind, vocab_size: int, found: Iterator[str], sizes: d
     if kind.vocabulary == "speech":
         from distft.data.processors import speech_processor
 
-        seconds, mels = sizes.get("max_source_positions", 1500) // 50, sizes.get("num_mel_bins", 80)
+        seconds, mels = getattr(config, "max_source_positions", 1500) // 50, getattr(config, "num_mel_bins", 80)
+        if seconds < 1 or mels < 1:
+            raise UserError("model.init.config: give max_source_positions of 50 or more, and num_mel_bins of 1 or more")
         return speech_processor(found, vocab_size, seconds, mels)
     return new_tokenizer(kind, vocab_size, found)
 

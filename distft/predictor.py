@@ -13,7 +13,7 @@ import torch
 
 from distft import adapters, export, models
 from distft.config import Recipe
-from distft.data.types import Broken, Document, Record
+from distft.data.types import Broken, Document, Encoded, Record
 from distft.errors import UserError
 from distft.evaluation import report_of, settled, task_of
 from distft.metrics import Report
@@ -26,6 +26,7 @@ from distft.tasks.kinds import kind_of
 from distft.tasks.multi import MultiKind, View
 from distft.tasks.task import Outcome
 
+NOTES = "notes"  # key of what was done to a record before it was predicted, like that it was cut
 Predicted = Outcome | str  # a text says what is wrong with the record
 
 
@@ -78,6 +79,7 @@ class Predictor:
         """
         found: dict[int, list[Outcome]] = {}
         wrong: dict[int, str] = {}
+        notes: dict[int, Outcome] = {}
         documents: list[Document] = []
         for index, record in enumerate(records):
             try:
@@ -87,8 +89,9 @@ class Predictor:
                     raise
                 wrong[index] = str(error)
                 continue
-            documents += [replace(settled(document), record=index) for document in encoded]
-            if not encoded:
+            documents += [replace(settled(document), record=index) for document in encoded.documents]
+            notes[index] = {} if answered or not encoded.notes else {NOTES: list(encoded.notes)}
+            if not encoded.documents:
                 wrong[index] = f"{record.where}: nothing is left of it to predict"
         by_document: dict[int, Outcome] = {}
         for batch in self._batches(documents):
@@ -97,12 +100,12 @@ class Predictor:
             by_document.update(zip(map(id, batch), outcomes, strict=True))
         for document in documents:  # those of a record in their order
             found.setdefault(document.record, []).append(by_document[id(document)])
-        return [wrong[i] if i in wrong else self._task.join(found[i]) for i in range(len(records))]
+        return [wrong[i] if i in wrong else {**self._task.join(found[i]), **notes[i]} for i in range(len(records))]
 
-    def _encoded(self, record: Record | Broken, answered: bool) -> list[Document]:
+    def _encoded(self, record: Record | Broken, answered: bool) -> Encoded:
         if isinstance(record, Broken):
             raise UserError(f"{record.where} {record.why}")
-        return self._encoder.encode(record, answered).documents
+        return self._encoder.encode(record, answered)
 
     def _batches(self, documents: Sequence[Document]) -> list[list[Document]]:
         """Those of similar sizes together: less padding."""
@@ -111,7 +114,7 @@ class Predictor:
 
     def answer(self, outcome: Outcome) -> Outcome:
         """What a user is given."""
-        return self._task.answer(outcome)
+        return self._task.answer(outcome) | {key: outcome[key] for key in (NOTES, "error") if key in outcome}
 
 
 def reporter(run: RunDir, recipe: Recipe, part: str | None) -> Callable[[Sequence[Outcome]], Report]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from distft import dist, preempt, pulse
 from distft.console import Console
+from distft.data.encode import Corpus
 from distft.data.loader import Loader, RowLoader, Shuffle, Slots
 from distft.dist import Ranks
 from distft.engine.deepspeed import Engine
@@ -31,6 +32,7 @@ def record(
     engine: Engine,
     data: tuple[Dataset, Sequence[HeldOut]],
     step: int,
+    base: str,
     ranks: Ranks,
     console: Console,
 ) -> None:
@@ -38,17 +40,17 @@ def record(
 
     Args:
         step: the run's; after the first the weights are not the starting model's any more.
+        base: digest of the starting model.
 
     Raises:
-        UserError: it is too late.
+        UserError: it is too late, for all pairs or for some that came later.
         Preempted: a stop was requested meanwhile.
     """
     if not isinstance(task, Preference) or task.reference is None:
         return
-    if not dist.on_rank_0(ranks, "reference", run.reference.exists):
-        if step > 0:
-            raise UserError(f"{run.reference} is gone, and the starting model with it; start a new run")
-        train, held_out = data
+    train, held_out = data
+    corpora = [train.corpus, *(held.corpus for held in held_out)]
+    if not dist.on_rank_0(ranks, "reference", lambda: is_recorded(run, corpora, base, step)):
         slots = Slots(ranks.world, 1, ranks.rank, ranks.world)
         loader = RowLoader(train.corpus, Shuffle(train.corpus, train.rows, 0, 1, fixed=True), slots, 0, len(train.rows))
         loaders: list[tuple[Loader, int]] = [(loader, math.ceil(len(train.rows) / ranks.world))]
@@ -56,9 +58,27 @@ def record(
         entries = list(_entries(task, engine, loaders, ranks, console))
         everyone = [json.loads(text) for text in dist.gather_text(json.dumps(entries))]
         if ranks.first:
-            write(run.reference, (tuple(entry) for rank in everyone for entry in rank))
+            write(run.reference, (tuple(entry) for rank in everyone for entry in rank), base)
         dist.barrier()
     recall(run, task)
+
+
+def is_recorded(run: RunDir, corpora: Sequence[Corpus], base: str, step: int) -> bool:
+    """Whether it is there, whole, of this model and of these pairs. Raises UserError where it is not, and too late."""
+    try:
+        if not run.reference.exists():
+            raise UserError(f"{run.reference} is gone, and the starting model with it; start a new run")
+        known = RecordedReference.read(run.reference)
+        if known.base != base:
+            raise UserError(f"{run.reference} is of another starting model; start a new run")
+        for corpus in corpora:
+            if (new := known.lacks(corpus.document(index) for index in range(len(corpus)))) is not None:
+                known.of(new)
+    except UserError:
+        if step > 0:
+            raise
+        return False
+    return True
 
 
 def _entries(

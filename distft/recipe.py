@@ -17,7 +17,7 @@ from distft import yamlfile
 from distft.budget import schedule
 from distft.changes import Difference
 from distft.config import AdaLora, Data, Lora, Recipe
-from distft.config_task import WITH_HEADS, MultiTask
+from distft.config_task import WITH_HEADS, MultiTask, Single
 from distft.errors import UserError
 from distft.explain import explain
 from distft.yamlfile import Draft, Keys
@@ -166,6 +166,22 @@ def _contradictions_of_task(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
         yield ("train", "best"), "needs held-out data; name them in data.eval"
     if best is not None and best not in task.SCORES:
         yield ("train", "best"), f"got '{best}'; task.type {task.type} has the scores {', '.join(task.SCORES)}"
+    for keys, one, fields in _renamed(recipe):
+        for name in fields:
+            if one.FIELDS and name not in one.FIELDS:
+                yield (*keys, name), f"task.type {one.type} reads no such field; it reads {', '.join(one.FIELDS)}"
+    part = task.tasks.get(best.partition(".")[0]) if isinstance(task, MultiTask) and best is not None else None
+    if held_out and part is not None and part.eval is None:
+        yield ("train", "best"), f"got '{best}', and that task has no held-out data; name them in its `eval`"
+
+
+def _renamed(recipe: Recipe) -> Iterator[tuple[Keys, Single, Mapping[str, str]]]:
+    """Where columns are renamed, for which task, and how."""
+    if isinstance(recipe.task, MultiTask):
+        for name, part in recipe.task.tasks.items():
+            yield ("task", "tasks", name, "fields"), part.task, part.fields
+    else:
+        yield ("data", "fields"), recipe.task, recipe.data.fields
 
 
 def _make_paths_absolute(draft: Draft) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from distft.tasks.causal import Causal
 from distft.tasks.kinds import kind_of
 from distft.tasks.multi import Asked, MultiKind, of_part
 from distft.tasks.padded import digest_of
+from distft.tasks.positions import positions
 from distft.tasks.task import Kind, Learned, Setting
 from distft.track import Tracker, tracker
 
@@ -65,6 +67,10 @@ class Session:
     identity: Identity
     progress: Progress
     saved: int  # step of the newest checkpoint, written or being written
+
+    def is_to_stop(self) -> bool:
+        """Whether this rank was told to, or the job's time is over; the next sum over ranks makes it known to all."""
+        return preempt.requested() or self.clock.out_of_time()
 
 
 def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Session:
@@ -98,7 +104,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     if isinstance(task, Causal) and feed.packs(recipe, kind) and progress.step == 0:  # later it was tried
         check_packing(task, engine, ranks)
     data = next(iter(train.values())), held_out
-    preferences.record(run, task, engine, data, progress.step, ranks, console)
+    preferences.record(run, task, engine, data, progress.step, identity.base, ranks, console)
     preempt.check()
     slots = Slots(recipe.train.global_batch, recipe.train.micro_batch, ranks.rank, ranks.world)
     fence = Fence(run, os.environ.get("DISTFT_TOKEN"))
@@ -132,7 +138,16 @@ def make_setting(run: RunDir, recipe: Recipe, kind: Asked, once: Callable[[str, 
     Args:
         once: has one rank do a thing of a name, and gives all its result.
     """
-    found = once("labels", lambda: labels.of_run(run.labels, recipe, lambda part: feed.training_source(recipe, part)))
+
+    def find() -> dict[str, list[str]]:
+        kept = labels.read(run.labels)
+        source = partial(feed.training_source, recipe)
+        found = labels.of_run(run.labels, recipe, source, begun=run.newest_commit() > 0)
+        if kept is not None and kept != found:
+            shutil.rmtree(run.base, ignore_errors=True)  # made for other labels
+        return found
+
+    found = once("labels", find)
 
     @cache
     def processor() -> Any:
@@ -206,9 +221,10 @@ def build(base: Path, setting: Setting, kind: Asked, ranks: Ranks, total_steps: 
     heard = kind.vocabulary in ("characters", "speech")
     keep_alive = None if heard else deepspeed.sharded_loading(recipe, ranks)
     model: Any = models.load(base, recipe, kind, setting.labels, adapters.quantized(recipe.adapter))
-    limit = models.positions(model)
+    limit = positions(model)
     if limit is not None and recipe.data.row_tokens > limit and kind.vocabulary in ("decoder", "encoder"):
         raise UserError(f"data.row_tokens {recipe.data.row_tokens} is more than the {limit} positions of the model")
+    check_vocabulary(setting, kind, model)
     task = kind.task(setting, model)
     rate_of = adapters.rate_of(recipe.train, recipe.adapter, adapters.head_modules(model, kind))
     model = adapters.attach(model, recipe.adapter, kind, str(base), total_steps)
@@ -217,6 +233,19 @@ def build(base: Path, setting: Setting, kind: Asked, ranks: Ranks, total_steps: 
     engine = Engine(model, recipe, ranks, rate_of)
     del keep_alive
     return engine, task
+
+
+def check_vocabulary(setting: Setting, kind: Asked, model: Any) -> None:
+    """Raises UserError where the tokenizer has tokens that the model has not."""
+    if kind.vocabulary == "characters":  # a layer for each of them is made anew
+        return
+    processor = setting.processor()
+    tokens, known = len(getattr(processor, "tokenizer", processor)), model.get_input_embeddings().num_embeddings
+    if tokens > known:
+        raise UserError(
+            f"the tokenizer in {setting.recipe.model.path or 'model.init'} knows {tokens:,} tokens and the model has "
+            f"embeddings for {known:,}; they are not of one model, or the embeddings were not resized"
+        )
 
 
 def make_allocator(recipe: Recipe, total_steps: int, engine: Engine) -> Allocator:

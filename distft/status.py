@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from distft import lease
+from distft.errors import UserError
 from distft.job import Outlook, find_launcher
 from distft.recipe import load_resolved
 from distft.rundir import Attempt, Run, RunDir
@@ -117,17 +118,31 @@ def find(folders: list[Path]) -> list[RunDir]:
     return [RunDir(path.parent) for path in sorted(Path("runs").glob("*/run.json"))]
 
 
+def of_all(folders: list[Path]) -> tuple[list[Status], list[str]]:
+    """The status of each run, and what is wrong with runs that nobody named; one that was named raises UserError."""
+    statuses, broken = [], []
+    for run in find(folders):
+        try:
+            statuses.append(of(run))
+        except UserError as error:
+            if folders:
+                raise
+            broken.append(str(error))
+    return statuses, broken
+
+
 def as_json(statuses: list[Status]) -> list[dict[str, Any]]:
     return [dataclasses.asdict(status) for status in statuses]
 
 
-def watch(runs: Callable[[], list[RunDir]]) -> None:
+def watch(folders: list[Path]) -> None:
     """The same, again and again, until Ctrl-C."""
     console = Console(highlight=False)
     try:
         with Live(console=console, auto_refresh=False) as live:
             while True:
-                live.update(Group(*(part for run in runs() for part in lines(of(run)))), refresh=True)
+                statuses, broken = of_all(folders)
+                live.update(Group(*(part for status in statuses for part in lines(status)), *broken), refresh=True)
                 time.sleep(WATCH_SECONDS)
     except KeyboardInterrupt:
         return

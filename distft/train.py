@@ -98,7 +98,7 @@ def step(session: Session, bar: Bar) -> bool:
         engine.backward(nonfinite.made_plain(part) * ranks.world, last=micro is micros[-1])
         parts.append(part.detach())
     pulse.at(f"step {number}, the update")
-    mean, stop = dist.sum_over_ranks([float(sum(parts)), float(stop_wanted(session))])
+    mean, stop = dist.sum_over_ranks([float(sum(parts)), float(session.is_to_stop())])
     rate = learning_rate(session.recipe.train, number, session.total_steps)
     session.allocator.before_step()
     norm = engine.step(rate)
@@ -117,11 +117,6 @@ def step(session: Session, bar: Bar) -> bool:
     if allocated:
         session.track.log({"step": number, **allocated, "attempt": session.attempt})
     return stop > 0
-
-
-def stop_wanted(session: Session) -> bool:
-    """Whether this rank was told to stop, or the job's time is over; the next sum over ranks makes it known to all."""
-    return preempt.requested() or session.clock.out_of_time()
 
 
 def seed_generators(seed: int, number: int, micro: int) -> None:

@@ -99,12 +99,14 @@ def _listed(value: Any, where: str) -> Iterator[tuple[Any, Any]]:
 def placed(record: Record, context: str, answers: Sequence[Answer]) -> tuple[int, int]:
     """First and one-past-last character of the first answer that is in the context, without the blanks around it.
 
+    Where the data do not tell its place it is searched for, as words of their own before a part of other words.
+
     Raises:
         UserError: one is not where it is said to be, or none is in the context.
     """
     places = []
     for answer in answers:
-        begin = context.find(answer.text) if answer.begin is None else answer.begin
+        begin = _searched(answer.text, context) if answer.begin is None else answer.begin
         found = context[max(begin, 0) :][: len(answer.text)]
         if answer.begin is not None and (begin < 0 or found != answer.text):
             raise UserError(
@@ -121,6 +123,19 @@ def placed(record: Record, context: str, answers: Sequence[Answer]) -> tuple[int
     begin, text = places[0]
     begin += len(text) - len(text.lstrip())
     return begin, begin + len(text.strip())
+
+
+def _searched(text: str, context: str) -> int:
+    """Where an answer is first without a letter or a digit next to it, else where it is first; -1: nowhere."""
+    inner = text.strip()
+    before = text.index(inner)
+    first = begin = context.find(text)
+    while begin >= 0:
+        start, end = begin + before, begin + before + len(inner)
+        if not any(map(str.isalnum, context[max(start - 1, 0) : start] + context[end : end + 1])):
+            return begin
+        begin = context.find(text, begin + 1)
+    return first
 
 
 def _short(value: Any) -> str:

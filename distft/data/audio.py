@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 import tarfile
 import zlib
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from io import BytesIO
 from lzma import LZMAError
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,11 @@ from distft.errors import UserError
 
 Floats = npt.NDArray[np.float32]
 Int16s = npt.NDArray[np.int16]
+# What an archive has by a name: where a file begins and its bytes' number, its bytes, or the name that a link leads to.
+Member = tuple[int, int] | bytes | str
 
 LARGEST_ARCHIVE = 4 << 30  # bytes that a compressed archive may hold: it is unpacked in memory
+_MOST_LINKS = 40  # that are followed one after the other, as Linux does
 _FULL_SCALE = 32768.0  # int16 that stands for 1.0, so that a recording of 16 bits comes back as it was
 _LOUDEST = 2.0  # lossy codecs overshoot 1.0 a little; beyond this a recording has another scale
 _MEMBER = re.compile(r"(.+\.(?:tar|tgz|tbz2|txz|tar\.\w+))#(.+)")
@@ -77,15 +81,28 @@ def _load(value: Any, base: Path, rate: int) -> Floats:
     if isinstance(value, dict):
         if value.get("array") is not None:
             return _fit("audio", _numbers(value["array"]), value.get("sampling_rate"), rate)
-        if value.get("bytes") is not None:
-            return load(value["bytes"], rate)
+        if (data := value.get("bytes")) is not None:
+            if not isinstance(data, bytes):
+                raise Unheard(f"audio.bytes must be bytes, not {type(data).__name__}; in JSON, give a path")
+            return load(data, rate)
         value = value.get("path")
     if not isinstance(value, str) or not value:
         raise Unheard(f"audio must be a path, or what datasets has there, not {type(value).__name__}")
-    whole = base / Path(value).expanduser()
-    if (member := _MEMBER.fullmatch(str(whole))) and not whole.exists():
-        return load((Path(member[1]), member[2]), rate)
-    return load(whole, rate)
+    return load(_place(value, base), rate)
+
+
+def _place(value: str, base: Path) -> Path | tuple[Path, str]:
+    """The file, or the archive and the name of a member in it, that a path in a record means. Raises Unheard."""
+    whole = Path(value)
+    try:
+        whole = base / whole.expanduser()
+        whole.stat()
+    except OSError:  # not there, or too long to be: a member's name may be longer than any file's
+        if member := _MEMBER.fullmatch(str(whole)):
+            return Path(member[1]), member[2]
+    except (RuntimeError, ValueError) as error:  # nobody's home, or characters that are in no path
+        raise Unheard(f"audio {value!r} is no path ({error}); name a file, or a member of an archive") from None
+    return whole
 
 
 def load(source: Path | tuple[Path, str] | bytes, rate: int) -> Floats:
@@ -151,8 +168,7 @@ def _fit(name: str, audio: Floats, found: Any, rate: int) -> Floats:
 
 
 def _member(archive: Path, name: str) -> bytes:
-    members = _members(archive)
-    found = members.get(name.removeprefix("./"))
+    found = _followed(name, _members(archive))
     if found is None:
         raise Unheard(f"audio {archive}#{name} does not exist: the archive has no such member")
     if isinstance(found, bytes):
@@ -162,18 +178,35 @@ def _member(archive: Path, name: str) -> bytes:
         return file.read(found[1])
 
 
+def _followed(name: str, members: Mapping[str, Member]) -> tuple[int, int] | bytes | None:
+    """The file that a name leads to, also by links to files and folders; None: there is none."""
+    path = PurePosixPath(posixpath.normpath(name))
+    for _ in range(_MOST_LINKS):
+        held = next((part for part in (path, *path.parents) if str(part) in members), path)
+        found = members.get(str(held))
+        if not isinstance(found, str):
+            return found if held == path else None
+        path = PurePosixPath(posixpath.normpath(PurePosixPath(found, path.relative_to(held))))
+    return None
+
+
 @lru_cache(maxsize=4)
-def _members(archive: Path) -> dict[str, bytes | tuple[int, int]]:
-    """The files of an archive by name: where each begins and its bytes' number; if it is compressed, what is in it.
+def _members(archive: Path) -> dict[str, Member]:
+    """What is in an archive by name, in its shortest spelling; of a compressed one, the bytes of files.
 
     Nothing in a compressed archive can be reached but by unpacking all that is before it.
     """
-    members: dict[str, bytes | tuple[int, int]] = {}
+    members: dict[str, Member] = {}
     total = 0
     try:
         plain = _is_plain(archive)
         with tarfile.open(archive) as tar:
             for info in tar:
+                name = posixpath.normpath(info.name)
+                if info.issym():
+                    members[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), info.linkname))
+                elif info.islnk() and (held := members.get(posixpath.normpath(info.linkname))) is not None:
+                    members[name] = held  # it stands behind what it is a link to
                 if not info.isreg():
                     continue
                 total += info.size
@@ -182,7 +215,7 @@ def _members(archive: Path) -> dict[str, bytes | tuple[int, int]]:
                         f"archive {archive} holds more than {LARGEST_ARCHIVE >> 30} GiB and is compressed; unpack it"
                     )
                 file = None if plain else tar.extractfile(info)
-                members[info.name.removeprefix("./")] = file.read() if file else (info.offset_data, info.size)
+                members[name] = file.read() if file else (info.offset_data, info.size)
     except FileNotFoundError:
         raise Unheard(f"archive {archive} does not exist; paths start from the folder of the data file") from None
     except (tarfile.TarError, OSError, EOFError, zlib.error, LZMAError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,6 +16,7 @@ from distft.data.order import hashes
 from distft.data.types import Document
 
 CYCLE = 256  # micro-batches in which each task has its exact share
+_LARGEST = 709  # logarithm of what a float holds, nearly
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,17 @@ class Mixture:
         return [[replace(document, part=micro.part) for document in row] for row in rows]
 
 
+def weights_of(rows: Mapping[str, int], temperature: float) -> dict[str, float]:
+    """Of each task, rows ** (1 / temperature), in a unit that keeps the largest within what a float holds."""
+    power, most = 1 / temperature, max(rows.values())
+    unit = most if power * math.log(most) > _LARGEST else 1
+    return {name: (number / unit) ** power for name, number in rows.items()}
+
+
 def shares(weights: list[float]) -> list[int]:
     """Micro-batches of each task in a cycle, at least one, by largest remainders."""
+    exponent = math.frexp(max(weights))[1]
+    weights = [math.ldexp(weight, -exponent) for weight in weights]  # their sum is finite, and no digit changes
     exact = np.array(weights) / sum(weights) * (CYCLE - len(weights))
     found = np.floor(exact).astype(int)
     rest = CYCLE - len(weights) - int(found.sum())

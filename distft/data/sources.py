@@ -28,8 +28,8 @@ _OBJECTS = {
     ".iob": readers.conll,
 }
 _TABLES = {".csv": ",", ".tsv": "\t"}
-_TEXTS = (".txt", ".text")
-_SUFFIXES = (*_OBJECTS, *_TABLES, *_TEXTS)
+TEXTS = (".txt", ".text")
+_SUFFIXES = (*_OBJECTS, *_TABLES, *TEXTS)
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _local(spec: str) -> Path | None:
         return path
     if path.exists():
         return path
-    if readers.is_gzip(path) or _suffix(path) in _SUFFIXES or spec.startswith((".", "/", "~")):
+    if readers.is_gzip(path) or suffix_of(path) in _SUFFIXES or spec.startswith((".", "/", "~")):
         raise _missing(spec)
     return None
 
@@ -160,13 +160,14 @@ def _missing(spec: str) -> UserError:
     return UserError(f"data file {spec} does not exist (relative paths start from {Path.cwd()})")
 
 
-def _suffix(path: Path) -> str:
+def suffix_of(path: Path) -> str:
+    """In small letters, and without .gz."""
     return (Path(path.stem) if readers.is_gzip(path) else path).suffix.lower()
 
 
 def _reader(path: Path, source: Source) -> partial[Rows]:
     """The call that reads a file, but for its path."""
-    suffix = _suffix(path)
+    suffix = suffix_of(path)
     if source.format == "conll":
         return partial(readers.conll)
     if source.format == "lines":
@@ -180,7 +181,7 @@ def _reader(path: Path, source: Source) -> partial[Rows]:
         from_right = source.delimiter not in (None, ",")
         # One column is the whole line: nothing divides it.
         return partial(readers.table, delimiter=delimiter or "\n", columns=source.columns, from_right=from_right)
-    if suffix in _TEXTS:
+    if suffix in TEXTS:
         return partial(readers.text)
     raise UserError(
         f"data file {path} has a suffix that is not known; known are {' '.join(_SUFFIXES)}, also with .gz; "

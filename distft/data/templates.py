@@ -87,18 +87,21 @@ class Template:
         except UserError as error:
             raise UserError(f"{record.where}: {error}") from error
         except UnicodeEncodeError as error:
-            half = error.object[error.start]
-            raise UserError(f"{record.where} holds half of a surrogate pair ({half!r}); repair the text") from error
+            raise UserError(f"{record.where}: {half_a_pair(error)}") from error
 
     def prompt(self, messages: Sequence[Message]) -> npt.NDArray[np.int32]:
         """What the model is given to answer these messages, int32 [n].
 
-        Token for token what came before the answer in training. Raises UserError where the template refuses them.
+        Token for token what came before the answer in training. Raises UserError where the template refuses them, or
+        they are no text.
         """
         messages = list(messages)
-        text = self._render(messages, True)
-        spans = self._spans(messages, text, True)
-        return np.array(self._tokenize(text, [start for start, _ in spans])[0], dtype=np.int32)
+        try:
+            text = self._render(messages, True)
+            spans = self._spans(messages, text, True)
+            return np.array(self._tokenize(text, [start for start, _ in spans])[0], dtype=np.int32)
+        except UnicodeEncodeError as error:
+            raise UserError(half_a_pair(error)) from error
 
     @cached_property
     def digest(self) -> str:
@@ -191,7 +194,7 @@ class Template:
 
     def _close(self, text: str, start: int, end: int) -> Span:
         """The span, ending right after the end-of-turn mark: white space behind it is not the assistant's."""
-        mark = self._end_of_turn
+        mark = self.end_of_turn
         trimmed = start + len(text[start:end].rstrip())
         if mark and text.endswith(mark, start, trimmed):
             return start, trimmed
@@ -200,7 +203,7 @@ class Template:
         return start, end
 
     @cached_property
-    def _end_of_turn(self) -> str:
+    def end_of_turn(self) -> str:
         """What this template writes after an assistant's content: "<|im_end|>", " </s>", or nothing."""
         probe = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
         try:
@@ -241,6 +244,10 @@ class Template:
         text.encode()  # raises UnicodeEncodeError for half a surrogate pair, which tokenizers reject as no text at all
         out = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return list(out["input_ids"]), [base + begin for begin, _ in out["offset_mapping"]]
+
+
+def half_a_pair(error: UnicodeEncodeError) -> str:
+    return f"the text holds half of a surrogate pair ({error.object[error.start]!r}); repair it"
 
 
 def _adds_bos(tokenizer: Any) -> bool:

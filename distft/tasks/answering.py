@@ -18,7 +18,7 @@ from distft.data.types import Column, Document, Encoded, Record
 from distft.digest import of_parts
 from distft.errors import UserError
 from distft.metrics import Report
-from distft.tasks.padded import COLUMNS, SPLIT, Inputs, Padded, column, digest_of, pack_json, padded, unpack_json
+from distft.tasks.padded import COLUMNS, SPLIT, Inputs, Padded, column, digest_of, pack_json, unpack_json
 from distft.tasks.task import Labels, Outcome, Setting, Vocabulary, mean, named
 
 SPANS = "spans"
@@ -56,7 +56,7 @@ class AnsweringKind:
         return AnsweringEncoder(setting.processor(), self._fields, row_tokens, stride, unanswerable)
 
     def task(self, setting: Setting, model: Any) -> Answering:
-        return Answering(self._settings, Inputs(model))
+        return Answering(self._settings, Inputs(model, setting.processor()))
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class AnsweringEncoder:
     @cached_property
     def digest(self) -> str:
         parts = [sorted(self.fields.items()), self.row_tokens, self.stride, self.unanswerable]
-        return of_parts("question-answering", digest_of(self.tokenizer), *parts)
+        return of_parts("question-answering 2", digest_of(self.tokenizer), *parts)
 
     def encode(self, record: Record, answered: bool = True) -> Encoded:
         question, context = (written(record, name, self.fields) for name in ("question", "context"))
@@ -194,7 +194,7 @@ class Answering:
         self._settings, self._inputs = settings, inputs
 
     def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> Padded:
-        return padded(rows, self._inputs.filler, device)
+        return self._inputs.padded(rows, device)
 
     def counts(self, batch: Padded) -> dict[str, int]:
         return {SPANS: len(batch)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ from distft.data.formats import parse, prompt_of
 from distft.data.templates import Marked, Template
 from distft.data.types import Document, Encoded, Record
 from distft.digest import of_parts
+from distft.errors import UserError
 from distft.metrics import Report
-from distft.tasks.generate import Decoding, continued
+from distft.tasks.generate import continued
 from distft.tasks.padded import DROPPED, SPLIT
+from distft.tasks.positions import positions
 from distft.tasks.task import Labels, Outcome, Setting, Vocabulary, mean, only
 from distft.tasks.told import added, scored, told
 
@@ -57,7 +60,7 @@ class CausalKind:
 
     def task(self, setting: Setting, model: Any) -> Causal:
         flatten = getattr(model.config, "_attn_implementation", "") == "flash_attention_2"
-        return Causal(model.forward, flatten, setting)
+        return Causal(model.forward, flatten, setting, positions(model))
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,11 @@ class CausalEncoder:
 
     def encode(self, record: Record, answered: bool = True) -> Encoded:
         if not answered:
-            tokens = self.template.prompt(prompt_of(record, self.fields))
+            messages = prompt_of(record, self.fields)
+            try:
+                tokens = self.template.prompt(messages)
+            except UserError as error:
+                raise UserError(f"{record.where}: {error}") from error
             return Encoded([Document({"tokens": tokens, "targets": np.zeros(len(tokens), bool)}, len(tokens), 0)])
         return pieces(self.template.encode(record, self.fields), self.row_tokens, self.drop)
 
@@ -139,15 +146,16 @@ class Causal:
         forward: the model's forward, asked for what it takes.
         flatten: rows become one row of B * T tokens; flash attention keeps documents apart in that form only.
         setting: for predictions, which need a tokenizer.
+        limit: tokens that the model takes; None: it knows no limit.
     """
 
     counted = (TOKENS,)
 
-    def __init__(self, forward: Any, flatten: bool, setting: Setting | None = None) -> None:
+    def __init__(self, forward: Any, flatten: bool, setting: Setting | None = None, limit: int | None = None) -> None:
         taken = inspect.signature(forward).parameters
         self._takes_keep = "logits_to_keep" in taken
         self._takes_positions = "position_ids" in taken
-        self._flatten, self._setting = flatten, setting
+        self._flatten, self._setting, self._limit = flatten, setting, limit
 
     def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> CausalBatch:
         width = max(2, *(sum(document.size for document in row) for row in rows))
@@ -213,13 +221,21 @@ class Causal:
         return told(logits, batch.targets, batch.owners, len(batch.documents))
 
     def _answers(self, model: Any, batch: CausalBatch) -> list[Outcome]:
-        assert self._setting is not None
+        """Where the model has no place left behind a prompt, that is said in place of an answer."""
         prompts = [document["tokens"].tolist() for document in batch.documents]
-        return [{"answer": text} for text in continued(model, self._setting.processor(), prompts, self.decoding)]
+        limit = self._limit or 2**31
+        full = f"the prompt leaves no room among the {limit} positions of the model; shorten it"
+        fit = [prompt for prompt in prompts if len(prompt) < limit]
+        setting, mark = self._template
+        texts = iter(continued(model, setting.processor(), fit, setting.decoding, mark, limit) if fit else ())
+        return [{"answer": next(texts)} if len(prompt) < limit else {"error": full} for prompt in prompts]
 
-    @property
-    def decoding(self) -> Decoding:
-        return self._setting.decoding if self._setting is not None else Decoding()
+    @cached_property
+    def _template(self) -> tuple[Setting, str]:
+        """What predictions need, and what ends a turn."""
+        assert self._setting is not None
+        template = Template.load(self._setting.processor(), self._setting.recipe.data.template)
+        return self._setting, template.end_of_turn.strip()
 
     def score(self, outcomes: Sequence[Outcome]) -> Report:
         return scored(outcomes)

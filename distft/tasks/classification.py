@@ -20,10 +20,11 @@ from distft.data.types import Document, Encoded, Record
 from distft.digest import of_parts
 from distft.errors import UserError
 from distft.metrics import Report
-from distft.tasks.padded import COLUMNS, DROPPED, TRUNCATED, Inputs, Padded, column, digest_of, padded, tokens_of
+from distft.tasks.padded import COLUMNS, DROPPED, TRUNCATED, Inputs, Padded, column, digest_of, tokens_of
 from distft.tasks.task import LABEL, Labels, Outcome, Setting, Vocabulary, mean, named, only
 
 SEQUENCES = "sequences"
+LARGEST = float(np.finfo(np.float32).max)  # of the numbers that a regression can learn
 
 
 class ClassificationKind:
@@ -70,8 +71,15 @@ class ClassificationKind:
         if getattr(model.config, "pad_token_id", None) is None:  # decoders look for the last token before the padding
             tokenizer = setting.processor()
             known = tokenizer.pad_token_id is not None
-            model.config.pad_token_id = tokenizer.pad_token_id if known else tokenizer.eos_token_id
-        return Classification(self._settings.kind, tuple(setting.labels.get(LABEL, ())), Inputs(model))
+            filler = tokenizer.pad_token_id if known else tokenizer.eos_token_id
+            if filler is None:
+                raise UserError(
+                    "model.path: the tokenizer has no token for padding and none for the end of a text, and this model "
+                    "needs one of them; name a pad_token in its tokenizer_config.json"
+                )
+            model.config.pad_token_id = filler
+        inputs = Inputs(model, setting.processor())
+        return Classification(self._settings.kind, tuple(setting.labels.get(LABEL, ())), inputs)
 
 
 def texts_of(record: Record, fields: Mapping[str, str]) -> list[str]:
@@ -88,16 +96,35 @@ def names_of(record: Record, kind: str, fields: Mapping[str, str]) -> list[str]:
     """
     value = value_of(record, LABEL, fields)
     if kind == "multi-label":
-        if isinstance(value, str) and value[:1] == "[":
+        if isinstance(value, str) and value.lstrip()[:1] == "[":
             try:
                 value = json.loads(value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise UserError(f"{record.where}: label is no list of labels: {value[:60]}") from None
         values = value if isinstance(value, list | tuple) else value.split(",") if isinstance(value, str) else [value]
         return [str(one).strip() for one in values if one is not None and str(one).strip()]
     if value is None or isinstance(value, dict | list) or not str(value).strip():
         raise UserError(f"{record.where} has no label; give it one, or leave the record out")
     return [str(value).strip()]
+
+
+def number_of(record: Record, fields: Mapping[str, str]) -> float:
+    """The label of a record that is a number.
+
+    Raises:
+        UserError: it is none, or one that float32 cannot hold, in which it is learned.
+    """
+    value = value_of(record, LABEL, fields)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.inf
+    if not abs(number) <= LARGEST:
+        limit = "" if math.isnan(number) else f"; the largest that can be learned is {LARGEST:.1e}"
+        raise UserError(f"{record.where}: label must be a number, not {str(value)[:60]!r}{limit}")
+    return number
 
 
 @dataclass(frozen=True)
@@ -135,14 +162,7 @@ class ClassificationEncoder:
 
     def _label(self, record: Record) -> np.ndarray[Any, Any]:
         if self.kind == "regression":
-            value = value_of(record, LABEL, self.fields)
-            try:
-                number = float(value)
-            except (TypeError, ValueError):
-                number = math.nan
-            if not math.isfinite(number):
-                raise UserError(f"{record.where}: label must be a number, not {str(value)[:60]!r}")
-            return np.array([number], np.float32)
+            return np.array([number_of(record, self.fields)], np.float32)
         names = names_of(record, self.kind, self.fields)
         for name in names:
             if name not in self.labels:
@@ -164,7 +184,7 @@ class Classification:
         self._kind, self._labels, self._inputs = kind, labels, inputs
 
     def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> Padded:
-        return padded(rows, self._inputs.filler, device)
+        return self._inputs.padded(rows, device)
 
     def counts(self, batch: Padded) -> dict[str, int]:
         return {SEQUENCES: len(batch)}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,8 +33,7 @@ UNKNOWN = "with characters that the tokenizer does not know"
 UNSPELLABLE = "without any character that the tokenizer knows were dropped"
 FAST = "with more characters than their audio has time for were dropped"
 SPEECH_COLUMNS: Mapping[str, str] = {"samples": "int16", **TARGET_COLUMNS}
-# Samples of one frame and to the next, of wav2vec2 and all that are built like it. The task itself asks the model.
-_FIELD, _STRIDE = 400, 320
+USUAL = (400, 320)  # samples of one frame and to the next, of wav2vec2 and most that are built like it
 
 
 class CTCKind:
@@ -62,7 +63,8 @@ class CTCKind:
     def encoder(self, setting: Setting) -> CTCEncoder:
         processor = processor_of(setting, "ctc")
         rate = int(processor.feature_extractor.sampling_rate)
-        return CTCEncoder(processor.tokenizer, rate, self._fields, setting.recipe.data.row_tokens)
+        pace = pace_of(Path(processor.tokenizer.name_or_path))
+        return CTCEncoder(processor.tokenizer, rate, self._fields, setting.recipe.data.row_tokens, *pace)
 
     def task(self, setting: Setting, model: Any) -> CTCTask:
         processor = processor_of(setting, "ctc")
@@ -86,20 +88,41 @@ def processor_of(setting: Setting, task: str) -> Any:
     return processor
 
 
+def pace_of(folder: Path) -> tuple[int, int]:
+    """Samples of one frame and to the next, by the convolutions that config.json in a model's folder tells of."""
+    width = stride = 1
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        for kernel, step in zip(config["conv_kernel"], config["conv_stride"], strict=True):
+            width += (kernel - 1) * stride
+            stride *= step
+    except (OSError, ValueError, TypeError, KeyError):  # what is wrong with a model is said where it is loaded
+        return USUAL
+    return width, stride
+
+
 @dataclass(frozen=True)
 class CTCEncoder:
-    """Recordings and how their texts are spelt. A size is in milliseconds."""
+    """Recordings and how their texts are spelt. A size is in milliseconds.
+
+    Attributes:
+        width, stride: samples of one frame, and from its beginning to that of the next.
+    """
 
     tokenizer: Any
     rate: int
     fields: Mapping[str, str]
     row_milliseconds: int
+    width: int
+    stride: int
 
     columns = SPEECH_COLUMNS
 
     @cached_property
     def digest(self) -> str:
-        parts = [self.rate, sorted(self.fields.items()), self.row_milliseconds]
+        parts: list[Any] = [self.rate, sorted(self.fields.items()), self.row_milliseconds]
+        pace = (self.width, self.stride)
+        parts += [] if pace == USUAL else [pace]  # without, so that what older versions have encoded is found
         return of_parts("ctc", digest_of_files(self.tokenizer), *parts)
 
     @cached_property
@@ -126,7 +149,7 @@ class CTCEncoder:
         unknown = labels == self.tokenizer.unk_token_id
         if text and unknown.all():
             return Encoded([], {UNSPELLABLE: 1})
-        if needed(labels) > max(1, (len(samples) - _FIELD) // _STRIDE + 1):
+        if needed(labels) > max(1, (len(samples) - self.width) // self.stride + 1):
             return Encoded([], {FAST: 1})
         document = Document({"samples": samples, "labels": labels, "about": pack_json(text)}, size)
         return Encoded([document], {UNKNOWN: 1} if unknown.any() else {})

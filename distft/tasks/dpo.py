@@ -24,6 +24,7 @@ from distft.metrics import Report
 from distft.tasks.causal import Causal, CausalBatch
 from distft.tasks.generate import unwrapped
 from distft.tasks.padded import DROPPED
+from distft.tasks.positions import positions
 from distft.tasks.reference import COLUMNS, Entry, RecordedReference, Reference, evaluating, key
 from distft.tasks.task import Labels, Outcome, Setting, Vocabulary, mean, only
 
@@ -67,7 +68,7 @@ class DPOKind:
         # An adapter that begins with trained weights is part of the starting model: without it that is not the same.
         carried = isinstance(adapter, Lora | AdaLora) and adapter.start is None
         reference = None if carried else RecordedReference.empty()
-        return Preference(self._settings.beta, Causal(model.forward, False, setting), reference)
+        return Preference(self._settings.beta, Causal(model.forward, False, setting, positions(model)), reference)
 
 
 @dataclass(frozen=True)

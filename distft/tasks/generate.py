@@ -27,11 +27,20 @@ def sharded(module: torch.nn.Module) -> bool:
     return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
 
 
-def continued(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], decoding: Decoding) -> list[str]:
-    """What a decoder writes after each prompt."""
+def continued(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], decoding: Decoding, mark: str = "", room: int = 2**31
+) -> list[str]:
+    """What a decoder writes after each prompt.
+
+    Args:
+        mark: ends a turn, beside the tokenizer's own end.
+        room: tokens that the model takes at most; longer than any prompt.
+    """
     module = unwrapped(model)
     device = next(module.parameters()).device
     width = max(len(prompt) for prompt in prompts)
+    end = tokenizer(mark, add_special_tokens=False)["input_ids"] if mark else []
+    text_end = {"stop_strings": [mark], "tokenizer": tokenizer} if len(end) > 1 else {}
     filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     ids = torch.tensor([[filler] * (width - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
@@ -41,16 +50,20 @@ def continued(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], deco
     out = module.generate(
         input_ids=ids,
         attention_mask=mask,
-        max_new_tokens=decoding.max_tokens,
-        eos_token_id=stops(module, tokenizer),
+        max_new_tokens=min(decoding.max_tokens, room - width),
+        eos_token_id=stops(module, tokenizer, end),
         pad_token_id=filler,
         synced_gpus=sharded(module),
         **sampling,
+        **text_end,
     )
-    return [text.strip() for text in tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)]
+    texts = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
+    return [(text.partition(mark)[0] if text_end else text).strip() for text in texts]
 
 
-def stops(module: Any, tokenizer: Any) -> list[int]:
-    """The tokenizer's end token, and those the model's own configuration names (chat models have several)."""
+def stops(module: Any, tokenizer: Any, end: Sequence[int] = ()) -> list[int]:
+    """The tokenizer's end token, those the model's own configuration names (chat models have several), and `end`
+    where a single token ends a turn."""
     own = module.generation_config.eos_token_id
-    return sorted({tokenizer.eos_token_id, *(own if isinstance(own, list) else [own] if own is not None else [])})
+    known = own if isinstance(own, list) else [own] if own is not None else []
+    return sorted({tokenizer.eos_token_id, *known, *(end if len(end) == 1 else ())})

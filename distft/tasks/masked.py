@@ -18,7 +18,7 @@ from distft.data.types import Column, Document, Encoded, Record
 from distft.digest import of_parts
 from distft.errors import UserError
 from distft.metrics import Report
-from distft.tasks.padded import COLUMNS, DROPPED, SPLIT, TRUNCATED, Inputs, Padded, digest_of, padded
+from distft.tasks.padded import COLUMNS, DROPPED, SPLIT, TRUNCATED, Inputs, Padded, digest_of
 from distft.tasks.task import Labels, Outcome, Setting, Vocabulary, mean
 from distft.tasks.told import added, perplexity, scored, told
 
@@ -58,7 +58,7 @@ class MaskedKind:
         return MaskedEncoder(tokenizer, self._settings.mask, self._fields, data.row_tokens, overlong)
 
     def task(self, setting: Setting, model: Any) -> Masked:
-        return Masked(self._settings.mask, Inputs(model))
+        return Masked(self._settings.mask, Inputs(model, setting.processor()))
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Masked:
         self._share, self._inputs = share, inputs
 
     def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> MaskedBatch:
-        batch = padded(rows, self._inputs.filler, device)
+        batch = self._inputs.padded(rows, device)
         width = batch.input_ids.shape[1]
         at, targets, shown, owners = [], [], [], []
         for index, document in enumerate(batch.documents):

@@ -62,6 +62,11 @@ class Shared(torch.nn.Module):
     def forward(self, part: str, **inputs: Any) -> Any:
         return self.parts[part](**inputs)
 
+    def get_input_embeddings(self) -> torch.nn.Module:
+        """Those of the encoder."""
+        found: torch.nn.Module = next(iter(self.parts.values())).get_input_embeddings()  # type: ignore[operator]
+        return found
+
     def gradient_checkpointing_enable(self, settings: dict[str, Any]) -> None:
         for part in self.parts.values():
             part.gradient_checkpointing_enable(settings)  # type: ignore[operator]

@@ -44,22 +44,6 @@ class Padded:
         return len(self.documents)
 
 
-def padded(rows: Sequence[Sequence[Document]], filler: int, device: torch.device) -> Padded:
-    """The documents of all rows, one below the other. Without any a single row of filler keeps the graph the same."""
-    documents = [document for row in rows for document in row]
-    width = max((document.size for document in documents), default=2)
-    shape = (max(1, len(documents)), width)
-    ids, mask, types = np.full(shape, filler, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    for index, document in enumerate(documents):
-        ids[index, : document.size] = document["tokens"]
-        types[index, : document.size] = document["types"]
-        mask[index, : document.size] = 1
-    if not documents:
-        mask[:] = 1
-    tensors = [torch.from_numpy(array).to(device) for array in (ids, mask, types)]
-    return Padded(tensors[0], tensors[1], tensors[2], documents)
-
-
 def column(documents: Sequence[Document], name: str, device: torch.device) -> torch.Tensor:
     """A column of all documents, one after the other."""
     arrays = [np.asarray(document[name]) for document in documents]
@@ -67,16 +51,33 @@ def column(documents: Sequence[Document], name: str, device: torch.device) -> to
 
 
 class Inputs:
-    """Hands a model those of the inputs that it takes.
+    """Pads documents for a model, and hands it those of the inputs that it takes.
 
     Args:
         model: of transformers, with its adapter or without.
+        tokenizer: the model's.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any) -> None:
         taken = inspect.signature(model.forward).parameters
         self._types = "token_type_ids" in taken and getattr(model.config, "type_vocab_size", 0) > 1
         self.filler = model.config.pad_token_id if getattr(model.config, "pad_token_id", None) is not None else 0
+        self._blank = tokens_of(tokenizer, "a", "a")  # some models look for the tokens around a text
+
+    def padded(self, rows: Sequence[Sequence[Document]], device: torch.device) -> Padded:
+        """The documents of all rows, one below the other. Without any a row that nobody asked for keeps the graph the
+        same."""
+        documents = [document for row in rows for document in row]
+        columns = [document.columns for document in documents] or [self._blank]
+        shape = (len(columns), max(len(one["tokens"]) for one in columns))
+        ids, mask, types = np.full(shape, self.filler, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        for index, one in enumerate(columns):
+            size = len(one["tokens"])
+            ids[index, :size] = one["tokens"]
+            types[index, :size] = one["types"]
+            mask[index, :size] = 1
+        tensors = [torch.from_numpy(array).to(device) for array in (ids, mask, types)]
+        return Padded(tensors[0], tensors[1], tensors[2], documents)
 
     def __call__(self, batch: Padded) -> dict[str, torch.Tensor]:
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}

@@ -18,6 +18,7 @@ from distft.errors import UserError
 from distft.rundir import sync_folder
 
 COLUMNS = ("chosen", "chosen_targets", "rejected", "rejected_targets")  # of a pair of answers
+BASE = "base"  # key of the file's metadata
 Entry = tuple[int, float, float]  # key of a pair, log-probabilities of its chosen and its rejected answer
 
 
@@ -32,10 +33,11 @@ class RecordedReference:
     Args:
         keys: uint64 [N], rising.
         logps: float32 [N, 2].
+        base: digest of the starting model.
     """
 
-    def __init__(self, keys: npt.NDArray[np.uint64], logps: npt.NDArray[np.float32]) -> None:
-        self._keys, self._logps = keys, logps
+    def __init__(self, keys: npt.NDArray[np.uint64], logps: npt.NDArray[np.float32], base: str = "") -> None:
+        self._keys, self._logps, self.base = keys, logps, base
 
     @classmethod
     def empty(cls) -> RecordedReference:
@@ -45,12 +47,12 @@ class RecordedReference:
     @classmethod
     def read(cls, path: Path) -> RecordedReference:
         """What `write` wrote. Raises UserError where it is missing or damaged."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
+        from safetensors import SafetensorError, safe_open
 
         try:
-            tensors = load_file(path)
-            return cls(tensors["keys"], tensors["logps"])
+            with safe_open(path, framework="numpy") as file:
+                base = (file.metadata() or {})[BASE]
+                return cls(file.get_tensor("keys"), file.get_tensor("logps"), base)
         except (OSError, SafetensorError, KeyError) as error:
             raise UserError(
                 f"{path}, the starting model's log-probabilities, cannot be read ({error}); start a new run"
@@ -66,6 +68,10 @@ class RecordedReference:
                 "a new run, or train an adapter that begins from nothing: the model without it is the reference then"
             )
         return self._logps[place]  # type: ignore[no-any-return]
+
+    def lacks(self, documents: Iterable[Document]) -> Document | None:
+        """The first of these pairs that was not recorded."""
+        return next((document for document in documents if self._place(document) is None), None)
 
     def _place(self, document: Document) -> int | None:
         wanted = np.uint64(key(document))
@@ -86,8 +92,8 @@ def key(document: Document) -> int:
     return whole.intdigest()
 
 
-def write(path: Path, entries: Iterable[Entry]) -> None:
-    """All or nothing. Of pairs that are there several times, any is kept."""
+def write(path: Path, entries: Iterable[Entry], base: str) -> None:
+    """All or nothing. Of pairs that are there several times, any is kept. `base`: digest of the starting model."""
     from safetensors.numpy import save
 
     found = sorted({entry[0]: entry for entry in entries}.values())
@@ -96,7 +102,7 @@ def write(path: Path, entries: Iterable[Entry]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as file:
-            file.write(save({"keys": keys, "logps": logps}))
+            file.write(save({"keys": keys, "logps": logps}, {BASE: base}))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

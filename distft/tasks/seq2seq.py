@@ -17,8 +17,9 @@ from distft.digest import of_parts
 from distft.errors import UserError
 from distft.metrics import Report
 from distft.tasks.chance import keep_all_layers
-from distft.tasks.padded import COLUMNS, DROPPED, TRUNCATED, Inputs, padded, tokens_of
-from distft.tasks.targets import TARGET_COLUMNS, UNANSWERED, Targets, check_positions, speak
+from distft.tasks.padded import COLUMNS, DROPPED, TRUNCATED, Inputs, tokens_of
+from distft.tasks.positions import check_positions, check_source_positions
+from distft.tasks.targets import TARGET_COLUMNS, UNANSWERED, Targets, speak
 from distft.tasks.task import Labels, Outcome, Setting, Vocabulary
 from distft.tasks.writing import Writing, WritingBatch
 
@@ -57,6 +58,7 @@ class Seq2SeqKind:
 
     def task(self, setting: Setting, model: Any) -> Seq2Seq:
         check_positions(model, self._settings)
+        check_source_positions(model, setting.recipe.data.row_tokens)
         targets = self._targets(setting)
         return Seq2Seq(targets, self._settings, model)
 
@@ -108,12 +110,12 @@ class Seq2Seq(Writing):
     """The task for any encoder-decoder of transformers that reads text."""
 
     def __init__(self, targets: Targets, settings: Seq2SeqLM, model: Any) -> None:
-        self._inputs = Inputs(model)
+        self._inputs = Inputs(model, targets.tokenizer)
         prompt = [targets.start(model), *targets.opening]
         super().__init__(targets.tokenizer, settings, prompt, self._inputs.filler)
 
     def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> WritingBatch:
-        sources = padded(rows, self._filler, device)
+        sources = self._inputs.padded(rows, device)
         return self.batch(self._inputs(sources), sources.documents, sources.useful_tokens, device)
 
     def score(self, outcomes: Sequence[Outcome]) -> Report:

@@ -20,7 +20,8 @@ from distft.errors import UserError
 from distft.metrics import Report
 from distft.tasks.chance import keep_all_layers
 from distft.tasks.ctc import SPEECH_COLUMNS, processor_of
-from distft.tasks.targets import UNANSWERED, Targets, check_positions
+from distft.tasks.positions import check_positions
+from distft.tasks.targets import UNANSWERED, Targets
 from distft.tasks.task import Labels, Outcome, Setting, Vocabulary
 from distft.tasks.writing import Writing, WritingBatch
 

@@ -18,7 +18,7 @@ from distft.data.types import Document, Record
 from distft.metrics import Report
 from distft.tasks.crf import CRF, FORBIDDEN, Scores, allowed_transitions, constrained, decode, log_likelihood, marginals
 from distft.tasks.generate import unwrapped
-from distft.tasks.padded import Inputs, Padded, padded, unpack_json
+from distft.tasks.padded import Inputs, Padded, unpack_json
 from distft.tasks.task import LABEL, Labels, Outcome, Setting, Vocabulary, mean, named
 from distft.tasks.words import TAGS, TaggingEncoder, names_of, words_of
 
@@ -56,7 +56,7 @@ class TaggingKind:
         return TaggingEncoder(setting.processor(), crf, labels, self._fields, data.row_tokens, overlong)
 
     def task(self, setting: Setting, model: Any) -> Tagging:
-        return Tagging(tuple(setting.labels.get(LABEL, ())), self._settings.crf, Inputs(model))
+        return Tagging(tuple(setting.labels.get(LABEL, ())), self._settings.crf, Inputs(model, setting.processor()))
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Tagging:
         self._scheme = metrics.scheme_of(labels)
 
     def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> TaggingBatch:
-        batch = padded(rows, self._inputs.filler, device)
+        batch = self._inputs.padded(rows, device)
         shape = (max(1, len(batch)), max([1, *(len(document["starts"]) for document in batch.documents)]))
         starts, tags, edges = np.full(shape, -1, np.int64), np.zeros(shape, np.int64), np.ones((shape[0], 2), bool)
         for row, document in enumerate(batch.documents):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from distft.config_task import Generation, Seq2SeqLM
+from distft.config_task import Seq2SeqLM
 from distft.data.processors import digest_of_files
 from distft.data.types import Column
 from distft.digest import of_parts
@@ -46,14 +46,6 @@ def speak(tokenizer: Any, settings: Seq2SeqLM) -> None:
     if tokenizer.unk_token_id in marks:
         codes = " and ".join(filter(None, wanted.values()))
         raise UserError(f"task.source_language, task.target_language: the tokenizer does not know {codes}")
-
-
-def check_positions(model: Any, settings: Generation) -> None:
-    """Raises UserError where a decoder has not as many positions as a target may have tokens."""
-    names = ("max_target_positions", "max_decoder_position_embeddings", "max_position_embeddings")
-    limit = next((getattr(model.config, name) for name in names if hasattr(model.config, name)), None)
-    if limit is not None and settings.longest_target > limit:
-        raise UserError(f"task.longest_target {settings.longest_target} is more than the decoder's {limit} positions")
 
 
 @dataclass(frozen=True)

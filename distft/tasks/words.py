@@ -54,7 +54,7 @@ def _listed(record: Record, name: str, fields: Mapping[str, str]) -> list[Any]:
     if isinstance(value, str):
         try:
             found = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
     if not isinstance(found, list | tuple):
         column = fields.get(name, name)

@@ -29,7 +29,7 @@ from tests.cluster.scenario import (
     preempt,
     resumed_after,
 )
-from tests.e2e.command import about, losses, records, until
+from tests.e2e.command import RANK_NAME, about, losses, records, until
 
 # --- 1: preemption ----------------------------------------------------------------------------------------------------
 
@@ -89,6 +89,24 @@ def test_time_limits_lose_no_step(cluster: Cluster, variant: str, event: str, si
     assert all(attempt["cause"].startswith(kind) for attempt in attempts[:-1]), attempts
     for before, after in pairwise(attempts):
         note(run, event, 0, resumed_after(run, before["end"], attempt=after["number"]))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("begun", [False, True], ids=["in the start-up", "in a step"])
+def test_a_time_limit_that_nobody_saw_coming_loses_no_step(cluster: Cluster, begun: bool) -> None:
+    """A rank stands still, so that no rank looks at the clock, until SLURM's TERM and CONT; it never starts such a job
+    again by itself."""
+    cluster.reference("lora-zero2")
+    site = f"--site={cluster.site('low-nosignal')}"
+    patient = "engine.timeout=600"  # or the rank is called hung before
+    run = cluster.submit(f"limit-unseen-{begun}", "lora-zero2", site, "--time=1", patient)
+    run.until(lambda: len(run.processes(lambda p, e: p.name() == f"{RANK_NAME}1")) == 1, "rank 1")
+    if begun:
+        run.until_step(AT)
+    run.rank(1).suspend()
+    run.until_done(LONG_SECONDS)
+    assert as_if_nothing_had_happened(run, restarts=1) == 0
+    assert about(run.path)["attempts"][0]["cause"].startswith("time limit: preempted (SIGTERM)")
 
 
 # --- 3: requeue and signals from outside ------------------------------------------------------------------------------

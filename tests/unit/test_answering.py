@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForQuestionAnswering, PreTrainedTo
 
 from distft.config_task import QuestionAnswering
 from distft.data import sources
+from distft.data.answers import Answer, placed
 from distft.data.encode import Corpus, build
 from distft.data.sources import Source
 from distft.data.types import Document, Encoded, Record
@@ -161,6 +162,26 @@ def test_of_a_repeated_answer_the_given_place_counts_and_else_the_first() -> Non
     for answer in ["Zürich", ["Zürich"], [{"text": "Zürich"}], {"text": ["Zürich"]}]:
         document = encoder(row=1024).encode(record(answer)).documents[0]
         assert offsets_of(document)[document["span"][0] - document["context"][0]][0] == 0
+
+
+@pytest.mark.parametrize(
+    ("context", "answer", "begin"),
+    [
+        ("The weather changed when he sat", "he", 25),
+        ("The weather changed when he sat", " he ", 25),
+        ("heat, the sheath, he", "he", 18),
+        ("C++11 is more than C++", "C++", 19),
+        ("In 1999 she had 99_", "99", 16),
+        ("The weather changed", "he", 1),  # nowhere by itself
+        ("他在北京大学。北京", "北京", 7),
+        ("my head, said he.", " he", 14),
+    ],
+)
+def test_an_answer_without_a_place_is_searched_for_outside_of_other_words(
+    context: str, answer: str, begin: int
+) -> None:
+    end = begin + len(answer.strip())
+    assert placed(Record("x", {}), context, [Answer(answer)]) == (begin, end)
 
 
 def test_an_answer_that_begins_inside_a_piece_takes_the_whole_piece() -> None:
@@ -371,7 +392,7 @@ def model_of(name: str, vocabulary: int = 400) -> Any:
 
 def task_of(model: Any, unanswerable: bool = False, longest: int = 30) -> Answering:
     settings = QuestionAnswering(type="question-answering", unanswerable=unanswerable, longest_answer=longest)
-    return Answering(settings, Inputs(model))
+    return Answering(settings, Inputs(model, tokenizer_of("bert")))
 
 
 def varied(name: str) -> list[Document]:

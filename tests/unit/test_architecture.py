@@ -32,7 +32,7 @@ LAYERS = [  # lowest first; a name stands for a module, or for a package with al
     {"distft.adalora"},
     {"distft.session"},
     {"distft.export", "distft.nonfinite", "distft.evaluation"},
-    {"distft.predictor"},
+    {"distft.predictor", "distft.asked"},
     {
         "distft.train",
         "distft.infer",

@@ -106,6 +106,38 @@ def test_members_of_archives(tmp_path: Path, name: str) -> None:
         samples_of(record(f"{name}#three.wav", where), {}, RATE)
 
 
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+def test_links_and_other_spellings_in_archives(tmp_path: Path, name: str) -> None:
+    links = [
+        ("b/hard.wav", tarfile.LNKTYPE, "./a//one.wav"),
+        ("b/soft.wav", tarfile.SYMTYPE, "../a/one.wav"),
+        ("b/twice.wav", tarfile.SYMTYPE, "soft.wav"),
+        ("c", tarfile.SYMTYPE, "./b/"),
+        ("a/one.wav", tarfile.LNKTYPE, "a/one.wav"),  # as tar writes a file that it is given twice
+        ("nowhere.wav", tarfile.SYMTYPE, "none.wav"),
+        ("round.wav", tarfile.SYMTYPE, "about.wav"),
+        ("about.wav", tarfile.SYMTYPE, "round.wav"),
+    ]
+    with tarfile.open(tmp_path / name, "w:gz" if name.endswith("gz") else "w") as tar:
+        info = tarfile.TarInfo("a/.//one.wav")
+        info.size = len(data := file_of(tone()))
+        tar.addfile(info, BytesIO(data))
+        for path, kind, target in links:
+            link = tarfile.TarInfo(path)
+            link.type, link.linkname = kind, target
+            tar.addfile(link)
+    for member in ("a/one.wav", "a//./one.wav", "b/hard.wav", "b/soft.wav", "b/twice.wav", "c/soft.wav"):
+        assert len(samples_of(record(f"{tmp_path / name}#{member}"), {}, RATE)) == 3200
+    for member in ("nowhere.wav", "round.wav", "a", "c", "a/one.wav/two.wav"):
+        with pytest.raises(Unheard, match=f"{name}#{member} does not exist: the archive has no such member"):
+            load((tmp_path / name, member), RATE)
+
+
+def test_a_member_may_have_a_longer_name_than_files_have(tmp_path: Path) -> None:
+    archive = pack(tmp_path / "a.tar", {f"{'n' * 300}.wav": file_of(tone())})
+    assert len(samples_of(record(f"{archive}#{'n' * 300}.wav"), {}, RATE)) == 3200
+
+
 def test_archives_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "broken.tar.gz"
     broken.write_bytes(pack(tmp_path / "whole.tar.gz", {"a.wav": file_of(tone())}).read_bytes()[:200])
@@ -135,6 +167,14 @@ def test_what_datasets_gives(tmp_path: Path) -> None:
         ({"bytes": None, "path": None}, "audio must be a path"),
         ("gone.wav", "audio gone.wav does not exist; paths start from the folder of the data file"),
         (".", "audio . cannot be read"),
+        ("~nobody-by-this-name/a.wav", r"audio '~nobody-by-this-name/a.wav' is no path \(.+\); name a file"),
+        ("a\0.wav", r"audio 'a\\x00.wav' is no path \(embedded null byte\); name a file"),
+        ("a\0.tar#b.wav", r"audio 'a\\x00.tar#b.wav' is no path \(embedded null byte\); name a file"),
+        (f"{'n' * 300}.wav", r"audio n+.wav cannot be read \(File name too long\)"),
+        (f"{'n' * 300}.tar#a.wav", r"archive n+.tar cannot be read \(.*File name too long.*\); fetch or pack it again"),
+        ({"bytes": "UklGRg=="}, "audio.bytes must be bytes, not str; in JSON, give a path"),
+        ({"bytes": [82, 73, 70, 70]}, "audio.bytes must be bytes, not list; in JSON, give a path"),
+        ({"bytes": [1, 2]}, "audio.bytes must be bytes, not list; in JSON, give a path"),
         ({"bytes": b"no sound at all"}, r"audio cannot be decoded \(.+\); convert it"),
         ({"bytes": file_of(np.zeros(0, np.float32))}, "audio is empty; leave the record out"),
         ({"bytes": file_of([0.0, float("nan")], subtype="FLOAT")}, "audio holds samples that are not finite"),

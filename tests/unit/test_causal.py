@@ -22,7 +22,7 @@ from distft.data.templates import Marked, Template
 from distft.data.types import Document, Record
 from distft.errors import UserError
 from distft.tasks.causal import TOKENS, Causal, CausalEncoder, CausalKind, pieces
-from distft.tasks.generate import Decoding
+from distft.tasks.generate import Decoding, continued
 from distft.tasks.task import Setting
 
 CPU = torch.device("cpu")
@@ -320,3 +320,55 @@ def test_an_answer_does_not_depend_on_the_others(kind: str) -> None:
         pad_token_id=0,
     )[0, prompts[1][0].size :]
     assert together[1]["answer"] == tokenizer().decode(by_hand, skip_special_tokens=True).strip()
+
+
+class Scripted(torch.nn.Linear):
+    """Writes the same tokens behind every prompt, and keeps how it was asked."""
+
+    def __init__(self, text: list[int]) -> None:
+        super().__init__(1, 1)
+        self.generation_config = SimpleNamespace(eos_token_id=[7])
+        self._text, self.asked = text, {}
+
+    def generate(self, input_ids: torch.Tensor, **asked: Any) -> torch.Tensor:
+        self.asked = asked
+        return torch.cat([input_ids, torch.tensor([self._text] * len(input_ids))], 1)
+
+
+def test_a_turn_ends_where_its_template_ends_it() -> None:
+    """At a token that ends it, like at the tokenizer's own end; of several tokens at their text."""
+    several = tokenizer()
+    model = Scripted(several("hi<|e|>more")["input_ids"])
+    assert continued(model, several, [[1, 2]], Decoding(), mark="<|e|>") == ["hi"]
+    assert model.asked["stop_strings"] == ["<|e|>"]
+    assert model.asked["eos_token_id"] == [several.eos_token_id, 7]
+    one = tokenizer()
+    one.add_special_tokens({"additional_special_tokens": ["<|e|>"]})
+    continued(model, one, [[1, 2]], Decoding(), mark="<|e|>")
+    assert "stop_strings" not in model.asked
+    assert model.asked["eos_token_id"] == sorted([7, one.eos_token_id, one.convert_tokens_to_ids("<|e|>")])
+
+
+def test_an_answer_fits_the_positions_of_the_model() -> None:
+    model = Scripted([1])
+    continued(model, tokenizer(), [[1, 2, 3], [1]], Decoding(max_tokens=9), room=8)
+    assert model.asked["max_new_tokens"] == 5
+    continued(model, tokenizer(), [[1, 2, 3]], Decoding(max_tokens=2), room=8)
+    assert model.asked["max_new_tokens"] == 2
+
+
+def test_a_prompt_that_fills_the_model_is_told_in_its_place() -> None:
+    recipe = Recipe.model_validate({"model": {"path": "m"}, "data": {"train": "d"}, "train": {"steps": 1}})
+    setting = Setting(recipe, {}, tokenizer, Decoding(max_tokens=4))
+    model = make("gpt2", vocabulary=len(tokenizer()))
+    model.generation_config.eos_token_id = None
+    task = Causal(model.forward, False, setting, limit=6)
+    long, short = of_tokens(range(6), [False] * 6), of_tokens(range(3), [False] * 3)
+    first, second = task.predict(model, task.collate([[long], [short]], CPU))
+    assert first == {"error": "the prompt leaves no room among the 6 positions of the model; shorten it"}
+    assert set(second) == {"answer"}
+
+
+def test_half_a_surrogate_pair_in_a_prompt_is_one_sentence() -> None:
+    with pytest.raises(UserError, match=r"a.jsonl:3: the text holds half of a surrogate pair"):
+        encoder().encode(record(prompt="say \ud83d"), answered=False)

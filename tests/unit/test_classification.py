@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -135,6 +137,7 @@ def task_of(way: str, model: Any) -> Classification:
         ("multi-label", [1, None, " x ", ""], ["1", "x"]),
         ("multi-label", "a, b,,c ", ["a", "b", "c"]),
         ("multi-label", '["a", "b, c"]', ["a", "b, c"]),
+        ("multi-label", ' ["a"]', ["a"]),
         ("multi-label", "a", ["a"]),
         ("multi-label", 7, ["7"]),
         ("multi-label", None, []),
@@ -162,6 +165,14 @@ def test_shapes_that_labels_come_in(way: str, value: Any, expected: list[str]) -
         ("regression", None, "a.csv:7: label must be a number, not 'None'"),
         ("regression", "nan", "a.csv:7: label must be a number, not 'nan'"),
         ("regression", float("inf"), "a.csv:7: label must be a number, not 'inf'"),
+        ("multi-label", "[" * 100_000, "a.csv:7: label is no list of labels: [[["),
+        (
+            "regression",
+            1e39,
+            "a.csv:7: label must be a number, not '1e+39'; the largest that can be learned is 3.4e+38",
+        ),
+        ("regression", "-1e39", "a.csv:7: label must be a number, not '-1e39'; the largest that can be learned is 3.4"),
+        ("regression", 10**400, f"a.csv:7: label must be a number, not '1{'0' * 59}'; the largest that can be learned"),
         ("regression", [1.0], "a.csv:7: label must be a number, not '[1.0]'"),
     ],
 )
@@ -353,6 +364,18 @@ def test_a_decoder_without_a_filler_gets_one() -> None:
     rows = documents("single")
     loss = task.loss(model, task.collate([rows], CPU))[SEQUENCES]
     torch.testing.assert_close(loss, by_transformers(model, "single", rows), rtol=1e-5, atol=1e-5)
+
+
+def test_a_decoder_takes_the_end_of_a_text_for_a_filler_and_is_refused_where_there_is_neither() -> None:
+    model = make("single", "llama")
+    model.config.pad_token_id = None
+    bare = deepcopy(tokenizer())
+    bare.pad_token = bare.eos_token = None
+    with pytest.raises(UserError, match=r"model\.path: the tokenizer has no token for padding and none for the end"):
+        kind_of().task(replace(setting(), processor=lambda: bare), model)
+    bare.eos_token = bare.convert_ids_to_tokens(5)
+    kind_of().task(replace(setting(), processor=lambda: bare), model)
+    assert model.config.pad_token_id == 5
 
 
 def test_bf16_is_scored_in_fp32() -> None:

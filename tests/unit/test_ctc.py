@@ -17,8 +17,9 @@ from distft.config import Recipe
 from distft.config_task import CTC
 from distft.data.processors import character_processor, digest_of_files
 from distft.data.types import Document, Record
+from distft.digest import of_parts
 from distft.errors import UserError
-from distft.tasks.ctc import FAST, UNKNOWN, UNSPELLABLE, UTTERANCES, CTCEncoder, CTCKind, CTCTask, needed
+from distft.tasks.ctc import FAST, UNKNOWN, UNSPELLABLE, USUAL, UTTERANCES, CTCEncoder, CTCKind, CTCTask, needed
 from distft.tasks.task import Setting
 
 CPU = torch.device("cpu")
@@ -283,6 +284,31 @@ def test_frames_are_as_the_encoder_counts_them() -> None:
     model = make()
     for count in (400, 719, 720, 16000, 12345):
         assert int(model._get_feat_extract_output_lengths(torch.tensor([count]))[0]) == (count - 400) // 320 + 1
+
+
+STRIDES = {"conv_stride": [5, 2, 2, 2, 2, 1, 1]}
+KERNELS = {"conv_dim": [16] * 4, "conv_kernel": [80, 8, 4, 2], "conv_stride": [10, 4, 4, 2]}
+
+
+@pytest.mark.parametrize("sizes", [{}, STRIDES, KERNELS])
+def test_what_fits_is_by_the_frames_of_the_model(tmp_path: Path, sizes: dict[str, Any]) -> None:
+    model = make(**sizes)
+    model.config.save_pretrained(tmp_path)
+    processor().save_pretrained(tmp_path)
+    encoder = KIND.encoder(setting(AutoProcessor.from_pretrained(tmp_path)))
+    for count in (8000, 8400, 9999):
+        frames = int(model._get_feat_extract_output_lengths(torch.tensor([count]))[0])
+        audio = {"array": sound(1.0)[:count], "sampling_rate": RATE}
+        for text, notes in (("ab" * frames)[:frames], {}), (("ab" * frames)[: frames + 1], {FAST: 1}):
+            assert encoder.encode(Record("d.jsonl:1", {"audio": audio, "text": text})).notes == notes
+
+
+def test_the_digest_tells_of_frames_that_are_not_the_usual() -> None:
+    encoder = KIND.encoder(setting())
+    assert (encoder.width, encoder.stride) == USUAL
+    # as the version before frames were asked for had it
+    assert encoder.digest == of_parts("ctc", digest_of_files(processor().tokenizer), RATE, [], 2000)
+    assert len({encoder.digest, replace(encoder, width=401).digest, replace(encoder, stride=80).digest}) == 3
 
 
 def test_predictions_need_no_text() -> None:

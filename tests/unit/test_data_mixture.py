@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distft.data.loader import MicroBatch, Shuffle, Slots
-from distft.data.mixture import CYCLE, Ingredient, Mixture, shares
+from distft.data.mixture import CYCLE, Ingredient, Mixture, shares, weights_of
 from distft.data.packing import one_per_row
 from distft.data.types import Document
 
@@ -66,6 +66,46 @@ def test_shares_are_exact_where_they_can_be() -> None:
     assert shares([3.0, 1.0]) == [192, 64]
     assert shares([1.0] * 4) == [64] * 4
     assert shares([1e9, 1e-9]) == [255, 1]
+
+
+@settings(deadline=None)
+@given(weights=st.lists(st.floats(1e-9, 1e9), min_size=2, max_size=9))
+def test_shares_of_ordinary_weights_are_what_they_always_were(weights: list[float]) -> None:
+    """Else runs of older versions would go on with another mixture."""
+    exact = np.array(weights) / sum(weights) * (CYCLE - len(weights))
+    found = np.floor(exact).astype(int)
+    rest = CYCLE - len(weights) - int(found.sum())
+    found[np.argsort(found - exact, kind="stable")[:rest]] += 1
+    assert shares(weights) == (found + 1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("weights", "wanted"),
+    [
+        ([1e308, 1e308], [128, 128]),
+        ([1.5e308, 0.5e308, 1e308, 1e308], shares([3.0, 1.0, 2.0, 2.0])),
+        ([5e-324, 5e-324], [128, 128]),
+        ([1e308, 5e-324], [255, 1]),
+    ],
+)
+def test_shares_of_weights_at_the_ends_of_what_floats_hold(weights: list[float], wanted: list[int]) -> None:
+    assert shares(weights) == wanted
+
+
+@settings(deadline=None)
+@given(rows=st.lists(st.integers(1, 10**9), min_size=2, max_size=9), temperature=st.floats(0.05, 1e3))
+def test_weights_are_by_temperature(rows: list[int], temperature: float) -> None:
+    wanted = {str(number): number ** (1 / temperature) for number in rows}
+    assert weights_of({str(number): number for number in rows}, temperature) == wanted
+
+
+@pytest.mark.parametrize(
+    ("temperature", "wanted"), [(0.001, [170, 85, 1]), (5e-324, [254, 1, 1]), (1e308, [86, 85, 85])]
+)
+def test_temperatures_at_the_ends(temperature: float, wanted: list[int]) -> None:
+    rows = {"a": 10**6, "b": 10**6 - 693, "c": 9}  # of a thousandth "b" weighs half of "a": exp(-0.693)
+    assert shares(list(weights_of(rows, temperature).values())) == wanted
+    assert weights_of({"a": 1, "b": 1}, temperature) == {"a": 1.0, "b": 1.0}
 
 
 def test_every_cycle_has_the_exact_shares_in_an_order_of_its_own() -> None:

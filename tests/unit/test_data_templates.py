@@ -227,9 +227,9 @@ def test_template_that_does_not_work_is_an_error_that_names_the_record(text, mes
 
 
 def test_half_a_surrogate_pair_is_named():
-    with pytest.raises(UserError, match=r"a\.jsonl:7 holds half of a surrogate pair"):
+    with pytest.raises(UserError, match=r"a\.jsonl:7: the text holds half of a surrogate pair"):
         Template(BYTES, CHATML).encode(Record("a.jsonl:7", {"text": "\ud83d"}), {})
-    with pytest.raises(UserError, match=r"a\.jsonl:7 holds half of a surrogate pair"):
+    with pytest.raises(UserError, match=r"a\.jsonl:7: the text holds half of a surrogate pair"):
         Template(BYTES, CHATML).encode(Record("a.jsonl:7", {"messages": chat("a", "\ude42")}), {})
 
 

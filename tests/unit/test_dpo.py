@@ -14,12 +14,14 @@ from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from distft import preferences
 from distft.config import Recipe
 from distft.config_task import DPO
 from distft.data.formats import pair_of, pair_prompt_of
 from distft.data.templates import Template
 from distft.data.types import Document, Record
 from distft.errors import UserError
+from distft.rundir import RunDir
 from distft.tasks.causal import Causal
 from distft.tasks.dpo import EQUAL, MUTE, PAIRS, DPOEncoder, DPOKind, Preference, wilson
 from distft.tasks.generate import Decoding
@@ -105,7 +107,7 @@ def make_task(model: Any, reference: Reference | None = None) -> Preference:
 def recorded(model: Any, path: Path) -> RecordedReference:
     """Written with the weights of `model`, a pair at a time, and read again."""
     task = make_task(model)
-    write(path, [entry for row in ROWS for entry in task.values(model, task.collate([row], CPU))])
+    write(path, [entry for row in ROWS for entry in task.values(model, task.collate([row], CPU))], "base")
     return RecordedReference.read(path)
 
 
@@ -324,11 +326,38 @@ def test_a_pair_is_known_by_what_is_in_it(tmp_path: Path) -> None:
     assert len({key(DOCUMENTS[1]), key(Document(other, 10)), key(Document(columns, 10))}) == 3
 
 
+class Sized(list[Document]):
+    """As far as a corpus is asked."""
+
+    def document(self, index: int) -> Document:
+        return self[index]
+
+
+@pytest.mark.parametrize(
+    ("base", "pairs", "wanted"),
+    [("base", ROWS, True), ("another", ROWS, False), ("base", [*ROWS, [pair(9, 2, 3, 4)]], False)],
+    ids=["as it was", "another starting model", "a pair that came later"],
+)
+def test_what_was_recorded_of_another_model_or_without_a_pair_does_not_count(
+    tmp_path: Path, base: str, pairs: list[list[Document]], wanted: bool
+) -> None:
+    run = RunDir(tmp_path)
+    recorded(make("llama"), run.reference)
+    documents = [document for row in pairs for document in row]
+    corpora: Any = [Sized(documents)]
+    assert preferences.is_recorded(run, corpora, base, step=0) is wanted
+    if not wanted:  # and after the first step it is too late
+        with pytest.raises(UserError, match=r"another starting model|was not recorded|were not recorded"):
+            preferences.is_recorded(run, corpora, base, step=1)
+    run.reference.unlink()
+    assert not preferences.is_recorded(run, corpora, base, step=0)
+
+
 def test_writing_keeps_one_of_each_and_leaves_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "reference.safetensors"
     last = 2**64 - 1
-    write(path, [(last, -3.0, -4.0), (5, -1.0, -2.0), (5, -1.0, -2.0)])
-    write(path, [(last, -3.0, -4.0), (5, -1.5, -2.0), (5, -1.5, -2.0)])
+    write(path, [(last, -3.0, -4.0), (5, -1.0, -2.0), (5, -1.0, -2.0)], "base")
+    write(path, [(last, -3.0, -4.0), (5, -1.5, -2.0), (5, -1.5, -2.0)], "base")
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
     found = RecordedReference.read(path)
     assert (found._keys.tolist(), found._logps.tolist()) == ([5, last], [[-1.5, -2.0], [-3.0, -4.0]])

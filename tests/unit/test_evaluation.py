@@ -223,7 +223,8 @@ def test_an_evaluation_by_two_ranks_is_that_of_one(monkeypatch: pytest.MonkeyPat
         )
         ranks: Any = SimpleNamespace(rank=rank, world=world, device=torch.device("cpu"))
         held = [HeldOut(None, corpus, loader, math.ceil(5 / (2 * world)))]
-        return SimpleNamespace(held_out=held, task=Sizes(), engine=SimpleNamespace(model=model), ranks=ranks)
+        engine, stop = SimpleNamespace(model=model), lambda: stopped
+        return SimpleNamespace(held_out=held, task=Sizes(), engine=engine, ranks=ranks, is_to_stop=stop)
 
     sent: list[str] = []
     monkeypatch.setattr(evaluation.dist, "sum_over_ranks", lambda values: [float(stopped)])

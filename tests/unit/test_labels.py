@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,8 @@ def test_of_several_tasks_each_has_its_own(data: Any, tmp_path: Path) -> None:
     several = recipe({"type": "multi-task", "tasks": tasks})
     expected = {"mood": ["a", "b"], "topic": ["z", "y"]}
     assert labels.find(several, data(mood=["b", "a"], topic=["y", "z"], lm=[])) == expected
-    assert labels.of_run(tmp_path / "labels.json", several, data(mood=["b", "a"], topic=["y", "z"])) == expected
-    assert labels.of_run(tmp_path / "labels.json", several, never) == expected
+    assert labels.of_run(tmp_path / "labels.json", several, data(mood=["b", "a"], topic=["y", "z"]), False) == expected
+    assert labels.of_run(tmp_path / "labels.json", several, never, True) == expected
     with pytest.raises(UserError, match=r"topic\.jsonl:2: label 'x' is not among task\.tasks\.topic\.task\.labels"):
         labels.find(several, data(mood=["a", "b"], topic=["y", "x", "z"]))
 
@@ -128,6 +129,26 @@ def test_a_label_that_is_not_named_is_refused_where_it_stands(data: Any) -> None
 def test_one_class_is_nothing_to_tell_apart(data: Any) -> None:
     with pytest.raises(UserError, match=r"a\.jsonl: all records are labelled 'a'; there is nothing to tell apart"):
         labels.find(recipe(CLASSES), data("a", "a"))
+
+
+@pytest.mark.parametrize(("task", "value", "column"), [(CLASSES, "a", "label"), (TAGS, ["a", "a"], "tags")])
+def test_one_class_that_the_recipe_names_is_nothing_to_tell_apart_either(
+    data: Any, task: dict[str, Any], value: Any, column: str
+) -> None:
+    with pytest.raises(UserError, match=r"a\.jsonl: all records are labelled 'a'; there is nothing to tell apart"):
+        labels.find(recipe({**task, "labels": ["a"]}), data(value, value, column=column))
+
+
+@pytest.mark.parametrize(
+    ("task", "value", "column"),
+    [(CLASSES, "\ud800b", "label"), (SEVERAL, "a, \ud800b", "label"), (TAGS, ["O", "\ud800b"], "tags")],
+)
+def test_half_a_surrogate_pair_is_named_with_its_record(
+    data: Any, task: dict[str, Any], value: Any, column: str
+) -> None:
+    said = re.escape(r"a.jsonl:2: label '\ud800b' holds half of a surrogate pair; repair it")
+    with pytest.raises(UserError, match=said):
+        labels.find(recipe(task), data(["a"] if column == "tags" else "a", value, column=column))
 
 
 def test_one_label_that_some_records_have_is_something_to_tell_apart(data: Any) -> None:
@@ -159,34 +180,36 @@ def test_a_record_without_a_label_is_named(data: Any, value: Any) -> None:
 # --- what a run keeps -------------------------------------------------------------------------------------------------
 
 
-def test_kept_from_the_first_attempt_on(data: Any, tmp_path: Path) -> None:
+def test_kept_from_the_first_checkpoint_on(data: Any, tmp_path: Path) -> None:
     path = tmp_path / "labels.json"
     assert labels.read(path) is None
-    assert labels.of_run(path, recipe(CLASSES), data("ä", "b")) == {"label": ["b", "ä"]}
+    assert labels.of_run(path, recipe(CLASSES), data("ä", "b", "bb"), begun=False) == {"label": ["b", "bb", "ä"]}
+    # a start that failed at its data, which were corrected
+    assert labels.of_run(path, recipe(CLASSES), data("ä", "b"), begun=False) == {"label": ["b", "ä"]}
     assert json.loads(path.read_text(encoding="utf-8")) == {"label": ["b", "ä"]}
     assert labels.read(path) == {"label": ["b", "ä"]}
     for again in (recipe(CLASSES), recipe({**CLASSES, "labels": ["b", "ä"]})):
-        assert labels.of_run(path, again, never) == {"label": ["b", "ä"]}
+        assert labels.of_run(path, again, never, begun=True) == {"label": ["b", "ä"]}
 
 
 def test_a_task_without_labels_keeps_that_too(tmp_path: Path) -> None:
     path = tmp_path / "labels.json"
-    assert labels.of_run(path, recipe({"type": "causal-lm"}), nowhere) == {}
+    assert labels.of_run(path, recipe({"type": "causal-lm"}), nowhere, begun=False) == {}
     assert labels.read(path) == {}
 
 
 @pytest.mark.parametrize("named", [["ä", "b"], ["b"], ["b", "ä", "c"]])
 def test_other_labels_than_the_runs_are_refused(data: Any, tmp_path: Path, named: list[str]) -> None:
     path = tmp_path / "labels.json"
-    labels.of_run(path, recipe(CLASSES), data("ä", "b"))
+    labels.of_run(path, recipe(CLASSES), data("ä", "b"), begun=False)
     with pytest.raises(UserError, match=r"task\.labels: this run has b, ä, the recipe .*; a run keeps its labels"):
-        labels.of_run(path, recipe({**CLASSES, "labels": named}), never)
+        labels.of_run(path, recipe({**CLASSES, "labels": named}), never, begun=True)
 
 
 def test_what_is_refused_is_not_kept(data: Any, tmp_path: Path) -> None:
     path = tmp_path / "labels.json"
     with pytest.raises(UserError):
-        labels.of_run(path, recipe({**CLASSES, "labels": ["a", "c"]}), data("a", "b"))
+        labels.of_run(path, recipe({**CLASSES, "labels": ["a", "c"]}), data("a", "b"), begun=False)
     assert not path.exists()
 
 

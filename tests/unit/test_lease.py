@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -42,6 +45,22 @@ def test_a_run_in_use_names_who_holds_it(run: RunDir) -> None:
     assert not lease.alive(run)
     with lease.hold(run):
         pass  # free again
+
+
+def test_without_locks_a_run_in_use_is_one(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lustre may be mounted without flock."""
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.ENOSYS, "Function not implemented")))
+    with lease.hold(run):
+        held = lease.read(run)
+        assert held is not None
+        lease._write(run, dataclasses.replace(held, pid=os.getppid()))  # as another process, that lives
+        assert lease.alive(run)
+        with pytest.raises(UserError, match="in use by"), lease.hold(run):
+            pass
+        lease._write(run, dataclasses.replace(held, pid=2**22 + 1))  # and one that is gone
+        assert not lease.alive(run)
+        with lease.hold(run):
+            pass
 
 
 def test_the_lock_lives_as_long_as_a_rank_has_it(run: RunDir) -> None:

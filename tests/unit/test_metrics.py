@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from collections.abc import Callable
@@ -294,6 +295,27 @@ def test_transcripts() -> None:
     assert scores == pytest.approx({"wer": 2 / 4, "cer": 6 / 13})  # " down" and "i" for "o"
     assert metrics.transcripts(["a b"], [""]).scores == {"wer": 1.0, "cer": 1.0}
     assert metrics.transcripts(["", " \t"], ["x", ""]) == Report({})
+
+
+NAN, INFINITE = float("nan"), float("inf")
+
+
+def test_of_a_diverged_model_is_scored_what_can_be() -> None:
+    lost, nothing = [[NAN, 0.2], [0.3, 0.8]], [[NAN, NAN], [NAN, NAN]]
+    one = metrics.one_label(LABELS, ["bad", "bad"], lost, LABELS)
+    assert one.scores == pytest.approx({"accuracy": 1 / 2, "f1": 0.0, "macro_f1": 1 / 3})  # no auc
+    assert one.confusion == metrics.Confusion(LABELS, [[1, 0], [1, 0]])
+    assert [curve.name for curve in one.curves] == ["good"]
+    assert metrics.one_label(LABELS, ["bad", "bad"], nothing, LABELS) == dataclasses.replace(one, curves=[])
+    several = metrics.many_labels([["bad"], ["good"]], [[], []], lost, LABELS)
+    assert several.scores["auc"] == 1.0  # of good alone
+    assert [curve.name for curve in several.curves] == ["good"]
+    assert set(metrics.many_labels([["bad"], ["good"]], [[], []], nothing, LABELS).scores) == set(one.scores)
+
+
+@pytest.mark.parametrize("value", [NAN, INFINITE, -INFINITE])
+def test_numbers_that_are_not_finite_have_no_scores(value: float) -> None:
+    assert metrics.numbers([1.0, 2.0, 3.0], [1.0, value, 3.0]) == Report({})
 
 
 def test_merged() -> None:

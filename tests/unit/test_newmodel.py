@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from distft.config import ModelInit
-from distft.config_task import MaskedLM, Seq2SeqLM, SequenceClassification, Task
+from distft.config_task import MaskedLM, Seq2SeqLM, SequenceClassification, SpeechSeq2Seq, Task
 from distft.data.sources import Source
 from distft.errors import UserError
 from distft.newmodel import EOS, ROLES, create, new_tokenizer, special_ids
@@ -30,7 +30,11 @@ from distft.tasks.task import Kind
 TEXTS = ["the old cat met the other cat", "Über die Brücke, 7 🙂\n", "  two  spaces ", "no, no, no"]
 UNSEEN = ["a line\nand another\t", " lead", "日本語", "<|user|", "[mask]", ""]
 CLASSES = SequenceClassification(type="sequence-classification")
-SETTINGS: dict[str, Task] = {"encoder": MaskedLM(type="masked-lm"), "seq2seq": Seq2SeqLM(type="seq2seq-lm")}
+SETTINGS: dict[str, Task] = {
+    "encoder": MaskedLM(type="masked-lm"),
+    "seq2seq": Seq2SeqLM(type="seq2seq-lm"),
+    "speech": SpeechSeq2Seq(type="speech-seq2seq"),
+}
 NAMES = ["decoder", "encoder", "seq2seq"]
 
 
@@ -209,5 +213,35 @@ def test_the_seed_alone_decides_the_weights(tmp_path: Path) -> None:
 def test_what_cannot_be_made_is_one_sentence(tmp_path: Path, architecture: str, config: Any, said: str) -> None:
     with pytest.raises(UserError, match=re.escape(said)) as caught:
         made(tmp_path, kind_of("encoder"), architecture, **config)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "base").exists()
+
+
+LLAMA = {**BERT, "num_key_value_heads": 2}
+GPT2 = {"n_embd": 16, "n_layer": 1, "n_head": 2}
+VOCABULARY = "the tokenizer decides this; leave it out, and set model.init.vocab_size"
+HEARD = "model.init.config: give max_source_positions of 50 or more, and num_mel_bins of 1 or more"
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "architecture", "config", "said"),
+    [
+        ("decoder", "llama", {**LLAMA, "hidden_act": "nonsense"}, "with these sizes (it knows no 'nonsense')"),
+        ("decoder", "gpt2", {**GPT2, "activation_function": "nonsense"}, "with these sizes (it knows no 'nonsense')"),
+        ("seq2seq", "t5", {**T5, "feed_forward_proj": "nonsense"}, "with these sizes (it knows no 'nonsense')"),
+        ("decoder", "llama", {**LLAMA, "num_attention_heads": 0}, "with these sizes (integer division or modulo by"),
+        ("speech", "whisper", {"max_source_positions": "a"}, "Validation error for field 'max_source_positions': Type"),
+        ("speech", "whisper", {"num_mel_bins": None}, "with these sizes (Validation error for field 'num_mel_bins'"),
+        ("speech", "whisper", {"max_source_positions": 49}, HEARD),
+        ("speech", "whisper", {"num_mel_bins": -1}, HEARD),
+        ("decoder", "llama", {**LLAMA, "vocab_size": 10}, f"model.init.config.vocab_size: {VOCABULARY}"),
+        ("encoder", "xlm", {"n_words": 10}, f"model.init.config.n_words: {VOCABULARY}"),
+    ],
+)
+def test_settings_that_no_model_takes(
+    tmp_path: Path, vocabulary: str, architecture: str, config: Any, said: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
+        made(tmp_path, kind_of(vocabulary), architecture, **config)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "base").exists()

@@ -487,6 +487,11 @@ def test_parallel_files_start_from_the_recipes_folder(write: Write, tmp_path: Pa
         ("task: {type: masked-lm, mask: 1.0}\n", "task.mask: got 1.0; must be less than 1"),
         ("task: {type: sequence-classification, labels: []}\n", "task.labels: got []; must have at least 1 item"),
         ("task: {type: sequence-classification, labels: [1]}\n", "task.labels.0: got 1; must be text (in quotes"),
+        (
+            "task: {type: sequence-classification, labels: [b, a, b, c]}\n",
+            "task.labels: 'b' is there 2 times; name each label once",
+        ),
+        ("task: {type: token-classification, labels: [O, O, O]}\n", "task.labels: 'O' is there 3 times; name each"),
         ("task: {type: multi-task}\n", "task.tasks: missing; give it: {name: {task: ..., train: ..., eval: ...}}"),
     ],
 )
@@ -560,6 +565,7 @@ def test_what_fits_is_taken(write: Write, text: str, overrides: list[str]) -> No
         ("task.tasks.a.trian=x", "task.tasks.a.trian: unknown key; did you mean train? valid keys: task, train, eval"),
         ("task.tasks.a.task.mas=1", "task.tasks.a.task.mas: unknown key; did you mean mask? valid keys: type, mask"),
         ("task.tasks.a.task.type=dpo", "task.tasks.a.task.type: got 'dpo'; must be 'masked-lm' or 'sequence-"),
+        ("task.tasks.b.task.labels=[O, O]", "task.tasks.b.task.labels: 'O' is there 2 times; name each label once"),
         ("task.tasks.a=3", "task.tasks.a: got 3; write keys under it, or leave it out: task, train, eval"),
         (
             "task.tasks.train={task: {type: masked-lm}, zz: 1}",

@@ -23,8 +23,9 @@ from distft.config import Recipe
 from distft.config_task import Seq2SeqLM
 from distft.data.types import Document, Record
 from distft.errors import UserError
+from distft.tasks.positions import check_positions
 from distft.tasks.seq2seq import EMPTY, Seq2Seq, Seq2SeqEncoder, Seq2SeqKind
-from distft.tasks.targets import CUT, Targets, check_positions
+from distft.tasks.targets import CUT, Targets
 from distft.tasks.task import Setting
 from distft.tasks.writing import TOKENS
 
@@ -62,7 +63,7 @@ def tokenizer(ends: bool = True) -> Any:
 
 
 def setting(processor: Any, **data: Any) -> Setting:
-    recipe = {"model": {"path": "m"}, "data": {"train": "d.jsonl", **data}, "train": {"steps": 1}}
+    recipe = {"model": {"path": "m"}, "data": {"train": "d.jsonl", "row_tokens": 64, **data}, "train": {"steps": 1}}
     return Setting(Recipe.model_validate(recipe), {}, lambda: processor)
 
 

@@ -489,6 +489,20 @@ def test_status_joins_what_slurm_says(run: RunDir, answer: Answer, squeue: str, 
     assert status.of(run).state == state
 
 
+def test_a_damaged_run_hides_no_other(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run.path.parent / "runs"
+    folder.mkdir()
+    run.path.rename(folder / "a")
+    (folder / "b").mkdir()
+    (folder / "b" / "run.json").write_text("{")
+    monkeypatch.chdir(folder.parent)
+    statuses, broken = status.of_all([])
+    assert [found.name for found in statuses] == ["x"]
+    assert "b/run.json is not what distft wrote" in broken[0]
+    with pytest.raises(UserError, match="is not what distft wrote"):
+        status.of_all([folder / "b"])
+
+
 def test_status_without_slurm_says_what_is_not_known(run: RunDir, answer: Answer) -> None:
     sent(run, "7")
     found = status.of(run)

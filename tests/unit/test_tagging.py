@@ -100,7 +100,7 @@ def model_of(labels: Sequence[str] = LABELS, crf: bool = False, seed: int = 0, *
 
 
 def task_of(model: Any, labels: Sequence[str] = LABELS, crf: bool = False) -> Tagging:
-    return Tagging(tuple(labels), crf, Inputs(model))
+    return Tagging(tuple(labels), crf, Inputs(model, tokenizer_of()))
 
 
 SENTENCES = [

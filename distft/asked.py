@@ -1,0 +1,61 @@
+"""How a file is read that a trained run is asked about."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distft import feed, labels
+from distft.config import Recipe
+from distft.config_task import CTC, DPO, CausalLM, Generation, Seq2SeqLM, SpeechSeq2Seq
+from distft.data import sources
+from distft.data.sources import Source
+from distft.data.types import Record
+from distft.errors import UserError
+from distft.rundir import RunDir
+from distft.tasks.generate import Decoding
+from distft.tasks.task import LABEL
+
+FIRST = 256  # records of a file, by which its form is told
+_ALONE: dict[type, str] = {Seq2SeqLM: "source", DPO: "prompt", CTC: "audio", SpeechSeq2Seq: "audio"}  # else "text"
+
+
+def check_decoding(recipe: Recipe, decoding: Decoding) -> None:
+    """Raises UserError where a choice of words is given to a task that makes none, or has its own settings."""
+    if decoding != Decoding() and not isinstance(recipe.task, CausalLM | DPO):
+        own = "; set task.beams and task.longest_target" if isinstance(recipe.task, Generation) else ""
+        raise UserError(f"--max-tokens, --temperature: task.type {recipe.task.type} takes neither{own}")
+
+
+def source_like(run: RunDir, recipe: Recipe, path: Path, part: str | None, answered: bool) -> Source:
+    """A file that is read as the training data are, where it is of the same form; of a text each line is a record.
+
+    Args:
+        answered: the records hold what is right, and so the form of the training data.
+    """
+    like, suffix = feed.training_source(recipe, part), sources.suffix_of(path)
+    text = suffix in sources.TEXTS
+    if isinstance(like.spec, str) and sources.suffix_of(Path(like.spec)) == suffix:
+        same = Source(str(path), like.split, None, like.delimiter, like.columns, like.format)
+        known = (labels.read(run.labels) or {}).get(part or LABEL, [])
+        if (like.columns or like.delimiter or like.format != "auto") and (
+            answered or not text or looks_like(same, known)
+        ):
+            return same
+    return Source({column_of(recipe, part): str(path)} if text else str(path))
+
+
+def looks_like(source: Source, tags: Sequence[str]) -> bool:
+    """Whether a file of texts can be read in this form: has its columns, and of CoNLL's tags of this run."""
+    first = itertools.islice(sources.read_leniently(source), FIRST)
+    return all(isinstance(one, Record) and set(one.fields.get("tags", ())) <= set(tags) for one in first)
+
+
+def column_of(recipe: Recipe, part: str | None) -> str:
+    """The column that holds what to predict from, where that is one text; of speech its path."""
+    task: Any = recipe.task
+    one, fields = (task.tasks[part].task, task.tasks[part].fields) if part else (task, recipe.data.fields)
+    name = _ALONE.get(type(one), "text")
+    return fields.get(name, name)

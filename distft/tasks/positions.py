@@ -1,0 +1,36 @@
+"""How many tokens a model takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distft.config_task import Generation
+from distft.errors import UserError
+
+
+def positions(model: Any) -> int | None:
+    """How many tokens a model takes; None: it knows no limit. RoBERTa and its like count from behind their filler."""
+    limit: int | None = getattr(model.config, "max_position_embeddings", None)
+    found = [m for name, m in model.named_modules() if name.rsplit(".", 1)[-1] == "position_embeddings"]
+    fillers = [module.padding_idx for module in found if getattr(module, "padding_idx", None) is not None]
+    return limit - fillers[0] - 1 if limit is not None and fillers else limit
+
+
+def check_positions(model: Any, settings: Generation) -> None:
+    """Raises UserError where a decoder has not as many positions as a target may have tokens."""
+    names = ("max_target_positions", "max_decoder_position_embeddings", "max_position_embeddings")
+    limit = first_of(model, names)
+    if limit is not None and settings.longest_target > limit:
+        raise UserError(f"task.longest_target {settings.longest_target} is more than the decoder's {limit} positions")
+
+
+def check_source_positions(model: Any, row_tokens: int) -> None:
+    """Raises UserError where an encoder of texts has not as many positions as a source may have tokens."""
+    limit = first_of(model, ("max_encoder_position_embeddings", "max_source_positions", "max_position_embeddings"))
+    if limit is not None and row_tokens > limit:
+        raise UserError(f"data.row_tokens {row_tokens} is more than the {limit} positions of the encoder")
+
+
+def first_of(model: Any, names: tuple[str, ...]) -> int | None:
+    """The first of these numbers that the model's configuration has."""
+    return next((int(getattr(model.config, name)) for name in names if hasattr(model.config, name)), None)
