@@ -59,7 +59,9 @@ class Difference:
             return VERSIONS
         if self.key == "task.beams" or (self.key.startswith("task.tasks.") and ".eval" in self.key):
             return "data.eval"  # as harmless: it is for evaluations
-        return "data.fields" if self.key.startswith("data.fields.") else self.key
+        # of what is named by column: renamed fields, parallel files
+        whole = (key for key in ("data.fields", "data.train", "data.eval") if self.key.startswith(f"{key}."))
+        return next(whole, self.key)
 
     @property
     def rule(self) -> Rule:

@@ -172,7 +172,9 @@ class Train(Section):
     head_lr: Annotated[float, Field(gt=0)] | None = Field(
         None, description="peak learning rate of what the task puts on the model: its head, a CRF; default: `lr`"
     )
-    global_batch: Positive = Field(16, description="rows an optimizer step, over all ranks")
+    global_batch: Annotated[int, Field(gt=0, le=1_000_000)] = Field(
+        16, description="rows an optimizer step, over all ranks"
+    )
     micro_batch: Positive = Field(4, description="rows one rank feeds the model at once")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="learning rate after warm-up")
     warmup: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up")

@@ -61,21 +61,32 @@ def setting_of(run: RunDir, recipe: Recipe) -> Setting:
     return make_setting(run, recipe, kind_of(recipe), lambda key, work: work())
 
 
-def tuned(run: RunDir, recipe: Recipe, quantized: bool = False) -> Any:
-    """The model of a run in host memory, base and adapter with the weights of the chosen checkpoint.
+def tuned(run: RunDir, recipe: Recipe, stored: Stored, quantized: bool = False) -> Any:
+    """The model of a run in host memory, base and adapter with the weights of a checkpoint.
 
     Args:
         quantized: with the base in 4 bits.
+
+    Raises:
+        UserError: the base model, or the label set, is not the one of the run any more.
     """
-    stored, kind = chosen(run, recipe), kind_of(recipe)
+    kind = kind_of(recipe)
+    base = base_of(run, recipe, kind)
+    if models.digest(base, run.path / "base.json") != stored.identity.base:
+        raise UserError(f"{base} is not the base model any more with which {run.path} was trained; put that back")
     total_steps = int(stored.adapter.get("total", 0))
     loaded = untuned(run, recipe, quantized)
-    model = adapters.attach(loaded, recipe.adapter, kind, str(base_of(run, recipe, kind)), total_steps)
+    model = adapters.attach(loaded, recipe.adapter, kind, str(base), total_steps)
     parameters = dict(model.named_parameters())
     if missing := sorted(stored.shapes.keys() - parameters.keys()):
         raise UserError(f"{stored.folder} holds weights that the model has not: {missing[0]} and others")
     with torch.no_grad():
         for name, value in stored.weights():
+            if (shape := parameters[name].shape) != value.shape:
+                raise UserError(
+                    f"{name} has the shape {list(value.shape)} in {stored.folder} and {list(shape)} in the model; is "
+                    f"{run.labels} still the run's own?"
+                )
             parameters[name].copy_(value)
         buffers = dict(model.named_buffers())
         for name, value in stored.buffers():
@@ -102,8 +113,9 @@ def write(run: RunDir, recipe: Recipe, out: Path, merged: bool = False) -> None:
     """
     if merged and isinstance(recipe.adapter, NoAdapter | Partial):
         raise UserError("--merged: this run trained the model itself, so there is no adapter to merge; leave it out")
-    model = tuned(run, recipe)
-    out = out.absolute()
+    stored = chosen(run, recipe)
+    model = tuned(run, recipe, stored)
+    out = out.resolve()
     staged = out.with_name(f".{out.name}.staged")
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
@@ -126,8 +138,7 @@ def write(run: RunDir, recipe: Recipe, out: Path, merged: bool = False) -> None:
         processor.save_pretrained(folder)
     if setting.labels:
         shutil.copy(run.labels, staged / run.labels.name)
-    progress = chosen(run, recipe).progress
-    (staged / MARK).write_text(json.dumps({"run": run.read().name, "step": progress.step}) + "\n")
+    (staged / MARK).write_text(json.dumps({"run": run.read().name, "step": stored.progress.step}) + "\n")
     check_target(out)
     if out.exists():
         shutil.rmtree(out)

@@ -11,10 +11,8 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import Any
 from distft import feed, report
 from distft.asked import check_decoding, column_of, source_like
 from distft.checkpoint import store
+from distft.checkpoint.state import Stored
 from distft.config import Recipe
 from distft.console import Console
 from distft.data import sources
@@ -34,13 +33,11 @@ from distft.metrics import Report, merged
 from distft.process import die_with_parent
 from distft.recipe import load_resolved
 from distft.rundir import RunDir, write_atomically
+from distft.spawn import CHECKPOINT, STARTED_HERE, alone_in, rank_and_world, start_ranks, wait_for
 from distft.tasks.generate import Decoding
 from distft.tasks.kinds import kind_of
 
 PART = 256  # records
-POLL_SECONDS = 0.2
-PATIENCE_SECONDS = 300.0  # with ranks that something else starts, and that may come late or never
-STARTED_HERE = "DISTFT_PASS"  # in the environment of ranks whose parent puts the parts together
 LEFT_OUT = "left out"  # key of a record that the task makes nothing of, as in training
 _ABOUT = "pass.json"
 
@@ -51,6 +48,7 @@ class Pass:
 
     Attributes:
         answered: the records hold what is right (evaluation).
+        stored: the checkpoint; None: the base model, as before the run.
         folder: of the parts.
     """
 
@@ -59,19 +57,20 @@ class Pass:
     source: Source
     folder: Path
     answered: bool
+    stored: Stored | None
     part: str | None = None
-    base_only: bool = False
     decoding: Decoding = field(default_factory=Decoding)
 
     @cached_property
     def about(self) -> str:
         """What parts of another pass would differ in, as JSON."""
-        stored = chosen(self.run, self.recipe)
+        recipe, folder = self.recipe, self.stored and self.stored.folder
         parts: dict[str, Any] = {
             "source": sources.fingerprint(self.source),
-            "checkpoint": [str(stored.folder), (stored.folder / store.MANIFEST).read_text(encoding="utf-8")],
+            "checkpoint": folder and [str(folder), (folder / store.MANIFEST).read_text(encoding="utf-8")],
             "decoding": asdict(self.decoding),
-            "options": [self.part, self.base_only, self.answered, PART, self.recipe.train.micro_batch],
+            "options": [self.part, self.answered, PART, recipe.train.micro_batch],
+            "recipe": [section.model_dump(mode="json") for section in (recipe.task, recipe.model, recipe.data)],
         }
         return json.dumps(parts, sort_keys=True)
 
@@ -82,22 +81,13 @@ class Pass:
         return self.folder / f"{number:06d}.jsonl"
 
 
-def rank_and_world() -> tuple[int, int] | None:
-    """Of a process that somebody else starts several times; None for one that is alone, or starts the others."""
-    if "RANK" not in os.environ:
-        return None
-    try:
-        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    except (KeyError, ValueError):
-        raise UserError("RANK is set, so WORLD_SIZE must be a number too") from None
-
-
 def begin(work: Pass) -> None:
     """Make the folder of the parts; parts of another pass are removed."""
+    about = work.about  # what is wrong with the input is said before anything is made
     if not has_begun(work):
         shutil.rmtree(work.folder, ignore_errors=True)
         work.folder.mkdir(parents=True)
-        write_atomically(work.folder / _ABOUT, work.about)
+        write_atomically(work.folder / _ABOUT, about)
 
 
 def has_begun(work: Pass) -> bool:
@@ -120,7 +110,7 @@ def do_parts(work: Pass, console: Console, mine: Callable[[int], bool] = lambda 
             number, count = count, count + 1
             if not mine(number) or work.file(number).exists():
                 continue
-            predictor = predictor or Predictor(work.run.path, work.part, work.decoding, work.base_only)
+            predictor = predictor or Predictor(work.run.path, work.stored, work.part, work.decoding)
             outcomes = predictor.outcomes(batch, work.answered)
             if work.answered:
                 outcomes = [{LEFT_OUT: one} if isinstance(one, str) else one for one in outcomes]
@@ -140,8 +130,7 @@ def carry_out(work: Pass, nproc: int, console: Console) -> int | None:
         return as_one_of_several(work, *among, console)
     begin(work)
     if nproc > 1:
-        start_ranks(nproc, work.part)
-        return sum(1 for _ in work.folder.glob("*.jsonl"))
+        start_ranks(nproc, work.part, work.stored.folder if work.stored is not None else None)
     return do_parts(work, console)
 
 
@@ -156,38 +145,6 @@ def as_one_of_several(work: Pass, rank: int, world: int, console: Console) -> in
         return None
     wait_for(lambda: all(work.file(number).exists() for number in range(count)))
     return do_parts(work, console)
-
-
-def start_ranks(nproc: int, part: str | None) -> None:
-    """This very command, several times; of several tasks for `part` alone."""
-    threads = max(1, (os.cpu_count() or 1) // nproc)
-    common = {**os.environ, "WORLD_SIZE": str(nproc), "DISTFT_PARENT": str(os.getpid()), STARTED_HERE: "1"}
-    common.setdefault("OMP_NUM_THREADS", str(threads))
-    command = [sys.executable, "-m", "distft", *sys.argv[1:], *(["--task", part] if part else [])]
-    ranks = [
-        subprocess.Popen(command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(nproc)
-    ]
-    try:
-        while any(rank.poll() is None for rank in ranks):
-            if bad := [rank.returncode for rank in ranks if rank.poll() not in (None, 0)]:
-                raise SystemExit(bad[0])  # it has said why
-            time.sleep(POLL_SECONDS)
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    if bad := [rank.returncode for rank in ranks if rank.returncode]:
-        raise SystemExit(bad[0])
-
-
-def wait_for(happened: Callable[[], bool]) -> bool:
-    """Whether it has, before patience is at its end."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not happened():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(POLL_SECONDS)
-    return True
 
 
 def check_part(recipe: Recipe, part: str | None) -> None:
@@ -206,12 +163,30 @@ def predict_file(
     recipe = load_resolved(run.config)
     check_part(recipe, part)
     check_decoding(recipe, decoding)
+    check_output(source, out)
     folder = out.with_name(f".{out.name}.parts")
     like = source_like(run, recipe, source, part, answered=False)
-    work = Pass(run, recipe, like, folder, False, part, base_only, decoding)
-    count = carry_out(work, nproc, Console(rank_and_world() in (None, (0, 1))))
-    if count is None:
-        return None
+    stored = None if base_only else checkpoint_of(run, recipe)
+    work = Pass(run, recipe, like, folder, False, stored, part, decoding)
+    with alone_in(folder), while_it_trains(run):
+        count = carry_out(work, nproc, Console(rank_and_world() in (None, (0, 1))))
+        if count is None:
+            return None
+        lines = put_together(work, count, out)
+        shutil.rmtree(folder)
+    return lines
+
+
+def check_output(source: Path, out: Path) -> None:
+    """Raises UserError where there can be no such file, or it is what is read."""
+    if out.is_dir() or not out.name:
+        raise UserError(f"--output {out}: this is a folder; name a file")
+    if source.exists() and out.exists() and out.samefile(source):
+        raise UserError(f"--output {out} is the input; name another file")
+
+
+def put_together(work: Pass, count: int, out: Path) -> int:
+    """All parts as one file. Returns the number of its lines."""
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     lines = 0
     with open(temporary, "w", encoding="utf-8") as file:
@@ -220,8 +195,24 @@ def predict_file(
             lines += text.count("\n")
             file.write(text)
     os.replace(temporary, out)
-    shutil.rmtree(folder)
     return lines
+
+
+def checkpoint_of(run: RunDir, recipe: Recipe) -> Stored:
+    """The one to predict with; of ranks that were started here the one that their parent has chosen."""
+    named = os.environ.get(CHECKPOINT)
+    return Stored(Path(named)) if named else chosen(run, recipe)
+
+
+@contextmanager
+def while_it_trains(run: RunDir) -> Iterator[None]:
+    """A run that is still training removes old checkpoints. Raises UserError where that was the one in use."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if str(run.checkpoints) not in str(error):
+            raise
+        raise UserError(f"{run.path} still trains and has removed the checkpoint in use; run this again") from None
 
 
 def predict_one(run_dir: Path, text: str, part: str | None, decoding: Decoding, base_only: bool) -> str:
@@ -229,7 +220,10 @@ def predict_one(run_dir: Path, text: str, part: str | None, decoding: Decoding, 
     from distft.predictor import Predictor
 
     check_decoding(load_resolved(RunDir(run_dir).config), decoding)
-    predictor = Predictor(run_dir, part, decoding, base_only)
+    run = RunDir(run_dir)
+    with while_it_trains(run):
+        stored = None if base_only else checkpoint_of(run, load_resolved(run.config))
+        predictor = Predictor(run_dir, stored, part, decoding)
     record = Record("--prompt", {column_of(predictor.recipe, part): text})
     [outcome] = predictor.outcomes([record], answered=False)
     if isinstance(outcome, str):
@@ -254,23 +248,26 @@ def evaluate(run_dir: Path, data: Path | None, part: str | None, nproc: int) -> 
         raise UserError("this run has no held-out data; name a file (--data)")
     if data is not None and len(parts) > 1:
         raise UserError("--data: this run has several tasks; name the one that is meant (--task)")
-    reports: dict[str, Report] = {}
+    stored, reports = checkpoint_of(run, recipe), dict[str, Report]()
+    about = data.stem if data is not None else "eval"
+    about = f"{about}-data" if data is not None and about == "eval" else about  # the held-out data have that name
     for one in parts:
         check_part(recipe, one)
         source = source_like(run, recipe, data, one, answered=True) if data else feed.source_of(recipe, "eval", one)
         if source is None:
             continue
-        name = f"{data.stem if data else 'eval'}{f'-{one}' if one else ''}"
-        work = Pass(run, recipe, source, run.evaluations / f".{name}.parts", True, one)
-        count = carry_out(work, nproc, Console(rank_and_world() in (None, (0, 1))))
-        if count is None:
-            continue
-        reports[one or ""] = score(work, count)
-        shutil.rmtree(work.folder)
+        folder = run.evaluations / f".{'-'.join(filter(None, [about, one]))}.parts"
+        work = Pass(run, recipe, source, folder, True, stored, one)
+        with alone_in(folder), while_it_trains(run):
+            count = carry_out(work, nproc, Console(rank_and_world() in (None, (0, 1))))
+            if count is None:
+                continue
+            reports[one or ""] = score(work, count)
+            shutil.rmtree(folder)
     if not reports:
         return None
     alone = next(iter(reports.values())) if len(parts) == 1 else None
-    name = "-".join(filter(None, [data.stem if data else "eval", part]))
+    name = "-".join(filter(None, [about, part]))
     found = merged(reports) if alone is None else alone
     return found, report.write(run.evaluations, name, found)
 

@@ -49,7 +49,10 @@ def read(path: Path) -> dict[str, list[str]] | None:
     """The labels kept in `path`, None where there is no such file."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        return {str(key): [str(label) for label in labels] for key, labels in stored.items()}
+        for key, labels in stored.items():
+            if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+                raise ValueError(f"{key} is no list of labels")
+        return dict(stored)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, AttributeError, TypeError) as error:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from distft import adapters, export, models
+from distft.checkpoint.state import Stored
 from distft.config import Recipe
 from distft.data.types import Broken, Document, Encoded, Record
 from distft.errors import UserError
@@ -24,26 +25,23 @@ from distft.session import base_of, encoder_of, make_setting
 from distft.tasks.generate import Decoding
 from distft.tasks.kinds import kind_of
 from distft.tasks.multi import MultiKind, View
+from distft.tasks.padded import SPLIT
 from distft.tasks.task import Outcome
 
-NOTES = "notes"  # key of what was done to a record before it was predicted, like that it was cut
+NOTES = "notes"  # key of what a record lost before it was predicted
 Predicted = Outcome | str  # a text says what is wrong with the record
 
 
 class Predictor:
-    """The chosen checkpoint of a run.
+    """A checkpoint of a run.
 
     Args:
+        stored: the checkpoint; None: leave the adapter and all training out.
         part: which of several tasks.
-        base_only: leave the adapter and all training out.
     """
 
     def __init__(
-        self,
-        run_dir: Path,
-        part: str | None = None,
-        decoding: Decoding | None = None,
-        base_only: bool = False,
+        self, run_dir: Path, stored: Stored | None, part: str | None = None, decoding: Decoding | None = None
     ) -> None:
         run = RunDir(run_dir)
         run.read()
@@ -52,10 +50,10 @@ class Predictor:
         part = checked_part(kind, part)
         setting = make_setting(run, self.recipe, kind, lambda key, work: work())
         setting = replace(setting, decoding=decoding or Decoding())
-        if base_only:
+        if stored is None:
             model = export.untuned(run, self.recipe)
         else:
-            model = export.tuned(run, self.recipe, adapters.quantized(self.recipe.adapter))
+            model = export.tuned(run, self.recipe, stored, adapters.quantized(self.recipe.adapter))
         on_gpu = torch.cuda.is_available()
         self._device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
         self._model: Any = model.to(self._device).eval()
@@ -90,7 +88,8 @@ class Predictor:
                 wrong[index] = str(error)
                 continue
             documents += [replace(settled(document), record=index) for document in encoded.documents]
-            notes[index] = {} if answered or not encoded.notes else {NOTES: list(encoded.notes)}
+            lost = [note for note in encoded.notes if note != SPLIT]  # pieces are joined again
+            notes[index] = {NOTES: lost} if lost and not answered else {}
             if not encoded.documents:
                 wrong[index] = f"{record.where}: nothing is left of it to predict"
         by_document: dict[int, Outcome] = {}

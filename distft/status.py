@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -108,7 +109,8 @@ def total_steps(run: RunDir, last: dict[str, Any]) -> int | None:
         return train.steps
     if not last or not last.get("epoch") or train.epochs is None:
         return None
-    return round(train.epochs * float(last["step"]) / float(last["epoch"]))
+    rows = round(int(last["step"]) * train.global_batch / float(last["epoch"]))
+    return math.ceil(max(1, round(train.epochs * rows)) / train.global_batch)  # as feed.length counts them
 
 
 def find(folders: list[Path]) -> list[RunDir]:

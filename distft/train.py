@@ -182,7 +182,7 @@ def finish(session: Session) -> None:
     if session.progress.step < session.total_steps:
         patience, best = session.recipe.train.patience, session.recipe.train.best
         session.console.say(f"{best} of the held-out data has not improved in {patience} evaluations")
-    if session.progress.best_step:
+    if session.recipe.train.best is not None and session.progress.best_step:
         chosen = f"{session.recipe.train.best} {session.progress.best:.4f}"
         session.console.say(f"best checkpoint: step {session.progress.best_step}, {chosen}")
     if (verdict := session.allocator.verdict()) is not None:

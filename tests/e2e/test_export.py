@@ -41,7 +41,8 @@ def logits(model: Any) -> torch.Tensor:
 def ours(run: Path) -> torch.Tensor:
     """Logits of the product's own model."""
     opened = RunDir(run)
-    return logits(export.tuned(opened, load_resolved(opened.config)))
+    recipe = load_resolved(opened.config)
+    return logits(export.tuned(opened, recipe, export.chosen(opened, recipe)))
 
 
 def of_base(run: Path, dtype: torch.dtype) -> Any:

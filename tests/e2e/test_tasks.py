@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ import psutil
 import pytest
 import torch
 
+from distft import spawn
 from tests.e2e.command import Ended, Workplace, records, until
 from tests.e2e.conftest import Made
 from tests.e2e.test_export import here
@@ -208,6 +210,61 @@ def test_predict_goes_on_after_a_kill(trained: Trained, command: Here, tmp_path:
     expected = undisturbed.read_text().splitlines()
     assert out.read_text().splitlines() == [*expected[:index], "{}", *expected[index + 1 :]]
     assert not parts.exists()
+
+
+def test_a_second_command_at_the_same_output_is_refused(trained: Trained, command: Here, tmp_path: Path) -> None:
+    made = trained("classification")
+    (tmp_path / "in.txt").write_text("It came late.\n")
+    arguments = ("predict", made.run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.jsonl")
+    with spawn.alone_in(tmp_path / ".out.jsonl.parts"):
+        ended = made.place.run(*arguments)
+        assert (ended.code, "another command is at work" in ended.err) == (2, True)
+    assert command(*arguments).code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.jsonl"]
+
+
+def test_what_a_text_may_hold_ends_no_record(trained: Trained, command: Here, tmp_path: Path) -> None:
+    """Python's splitlines() takes U+2028 for the end of a line."""
+    data = write(tmp_path / "odd.jsonl", [{"source": "a\u2028b", "target": "c\u2028d"}])
+    assert command("eval", trained("translation").run, "--data", data).code == 0
+
+
+def test_held_out_data_of_that_name_have_a_report_of_their_own(trained: Trained, command: Here, tmp_path: Path) -> None:
+    made = trained("classification")
+    assert command("eval", made.run).code == 0
+    before = (made.run / "evaluations" / "eval.json").read_bytes()
+    (tmp_path / "eval.tsv").write_text("Fine.\tpositive\n")
+    assert command("eval", made.run, "--data", tmp_path / "eval.tsv").code == 0
+    assert (made.run / "evaluations" / "eval.json").read_bytes() == before
+    assert (made.run / "evaluations" / "eval-data.json").exists()
+
+
+def test_another_base_or_label_set_is_refused(trained: Trained, command: Here, tmp_path: Path) -> None:
+    run = tmp_path / "moved"
+    shutil.copytree(trained("classification").run, run)
+    kept, config = (run / "labels.json").read_text(), run / "base" / "config.json"
+    for labels, told in (('["negative"]', "still the run's own"), ('"np"', "is not what distft wrote")):
+        (run / "labels.json").write_text(f'{{"label": {labels}}}')
+        ended = command("predict", run, "--prompt", "Fine.")
+        assert (ended.code, told in ended.err) == (2, True), ended.err
+    (run / "labels.json").write_text(kept)
+    config.write_text(config.read_text() + "\n")
+    for arguments in (("predict", run, "--prompt", "Fine."), ("eval", run), ("export", run, tmp_path / "out")):
+        ended = command(*arguments)
+        assert (ended.code, "is not the base model any more" in ended.err) == (2, True), ended.err
+
+
+@pytest.mark.parametrize("out", ["in.txt", "folder", ""])
+def test_an_output_that_cannot_be_is_refused_before_the_work(
+    trained: Trained, command: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.txt").write_text("Fine.\n")
+    (tmp_path / "folder").mkdir()
+    ended = command("predict", trained("classification").run, "--input", "in.txt", "--output", out)
+    assert (ended.code, "--output" in ended.err) == (2, True), ended.err
+    assert (tmp_path / "in.txt").read_text() == "Fine.\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "in.txt"]
 
 
 def mark_first_line(part: Path) -> None:

@@ -20,7 +20,7 @@ LAYERS = [  # lowest first; a name stands for a module, or for a package with al
     {"distft.changes", "distft.yamlfile", "distft.budget"},
     {"distft.explain"},
     {"distft.recipe"},
-    {"distft.preempt", "distft.process", "distft.rundir", "distft.clock", "distft.pulse"},
+    {"distft.preempt", "distft.process", "distft.rundir", "distft.clock", "distft.pulse", "distft.spawn"},
     {"distft.lease", "distft.job"},
     {"distft.dist", "distft.meter", "distft.track", "distft.console", "distft.chart", "distft.digest"},
     {"distft.metrics"},

@@ -1,0 +1,89 @@
+"""The processes of `distft predict` and `distft eval`: started here, or by something else (srun)."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from distft.errors import UserError
+
+POLL_SECONDS = 0.2
+PATIENCE_SECONDS = 300.0  # with ranks that something else starts, and that may come late or never
+STARTED_HERE = "DISTFT_PASS"  # in the environment of ranks whose parent puts the parts together
+CHECKPOINT = "DISTFT_CHECKPOINT"  # and the one that their parent chose
+
+
+def rank_and_world() -> tuple[int, int] | None:
+    """Of a process that somebody else starts several times; None for one that is alone, or starts the others."""
+    if "RANK" not in os.environ:
+        return None
+    try:
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    except (KeyError, ValueError):
+        raise UserError("RANK is set, so WORLD_SIZE must be a number too") from None
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep others from working in `folder`; for the process that puts the parts together.
+
+    Raises:
+        UserError: another one is at it.
+    """
+    if (rank_and_world() or (0, 1))[0] > 0 or STARTED_HERE in os.environ:
+        yield
+        return
+    path = folder.with_name(f"{folder.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another command is at work in {folder}; wait for it or stop it first") from None
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def start_ranks(nproc: int, part: str | None, checkpoint: Path | None) -> None:
+    """This very command, several times; of several tasks for `part` alone. All use the checkpoint that is named: a run
+    that still trains makes others."""
+    threads = max(1, (os.cpu_count() or 1) // nproc)
+    common = {**os.environ, "WORLD_SIZE": str(nproc), "DISTFT_PARENT": str(os.getpid()), STARTED_HERE: "1"}
+    common.setdefault("OMP_NUM_THREADS", str(threads))
+    if checkpoint is not None:
+        common[CHECKPOINT] = str(checkpoint)
+    command = [sys.executable, "-m", "distft", *sys.argv[1:], *(["--task", part] if part else [])]
+    ranks = [
+        subprocess.Popen(command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(nproc)
+    ]
+    try:
+        while any(rank.poll() is None for rank in ranks):
+            if bad := [rank.returncode for rank in ranks if rank.poll() not in (None, 0)]:
+                raise SystemExit(bad[0])  # it has said why
+            time.sleep(POLL_SECONDS)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    if bad := [rank.returncode for rank in ranks if rank.returncode]:
+        raise SystemExit(bad[0])
+
+
+def wait_for(happened: Callable[[], bool]) -> bool:
+    """Whether it has, before patience is at its end."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not happened():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_SECONDS)
+    return True
