@@ -11,6 +11,7 @@ from distft import feed, labels
 from distft.config import Recipe
 from distft.config_task import CTC, DPO, CausalLM, Generation, Seq2SeqLM, SpeechSeq2Seq
 from distft.data import sources
+from distft.data.formats import parse
 from distft.data.sources import Source
 from distft.data.types import Record
 from distft.errors import UserError
@@ -45,6 +46,15 @@ def source_like(run: RunDir, recipe: Recipe, path: Path, part: str | None, answe
         ):
             return same
     return Source({column_of(recipe, part): str(path)} if text else str(path))
+
+
+def trained_on_texts(recipe: Recipe) -> bool:
+    """Whether a language model learned plain texts, by the first record. Not if its data are not there any more."""
+    try:
+        first = next(sources.read(feed.training_source(recipe)), None)
+        return first is not None and isinstance(parse(first, recipe.data.fields), str)
+    except UserError:
+        return False
 
 
 def looks_like(source: Source, tags: Sequence[str]) -> bool:

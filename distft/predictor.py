@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from distft import adapters, export, models
+from distft.asked import trained_on_texts
 from distft.checkpoint.state import Stored
 from distft.config import Recipe
 from distft.data.types import Broken, Document, Encoded, Record
@@ -22,6 +23,7 @@ from distft.preferences import recall
 from distft.recipe import load_resolved
 from distft.rundir import RunDir
 from distft.session import base_of, encoder_of, make_setting
+from distft.tasks.causal import CausalEncoder
 from distft.tasks.generate import Decoding
 from distft.tasks.kinds import kind_of
 from distft.tasks.multi import MultiKind, View
@@ -57,7 +59,10 @@ class Predictor:
         on_gpu = torch.cuda.is_available()
         self._device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
         self._model: Any = model.to(self._device).eval()
-        self._encoder = encoder_of(kind, setting, part)
+        encoder = encoder_of(kind, setting, part)
+        if isinstance(encoder, CausalEncoder):
+            encoder = replace(encoder, continues=trained_on_texts(self.recipe))
+        self._encoder = encoder
         # PEFT's own forward does not tell what a model takes
         learned = kind.task(setting, model.get_base_model() if hasattr(model, "get_base_model") else model)
         recall(run, learned)

@@ -43,17 +43,25 @@ def parse(record: Record, fields: Mapping[str, str]) -> Conversation | str:
     )
 
 
-def prompt_of(record: Record, fields: Mapping[str, str]) -> list[Message]:
-    """The messages that a record asks to be answered; an answer at its end is left out."""
-    renamed = {ours: record.fields[column] for ours, column in fields.items() if column in record.fields}
-    prompt = renamed.get("prompt", record.fields.get("prompt"))
-    if isinstance(prompt, str):
-        return [_user(prompt)]
-    parsed = parse(record, {ours: column for ours, column in fields.items() if ours in renamed})
+def prompt_of(record: Record, fields: Mapping[str, str]) -> list[Message] | str:
+    """The messages that a record asks to be answered, in the form in which it would be learned from; an answer at its
+    end is left out, or may be missing. Or a plain text."""
+    answers = {
+        fields.get(answer, answer): ""
+        for answer, question in (("output", "instruction"), ("completion", "prompt"))
+        if record.fields.get(fields.get(question, question)) is not None
+    }
+    asked = Record(record.where, {**record.fields, **answers})
+    parsed = parse(asked, {ours: column for ours, column in fields.items() if column in asked.fields})
     if isinstance(parsed, str):
-        return [_user(parsed)]
+        return parsed
     messages = parsed.messages
     return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+
+
+def asked_by(text: str) -> list[Message]:
+    """A text as what a user says."""
+    return [_user(text)]
 
 
 @dataclass(frozen=True)
@@ -99,9 +107,10 @@ def pair_prompt_of(record: Record, fields: Mapping[str, str]) -> list[Message]:
     """The messages that the answers of a record of preferences are to, or would be where it has none."""
     if all(record.fields.get(fields.get(name, name)) is not None for name in ("chosen", "rejected")):
         return pair_of(record, fields).prompt
-    prompt = _prompt(record, fields)
+    prompt = _prompt(record, {ours: column for ours, column in fields.items() if column in record.fields})
     if prompt is None:
-        return prompt_of(record, {})
+        asked = prompt_of(record, {})
+        return asked_by(asked) if isinstance(asked, str) else asked
     return prompt[:-1] if prompt[-1]["role"] == "assistant" else prompt
 
 

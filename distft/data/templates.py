@@ -103,6 +103,13 @@ class Template:
         except UnicodeEncodeError as error:
             raise UserError(half_a_pair(error)) from error
 
+    def opening(self, text: str) -> npt.NDArray[np.int32]:
+        """A plain text that is to be continued, as it begins in training, int32 [n]. Raises UserError as `prompt`."""
+        try:
+            return self._plain(text).tokens[:-1]
+        except UnicodeEncodeError as error:
+            raise UserError(half_a_pair(error)) from error
+
     @cached_property
     def digest(self) -> str:
         """sha256 (hex) of all that decides what `encode` returns for a record."""

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from distft.data.formats import parse, prompt_of
+from distft.data.formats import Message, asked_by, parse, prompt_of
 from distft.data.templates import Marked, Template
-from distft.data.types import Document, Encoded, Record
+from distft.data.types import Column, Document, Encoded, Record
 from distft.digest import of_parts
 from distft.errors import UserError
 from distft.metrics import Report
@@ -70,12 +70,14 @@ class CausalEncoder:
     Args:
         fields: as in `Data`.
         drop: leave a record out rather than cut it.
+        continues: a text to predict from is continued, and not what a user says.
     """
 
     template: Template
     fields: Mapping[str, str]
     row_tokens: int
     drop: bool
+    continues: bool = False
 
     columns = {"tokens": "int32", "targets": "bool"}  # noqa: RUF012 - a constant of the class
 
@@ -85,13 +87,18 @@ class CausalEncoder:
 
     def encode(self, record: Record, answered: bool = True) -> Encoded:
         if not answered:
-            messages = prompt_of(record, self.fields)
+            asked = prompt_of(record, self.fields)
             try:
-                tokens = self.template.prompt(messages)
+                tokens = self._opening(asked)
             except UserError as error:
                 raise UserError(f"{record.where}: {error}") from error
             return Encoded([Document({"tokens": tokens, "targets": np.zeros(len(tokens), bool)}, len(tokens), 0)])
         return pieces(self.template.encode(record, self.fields), self.row_tokens, self.drop)
+
+    def _opening(self, asked: list[Message] | str) -> Column:
+        if isinstance(asked, str) and self.continues:
+            return self.template.opening(asked)
+        return self.template.prompt(asked_by(asked) if isinstance(asked, str) else asked)
 
 
 def pieces(marked: Marked, size: int, drop: bool) -> Encoded:

@@ -17,6 +17,7 @@ from tests.cluster.scenario import (
     HIGH,
     LONG_SECONDS,
     ROOT,
+    SAMPLE,
     SECONDS,
     STEPS,
     VARIANTS,
@@ -29,7 +30,7 @@ from tests.cluster.scenario import (
     preempt,
     resumed_after,
 )
-from tests.e2e.command import RANK_NAME, about, losses, records, until
+from tests.e2e.command import about, losses, records, until
 
 # --- 1: preemption ----------------------------------------------------------------------------------------------------
 
@@ -92,21 +93,18 @@ def test_time_limits_lose_no_step(cluster: Cluster, variant: str, event: str, si
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("begun", [False, True], ids=["in the start-up", "in a step"])
-def test_a_time_limit_that_nobody_saw_coming_loses_no_step(cluster: Cluster, begun: bool) -> None:
-    """A rank stands still, so that no rank looks at the clock, until SLURM's TERM and CONT; it never starts such a job
-    again by itself."""
+def test_a_time_limit_in_a_start_up_has_the_job_started_again(cluster: Cluster) -> None:
+    """Nothing looks at the clock there, and after a time limit SLURM starts nothing again: the policy does."""
     cluster.reference("lora-zero2")
+    data = cluster.folder / "slow.jsonl"  # takes minutes to encode
+    data.write_text(SAMPLE.read_text(encoding="utf-8") * 2_000, encoding="utf-8")
+    given = (f"model={{path: {cluster.unbroken['lora-zero2'] / 'base'}}}", f"data={{train: {data}, row_tokens: 128}}")
     site = f"--site={cluster.site('low-nosignal')}"
-    patient = "engine.timeout=600"  # or the rank is called hung before
-    run = cluster.submit(f"limit-unseen-{begun}", "lora-zero2", site, "--time=1", patient)
-    run.until(lambda: len(run.processes(lambda p, e: p.name() == f"{RANK_NAME}1")) == 1, "rank 1")
-    if begun:
-        run.until_step(AT)
-    run.rank(1).suspend()
-    run.until_done(LONG_SECONDS)
-    assert as_if_nothing_had_happened(run, restarts=1) == 0
+    run = cluster.submit("limit-in-start-up", "lora-zero2", site, "--time=1", *given)
+    run.until(lambda: run.restarts() == 1, "the job is started again")
     assert about(run.path)["attempts"][0]["cause"].startswith("time limit: preempted (SIGTERM)")
+    cluster.call(*cluster.distft, "cancel", run.path)
+    data.unlink()
 
 
 # --- 3: requeue and signals from outside ------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from distft.asked import check_decoding, source_like
+from distft.asked import check_decoding, source_like, trained_on_texts
 from distft.config import Recipe
 from distft.data import sources
 from distft.errors import UserError
@@ -52,6 +52,17 @@ def test_what_is_evaluated_has_the_form_of_the_training_data(tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["new.txt", "new.txt.gz"])
 def test_a_text_goes_into_the_column_that_the_task_reads(tmp_path: Path, name: str) -> None:
     assert read(tmp_path, name, "a\nb\n", recipe({"type": "seq2seq-lm"})) == [{"source": "a"}, {"source": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("first", "wanted"), [({"text": "a"}, True), ({"prompt": "a", "completion": "b"}, False), (None, False)]
+)
+def test_a_language_model_of_plain_texts_is_told_by_its_data(
+    tmp_path: Path, first: dict[str, str] | None, wanted: bool
+) -> None:
+    if first is not None:
+        (tmp_path / "d.jsonl").write_text(json.dumps(first))
+    assert trained_on_texts(recipe({"type": "causal-lm"}, train=str(tmp_path / "d.jsonl"))) is wanted
 
 
 def test_a_choice_of_words_is_for_tasks_that_make_one() -> None:

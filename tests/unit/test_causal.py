@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -320,6 +321,35 @@ def test_an_answer_does_not_depend_on_the_others(kind: str) -> None:
         pad_token_id=0,
     )[0, prompts[1][0].size :]
     assert together[1]["answer"] == tokenizer().decode(by_hand, skip_special_tokens=True).strip()
+
+
+USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ({"prompt": "another", "messages": [USER, ASSISTANT]}, "q"),  # as in training, the first form that fits
+        ({"prompt": "another", "instruction": "do", "output": "y"}, "do"),
+        ({"instruction": "do", "input": "x"}, "do\n\nx"),
+        ({"prompt": [USER]}, "q"),
+        ({"prompt": "q", "completion": 3}, "q"),
+        ({"text": "q"}, "q"),
+    ],
+)
+def test_what_is_asked_has_the_form_of_what_was_learned(fields: dict[str, Any], wanted: str) -> None:
+    [document] = encoder(64).encode(record(**fields), answered=False).documents
+    assert tokenizer().decode(document["tokens"]) == f"<|user|>\n{wanted}\n<|assistant|>\n"
+
+
+def test_a_model_of_plain_texts_goes_on_with_one() -> None:
+    plain = replace(encoder(64), continues=True)
+    [asked] = plain.encode(record(text="one two"), answered=False).documents
+    [learned] = plain.encode(record(text="one two three")).documents
+    assert asked["tokens"].tolist() == learned["tokens"][: asked.size].tolist()
+    assert tokenizer().decode(asked["tokens"]) == "one two"
+    [said] = plain.encode(record(prompt="one two"), answered=False).documents
+    assert tokenizer().decode(said["tokens"]) == "<|user|>\none two\n<|assistant|>\n"
 
 
 class Scripted(torch.nn.Linear):

@@ -478,6 +478,11 @@ def test_a_prompt_is_what_comes_before_the_answers(fields: dict[str, Any]) -> No
     assert [message["content"].strip() for message in pair_prompt_of(record(**fields), {})] == ["how are you?"]
 
 
+def test_a_prompt_alone_is_one_whatever_the_pairs_were_in() -> None:
+    asked = pair_prompt_of(record(prompt="how are you?"), {"conversations": "dialogue"})
+    assert [message["content"] for message in asked] == ["how are you?"]
+
+
 def test_a_prompt_alone_is_answered() -> None:
     recipe = Recipe.model_validate(
         {
