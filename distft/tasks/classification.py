@@ -68,6 +68,8 @@ class ClassificationKind:
         return ClassificationEncoder(setting.processor(), self._settings.kind, labels, self._fields, limit, drop)
 
     def task(self, setting: Setting, model: Any) -> Classification:
+        if getattr(model.config, "summary_type", None) == "last":  # XLNet: there the padding would be
+            raise UserError(f"model.path: {model.config.model_type} reads a text at its last place; take another model")
         if getattr(model.config, "pad_token_id", None) is None:  # decoders look for the last token before the padding
             tokenizer = setting.processor()
             known = tokenizer.pad_token_id is not None

@@ -95,7 +95,8 @@ def digest_of(tokenizer: Any) -> str:
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     # Both are state that a call may leave behind; what is used here is named at each call.
     del backend["truncation"], backend["padding"]
-    return of_parts(backend, {name: str(token) for name, token in tokenizer.special_tokens_map.items()})
+    sides = [side for side in [tokenizer.truncation_side] if side != "right"]  # which tokens a limit leaves
+    return of_parts(backend, {name: str(token) for name, token in tokenizer.special_tokens_map.items()}, *sides)
 
 
 def tokens_of(tokenizer: Any, text: str, pair: str | None = None, limit: int | None = None) -> dict[str, Column]:

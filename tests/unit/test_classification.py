@@ -378,6 +378,13 @@ def test_a_decoder_takes_the_end_of_a_text_for_a_filler_and_is_refused_where_the
     assert model.config.pad_token_id == 5
 
 
+def test_a_model_that_reads_the_last_place_is_refused() -> None:
+    model = make("single")
+    model.config.summary_type = "last"
+    with pytest.raises(UserError, match=r"reads a text at its last place"):
+        kind_of().task(setting(), model)
+
+
 def test_bf16_is_scored_in_fp32() -> None:
     model = make("single").to(torch.bfloat16)
     task = task_of("single", model)
