@@ -19,6 +19,7 @@ from distft.rundir import RunDir
 from distft.tasks.generate import Decoding
 from distft.tasks.task import LABEL
 
+PLACEHOLDERS = ("_", "-")  # for tags that are not known
 FIRST = 256  # records of a file, by which its form is told
 _ALONE: dict[type, str] = {Seq2SeqLM: "source", DPO: "prompt", CTC: "audio", SpeechSeq2Seq: "audio"}  # else "text"
 
@@ -58,9 +59,13 @@ def trained_on_texts(recipe: Recipe) -> bool:
 
 
 def looks_like(source: Source, tags: Sequence[str]) -> bool:
-    """Whether a file of texts can be read in this form: has its columns, and of CoNLL's tags of this run."""
-    first = itertools.islice(sources.read_leniently(source), FIRST)
-    return all(isinstance(one, Record) and set(one.fields.get("tags", ())) <= set(tags) for one in first)
+    """Whether a file is of this form and no texts: most of its lines have the columns, or most tags are of this run."""
+    first = list(itertools.islice(sources.read_leniently(source), FIRST))
+    whole = [one for one in first if isinstance(one, Record)]
+    if source.format != "conll":
+        return 2 * len(whole) > len(first)
+    found = [tag for one in whole for tag in one.fields["tags"]]
+    return 2 * sum(tag in (*tags, *PLACEHOLDERS) for tag in found) > len(found)
 
 
 def column_of(recipe: Recipe, part: str | None) -> str:

@@ -219,8 +219,9 @@ def predict_one(run_dir: Path, text: str, part: str | None, decoding: Decoding, 
     """The answer to one text; of a task that does not write texts all that is known, as JSON."""
     from distft.predictor import Predictor
 
-    check_decoding(load_resolved(RunDir(run_dir).config), decoding)
     run = RunDir(run_dir)
+    run.read()
+    check_decoding(load_resolved(run.config), decoding)
     with while_it_trains(run):
         stored = None if base_only else checkpoint_of(run, load_resolved(run.config))
         predictor = Predictor(run_dir, stored, part, decoding)
@@ -244,6 +245,8 @@ def evaluate(run_dir: Path, data: Path | None, part: str | None, nproc: int) -> 
     run.read()
     recipe = load_resolved(run.config)
     parts = feed.parts_of(recipe) if part is None else [part]
+    for one in parts:
+        check_part(recipe, one)
     if data is None and all(feed.source_of(recipe, "eval", one) is None for one in parts):
         raise UserError("this run has no held-out data; name a file (--data)")
     if data is not None and len(parts) > 1:
@@ -252,7 +255,6 @@ def evaluate(run_dir: Path, data: Path | None, part: str | None, nproc: int) -> 
     about = data.stem if data is not None else "eval"
     about = f"{about}-data" if data is not None and about == "eval" else about  # the held-out data have that name
     for one in parts:
-        check_part(recipe, one)
         source = source_like(run, recipe, data, one, answered=True) if data else feed.source_of(recipe, "eval", one)
         if source is None:
             continue

@@ -214,6 +214,26 @@ def check_architecture(folder: Path, recipe: Recipe, kind: Asked) -> None:
         )
 
 
+def check_vocabulary(processor: Any, model: Any, kind: Asked) -> None:
+    """Raises UserError where the tokenizer writes tokens that the model has not."""
+    if kind.vocabulary == "characters":  # a layer for each of them is made anew
+        return
+    tokenizer = getattr(processor, "tokenizer", processor)
+    known = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    if known is None or len(tokenizer) <= known:
+        return
+    # special tokens that no text has may be more than the model's (BART's mask, Gemma's images)
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    used = ("pad", "bos", "eos", "cls", "sep", "unk", *(["mask"] if kind.vocabulary == "encoder" else []))
+    written = {getattr(tokenizer, f"{name}_token_id") for name in used} - {None}
+    largest = max({*tokenizer.get_vocab().values()} - special | written)
+    if largest >= known:
+        raise UserError(
+            f"the tokenizer in {tokenizer.name_or_path} writes token {largest:,} and the model has "
+            f"embeddings for {known:,}; they are not of one model, or the embeddings were not resized"
+        )
+
+
 def is_head(model: Any, name: str) -> bool:
     """Whether a parameter is beside the transformer proper. A pooler serves the head alone, wherever it stands."""
     return not name.startswith(f"{model.base_model_prefix}.") or ".pooler." in name

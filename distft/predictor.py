@@ -28,6 +28,7 @@ from distft.tasks.generate import Decoding
 from distft.tasks.kinds import kind_of
 from distft.tasks.multi import MultiKind, View
 from distft.tasks.padded import SPLIT
+from distft.tasks.positions import check_sources
 from distft.tasks.task import Outcome
 
 NOTES = "notes"  # key of what a record lost before it was predicted
@@ -63,6 +64,7 @@ class Predictor:
         if isinstance(encoder, CausalEncoder):
             encoder = replace(encoder, continues=trained_on_texts(self.recipe))
         self._encoder = encoder
+        self._reads = kind.vocabulary == "seq2seq"
         # PEFT's own forward does not tell what a model takes
         learned = kind.task(setting, model.get_base_model() if hasattr(model, "get_base_model") else model)
         recall(run, learned)
@@ -109,7 +111,10 @@ class Predictor:
     def _encoded(self, record: Record | Broken, answered: bool) -> Encoded:
         if isinstance(record, Broken):
             raise UserError(f"{record.where} {record.why}")
-        return self._encoder.encode(record, answered)
+        encoded = self._encoder.encode(record, answered)
+        if self._reads and encoded.documents:
+            check_sources(self._model, max(document.size for document in encoded.documents))
+        return encoded
 
     def _batches(self, documents: Sequence[Document]) -> list[list[Document]]:
         """Those of similar sizes together: less padding."""

@@ -36,7 +36,7 @@ from distft.tasks.causal import Causal
 from distft.tasks.kinds import kind_of
 from distft.tasks.multi import Asked, MultiKind, of_part
 from distft.tasks.padded import digest_of
-from distft.tasks.positions import positions
+from distft.tasks.positions import check_sources, positions
 from distft.tasks.task import Kind, Learned, Setting
 from distft.track import Tracker, tracker
 
@@ -82,7 +82,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     """
     kind = kind_of(recipe)
     pulse.at("the base model")
-    setting = make_setting(run, recipe, kind, lambda key, work: dist.on_rank_0(ranks, key, work))
+    setting = make_setting(run, recipe, kind, lambda key, work: dist.on_rank_0(ranks, key, work), find=True)
     base = Path(dist.on_rank_0(ranks, "base", lambda: str(base_of(run, recipe, kind))))
     models.check_architecture(base, recipe, kind)  # before all data are encoded
     preempt.check()
@@ -94,6 +94,9 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     rows = sum(len(one.rows) for one in train.values())
     total_steps, total_rows = feed.length(recipe, rows)
     engine, task = build(base, setting, kind, ranks, total_steps)
+    if kind.vocabulary == "seq2seq":
+        corpora = [one.corpus for one in train.values()] + [one.corpus for one in held_out]
+        check_sources(engine.module, max(int(corpus.sizes.max()) for corpus in corpora))
     allocator = make_allocator(recipe, total_steps, engine)
     trainable, total = adapters.parameter_counts(engine.module)
     if deepspeed.stage(recipe) != recipe.engine.zero_stage:
@@ -132,22 +135,25 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     )
 
 
-def make_setting(run: RunDir, recipe: Recipe, kind: Asked, once: Callable[[str, Callable[[], Any]], Any]) -> Setting:
+def make_setting(
+    run: RunDir, recipe: Recipe, kind: Asked, once: Callable[[str, Callable[[], Any]], Any], find: bool = False
+) -> Setting:
     """What the task of a run is made from.
 
     Args:
         once: has one rank do a thing of a name, and gives all its result.
+        find: labels that no checkpoint knows yet are found again; for the attempt that holds the run.
     """
 
-    def find() -> dict[str, list[str]]:
+    def settle() -> dict[str, list[str]]:
         kept = labels.read(run.labels)
         source = partial(feed.training_source, recipe)
-        found = labels.of_run(run.labels, recipe, source, begun=run.newest_commit() > 0)
+        found = labels.of_run(run.labels, recipe, source, begun=not find or run.newest_commit() > 0)
         if kept is not None and kept != found:
             shutil.rmtree(run.base, ignore_errors=True)  # made for other labels
         return found
 
-    found = once("labels", find)
+    found = once("labels", settle)
 
     @cache
     def processor() -> Any:
@@ -224,7 +230,7 @@ def build(base: Path, setting: Setting, kind: Asked, ranks: Ranks, total_steps: 
     limit = positions(model)
     if limit is not None and recipe.data.row_tokens > limit and kind.vocabulary in ("decoder", "encoder"):
         raise UserError(f"data.row_tokens {recipe.data.row_tokens} is more than the {limit} positions of the model")
-    check_vocabulary(setting, kind, model)
+    models.check_vocabulary(setting.processor(), model, kind)
     task = kind.task(setting, model)
     rate_of = adapters.rate_of(recipe.train, recipe.adapter, adapters.head_modules(model, kind))
     model = adapters.attach(model, recipe.adapter, kind, str(base), total_steps)
@@ -233,19 +239,6 @@ def build(base: Path, setting: Setting, kind: Asked, ranks: Ranks, total_steps: 
     engine = Engine(model, recipe, ranks, rate_of)
     del keep_alive
     return engine, task
-
-
-def check_vocabulary(setting: Setting, kind: Asked, model: Any) -> None:
-    """Raises UserError where the tokenizer has tokens that the model has not."""
-    if kind.vocabulary == "characters":  # a layer for each of them is made anew
-        return
-    processor = setting.processor()
-    tokens, known = len(getattr(processor, "tokenizer", processor)), model.get_input_embeddings().num_embeddings
-    if tokens > known:
-        raise UserError(
-            f"the tokenizer in {setting.recipe.model.path or 'model.init'} knows {tokens:,} tokens and the model has "
-            f"embeddings for {known:,}; they are not of one model, or the embeddings were not resized"
-        )
 
 
 def make_allocator(recipe: Recipe, total_steps: int, engine: Engine) -> Allocator:

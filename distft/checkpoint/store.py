@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -116,8 +117,7 @@ def prepare(
 
 def discard(checkpoint: Path) -> None:
     """Half a deletion must not look like a checkpoint."""
-    doomed = checkpoint.with_name(f".staged-{checkpoint.name}-discarded")
-    remove(doomed)
+    doomed = checkpoint.with_name(f".staged-{checkpoint.name}-{secrets.token_hex(4)}")
     with suppress(FileNotFoundError):  # whoever has taken over was faster
         os.replace(checkpoint, doomed)
     failpoint.reach("an old checkpoint is half removed")

@@ -92,6 +92,8 @@ class CausalEncoder:
                 tokens = self._opening(asked)
             except UserError as error:
                 raise UserError(f"{record.where}: {error}") from error
+            if len(tokens) == 0:
+                raise UserError(f"{record.where}: there is nothing to continue")
             return Encoded([Document({"tokens": tokens, "targets": np.zeros(len(tokens), bool)}, len(tokens), 0)])
         return pieces(self.template.encode(record, self.fields), self.row_tokens, self.drop)
 
@@ -228,14 +230,17 @@ class Causal:
         return told(logits, batch.targets, batch.owners, len(batch.documents))
 
     def _answers(self, model: Any, batch: CausalBatch) -> list[Outcome]:
-        """Where the model has no place left behind a prompt, that is said in place of an answer."""
-        prompts = [document["tokens"].tolist() for document in batch.documents]
-        limit = self._limit or 2**31
-        full = f"the prompt leaves no room among the {limit} positions of the model; shorten it"
-        fit = [prompt for prompt in prompts if len(prompt) < limit]
+        """An answer is as long as the model has places for it behind the prompt, whatever the others in the batch."""
         setting, mark = self._template
-        texts = iter(continued(model, setting.processor(), fit, setting.decoding, mark, limit) if fit else ())
-        return [{"answer": next(texts)} if len(prompt) < limit else {"error": full} for prompt in prompts]
+        most, limit = setting.decoding.max_tokens, self._limit
+        rooms = [most if limit is None else min(most, limit - document.size) for document in batch.documents]
+        texts = {}
+        for room in {room for room in rooms if room > 0}:
+            some = [d["tokens"].tolist() for d, its in zip(batch.documents, rooms, strict=True) if its == room]
+            decoding = replace(setting.decoding, max_tokens=room)
+            texts[room] = iter(continued(model, setting.processor(), some, decoding, mark))
+        full = f"the prompt leaves no room among the {limit} positions of the model; shorten it"
+        return [{"answer": next(texts[room])} if room > 0 else {"error": full} for room in rooms]
 
     @cached_property
     def _template(self) -> tuple[Setting, str]:

@@ -28,13 +28,12 @@ def sharded(module: torch.nn.Module) -> bool:
 
 
 def continued(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], decoding: Decoding, mark: str = "", room: int = 2**31
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], decoding: Decoding, mark: str = ""
 ) -> list[str]:
     """What a decoder writes after each prompt.
 
     Args:
         mark: ends a turn, beside the tokenizer's own end.
-        room: tokens that the model takes at most; longer than any prompt.
     """
     module = unwrapped(model)
     device = next(module.parameters()).device
@@ -50,7 +49,7 @@ def continued(
     out = module.generate(
         input_ids=ids,
         attention_mask=mask,
-        max_new_tokens=min(decoding.max_tokens, room - width),
+        max_new_tokens=decoding.max_tokens,
         eos_token_id=stops(module, tokenizer, end),
         pad_token_id=filler,
         synced_gpus=sharded(module),

@@ -62,7 +62,10 @@ class Inputs:
         taken = inspect.signature(model.forward).parameters
         self._types = "token_type_ids" in taken and getattr(model.config, "type_vocab_size", 0) > 1
         self.filler = model.config.pad_token_id if getattr(model.config, "pad_token_id", None) is not None else 0
-        self._blank = tokens_of(tokenizer, "a", "a")  # some models look for the tokens around a text
+        # some models look for the tokens around a text
+        self._blank = tokens_of(tokenizer, "a", "a")
+        if not len(self._blank["tokens"]):
+            self._blank = {"tokens": np.full(2, self.filler, np.int32), "types": np.zeros(2, np.uint8)}
 
     def padded(self, rows: Sequence[Sequence[Document]], device: torch.device) -> Padded:
         """The documents of all rows, one below the other. Without any a row that nobody asked for keeps the graph the

@@ -24,11 +24,14 @@ def check_positions(model: Any, settings: Generation) -> None:
         raise UserError(f"task.longest_target {settings.longest_target} is more than the decoder's {limit} positions")
 
 
-def check_source_positions(model: Any, row_tokens: int) -> None:
-    """Raises UserError where an encoder of texts has not as many positions as a source may have tokens."""
+def check_sources(model: Any, longest: int) -> None:
+    """Raises UserError where an encoder of texts has not as many positions as the longest source has tokens."""
     limit = first_of(model, ("max_encoder_position_embeddings", "max_source_positions", "max_position_embeddings"))
-    if limit is not None and row_tokens > limit:
-        raise UserError(f"data.row_tokens {row_tokens} is more than the {limit} positions of the encoder")
+    grows = any(hasattr(module, "make_weights") or hasattr(module, "make_weight") for module in model.modules())
+    if limit is not None and longest > limit and not grows:  # M2M100 and FSMT make more of them when asked
+        raise UserError(
+            f"a source has {longest} tokens and the encoder {limit} positions; set data.row_tokens to {limit} or less"
+        )
 
 
 def first_of(model: Any, names: tuple[str, ...]) -> int | None:

@@ -18,7 +18,7 @@ from distft.errors import UserError
 from distft.metrics import Report
 from distft.tasks.chance import keep_all_layers
 from distft.tasks.padded import COLUMNS, DROPPED, TRUNCATED, Inputs, tokens_of
-from distft.tasks.positions import check_positions, check_source_positions
+from distft.tasks.positions import check_positions
 from distft.tasks.targets import TARGET_COLUMNS, UNANSWERED, Targets, speak
 from distft.tasks.task import Labels, Outcome, Setting, Vocabulary
 from distft.tasks.writing import Writing, WritingBatch
@@ -58,7 +58,6 @@ class Seq2SeqKind:
 
     def task(self, setting: Setting, model: Any) -> Seq2Seq:
         check_positions(model, self._settings)
-        check_source_positions(model, setting.recipe.data.row_tokens)
         targets = self._targets(setting)
         return Seq2Seq(targets, self._settings, model)
 

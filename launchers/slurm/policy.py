@@ -98,7 +98,7 @@ def of_attempt(run: RunDir, record: Run, job: str, restart: int, code: int) -> V
         return first
     if code - KILLED in preempt.SIGNALS and of_start_of_job(record, job, restart) is None:
         name = signal.Signals(code - KILLED).name
-        return Verdict(PREEMPTED, f"preempted ({name}) before the first node's light parent listened", weight=-1)
+        return Verdict(PREEMPTED, f"stopped ({name}) before the first node's light parent listened", weight=-1)
     if code > KILLED:
         killed = Verdict(FAILED, f"srun or the first node's light parent was killed by signal {code - KILLED}")
         return of_killed_parent(run, record, job, restart) or killed

@@ -14,7 +14,11 @@ from distft.errors import UserError
 from launchers.slurm.site import Container, Site
 
 NODE, POLICY = "launchers.slurm.node", "launchers.slurm.policy"
-OF_ANOTHER_JOB = ("SLURM_RESTART_COUNT", "DISTFT_ALLOW")  # from within which this one is sent: it would inherit them
+OF_ANOTHER_JOB = (
+    "SLURM_RESTART_COUNT",
+    "DISTFT_ALLOW",
+    "DISTFT_RANKS",
+)  # from within which this one is sent: it would inherit them
 _NOT_OURS = re.compile(r"^#SBATCH --(?:signal|wckey)=")
 
 
@@ -157,8 +161,9 @@ def _variables(request: Request) -> dict[str, str]:
         "DISTFT_RUN_DIR": shlex.quote(str(request.run_dir)),
         "DISTFT_SIGNAL_LEAD": str(site.signal_lead),
         "DISTFT_MAX_RESTARTS": str(site.max_restarts),
-        "DISTFT_RANKS": str(site.ranks_a_node),
     }
+    if site.ranks is not None or site.gpus is not None:
+        quoted["DISTFT_RANKS"] = str(site.ranks_a_node)
     if request.allow:
         quoted["DISTFT_ALLOW"] = shlex.quote(",".join(sorted(request.allow)))
     if site.offline:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,16 @@ def recipe(task: dict[str, Any], **data: Any) -> Recipe:
     return Recipe.model_validate({"task": task, "model": {"path": "m"}, "data": given, "train": {"steps": 1}})
 
 
-def read(tmp_path: Path, name: str, text: str, wanted: Recipe, answered: bool = False) -> list[dict[str, Any]]:
+def read(
+    tmp_path: Path, name: str, text: str, wanted: Recipe, answered: bool = False, told: int | None = None
+) -> list[dict[str, Any]]:
+    """The first `told` records, or all."""
     run = RunDir(tmp_path)
     run.labels.write_text(json.dumps({"label": ["O", "B-PER", "B-LOC"]}))
     path = tmp_path / name
     path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
-    return [record.fields for record in sources.read(source_like(run, wanted, path, None, answered))]
+    records = sources.read(source_like(run, wanted, path, None, answered))
+    return [record.fields for record in islice(records, told)]
 
 
 @pytest.mark.parametrize("name", ["new.txt", "new.txt.gz"])
@@ -39,6 +44,8 @@ def test_texts_are_texts_though_the_run_was_trained_on_columns(tmp_path: Path, n
     columns = recipe(TAGS, format="conll")
     assert read(tmp_path, name, "\n".join(PLAIN), columns) == [{"text": text} for text in PLAIN]
     assert read(tmp_path, name, CONLL, columns)[0] == {"tokens": ["Anna", "lives"], "tags": ["B-PER", "O"]}
+    assert read(tmp_path, name, CONLL + "\nIBM B-NEW\nbroken\n", columns, told=2)[1]["tags"] == ["B-LOC"]
+    assert read(tmp_path, name, "Anna _\nlives _\n", columns) == [{"tokens": ["Anna", "lives"], "tags": ["_", "_"]}]
     two = recipe({"type": "sequence-classification"}, delimiter="@", columns=["text", "label"])
     assert read(tmp_path, name, "\n".join(PLAIN), two) == [{"text": text} for text in PLAIN]
     assert read(tmp_path, name, "good@positive\n", two) == [{"text": "good", "label": "positive"}]

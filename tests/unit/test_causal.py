@@ -379,24 +379,23 @@ def test_a_turn_ends_where_its_template_ends_it() -> None:
     assert model.asked["eos_token_id"] == sorted([7, one.eos_token_id, one.convert_tokens_to_ids("<|e|>")])
 
 
-def test_an_answer_fits_the_positions_of_the_model() -> None:
-    model = Scripted([1])
-    continued(model, tokenizer(), [[1, 2, 3], [1]], Decoding(max_tokens=9), room=8)
-    assert model.asked["max_new_tokens"] == 5
-    continued(model, tokenizer(), [[1, 2, 3]], Decoding(max_tokens=2), room=8)
-    assert model.asked["max_new_tokens"] == 2
-
-
 def test_a_prompt_that_fills_the_model_is_told_in_its_place() -> None:
     recipe = Recipe.model_validate({"model": {"path": "m"}, "data": {"train": "d"}, "train": {"steps": 1}})
     setting = Setting(recipe, {}, tokenizer, Decoding(max_tokens=4))
     model = make("gpt2", vocabulary=len(tokenizer()))
     model.generation_config.eos_token_id = None
-    task = Causal(model.forward, False, setting, limit=6)
-    long, short = of_tokens(range(6), [False] * 6), of_tokens(range(3), [False] * 3)
-    first, second = task.predict(model, task.collate([[long], [short]], CPU))
-    assert first == {"error": "the prompt leaves no room among the 6 positions of the model; shorten it"}
-    assert set(second) == {"answer"}
+    task = Causal(model.forward, False, setting, limit=8)
+    full, long, short = (of_tokens(range(size), [False] * size) for size in (8, 6, 3))
+    written = []
+    model.generate, generate = (
+        lambda **asked: (written.append(asked["max_new_tokens"]), generate(**asked))[1],
+        model.generate,
+    )
+    told = task.predict(model, task.collate([[full], [long], [short]], CPU))
+    assert told[0] == {"error": "the prompt leaves no room among the 8 positions of the model; shorten it"}
+    assert sorted(written) == [2, 4]  # a long prompt costs its neighbours nothing
+    [alone] = task.predict(model, task.collate([[short]], CPU))
+    assert told[2] == alone
 
 
 def test_half_a_surrogate_pair_in_a_prompt_is_one_sentence() -> None:
