@@ -139,12 +139,15 @@ class RankAllocator:
         gradients, self._gradients = self._gradients, {}
         if norm is not None and step < self._schedule.fixed_at:
             self._weigh(gradients, min(1.0, self._clip / (norm + 1e-6)) if self._clip > 0 else 1.0)
-        if self._schedule.allocates(step):
+        after = step > self._schedule.fixed_at
+        # a run that was shortened may never see the step in which the last ranks go
+        due = self._schedule.allocates(step) or (after and sum(self._ranks().values()) > self._target)
+        if due:
             self._allocate(self._schedule.budget(step, self._initial, self._target))
-        if self._schedule.allocates(step) or step > self._schedule.fixed_at:
+        if due or after:
             for weight in self._weights:
                 self._engine.mask(weight.e, torch.tensor(self._pattern[weight.module]))
-        return {"ranks": self._ranks()} if self._schedule.allocates(step) else {}
+        return {"ranks": self._ranks()} if due else {}
 
     def _weigh(self, gradients: dict[tuple[str, int], torch.Tensor], clipped: float) -> None:
         """Smooth the sensitivity and its uncertainty, entry by entry (equations 9 and 10)."""

@@ -53,8 +53,9 @@ def attach(model: Any, adapter: Adapter, kind: AnyKind, base: str | None, total_
             settings = configuration(adapter, kind, total_steps, targets(model, adapter, heads), heads)
             # in fp32 beside a head in bf16 ZeRO-3 would refuse them; masters are fp32 anyway
             adapted = get_peft_model(model, settings, autocast_adapter_dtype=False)
-        except ValueError as error:  # a module that PEFT has no layer for
-            raise UserError(f"adapter.targets: {str(error).splitlines()[0]}") from None
+        except (ValueError, TypeError) as error:  # a module that PEFT has no layer for, or cannot copy
+            keys = "adapter.targets" + (", adapter.modules_to_save" if adapter.modules_to_save else "")
+            raise UserError(f"{keys}: {str(error).splitlines()[0]}") from None
     adapted.peft_config[NAME].base_model_name_or_path = base
     if adapter.start is not None:
         begin_with(adapted, adapter.start)
@@ -151,12 +152,13 @@ def begin_with(model: Any, source: str) -> None:
     """Put the weights of an adapter on disk, or on the hub, into a fresh one of the same shape."""
     from peft import PeftConfig, set_peft_model_state_dict
     from peft.utils import load_peft_weights
+    from safetensors import SafetensorError
 
     try:
         stored = PeftConfig.from_pretrained(source)
         weights = load_peft_weights(source, device="cpu")
         stored_rank = getattr(stored, "rank_pattern", None) if stored.peft_type == "ADALORA" else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"adapter.from: {source} is no adapter that PEFT can load ({_first_line(error)})") from None
     if stored_rank and not all(all(kept) for kept in stored_rank.values()):
         raise UserError(f"adapter.from: {source} is an AdaLoRA that gave up ranks; merge it into its base")
@@ -164,7 +166,8 @@ def begin_with(model: Any, source: str) -> None:
     if stored.peft_type != mine.peft_type:
         kinds = [str(getattr(config.peft_type, "value", config.peft_type)) for config in (stored, mine)]
         raise UserError(f"adapter.from: {source} is {kinds[0]}, the recipe {kinds[1]}")
-    for key in ("use_rslora", "use_dora", "lora_alpha"):
+    patterns = ("alpha_pattern", *(["rank_pattern"] if stored.peft_type == "LORA" else []))
+    for key in ("use_rslora", "use_dora", "lora_alpha", "bias", *patterns):
         there, here = getattr(stored, key, None), getattr(mine, key, None)
         if there != here:
             raise UserError(

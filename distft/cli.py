@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-from distft import preempt, process
+from distft import audience, preempt, process
 from distft.errors import DONE, UserError
 from distft.outcome import outcome
 
@@ -301,6 +301,7 @@ def config(
 def main() -> NoReturn:
     """Run a command; turn what went wrong into one sentence and an exit code."""
     os.umask(0o077)
+    audience.may_leave()
     warnings.simplefilter("ignore", FutureWarning)  # what libraries tell each other is of no use to a user
     code = outcome(app)
     if "RANK" in os.environ:

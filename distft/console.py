@@ -11,10 +11,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, TextIO, cast
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from distft.audience import Audience
 
 LINE_SECONDS = 10.0  # between two plain lines
 
@@ -29,8 +31,8 @@ class Console:
 
     def __init__(self, first: bool) -> None:
         descriptor = os.environ.get("DISTFT_CONSOLE_FD")
-        file = os.fdopen(int(descriptor), "w") if first and descriptor else sys.stderr
-        self._rich = RichConsole(file=file, highlight=False, soft_wrap=True, quiet=not first)
+        file = Audience(os.fdopen(int(descriptor), "w")) if first and descriptor else sys.stderr
+        self._rich = RichConsole(file=cast(TextIO, file), highlight=False, soft_wrap=True, quiet=not first)
 
     def say(self, text: str) -> None:
         self._rich.print(text, markup=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from distft import adapters, models
 from distft.checkpoint import state, store
 from distft.checkpoint.state import Stored
-from distft.config import AdaLora, NoAdapter, Partial, Recipe
+from distft.config import AdaLora, Lora, NoAdapter, Partial, Recipe
 from distft.data.templates import Template
 from distft.errors import UserError
 from distft.evaluation import noted
@@ -76,7 +77,10 @@ def tuned(run: RunDir, recipe: Recipe, stored: Stored, quantized: bool = False) 
         raise UserError(f"{base} is not the base model any more with which {run.path} was trained; put that back")
     total_steps = int(stored.adapter.get("total", 0))
     loaded = untuned(run, recipe, quantized)
-    model = adapters.attach(loaded, recipe.adapter, kind, str(base), total_steps)
+    adapter = recipe.adapter
+    if isinstance(adapter, Lora | AdaLora):  # the checkpoint has all its weights, wherever they came from
+        adapter = adapter.model_copy(update={"start": None})
+    model = adapters.attach(loaded, adapter, kind, str(base), total_steps)
     parameters = dict(model.named_parameters())
     if missing := sorted(stored.shapes.keys() - parameters.keys()):
         raise UserError(f"{stored.folder} holds weights that the model has not: {missing[0]} and others")
@@ -120,6 +124,10 @@ def write(run: RunDir, recipe: Recipe, out: Path, merged: bool = False) -> None:
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
     if merged:
+        if (tied := tied_target(model)) is not None:
+            raise UserError(
+                f"--merged: {tied} shares its weight with another layer, which would change too; leave it out"
+            )
         model = model.merge_and_unload()
     kind = kind_of(recipe)
     # a task writes into the configuration what the base leaves open: the filler of a decoder that classifies
@@ -143,6 +151,13 @@ def write(run: RunDir, recipe: Recipe, out: Path, merged: bool = False) -> None:
     if out.exists():
         shutil.rmtree(out)
     os.replace(staged, out)
+
+
+def tied_target(model: Any) -> str | None:
+    """A layer with an adapter whose weight is another layer's too (embeddings and the head)."""
+    owners = Counter(id(weight) for module in model.modules() for weight in module._parameters.values())
+    layers = ((name, module) for name, module in model.named_modules() if hasattr(module, "lora_A"))
+    return next((name for name, layer in layers if owners[id(layer.base_layer.weight)] > 1), None)
 
 
 def end_turns(folder: Path, model: Any, template: Template) -> None:

@@ -7,6 +7,7 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -156,8 +157,10 @@ def shape(folder: Path, recipe: Recipe, kind: Asked, labels: Labels) -> Any:
 
 def _load(folder: Path, recipe: Recipe, kind: Kind, labels: Labels, quantized: bool = False) -> Any:
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
 
-    engine = recipe.engine
+    engine, damaged = recipe.engine, (SafetensorError, UnpicklingError, StrictDataclassError)
     try:
         loaded, info = getattr(transformers, kind.auto).from_pretrained(
             folder,
@@ -170,13 +173,23 @@ def _load(folder: Path, recipe: Recipe, kind: Kind, labels: Labels, quantized: b
             output_loading_info=True,
         )
     except RuntimeError as error:
+        if "ignore_mismatched_sizes" in str(error):
+            raise UserError(f"model.path: the weights in {folder} do not fit its config.json; fetch it again") from None
         if "size mismatch" not in str(error):
             raise
         raise UserError(
             f"model.path: {folder} has a head of another size, which ZeRO-3 cannot replace while it loads; "
             "use engine.zero_stage 0, 1 or 2, or a model without that head"
         ) from None
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+        KeyError,
+        SafetensorError,
+        UnpicklingError,
+        StrictDataclassError,
+    ) as error:
         raise UserError(
             f"model.path: {folder} cannot be loaded for task.type {recipe.task.type}: {_first_line(error)}"
         ) from None

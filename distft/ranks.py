@@ -50,20 +50,27 @@ def of(run: RunDir) -> Ranks:
     if not newest:
         raise UserError(f"{run.path} has not given out ranks anew yet; the first time is soon after adapter.tinit")
     cells: Cells = {}
-    for name, rank in newest[-1]["ranks"].items():
-        kind, layer = place(name)
+    given = newest[-1]["ranks"]
+    whole = len({place(name) for name in given}) < len(given)  # an encoder and a decoder
+    for name, rank in given.items():
+        kind, layer = place(name, whole)
         cells.setdefault(kind, {})[layer] = rank
     layers = sorted({layer for row in cells.values() for layer in row})
     return Ranks(newest[-1]["step"], adapter.init_r, cells, layers)
 
 
-def place(module: str) -> tuple[str, int]:
-    """("self_attn.q_proj", 3) of "base_model.model.model.layers.3.self_attn.q_proj"; layer 0 where none is numbered."""
+def place(module: str, whole: bool = False) -> tuple[str, int]:
+    """("self_attn.q_proj", 3) of "base_model.model.model.layers.3.self_attn.q_proj"; layer 0 where none is numbered.
+
+    Args:
+        whole: with what comes before the number.
+    """
     parts = module.split(".")
     at = next((index for index, part in enumerate(parts) if part.isdigit()), None)
     if at is None:
         return module.removeprefix("base_model.model."), 0
-    return ".".join(parts[at + 1 :]), int(parts[at])
+    before = ".".join(parts[:at]).removeprefix("base_model.model.") if whole else ""
+    return ".".join(filter(None, [before, *parts[at + 1 :]])), int(parts[at])
 
 
 def show(ranks: Ranks) -> None:

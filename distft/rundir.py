@@ -119,6 +119,8 @@ class RunDir:
         """Make the folder of a new run. `run.json` comes last: with it the run exists."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; a run folder is wanted (--run-dir)")
+        if self.config.exists() and self.config.read_text(encoding="utf-8", errors="replace") != config:
+            raise UserError(f"{self.config} is there and of no run; remove it, or name another folder with --run-dir")
         for folder in (self.path, self.logs, self.checkpoints):
             folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.config, config)

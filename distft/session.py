@@ -297,7 +297,8 @@ def differences(stored: Identity, now: Identity) -> list[Difference]:
 
 
 def check_packing(task: Causal, engine: Engine, ranks: Ranks) -> None:
-    vocabulary = engine.module.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    embeddings: Any = engine.module.get_input_embeddings()  # type: ignore[operator]
+    vocabulary = getattr(embeddings, "base_layer", embeddings).num_embeddings  # of an adapter's own
     engine.model.eval()
     leaks = task.documents_leak(engine.model, vocabulary, ranks.device)
     engine.model.train()

@@ -52,14 +52,13 @@ def of(run: RunDir) -> Status:
     """
     content = run.read()
     outlook = find_launcher(content.launcher).outlook(run) if content.state != "done" else None
-    steps: dict[int, dict[str, Any]] = {}
+    recent: list[dict[str, Any]] = []  # as they were recorded: an attempt may train steps again that were lost
     eval_loss = None
     for record in run.records():
         if "loss" in record:
-            steps[record["step"]] = record
+            recent = [*recent, record][-RECENT:]
         eval_loss = record.get("eval_loss", eval_loss)
-    last = steps[max(steps)] if steps else {}
-    recent = [steps[number] for number in sorted(steps)[-RECENT:]]
+    last = recent[-1] if recent else {}
     seconds = sum(record["seconds"] for record in recent)
     total = total_steps(run, last)
     state = state_of(run, content, outlook)
@@ -144,7 +143,9 @@ def watch(folders: list[Path]) -> None:
         with Live(console=console, auto_refresh=False) as live:
             while True:
                 statuses, broken = of_all(folders)
-                live.update(Group(*(part for status in statuses for part in lines(status)), *broken), refresh=True)
+                live.update(
+                    Group(*(part for status in statuses for part in lines(status)), *map(escape, broken)), refresh=True
+                )
                 time.sleep(WATCH_SECONDS)
     except KeyboardInterrupt:
         return
@@ -162,7 +163,7 @@ def lines(status: Status) -> Iterator[str | Table]:
     """What there is to see of one run."""
     of_total = f" of {status.total_steps}" if status.total_steps else ""
     parts = [
-        f"[bold]{status.name}[/bold]",
+        f"[bold]{escape(status.name)}[/bold]",
         status.state,
         f"step {status.step}{of_total}",
         f"loss {status.loss:.4f}" if status.loss is not None else None,
@@ -193,13 +194,13 @@ def table(attempts: list[Attempt]) -> Table:
         took = clock((attempt.end or time.time()) - attempt.start)
         result.add_row(
             str(attempt.number),
-            ",".join(attempt.hosts),
+            escape(",".join(attempt.hosts)),
             str(attempt.world_size),
             str(attempt.zero_stage),
             time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt.start)),
             took,
             steps,
-            attempt.cause or "-",
+            escape(attempt.cause or "-"),
         )
     return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from distft.config import Recipe
@@ -28,11 +29,15 @@ def sync(run: RunDir, offline: bool) -> str:
     try:
         target, first = (name, 0) if offline else choose(name, len(rows), lambda one: steps_at(recipe, one))
         if first < len(rows):
-            send(begin(recipe, run, target, online=not offline), rows, first)
+            to = begin(recipe, run, target, online=not offline)
+            send(to, rows, first)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"W&B did not take it: {error}; {run.metrics} has everything") from error
+    if offline:
+        folder = Path(to.dir).parent
+        return f"{len(rows)} rows are written; send them from a machine with internet: wandb sync {folder}"
     return f"{len(rows) - first} of {len(rows)} rows sent to the W&B run {target}"
 
 

@@ -180,6 +180,9 @@ class Draft:
         if not equals or not all(key):
             self.problems.append((place, (), "not key.path=value; write for example train.steps=100"))
             return
+        if " #" in re.sub(r"'[^']*'|\"[^\"]*\"", "", value):
+            self.problems.append((place, key, "' #' begins a comment in YAML; put the value in quotes"))
+            return
         section = self.values
         for depth, part in enumerate(key[:-1], start=1):
             if section.get(part) is None:

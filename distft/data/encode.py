@@ -71,6 +71,8 @@ class Corpus:
         whole &= all(len(array) == meta.documents + 1 for array in offsets.values())
         if not whole or any(len(values[name]) != offsets[name][-1] for name in meta.columns):
             raise UserError(f"token cache {path} is damaged (a file has the wrong size); delete that folder")
+        if any(its[0] != 0 or (np.diff(its) < 0).any() for its in offsets.values()):
+            raise UserError(f"token cache {path} is damaged (its documents overlap); delete that folder")
         return cls(meta, np.array(numbers["sizes"]), numbers, offsets, values)
 
     def __len__(self) -> int:
@@ -108,7 +110,8 @@ def build(
     for bad data, for data without anything to learn, and where the cache cannot be written.
     """
     root = root_of(cache)
-    folder = root / _key(source, encoder, root)
+    key = _key(source, encoder, root)
+    folder = root / key
     if folder.exists():
         return folder
     with _writable(root):
@@ -116,7 +119,7 @@ def build(
         _remove_stale(root)
         with _locked(root / f"{folder.name}.lock", check_stop):
             if not folder.exists():
-                _write(folder, source, encoder, check_stop, progress)
+                _write(folder, source, encoder, check_stop, progress, lambda: _key(source, encoder, root) == key)
     return folder
 
 
@@ -185,8 +188,12 @@ def _write(
     encoder: Encoder,
     check_stop: Callable[[], None],
     progress: Callable[[int], None],
+    unchanged: Callable[[], bool],
 ) -> None:
-    """Writes beside `folder` and publishes by one rename, so that a folder by this name is always whole."""
+    """Writes beside `folder` and publishes by one rename, so that a folder by this name is always whole.
+
+    Raises UserError as `build`, also where the data are not `unchanged` at the end: the name tells what they were.
+    """
     temporary = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex}")
     temporary.mkdir()
     try:
@@ -200,6 +207,8 @@ def _write(
         meta = writer.meta(source.name)
         if meta.documents == 0:
             raise UserError(_why_empty(meta))
+        if not unchanged():
+            raise UserError(f"data {source.name} were changed while they were read; run the same command again")
         _dump(temporary / _META, json.dumps(asdict(meta), indent=1))
         temporary.rename(folder)
     except OSError:

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from distft import lease
+from distft import audience, lease
 from distft.config import Recipe
 from distft.errors import DONE, FAILED, PREEMPTED, USAGE, RunFailed, UserError
 from distft.lease import Held
@@ -79,6 +79,7 @@ def place(environment: Mapping[str, str]) -> Place:
 
 def main() -> int:
     os.umask(0o077)
+    audience.may_leave()
     try:
         run, here = RunDir(Path(os.environ["DISTFT_RUN_DIR"])), place(os.environ)
     except KeyError:

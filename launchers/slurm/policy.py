@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from distft import lease, preempt
+from distft import audience, lease, preempt
 from distft.errors import DONE, FAILED, PREEMPTED, USAGE, UserError, in_words
 from distft.lease import Lease
 from distft.rundir import Attempt, Run, RunDir
@@ -43,6 +43,7 @@ class Decision:
 def main() -> int:
     """`python -m launchers.slurm.policy EXIT_CODE`, within a job. Returns the exit code of the batch script."""
     os.umask(0o077)
+    audience.may_leave()
     code, job = int(sys.argv[1]), os.environ["SLURM_JOB_ID"]
     restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     run = RunDir(Path(os.environ["DISTFT_RUN_DIR"]))

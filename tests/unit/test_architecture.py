@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LAYERS = [  # lowest first; a name stands for a module, or for a package with all that is in it
-    {"distft.errors", "distft.failpoint", "distft.sample", "distft.section"},
+    {"distft.errors", "distft.audience", "distft.failpoint", "distft.sample", "distft.section"},
     {"distft.config_task"},
     {"distft.config"},
     {"distft.changes", "distft.yamlfile", "distft.budget"},
@@ -58,6 +58,7 @@ FOR_LAUNCHERS = {
         "section",
         "recipe",
         "errors",
+        "audience",
         "preempt",
         "lease",
         "explain",

@@ -5,6 +5,7 @@ import os
 import stat
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -220,7 +221,21 @@ def test_nothing_has_the_final_name_before_the_rename(data, monkeypatch):
     monkeypatch.setattr(encode.Path, "rename", killed)
     with pytest.raises(Stop):
         run(settings)
-    assert [path.suffix for path in root_of(settings.cache).iterdir()] == [".lock"]
+    assert not any(path.is_dir() for path in root_of(settings.cache).iterdir())
+
+
+def test_data_that_change_while_they_are_read_are_not_kept_under_their_old_name(data, monkeypatch):
+    settings = data([{"text": "hello"}])
+    path, add = Path(settings.train), encode._Writer.add
+
+    def add_and_change(writer, encoded):
+        add(writer, encoded)
+        path.write_text(json.dumps({"text": "howdy"}))
+
+    monkeypatch.setattr(encode._Writer, "add", add_and_change)
+    with pytest.raises(UserError, match=r"a\.jsonl were changed while they were read; run the same command again"):
+        run(settings)
+    assert left_over(settings) == []
 
 
 def test_bad_record_leaves_nothing(data):

@@ -1,0 +1,48 @@
+"""Who reads what a command says. That they leave changes nothing in the run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, TextIO, cast
+
+
+class Audience:
+    """A text stream that may break (a closed terminal, a pipe that nobody reads, a full disk); silent from then on.
+
+    Args:
+        stream: None: nobody was there from the beginning.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream if stream is not None else open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it stays
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except (OSError, ValueError):
+            self._leave()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._leave()
+
+    def _leave(self) -> None:
+        """Nothing that is still in a buffer can fail any more, at the end of the process either."""
+        try:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+        except (OSError, ValueError):
+            self._stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def may_leave() -> None:
+    """Of this process: what it writes and complains from now on."""
+    sys.stdout, sys.stderr = cast(TextIO, Audience(sys.stdout)), cast(TextIO, Audience(sys.stderr))
