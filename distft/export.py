@@ -119,15 +119,13 @@ def write(run: RunDir, recipe: Recipe, out: Path, merged: bool = False) -> None:
         raise UserError("--merged: this run trained the model itself, so there is no adapter to merge; leave it out")
     stored = chosen(run, recipe)
     model = tuned(run, recipe, stored)
+    if merged and (tied := tied_target(model)) is not None:
+        raise UserError(f"--merged: {tied} shares its weight with another layer, which would change too; leave it out")
     out = out.resolve()
     staged = out.with_name(f".{out.name}.staged")
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
     if merged:
-        if (tied := tied_target(model)) is not None:
-            raise UserError(
-                f"--merged: {tied} shares its weight with another layer, which would change too; leave it out"
-            )
         model = model.merge_and_unload()
     kind = kind_of(recipe)
     # a task writes into the configuration what the base leaves open: the filler of a decoder that classifies

@@ -181,15 +181,7 @@ def _load(folder: Path, recipe: Recipe, kind: Kind, labels: Labels, quantized: b
             f"model.path: {folder} has a head of another size, which ZeRO-3 cannot replace while it loads; "
             "use engine.zero_stage 0, 1 or 2, or a model without that head"
         ) from None
-    except (
-        OSError,
-        ValueError,
-        ImportError,
-        KeyError,
-        SafetensorError,
-        UnpicklingError,
-        StrictDataclassError,
-    ) as error:
+    except (OSError, ValueError, ImportError, KeyError, *damaged) as error:
         raise UserError(
             f"model.path: {folder} cannot be loaded for task.type {recipe.task.type}: {_first_line(error)}"
         ) from None

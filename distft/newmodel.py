@@ -52,8 +52,9 @@ def create(init: ModelInit, kind: AnyKind, labels: Labels, data: list[tuple[Kind
         wanted = AutoConfig.for_model(init.architecture, **init.config)
     processor = new_processor(kind, init.vocab_size, texts(data), wanted)
     tokenizer = getattr(processor, "tokenizer", processor)
+    tokens = len(tokenizer) if tokenizer is not processor else as_read(processor, wanted, staged)
     with _in_a_sentence(init):
-        sizes = {"vocab_size": len(tokenizer), **special_ids(kind, tokenizer), **init.config}
+        sizes = {"vocab_size": tokens, **special_ids(kind, tokenizer), **init.config}
         config = AutoConfig.for_model(init.architecture, **sizes, **kind.head(labels))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(init.seed)
@@ -61,6 +62,15 @@ def create(init: ModelInit, kind: AnyKind, labels: Labels, data: list[tuple[Kind
     model.save_pretrained(staged)
     processor.save_pretrained(staged)
     os.replace(staged, folder)
+
+
+def as_read(tokenizer: Any, config: Any, staged: Path) -> int:
+    """How many tokens it has when transformers reads it beside this configuration: of some models one is added."""
+    from transformers import AutoTokenizer
+
+    config.save_pretrained(staged)
+    tokenizer.save_pretrained(staged)
+    return max(len(tokenizer), len(AutoTokenizer.from_pretrained(staged)))
 
 
 @contextmanager

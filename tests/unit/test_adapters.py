@@ -17,6 +17,7 @@ from distft import adapters, models
 from distft.config import Adapter, Recipe, Train
 from distft.config_task import WITH_HEADS, MultiTask, Single, Task
 from distft.errors import UserError
+from distft.export import tied_target
 from distft.tasks.causal import CausalKind
 from distft.tasks.kinds import of_settings
 from distft.tasks.multi import MultiKind, Shared
@@ -117,6 +118,13 @@ def test_adalora_is_written_without_the_ranks_it_lost(tmp_path: Path) -> None:
     with torch.no_grad():
         expected, got = model.eval()(input_ids=ids).logits, again.eval()(input_ids=ids).logits
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+
+
+def test_a_target_that_is_another_layers_weight_too_is_found() -> None:
+    for tied, wanted in ((True, "base_model.model.lm_head"), (False, None)):
+        model = LlamaForCausalLM(LlamaConfig(**{**SIZES, "tie_word_embeddings": tied}))
+        settings: Adapter = TypeAdapter(Adapter).validate_python({"type": "lora", "targets": ["q_proj", "lm_head"]})
+        assert tied_target(adapters.attach(model, settings, CAUSAL, "base", 10)) == wanted
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
@@ -199,6 +200,13 @@ def test_the_seed_alone_decides_the_weights(tmp_path: Path) -> None:
         weights.append((made(folder, kind_of("encoder"), "bert", **BERT) / "model.safetensors").read_bytes())
         assert torch.equal(before, torch.get_rng_state())
     assert weights[0] == weights[1]
+
+
+def test_a_model_has_the_tokens_of_its_tokenizer_as_it_is_read(tmp_path: Path) -> None:
+    """transformers reads another tokenizer beside a Qwen2, with a token more."""
+    folder = made(tmp_path, kind_of("decoder"), "qwen2", hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert config.vocab_size >= len(tokenizer)
 
 
 @pytest.mark.parametrize(
