@@ -42,7 +42,7 @@ def attach(model: Any, adapter: Adapter, kind: AnyKind, base: str | None, total_
     from peft import get_peft_model
 
     names = [name for name, _ in model.named_modules() if name]
-    heads = head_modules(model, kind)
+    heads = [*head_modules(model, kind), *poolers(model, kind)]
     if adapter.targets != "all-linear":
         check_modules(names, listed(adapter.targets), "adapter.targets")
     check_modules(names, adapter.modules_to_save, "adapter.modules_to_save")
@@ -70,6 +70,13 @@ def head_modules(model: Any, kind: AnyKind) -> list[str]:
         return sorted({f"parts.{n}.{head}" for n, part in model.parts.items() for head in head_modules(part, kind)})
     found = {name.split(".")[0] for name, _ in model.named_parameters()}
     return sorted(found - {model.base_model_prefix})
+
+
+def poolers(model: Any, kind: AnyKind) -> list[str]:
+    """Names of poolers, which are trained whole too: models that have learned something else come without one, and
+    what is made anew must be in the export."""
+    names = (name.partition(".pooler.") for name, _ in model.named_parameters() if kind.whole_head)
+    return sorted({f"{before}.pooler" for before, found, _ in names if found})
 
 
 def targets(model: Any, adapter: Lora | AdaLora, heads: list[str]) -> str | list[str]:
