@@ -182,6 +182,8 @@ def begin_with(model: Any, source: str) -> None:
             )
     try:
         result = set_peft_model_state_dict(model, weights)
+    except KeyError as error:
+        raise UserError(f"adapter.from: {source} lacks {error}, which is trained whole here") from None
     except RuntimeError as error:
         raise UserError(f"adapter.from: {source} is of another base or shape: {_line_with_shape(error)}") from None
     wrong = [*result.unexpected_keys, *(key for key in result.missing_keys if f".{NAME}" in key)]

@@ -20,6 +20,9 @@ class Audience:
     def write(self, text: str) -> int:
         try:
             self._stream.write(text)
+        except UnicodeEncodeError:  # a terminal of another encoding; it is still there
+            encoding = self._stream.encoding or "ascii"
+            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         except (OSError, ValueError):
             self._leave()
         return len(text)
@@ -44,5 +47,5 @@ class Audience:
 
 
 def may_leave() -> None:
-    """Of this process: what it writes and complains from now on."""
+    """Of this process, in which a run is at work and not what it prints is the product."""
     sys.stdout, sys.stderr = cast(TextIO, Audience(sys.stdout)), cast(TextIO, Audience(sys.stderr))

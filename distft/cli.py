@@ -64,6 +64,7 @@ def train(
     folder = run_dir or Path("runs") / str(recipe.name if recipe else "")
     mode: Mode = "prepare" if prepare else "run"
     resources = Resources(nproc=nproc, max_restarts=max_restarts)
+    audience.may_leave()  # the run does not end because its terminal does
     raise typer.Exit(find_launcher("local").launch(Job(folder, recipe, resources, mode, check_allowed(allow or []))))
 
 
@@ -301,7 +302,6 @@ def config(
 def main() -> NoReturn:
     """Run a command; turn what went wrong into one sentence and an exit code."""
     os.umask(0o077)
-    audience.may_leave()
     warnings.simplefilter("ignore", FutureWarning)  # what libraries tell each other is of no use to a user
     code = outcome(app)
     if "RANK" in os.environ:

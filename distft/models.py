@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from distft import preempt
 from distft.checkpoint.disk import checksum
 from distft.config import Engine, Model, ModelInit, Recipe
+from distft.data.encode import Corpus
 from distft.digest import remembered
 from distft.engine.deepspeed import fill
 from distft.errors import UserError
@@ -219,23 +220,22 @@ def check_architecture(folder: Path, recipe: Recipe, kind: Asked) -> None:
         )
 
 
-def check_vocabulary(processor: Any, model: Any, kind: Asked) -> None:
-    """Raises UserError where the tokenizer writes tokens that the model has not."""
+def check_vocabulary(processor: Any, model: Any, kind: Asked, corpora: Iterable[Corpus]) -> None:
+    """Raises UserError where the data, or the tokens that are put around them, have tokens that the model has not."""
     if kind.vocabulary == "characters":  # a layer for each of them is made anew
         return
-    tokenizer = getattr(processor, "tokenizer", processor)
-    known = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    tokenizer, embeddings = getattr(processor, "tokenizer", processor), model.get_input_embeddings()
+    known = getattr(getattr(embeddings, "base_layer", embeddings), "num_embeddings", None)
     if known is None or len(tokenizer) <= known:
         return
-    # special tokens that no text has may be more than the model's (BART's mask, Gemma's images)
-    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    used = ("pad", "bos", "eos", "cls", "sep", "unk", *(["mask"] if kind.vocabulary == "encoder" else []))
-    written = {getattr(tokenizer, f"{name}_token_id") for name in used} - {None}
-    largest = max({*tokenizer.get_vocab().values()} - special | written)
+    # there may be special tokens that no text has (BART's mask, Gemma's images)
+    names = ("pad", "bos", "eos", "cls", "sep", "unk", *(["mask"] if kind.vocabulary == "encoder" else []))
+    around = {getattr(tokenizer, f"{name}_token_id") for name in names} - {None}
+    largest = max([*around, *(corpus.largest_token() for corpus in corpora)])
     if largest >= known:
         raise UserError(
-            f"the tokenizer in {tokenizer.name_or_path} writes token {largest:,} and the model has "
-            f"embeddings for {known:,}; they are not of one model, or the embeddings were not resized"
+            f"the tokenizer in {tokenizer.name_or_path} writes token {largest:,} and the model has embeddings for "
+            f"{known:,}; they are not of one model, or the embeddings were not resized"
         )
 
 

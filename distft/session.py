@@ -94,8 +94,9 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     rows = sum(len(one.rows) for one in train.values())
     total_steps, total_rows = feed.length(recipe, rows)
     engine, task = build(base, setting, kind, ranks, total_steps)
+    corpora = [one.corpus for one in train.values()] + [one.corpus for one in held_out]
+    models.check_vocabulary(setting.processor(), engine.module, kind, corpora)
     if kind.vocabulary == "seq2seq":
-        corpora = [one.corpus for one in train.values()] + [one.corpus for one in held_out]
         check_sources(engine.module, max(int(corpus.sizes.max()) for corpus in corpora))
     allocator = make_allocator(recipe, total_steps, engine)
     trainable, total = adapters.parameter_counts(engine.module)
@@ -230,7 +231,6 @@ def build(base: Path, setting: Setting, kind: Asked, ranks: Ranks, total_steps: 
     limit = positions(model)
     if limit is not None and recipe.data.row_tokens > limit and kind.vocabulary in ("decoder", "encoder"):
         raise UserError(f"data.row_tokens {recipe.data.row_tokens} is more than the {limit} positions of the model")
-    models.check_vocabulary(setting.processor(), model, kind)
     task = kind.task(setting, model)
     rate_of = adapters.rate_of(recipe.train, recipe.adapter, adapters.head_modules(model, kind))
     model = adapters.attach(model, recipe.adapter, kind, str(base), total_steps)

@@ -180,7 +180,7 @@ class Draft:
         if not equals or not all(key):
             self.problems.append((place, (), "not key.path=value; write for example train.steps=100"))
             return
-        if " #" in re.sub(r"'[^']*'|\"[^\"]*\"", "", value):
+        if " #" in re.sub(r"'[^']*'|\"(?:[^\"\\]|\\.)*\"", "", value) and value.lstrip()[:1] not in ("|", ">"):
             self.problems.append((place, key, "' #' begins a comment in YAML; put the value in quotes"))
             return
         section = self.values

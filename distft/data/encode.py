@@ -78,6 +78,10 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.sizes)
 
+    def largest_token(self) -> int:
+        """Of all documents. Reads all of them."""
+        return max(int(its.max(initial=0)) for its in self._values.values() if its.dtype == np.int32)
+
     def document(self, i: int) -> Document:
         """Document i, 0 <= i < len (else IndexError). Its arrays are read-only views of the mapped files."""
         if not 0 <= i < len(self):

@@ -24,3 +24,11 @@ def test_a_command_goes_on_when_nobody_reads_it(redirection: str) -> None:
     done = subprocess.run(["bash", "-c", shell, sys.executable, WRITES], capture_output=True, check=False, timeout=60)
     assert done.returncode == 7
     assert b"Traceback" not in done.stderr
+
+
+def test_a_terminal_of_another_encoding_is_still_there() -> None:
+    code = "from distft.audience import may_leave; may_leave(); print('gr\\u00fc\\u017c'); print('after')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, env={"PYTHONIOENCODING": "latin-1"}, timeout=60
+    )
+    assert done.stdout.decode("latin-1").split() == ["gr\u00fc\\u017c", "after"]
