@@ -19,10 +19,11 @@ class Audience:
 
     def write(self, text: str) -> int:
         try:
-            self._stream.write(text)
-        except UnicodeEncodeError:  # a terminal of another encoding; it is still there
-            encoding = self._stream.encoding or "ascii"
-            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError:  # a terminal of another encoding; it is still there
+                encoding = self._stream.encoding or "ascii"
+                self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         except (OSError, ValueError):
             self._leave()
         return len(text)

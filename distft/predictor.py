@@ -28,7 +28,7 @@ from distft.tasks.generate import Decoding
 from distft.tasks.kinds import kind_of
 from distft.tasks.multi import MultiKind, View
 from distft.tasks.padded import SPLIT
-from distft.tasks.positions import check_sources
+from distft.tasks.positions import check_source, source_positions
 from distft.tasks.task import Outcome
 
 NOTES = "notes"  # key of what a record lost before it was predicted
@@ -64,7 +64,7 @@ class Predictor:
         if isinstance(encoder, CausalEncoder):
             encoder = replace(encoder, continues=trained_on_texts(self.recipe))
         self._encoder = encoder
-        self._reads = kind.vocabulary == "seq2seq"
+        self._limit = source_positions(self._model) if kind.vocabulary == "seq2seq" else None
         # PEFT's own forward does not tell what a model takes
         learned = kind.task(setting, model.get_base_model() if hasattr(model, "get_base_model") else model)
         recall(run, learned)
@@ -112,8 +112,8 @@ class Predictor:
         if isinstance(record, Broken):
             raise UserError(f"{record.where} {record.why}")
         encoded = self._encoder.encode(record, answered)
-        if self._reads and encoded.documents:
-            check_sources(self._model, max(document.size for document in encoded.documents))
+        for document in encoded.documents:
+            check_source(self._limit, document.size)
         return encoded
 
     def _batches(self, documents: Sequence[Document]) -> list[list[Document]]:

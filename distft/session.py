@@ -36,7 +36,7 @@ from distft.tasks.causal import Causal
 from distft.tasks.kinds import kind_of
 from distft.tasks.multi import Asked, MultiKind, of_part
 from distft.tasks.padded import digest_of
-from distft.tasks.positions import check_sources, positions
+from distft.tasks.positions import check_source, positions, source_positions
 from distft.tasks.task import Kind, Learned, Setting
 from distft.track import Tracker, tracker
 
@@ -97,7 +97,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     corpora = [one.corpus for one in train.values()] + [one.corpus for one in held_out]
     models.check_vocabulary(setting.processor(), engine.module, kind, corpora)
     if kind.vocabulary == "seq2seq":
-        check_sources(engine.module, max(int(corpus.sizes.max()) for corpus in corpora))
+        check_source(source_positions(engine.module), max(int(corpus.sizes.max()) for corpus in corpora))
     allocator = make_allocator(recipe, total_steps, engine)
     trainable, total = adapters.parameter_counts(engine.module)
     if deepspeed.stage(recipe) != recipe.engine.zero_stage:

@@ -24,11 +24,16 @@ def check_positions(model: Any, settings: Generation) -> None:
         raise UserError(f"task.longest_target {settings.longest_target} is more than the decoder's {limit} positions")
 
 
-def check_sources(model: Any, longest: int) -> None:
-    """Raises UserError where an encoder of texts has not as many positions as the longest source has tokens."""
-    limit = first_of(model, ("max_encoder_position_embeddings", "max_source_positions", "max_position_embeddings"))
-    grows = any(hasattr(module, "make_weights") or hasattr(module, "make_weight") for module in model.modules())
-    if limit is not None and longest > limit and not grows:  # M2M100 and FSMT make more of them when asked
+def source_positions(model: Any) -> int | None:
+    """How many tokens an encoder-decoder reads; None: it knows no limit."""
+    if any(hasattr(module, "make_weights") or hasattr(module, "make_weight") for module in model.modules()):
+        return None  # M2M100 and FSMT make more of them when asked
+    return first_of(model, ("max_encoder_position_embeddings", "max_source_positions", "max_position_embeddings"))
+
+
+def check_source(limit: int | None, longest: int) -> None:
+    """Raises UserError where an encoder has not as many positions as the longest source has tokens."""
+    if limit is not None and longest > limit:
         raise UserError(
             f"a source has {longest} tokens and the encoder {limit} positions; set data.row_tokens to {limit} or less"
         )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -171,3 +174,16 @@ def test_the_shape_is_that_of_the_model(folders: dict[str, Path], task: dict[str
     model = loaded(folders["bert"], wanted, labels)
     assert {name: p.shape for name, p in shape.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
     assert {str(parameter.device) for parameter in shape.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize(("pad", "largest", "fits"), [(0, 9, True), (0, 10, False), (10, 9, False)])
+def test_tokens_that_the_model_has_not_are_told_where_they_occur(pad: int, largest: int, fits: bool) -> None:
+    """Twelve in the tokenizer, ten in the model; a mask that no text has is no harm, a filler is."""
+    others = dict.fromkeys([f"{name}_token_id" for name in ("bos", "eos", "cls", "sep", "unk")])
+    tokenizer: Any = MagicMock(name_or_path="m", pad_token_id=pad, mask_token_id=11, tokenizer=None, **others)
+    tokenizer.tokenizer, tokenizer.__len__.return_value = tokenizer, 12
+    model = SimpleNamespace(get_input_embeddings=lambda: torch.nn.Embedding(10, 2))
+    corpora: Any = [MagicMock(**{"largest_token.return_value": number}) for number in (3, largest)]
+    decoder: Any = SimpleNamespace(vocabulary="decoder")
+    with nullcontext() if fits else pytest.raises(UserError, match=r"in m writes token 10 .* embeddings for 10"):
+        models.check_vocabulary(tokenizer, model, decoder, corpora)

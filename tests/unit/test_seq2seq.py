@@ -23,7 +23,7 @@ from distft.config import Recipe
 from distft.config_task import Seq2SeqLM
 from distft.data.types import Document, Record
 from distft.errors import UserError
-from distft.tasks.positions import check_positions
+from distft.tasks.positions import check_positions, check_source, source_positions
 from distft.tasks.seq2seq import EMPTY, Seq2Seq, Seq2SeqEncoder, Seq2SeqKind
 from distft.tasks.targets import CUT, Targets
 from distft.tasks.task import Setting
@@ -250,6 +250,13 @@ def test_the_digest_tells_settings_apart() -> None:
 def test_models_that_do_not_fit_are_refused() -> None:
     with pytest.raises(UserError, match=r"task.longest_target 65 is more than the decoder's 64 positions"):
         check_positions(make("bart", 300), settings(longest_target=65))
+    check_source(source_positions(make("bart", 300)), 64)
+    with pytest.raises(UserError, match=r"a source has 65 tokens and the encoder 64 positions"):
+        check_source(source_positions(make("bart", 300)), 65)
+    assert source_positions(make("t5", 300)) is None
+    grows = torch.nn.Module()
+    grows.make_weights, grows.config = len, make("bart", 300).config
+    assert source_positions(grows) is None
     without = PreTrainedTokenizerFast(tokenizer_object=tokenizer().backend_tokenizer)
     with pytest.raises(UserError, match="end-of-sequence"):
         Seq2SeqKind(settings(), {}).encoder(setting(without))

@@ -20,7 +20,7 @@ from distft import lease, status
 from distft.errors import DONE, FAILED, PREEMPTED, USAGE, UserError
 from distft.job import Job, Resources
 from distft.lease import Lease
-from distft.rundir import Attempt, Run, RunDir
+from distft.rundir import Attempt, Run, RunDir, State
 from launchers.attempt import Verdict, fruitless
 from launchers.local import settle_recipe
 from launchers.slurm import cause, node, policy, scheduler, submit, verdicts
@@ -217,9 +217,12 @@ def test_a_parent_killed_while_it_waited_had_said_why_its_ranks_ended(
     assert (closed.cause, closed.failed_on) == ("node lost: n2 is silent, rank 0 crashed", "n2")
 
 
+@pytest.mark.parametrize("newest", [None, "step-00000100"], ids=["without a checkpoint", "behind a checkpoint"])
 def test_a_start_that_never_began_counts_as_an_attempt(
-    run: RunDir, answer: Answer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run: RunDir, answer: Answer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, newest: str | None
 ) -> None:
+    if newest is not None:
+        (run.checkpoints / newest).mkdir(parents=True)
     answer("scontrol", "JobId=7 JobState=RUNNING Reason=None\n")
     for restart in range(3):
         after_srun(run, monkeypatch, 1, restart)
@@ -228,16 +231,34 @@ def test_a_start_that_never_began_counts_as_an_attempt(
     assert calls(tmp_path).count("requeue 7") == 2
 
 
-def test_a_cancelled_job_is_recorded_so(
-    run: RunDir, answer: Answer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("accounting", "code", "before", "cause", "state", "requeues"),
+    [
+        ("CANCELLED by 0", PREEMPTED, "preempted (SIGTERM)", "cancelled: preempted (SIGTERM)", "cancelled", 0),
+        # of which SLURM starts nothing again
+        ("TIMEOUT", PREEMPTED, "preempted (SIGTERM)", "time limit: preempted (SIGTERM)", "preempted", 1),
+        ("CANCELLED by 0", DONE, "finished", "finished", "done", 0),  # a finished run stays so
+    ],
+)
+def test_what_slurm_does_to_a_job_is_recorded(
+    run: RunDir,
+    answer: Answer,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    accounting: str,
+    code: int,
+    before: str,
+    cause: str,
+    state: State,
+    requeues: int,
 ) -> None:
     answer("scontrol", "JobId=7 JobState=COMPLETING Reason=None\n")
-    answer("sacct", "7|CANCELLED by 0|1000|1100|node1\n")
-    run.write(Run("x", state="preempted", attempts=[attempt(1, cause="preempted (SIGTERM)", exit_code=PREEMPTED)]))
-    after_srun(run, monkeypatch, 75)
-    assert run.read().state == "cancelled"
-    assert run.read().attempts[0].cause == "cancelled: preempted (SIGTERM)"
-    assert "requeue" not in calls(tmp_path)
+    answer("sacct", f"7|{accounting}|1000|1100|node1\n")
+    ended: State = "done" if code == DONE else "preempted"
+    run.write(Run("x", state=ended, attempts=[attempt(1, cause=before, exit_code=code)]))
+    after_srun(run, monkeypatch, code)
+    assert (run.read().state, run.read().attempts[0].cause) == (state, cause)
+    assert calls(tmp_path).count("requeue 7") == requeues
 
 
 def test_an_attempt_that_was_given_up_touches_nothing(
@@ -265,16 +286,6 @@ def test_a_lease_that_its_dead_holder_never_released_silences_nobody(
     assert "requeue 7" in calls(tmp_path)
 
 
-def test_a_run_that_failed_before_it_began_is_held_also_behind_a_checkpoint(
-    run: RunDir, answer: Answer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    answer("scontrol", "JobId=7 JobState=RUNNING Reason=None\n")
-    (run.checkpoints / "step-00000100").mkdir(parents=True)
-    for restart in range(3):
-        after_srun(run, monkeypatch, 1, restart)
-    assert run.read().state == "held"
-
-
 def test_a_resumed_run_is_counted_anew() -> None:
     record = fruitless_attempts("a", "b", "c")
     record.attempts.append(attempt(4, job="8", cause="d", exit_code=FAILED))
@@ -290,28 +301,6 @@ def test_a_stop_before_anybody_listened_is_a_stop(
     answer("scontrol", "JobId=7 JobState=RUNNING Reason=None\n")
     assert after_srun(run, monkeypatch, code) == wanted
     assert fruitless(run.read()) == 1  # SLURM may have sent it because another node's parent failed at once
-
-
-def test_after_a_time_limit_slurm_starts_nothing_again_and_the_policy_does(
-    run: RunDir, answer: Answer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    answer("scontrol", "JobId=7 JobState=COMPLETING Reason=TimeLimit\n")
-    answer("sacct", "7|TIMEOUT|1000|1100|node1\n")
-    run.write(Run("x", state="preempted", attempts=[attempt(1, cause="preempted (SIGTERM)", exit_code=PREEMPTED)]))
-    after_srun(run, monkeypatch, 75)
-    assert run.read().attempts[0].cause == "time limit: preempted (SIGTERM)"
-    assert calls(tmp_path).count("requeue 7") == 1
-
-
-def test_a_finished_run_stays_finished_whoever_cancels_its_job(
-    run: RunDir, answer: Answer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    answer("scontrol", "JobId=7 JobState=COMPLETING Reason=None\n")
-    answer("sacct", "7|CANCELLED by 0|1000|1100|node1\n")
-    run.write(Run("x", state="done", attempts=[attempt(1, cause="finished", exit_code=DONE)]))
-    after_srun(run, monkeypatch, 0)
-    assert (run.read().state, run.read().attempts[0].cause) == ("done", "finished")
-    assert "requeue" not in calls(tmp_path)
 
 
 def test_a_full_disk_and_words_in_another_encoding_keep_no_job_from_its_requeue(
