@@ -16,7 +16,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED) ## train, interrupt, continue and question a model on the embedded sample
-	@$(BIN)/python -m distft.demo
+	@$(BIN)/python -m distft.commands.demo
 
 test: check ## everything: lint, types, unit tests, several processes, the command line, a real SLURM
 	@$(BIN)/python -m pytest
@@ -31,7 +31,7 @@ unit: $(INSTALLED) ## the tests that take under a minute
 
 cluster-test: $(INSTALLED) ## all that a cluster does to a job, an hour and a half; GSM8K where ../shared/data is there
 	@DISTFT_GSM8K=1 $(BIN)/python -m pytest -m "" tests/cluster
-	@DISTFT_FUZZ=5000 $(BIN)/python -m pytest tests/unit/test_slurm_site.py
+	@DISTFT_FUZZ=5000 $(BIN)/python -m pytest tests/unit/launchers/test_slurm_site.py
 
 TRIALS ?= 150
 SEED ?= 1

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from exactness import DATA, HOURS, ROOT, SMALL
 
-from distft.recipe import dump, load
+from distft.recipe.load import dump, load
 from tests.dist.launch import run_ranks
 
 MODULE = "tests.dist.adapters"

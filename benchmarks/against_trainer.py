@@ -215,16 +215,17 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 def set_up(folder: Path, ranks: int) -> None:
     """Model, recipe and rows: the rows that distft feeds, written down for the other side."""
-    from distft import feed, newmodel
-    from distft.config import ModelInit
-    from distft.data import encode
-    from distft.data.encode import Corpus
+    from distft.data import token_cache
     from distft.data.loader import Slots
     from distft.data.packing import one_per_row
-    from distft.models import load_processor
-    from distft.recipe import load
-    from distft.tasks.kinds import kind_of
-    from distft.tasks.task import Setting
+    from distft.data.token_cache import Corpus
+    from distft.model import random_init
+    from distft.model.base_model import load_processor
+    from distft.recipe.load import load
+    from distft.recipe.schema import ModelInit
+    from distft.tasks.protocol import Setting
+    from distft.tasks.registry import kind_of
+    from distft.training import datasets
 
     texts = [f"{r['question']}\n{r['answer']}\n\n" for r in lines(DATA)]
     data = folder / "texts.jsonl"  # long ones: a step of a short row is over sooner, which is not to be measured
@@ -234,14 +235,14 @@ def set_up(folder: Path, ranks: int) -> None:
         RECIPE.format(model=folder / "model", data=data, tokens=ROW_TOKENS, cache=folder / "cache", ranks=ranks)
     )
     recipe = load(folder / "recipe.yaml", [])
-    kind, source = kind_of(recipe), feed.training_source(recipe)
+    kind, source = kind_of(recipe), datasets.training_source(recipe)
     if not (folder / "model").exists():
         init = ModelInit(architecture="llama", vocab_size=4096, config=dict(LLAMA))
-        newmodel.create(init, kind, {}, [(kind, source)], folder / "model")
+        random_init.create(init, kind, {}, [(kind, source)], folder / "model")
     encoder = kind.encoder(Setting(recipe, {}, lambda: load_processor(folder / "model", recipe.model, kind)))
-    corpus = Corpus.open(encode.build(source, encoder, recipe.data.cache, lambda: None, lambda number: None))
-    rows = feed.Dataset(corpus, one_per_row(len(corpus)), "")
-    loader = feed.training_loader(recipe, kind, {None: rows}, Slots(ranks, 1, 0, 1), None)
+    corpus = Corpus.open(token_cache.build(source, encoder, recipe.data.cache, lambda: None, lambda number: None))
+    rows = datasets.Dataset(corpus, one_per_row(len(corpus)), "")
+    loader = datasets.training_loader(recipe, kind, {None: rows}, Slots(ranks, 1, 0, 1), None)
     with open(folder / "rows.jsonl", "w") as file:
         for step in range(STEPS_OF_ROWS):
             for micro in loader.step(step):

@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from distft.recipe import dump, load  # noqa: E402
+from distft.recipe.load import dump, load  # noqa: E402
 from tests.dist.exactness import RELAYOUT, same_samples  # noqa: E402
 from tests.dist.launch import run_ranks  # noqa: E402
 

@@ -9,12 +9,12 @@ import warnings
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-from distft import audience, preempt, process
 from distft.errors import DONE, UserError
-from distft.outcome import outcome
+from distft.exit_codes import outcome
+from distft.process import lifetime, stop_signals, streams
 
 if "train" in sys.argv[1:2] and "DISTFT_FORKSERVER_FD" not in os.environ:
-    preempt.listen()  # before anything slower is imported: a stop signal counts from the first millisecond
+    stop_signals.listen()  # before anything slower is imported: a stop signal counts from the first millisecond
 
 import typer
 
@@ -54,9 +54,9 @@ def train(
     """Run or continue a run here. The same command continues whatever was interrupted; a finished run is a no-op."""
     if "RANK" in os.environ or "DISTFT_FORKSERVER_FD" in os.environ:
         raise typer.Exit(process_of_a_node(run_dir))
-    from distft.changes import check_allowed
-    from distft.job import Job, Mode, Resources, find_launcher
-    from distft.recipe import load
+    from distft.launcher import Job, Mode, Resources, find_launcher
+    from distft.recipe.changes import check_allowed
+    from distft.recipe.load import load
 
     recipe = load(Path(config), overrides or []) if config is not None else None
     if recipe is None and run_dir is None:
@@ -64,7 +64,7 @@ def train(
     folder = run_dir or Path("runs") / str(recipe.name if recipe else "")
     mode: Mode = "prepare" if prepare else "run"
     resources = Resources(nproc=nproc, max_restarts=max_restarts)
-    audience.may_leave()  # the run does not end because its terminal does
+    streams.may_leave()  # the run does not end because its terminal does
     raise typer.Exit(find_launcher("local").launch(Job(folder, recipe, resources, mode, check_allowed(allow or []))))
 
 
@@ -73,10 +73,10 @@ def process_of_a_node(run_dir: Path | None) -> int:
     if run_dir is None:
         raise UserError("RANK is set, so this is one rank of a run, and it needs --run-dir")
     if "DISTFT_FORKSERVER_FD" in os.environ:
-        from distft import forkserver
+        from distft.training import forkserver
 
         return forkserver.serve(run_dir)
-    from distft.train import run_attempt
+    from distft.training.loop import run_attempt
 
     return run_attempt(run_dir)
 
@@ -97,9 +97,9 @@ def submit(
     check: Annotated[bool, typer.Option("--check", help="a ten-second job that looks around instead")] = False,
 ) -> None:
     """Send a run to SLURM. It comes back by itself after preemption, time limits and crashes."""
-    from distft.changes import check_allowed
-    from distft.job import Job, Mode, Resources, find_launcher
-    from distft.recipe import load
+    from distft.launcher import Job, Mode, Resources, find_launcher
+    from distft.recipe.changes import check_allowed
+    from distft.recipe.load import load
 
     recipe = load(config, overrides or [])
     resources = Resources(nodes, nproc, time, site, max_restarts, after)
@@ -119,8 +119,8 @@ def resume(
     allow: Allow = None,
 ) -> None:
     """Send a run folder to SLURM again: one that was cancelled, held, or that somebody copied here."""
-    from distft.changes import check_allowed
-    from distft.job import Job, Resources, find_launcher
+    from distft.launcher import Job, Resources, find_launcher
+    from distft.recipe.changes import check_allowed
 
     resources = Resources(nodes, nproc, time, site, max_restarts)
     raise typer.Exit(find_launcher("slurm").launch(Job(run_dir, None, resources, allow=check_allowed(allow or []))))
@@ -129,8 +129,8 @@ def resume(
 @app.command()
 def cancel(run_dir: Annotated[Path, typer.Argument(help="run folder")]) -> None:
     """End a run that waits or runs, here or on SLURM. It can be resumed."""
-    from distft.job import find_launcher
-    from distft.rundir import RunDir
+    from distft.launcher import find_launcher
+    from distft.run.folder import RunDir
 
     run = RunDir(run_dir)
     print(find_launcher(run.read().launcher).cancel(run))
@@ -143,7 +143,7 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="look again every few seconds, until Ctrl-C")] = False,
 ) -> None:
     """State, step, loss, speed, ETA, and how each attempt ended; what SLURM says, where it is asked."""
-    from distft import status as report
+    from distft.commands import status as report
 
     if watch:
         report.watch(run_dirs or [])
@@ -167,8 +167,8 @@ def logs(
     attempt: Annotated[int | None, typer.Option(min=1, help="default: the newest")] = None,
 ) -> None:
     """What a rank said."""
-    from distft import logs as rank_logs
-    from distft.rundir import RunDir
+    from distft.commands import logs as rank_logs
+    from distft.run.folder import RunDir
 
     try:
         rank_logs.show(RunDir(run_dir), attempt, rank, follow)
@@ -179,8 +179,8 @@ def logs(
 @app.command()
 def ranks(run_dir: Annotated[Path, typer.Argument(help="run folder")]) -> None:
     """What AdaLoRA did: the rank of each weight as a table, and as a picture in the run folder."""
-    from distft import ranks as given_out
-    from distft.rundir import RunDir
+    from distft.commands import adalora_ranks as given_out
+    from distft.run.folder import RunDir
 
     run = RunDir(run_dir)
     found = given_out.of(run)
@@ -197,15 +197,15 @@ def verify_resume(
     nproc: Annotated[int | None, typer.Option(min=1, help="ranks; default: the GPUs, else 1")] = None,
 ) -> None:
     """Run a recipe shortly here, without kills and with some, and compare everything bit for bit."""
-    from distft.recipe import load
+    from distft.recipe.load import load
 
     if kills >= steps:
         raise UserError(f"--kills {kills} needs more steps than {steps}: each kill is after another step")
     recipe = load(config, overrides or [])
-    from distft import verify
+    from distft.commands import verify_resume
 
     ranks = ("--nproc", str(nproc)) if nproc is not None else ()
-    raise typer.Exit(verify.verify(config, overrides or [], recipe, verify.Trial(ranks, steps, kills)))
+    raise typer.Exit(verify_resume.verify(config, overrides or [], recipe, verify_resume.Trial(ranks, steps, kills)))
 
 
 @app.command()
@@ -214,8 +214,8 @@ def sync(
     offline: Annotated[bool, typer.Option("--offline", help="write a folder for `wandb sync` instead")] = False,
 ) -> None:
     """Send the local record to W&B as one run without gaps, from a machine with internet; safe to repeat."""
-    from distft import sync as syncing
-    from distft.rundir import RunDir
+    from distft.commands import sync as syncing
+    from distft.run.folder import RunDir
 
     print(syncing.sync(RunDir(run_dir), offline))
 
@@ -235,14 +235,14 @@ def predict(
     """Predict with the base model and what the run has trained so far. The same command goes on after a kill."""
     if (prompt is None) == (source is None) or (source is None) != (output is None):
         raise UserError("give either --prompt TEXT, or --input FILE and --output FILE")
-    from distft import infer
-    from distft.tasks.generate import Decoding
+    from distft.inference import passes
+    from distft.tasks.shared.generation import Decoding
 
     decoding = Decoding(max_tokens=max_tokens, temperature=temperature)
     if prompt is not None:
-        print(infer.predict_one(run_dir, prompt, task, decoding, base_only))
+        print(passes.predict_one(run_dir, prompt, task, decoding, base_only))
     elif source is not None and output is not None:
-        lines = infer.predict_file(run_dir, source, output, task, decoding, base_only, nproc)
+        lines = passes.predict_file(run_dir, source, output, task, decoding, base_only, nproc)
         if lines is not None:
             print(f"{lines} predictions in {output}")
 
@@ -255,9 +255,10 @@ def evaluate(
     nproc: Annotated[int, typer.Option(min=1, help="ranks on this machine")] = 1,
 ) -> None:
     """Score the run's model: a table here, JSON and pictures in the run folder."""
-    from distft import infer, report
+    from distft.inference import passes
+    from distft.metrics import report
 
-    done = infer.evaluate(run_dir, data, task, nproc)
+    done = passes.evaluate(run_dir, data, task, nproc)
     if done is not None:
         found, files = done
         report.show(data.name if data else "held-out data", found)
@@ -271,9 +272,9 @@ def export(
     merged: Annotated[bool, typer.Option("--merged", help="base and adapter as one model")] = False,
 ) -> None:
     """Write the adapter (for PEFT) or the model (for transformers) of the newest checkpoint."""
-    from distft import export as exporter
-    from distft.recipe import load_resolved
-    from distft.rundir import RunDir
+    from distft.model import export as exporter
+    from distft.recipe.load import load_resolved
+    from distft.run.folder import RunDir
 
     run = RunDir(run_dir)
     run.read()
@@ -289,14 +290,14 @@ def config(
     schema: Annotated[bool, typer.Option("--schema", help="the JSON schema of recipes, for editors")] = False,
 ) -> None:
     """Print the resolved recipe, every key with its value."""
-    from distft import recipe
+    from distft.recipe.load import dump, json_schema, load
 
     if schema:
-        print(json.dumps(recipe.schema(), indent=2))
+        print(json.dumps(json_schema(), indent=2))
     elif config is None:
         raise UserError("name a recipe, or ask for --schema")
     else:
-        print(recipe.dump(recipe.load(config, overrides or [])), end="")
+        print(dump(load(config, overrides or [])), end="")
 
 
 def main() -> NoReturn:
@@ -305,5 +306,5 @@ def main() -> NoReturn:
     warnings.simplefilter("ignore", FutureWarning)  # what libraries tell each other is of no use to a user
     code = outcome(app)
     if "RANK" in os.environ:
-        process.leave(code)
+        lifetime.leave(code)
     sys.exit(code)

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from distft import preempt
-from distft.config import Recipe
 from distft.errors import DONE, FAILED, PREEMPTED, no_space
-from distft.lease import Held
-from distft.rundir import Attempt, Run, RunDir, State, this_host
+from distft.process import stop_signals
+from distft.recipe.schema import Recipe
+from distft.run.folder import Attempt, Run, RunDir, State, this_host
+from distft.run.lease import Held
 
 MOST_FRUITLESS_HERE = 1  # a second one in a row is for the scheduler, which may give other nodes
 RESTART_ROOM_SECONDS = 60.0  # less of the job's time is not worth a restart
@@ -41,7 +41,7 @@ class Restarts:
         return (
             verdict.code == FAILED
             and done < self.most
-            and not preempt.requested()
+            and not stop_signals.requested()
             and fruitless(record) <= MOST_FRUITLESS_HERE
             and (self.ends is None or time.time() + RESTART_ROOM_SECONDS < self.ends)
             and self.possible(record.attempts[-1])

@@ -1,4 +1,4 @@
-"""The fork server of a node (`distft.forkserver`) from its light parent's side, and the ranks that it forks."""
+"""The fork server of a node (`distft.training.forkserver`), seen from its light parent, and the ranks it forks."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distft import pulse
-from distft.rundir import RunDir
+from distft.process import pulse
+from distft.run.folder import RunDir
 
 MESSAGE_BYTES = 1 << 16
 STACKS_SECONDS = 0.5

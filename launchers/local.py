@@ -9,13 +9,15 @@ import socket
 from itertools import takewhile
 from pathlib import Path
 
-from distft import changes, lease
-from distft.config import Recipe
 from distft.errors import DONE, UserError
-from distft.job import Job, Outlook
-from distft.lease import Held
-from distft.recipe import check_sizes, differences, dump, load_resolved
-from distft.rundir import Attempt, RunDir, this_host, write_atomically
+from distft.launcher import Job, Outlook
+from distft.recipe import changes
+from distft.recipe.load import check_sizes, differences, dump, load_resolved
+from distft.recipe.schema import Recipe
+from distft.run import lease
+from distft.run.files import write_atomically
+from distft.run.folder import Attempt, RunDir, this_host
+from distft.run.lease import Held
 from launchers.attempt import Restarts, Verdict, in_this_allocation
 from launchers.parent import Claim, Household, Node, household, run_ranks
 

@@ -17,9 +17,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TextIO
 
-from distft import preempt
 from distft.errors import DONE, FAILED, PREEMPTED, USAGE
-from distft.rundir import RunDir, this_host
+from distft.process import stop_signals
+from distft.run.folder import RunDir, this_host
 from launchers.attempt import Verdict
 from launchers.forkserver import Child, ForkServer, Rank
 from launchers.watchdog import Watchdog
@@ -108,14 +108,14 @@ def household(run: RunDir, nproc: int) -> Iterator[Household]:
 
 def run_ranks(run: RunDir, node: Node, claim: Claim, look_around: LookAround, home: Household) -> Verdict:
     """Start, watch and end the ranks of this node."""
-    if pending := preempt.received():
+    if pending := stop_signals.received():
         return Verdict(PREEMPTED, f"preempted ({pending[0].name}) before the ranks were started", weight=-1)
     # Signals are held while the fork server starts: it inherits that, and so do ranks until they listen.
-    preempt.hold()
+    stop_signals.hold()
     try:
         server = home.server(claim.attempt, node.index)
     finally:
-        preempt.listen()
+        stop_signals.listen()
     try:
         ranks = start_ranks(run, node, claim, server)
         return watch(server, ranks, Watchdog(STANDSTILL * node.timeout), look_around)
@@ -164,7 +164,7 @@ def watch(server: ForkServer, ranks: list[Rank], watchdog: Watchdog, look_around
     deadline, next_look = float("inf"), 0.0
     while running := [rank for rank in ranks if rank.code is None]:
         now = time.monotonic()
-        signals = preempt.received()
+        signals = stop_signals.received()
         if signals and not server.ready:
             return Verdict(PREEMPTED, f"preempted ({signals[0].name}) before the ranks were started", weight=-1)
         pass_on(signals, running)
@@ -202,7 +202,7 @@ def grace(code: int | None) -> float:
 def blame(child: Child) -> int:
     """Of ranks that left within one poll, which is the cause and which the consequence; smallest first."""
     code = FAILED if child.code is None else child.code
-    if code == PREEMPTED and preempt.requested():
+    if code == PREEMPTED and stop_signals.requested():
         return -1  # one that left before the first step closes connections, on which another may abort
     return 0 if code < 0 else {USAGE: 1, PREEMPTED: 2, FAILED: 3, DONE: 5}.get(code, 4)
 
@@ -219,7 +219,7 @@ def pass_on(signals: Sequence[signal.Signals], running: list[Rank]) -> None:
 
 def verdict(first: Child | None) -> Verdict:
     """What the first rank that left says about the attempt; or the fork server, where it was the first."""
-    signals = preempt.received()
+    signals = stop_signals.received()
     if first is None or first.code is None:
         return Verdict(PREEMPTED, "killed by a second Ctrl-C before it could save", weight=-1)
     code, weight = first.code, blame(first)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distft import pulse
-from distft.rundir import this_host
+from distft.process import pulse
+from distft.run.folder import this_host
 from launchers.forkserver import Child
 
 STOPPED_SECONDS = 30.0  # without a beat and without CPU time

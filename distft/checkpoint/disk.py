@@ -18,7 +18,7 @@ from types import TracebackType
 import numpy as np
 import xxhash
 
-from distft import pulse
+from distft.process import pulse
 
 _CHUNK_BYTES = 8 << 20  # a multiple of every block size
 

@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from distft import failpoint
 from distft.checkpoint.disk import Digest, NewFile, checksum
 from distft.errors import RunFailed, UserError
-from distft.rundir import sync_folder
+from distft.process import failpoint
+from distft.run.files import sync_folder
 
 MANIFEST = "manifest.json"
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.bool: "BOOL"}

@@ -20,10 +20,10 @@ import torch
 from distft.checkpoint import state, store
 from distft.checkpoint.disk import Digest
 from distft.checkpoint.state import Identity, Progress
-from distft.dist import Ranks
 from distft.engine.deepspeed import Engine
 from distft.errors import RunFailed
-from distft.lease import Fence
+from distft.process.distributed import Ranks
+from distft.run.lease import Fence
 
 POLL_SECONDS = 0.01
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from distft.data.formats import text_of, value_of
-from distft.data.types import Record
+from distft.data.records import Record
 from distft.errors import UserError
 
 _SHOWN = 60  # characters of a value in a message

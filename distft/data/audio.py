@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distft.data.formats import value_of
-from distft.data.types import Record
+from distft.data.records import Record
 from distft.errors import UserError
 
 Floats = npt.NDArray[np.float32]

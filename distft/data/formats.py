@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from distft.data.types import Record
+from distft.data.records import Record
 from distft.errors import UserError
 
 Message = dict[str, Any]  # {"role": ..., "content": ...} and whatever else a chat template reads

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from distft.digest import of_parts
+from distft.run.digest import of_parts
 
 RATE = 16000  # samples a second
 BLANK, UNKNOWN, BETWEEN = "<pad>", "<unk>", "|"

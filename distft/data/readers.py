@@ -20,7 +20,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from distft.data.types import Broken, Record
+from distft.data.records import Broken, Record
 from distft.errors import UserError
 
 Rows = Iterator[Record | Broken]

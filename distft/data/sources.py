@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from distft import pulse
 from distft.data import readers
 from distft.data.readers import Rows, cause
-from distft.data.types import Broken, Record
-from distft.digest import remembered
+from distft.data.records import Broken, Record
 from distft.errors import UserError
+from distft.process import pulse
+from distft.recipe.schema import Recipe
+from distft.recipe.tasks import MultiTask
+from distft.run.digest import remembered
 
 _CHUNK = 1 << 20  # bytes
 _OBJECTS = {
@@ -30,6 +32,10 @@ _OBJECTS = {
 _TABLES = {".csv": ",", ".tsv": "\t"}
 TEXTS = (".txt", ".text")
 _SUFFIXES = (*_OBJECTS, *_TABLES, *TEXTS)
+
+
+Which = Literal["train", "eval"]
+Part = str | None  # the name of one of several tasks
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,30 @@ class Source:
     def name(self) -> str:
         """For people."""
         return self.spec if isinstance(self.spec, str) else " + ".join(self.spec.values())
+
+
+def parts_of(recipe: Recipe) -> Sequence[Part]:
+    """The names of the tasks, or the one task that has no name."""
+    return sorted(recipe.task.tasks) if isinstance(recipe.task, MultiTask) else [None]
+
+
+def source_of(recipe: Recipe, which: Which, part: Part = None) -> Source | None:
+    """Where the training or held-out data are read; None where there are none."""
+    data = recipe.data
+    split = data.train_split if which == "train" else data.eval_split
+    if part is not None:
+        assert isinstance(recipe.task, MultiTask)
+        own = recipe.task.tasks[part]
+        spec = own.train if which == "train" else own.eval
+        return (spec and Source(spec, split, data.hub_config, own.delimiter, tuple(own.columns), own.format)) or None
+    spec = data.train if which == "train" else data.eval
+    return (spec and Source(spec, split, data.hub_config, data.delimiter, tuple(data.columns), data.format)) or None
+
+
+def training_source(recipe: Recipe, part: Part = None) -> Source:
+    found = source_of(recipe, "train", part)
+    assert found is not None  # a recipe without is refused when it is read
+    return found
 
 
 def read(source: Source) -> Iterator[Record]:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distft.data.formats import Conversation, Message, parse
-from distft.data.types import Record
+from distft.data.records import Record
 from distft.errors import UserError
 
 FORMAT = 1  # raise it when the same record and template give other tokens or targets than before

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from distft.config import Recipe
-from distft.dist import Ranks
 from distft.engine.fragments import Fragment, Gradient, LiveWeights
+from distft.process.distributed import Ranks
+from distft.recipe.schema import Recipe
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 OPTIMIZER = "adamw"  # identifies the meaning of MOMENTS in a checkpoint

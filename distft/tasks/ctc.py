@@ -13,20 +13,19 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from distft import metrics
-from distft.config_task import CTC
 from distft.data.audio import Floats, milliseconds, samples_of, to_float
 from distft.data.formats import text_of
 from distft.data.processors import digest_of_files
-from distft.data.types import Column, Document, Encoded, Record
-from distft.digest import of_parts
+from distft.data.records import Column, Document, Encoded, Record
 from distft.errors import UserError
-from distft.metrics import Report
-from distft.tasks.chance import keep_all_layers, masks_from
-from distft.tasks.padded import DROPPED, TRUNCATED, column, pack_json, unpack_json
-from distft.tasks.targets import TARGET_COLUMNS, UNANSWERED
-from distft.tasks.task import Labels, Outcome, Setting, Vocabulary, mean, only
-from distft.tasks.writing import in_dtype_of
+from distft.metrics.scores import Report, score_transcripts
+from distft.recipe.tasks import CTC
+from distft.run.digest import of_parts
+from distft.tasks.protocol import Labels, Outcome, Setting, Vocabulary, mean, only
+from distft.tasks.shared.decoder_targets import TARGET_COLUMNS, UNANSWERED
+from distft.tasks.shared.encoder_decoder import in_dtype_of
+from distft.tasks.shared.model_randomness import keep_all_layers, masks_from
+from distft.tasks.shared.padding import DROPPED, TRUNCATED, column, pack_json, unpack_json
 
 UTTERANCES = "utterances"
 UNKNOWN = "with characters that the tokenizer does not know"
@@ -280,7 +279,7 @@ class CTCTask:
 
     def score(self, outcomes: Sequence[Outcome]) -> Report:
         references = [outcome["reference"] for outcome in outcomes]
-        return metrics.transcripts(references, [outcome["text"] for outcome in outcomes])
+        return score_transcripts(references, [outcome["text"] for outcome in outcomes])
 
     def join(self, parts: Sequence[Outcome]) -> Outcome:
         return only(parts)

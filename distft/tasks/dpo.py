@@ -13,20 +13,20 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from distft.config import AdaLora, Lora
-from distft.config_task import DPO
 from distft.data.formats import Message, pair_of, pair_prompt_of
+from distft.data.records import Column, Document, Encoded, Record
 from distft.data.templates import Marked, Template
-from distft.data.types import Column, Document, Encoded, Record
-from distft.digest import of_parts
 from distft.errors import UserError
-from distft.metrics import Report
-from distft.tasks.causal import Causal, CausalBatch
-from distft.tasks.generate import unwrapped
-from distft.tasks.padded import DROPPED
-from distft.tasks.positions import positions
-from distft.tasks.reference import COLUMNS, Entry, RecordedReference, Reference, evaluating, key
-from distft.tasks.task import Labels, Outcome, Setting, Vocabulary, mean, only
+from distft.metrics.scores import Report
+from distft.recipe.schema import AdaLora, Lora
+from distft.recipe.tasks import DPO
+from distft.run.digest import of_parts
+from distft.tasks.causal_lm import Causal, CausalBatch
+from distft.tasks.dpo_reference import COLUMNS, Entry, RecordedReference, Reference, evaluating, key
+from distft.tasks.protocol import Labels, Outcome, Setting, Vocabulary, mean, only
+from distft.tasks.shared.generation import unwrapped
+from distft.tasks.shared.padding import DROPPED
+from distft.tasks.shared.position_limits import positions
 
 PAIRS = "pairs"  # the name of the loss and of its count
 EQUAL = "with equal answers were dropped"

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from distft.errors import PREEMPTED
-from distft.rundir import Attempt, Run, RunDir
+from distft.run.folder import Attempt, Run, RunDir
 from launchers.attempt import Verdict, close, last_sign_of_life
 from launchers.slurm import scheduler
 from launchers.slurm.scheduler import Accounted

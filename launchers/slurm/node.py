@@ -8,10 +8,10 @@ node begins another attempt, and the others join it.
 
 from __future__ import annotations
 
-from distft import preempt
+from distft.process import stop_signals
 
 if __name__ == "__main__":
-    preempt.listen()  # before anything slower is imported: a stop signal counts from the first millisecond
+    stop_signals.listen()  # before anything slower is imported: a stop signal counts from the first millisecond
 
 import os
 import socket
@@ -21,12 +21,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from distft import audience, lease
-from distft.config import Recipe
 from distft.errors import DONE, FAILED, PREEMPTED, USAGE, RunFailed, UserError
-from distft.lease import Held
-from distft.recipe import check_sizes, load_resolved
-from distft.rundir import Attempt, RunDir, this_host
+from distft.process import streams
+from distft.recipe.load import check_sizes, load_resolved
+from distft.recipe.schema import Recipe
+from distft.run import lease
+from distft.run.folder import Attempt, RunDir, this_host
+from distft.run.lease import Held
 from launchers.attempt import Restarts, Verdict, in_this_allocation
 from launchers.local import gpus
 from launchers.parent import POLL_SECONDS, Claim, Household, Node, household, run_ranks
@@ -79,7 +80,7 @@ def place(environment: Mapping[str, str]) -> Place:
 
 def main() -> int:
     os.umask(0o077)
-    audience.may_leave()
+    streams.may_leave()
     try:
         run, here = RunDir(Path(os.environ["DISTFT_RUN_DIR"])), place(os.environ)
     except KeyError:
@@ -105,7 +106,7 @@ def main() -> int:
 
 def decide_without_the_script(run: RunDir, here: Place, verdict: Verdict) -> None:
     """SLURM asked for a stop; where that was because the batch script was killed, nobody else starts the job again."""
-    if preempt.requested() and verdict.code in (PREEMPTED, FAILED):
+    if stop_signals.requested() and verdict.code in (PREEMPTED, FAILED):
         try:
             policy.in_place_of_the_script(run, here.job, here.restart, verdict)
         except (UserError, OSError) as error:  # said here: what ended the ranks is reported after it
@@ -158,7 +159,7 @@ def leading(
     own = here.named(run_ranks(run, node, claim, look_around, home))
     verdicts.leave(own)
     found = verdicts.blamed(verdicts.weighed(own), here.hosts)
-    return stop_cause(found, preempt.received(), here.ends)
+    return stop_cause(found, stop_signals.received(), here.ends)
 
 
 def listen_near(port: int) -> socket.socket:
@@ -203,7 +204,7 @@ def meeting_point(run: RunDir, here: Place, ended: Verdicts, last: int) -> lease
             return found
         if (verdict := ended.of_leader()) is not None:
             return verdict
-        if last == 0 and (signals := preempt.received()):
+        if last == 0 and (signals := stop_signals.received()):
             return Verdict(PREEMPTED, f"preempted ({signals[0].name}) before the ranks were started", weight=-1)
         time.sleep(POLL_SECONDS)
     return Verdict(FAILED, f"{this_host()} did not hear of the first node, {here.hosts[0]}, in {LEADER_SECONDS:.0f} s")

@@ -19,10 +19,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from distft import audience, lease, preempt
 from distft.errors import DONE, FAILED, PREEMPTED, USAGE, UserError, in_words
-from distft.lease import Lease
-from distft.rundir import Attempt, Run, RunDir
+from distft.process import stop_signals, streams
+from distft.run import lease
+from distft.run.folder import Attempt, Run, RunDir
+from distft.run.lease import Lease
 from launchers.attempt import STATES, Verdict, close, fruitless
 from launchers.slurm import scheduler
 from launchers.slurm.cause import UNKNOWN, of_start, suspects
@@ -43,7 +44,7 @@ class Decision:
 def main() -> int:
     """`python -m launchers.slurm.policy EXIT_CODE`, within a job. Returns the exit code of the batch script."""
     os.umask(0o077)
-    audience.may_leave()
+    streams.may_leave()
     code, job = int(sys.argv[1]), os.environ["SLURM_JOB_ID"]
     restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     run = RunDir(Path(os.environ["DISTFT_RUN_DIR"]))
@@ -97,7 +98,7 @@ def of_attempt(run: RunDir, record: Run, job: str, restart: int, code: int) -> V
     first = read_verdict(folder(run, job, restart) / "node-0.json")
     if first is not None:
         return first
-    if code - KILLED in preempt.SIGNALS and of_start_of_job(record, job, restart) is None:
+    if code - KILLED in stop_signals.SIGNALS and of_start_of_job(record, job, restart) is None:
         name = signal.Signals(code - KILLED).name
         return Verdict(PREEMPTED, f"stopped ({name}) before the first node's light parent listened", weight=-1)
     if code > KILLED:

@@ -12,11 +12,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from distft.config import Data, Recipe
-from distft.config_task import MultiTask, Part
 from distft.errors import DONE, FAILED, UserError
-from distft.recipe import check_sizes
-from distft.rundir import RunDir
+from distft.recipe.load import check_sizes
+from distft.recipe.schema import Data, Recipe
+from distft.recipe.tasks import MultiTask, Part
+from distft.run.folder import RunDir
 from launchers.slurm import scheduler, script
 from launchers.slurm.script import Request
 from launchers.slurm.site import Site

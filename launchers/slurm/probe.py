@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 from distft.errors import DONE, FAILED, RunFailed, UserError
-from distft.rundir import this_host, write_atomically
+from distft.run.files import write_atomically
+from distft.run.folder import this_host
 from launchers.parent import Claim, Node, rank_environment
 from launchers.slurm.node import Place, listen_near, place
 
@@ -33,7 +34,9 @@ def main() -> int:
         if node.listener and local == 0:
             environment["DISTFT_LISTEN_FD"] = str(node.listener.fileno())
             keep.append(node.listener.fileno())
-        ranks.append(subprocess.Popen([sys.executable, "-m", "distft.probe"], env=environment, pass_fds=keep))
+        ranks.append(
+            subprocess.Popen([sys.executable, "-m", "distft.commands.network_check"], env=environment, pass_fds=keep)
+        )
     codes = [rank.wait() for rank in ranks]
     return DONE if not any(codes) else FAILED
 

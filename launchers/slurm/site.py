@@ -15,8 +15,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from distft.errors import UserError
-from distft.explain import explain
-from distft.section import Positive, Section
+from distft.recipe.messages import explain
+from distft.recipe.section import Positive, Section
 
 if sys.version_info >= (3, 11):
     import tomllib

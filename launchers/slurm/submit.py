@@ -11,12 +11,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from distft.config import Recipe
 from distft.errors import DONE, UserError
-from distft.explain import explain
-from distft.job import Job, Outlook
-from distft.recipe import load_resolved
-from distft.rundir import RunDir, write_atomically
+from distft.launcher import Job, Outlook
+from distft.recipe.load import load_resolved
+from distft.recipe.messages import explain
+from distft.recipe.schema import Recipe
+from distft.run.files import write_atomically
+from distft.run.folder import RunDir
 from launchers.local import finished, settle_recipe
 from launchers.slurm import preflight, scheduler, script, site
 from launchers.slurm.cause import UNKNOWN, of_start

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from distft.errors import DONE, FAILED
-from distft.rundir import RunDir, write_atomically
+from distft.run.files import write_atomically
+from distft.run.folder import RunDir
 from launchers.attempt import Verdict
 
 POLL_SECONDS = 0.05

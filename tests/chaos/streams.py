@@ -21,10 +21,11 @@ from pathlib import Path
 
 import psutil
 
-from distft import lease, preempt
 from distft.errors import DONE
-from distft.recipe import load
-from distft.rundir import RunDir, this_host
+from distft.process import stop_signals
+from distft.recipe.load import load
+from distft.run import lease
+from distft.run.folder import RunDir, this_host
 from launchers.attempt import recorded
 from launchers.local import on_this_node, settle_recipe
 from launchers.parent import Household, household
@@ -47,7 +48,7 @@ def main() -> int:
     place.write_records("train.jsonl", 4 * STEPS)  # one row each: an epoch
     os.environ.update(place.environment())
     os.chdir(place.folder)
-    preempt.listen()
+    stop_signals.listen()
     undisturbed, kills, wrong = RunDir(place.folder / "undisturbed"), 0, []
     undisturbed.path.mkdir(exist_ok=True)
     with household(undisturbed, 1) as home:

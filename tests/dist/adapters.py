@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from distft.adalora import RankAllocator
-from distft.budget import schedule
-from distft.config import AdaLora, Lora, Recipe
-from distft.recipe import load
+from distft.model.adalora import RankAllocator
+from distft.recipe.adalora_phases import schedule
+from distft.recipe.schema import AdaLora, Lora, Recipe
+from distft.recipe.load import load
 from tests.dist import scenario
 from tests.dist.exactness import combinations, compare_losses, plain_schedule
 

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from distft.adalora import SENSITIVITY, UNCERTAINTY, RankAllocator
-from distft.config import Recipe
-from distft.dist import Ranks
-from distft.recipe import load
+from distft.model.adalora import SENSITIVITY, UNCERTAINTY, RankAllocator
+from distft.recipe.schema import Recipe
+from distft.process.distributed import Ranks
+from distft.recipe.load import load
 from tests.dist import scenario
 
 ADAPTERS = {"full": "adapter={type: none}", "lora": "adapter={type: lora, r: 8, alpha: 16}"}

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from distft.dist import Ranks
+from distft.process.distributed import Ranks
 from distft.errors import RunFailed
-from distft.rundir import RunDir
+from distft.run.folder import RunDir
 from tests.dist import scenario
 
 STEPS, EVERY = 9, 2

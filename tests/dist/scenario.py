@@ -1,7 +1,7 @@
 """Runs inside a rank: sessions of the real product, opened, advanced, saved and compared, many in one process.
 
 Starting a process costs ten seconds of imports, so a matrix of configurations shares its ranks. What runs is
-`session.prepare`, `train.step` and `train.save` themselves.
+`setup.prepare`, `loop.step` and `loop.save` themselves.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ import numpy as np
 import torch
 import torch.distributed as td
 
-from distft import dist, process, train
-from distft.config import Recipe
-from distft.console import Console
-from distft.dist import Ranks
-from distft.recipe import dump, load
-from distft.rundir import RunDir
-from distft.session import Session, prepare
+from distft.process import distributed
+from distft.process import lifetime
+from distft.training import loop
+from distft.recipe.schema import Recipe
+from distft.process.console import Console
+from distft.process.distributed import Ranks
+from distft.recipe.load import dump, load
+from distft.run.folder import RunDir
+from distft.training.session import Session
+from distft.training.setup import prepare
 
 _numbers = itertools.count()
 
@@ -44,17 +47,17 @@ class Open:
 
     def advance(self, steps: int) -> None:
         for _ in range(steps):
-            train.step(self.session, Silent())
+            loop.step(self.session, Silent())
 
     def save(self) -> None:
         """Begin a checkpoint; what follows goes on while it is written."""
-        train.save(self.session)
+        loop.save(self.session)
 
     def close(self) -> None:
         self.session.writer.wait()
         self.session.track.finish()
         self.session.engine.destroy()
-        dist.barrier()
+        distributed.barrier()
 
     def state(self) -> dict[str, np.ndarray[Any, Any]]:
         """Everything this rank holds, copied: fragments by name, offset and kind, live weights, the step count."""
@@ -77,7 +80,7 @@ def open_run(folder: Path, config: Path, ranks: Ranks, *overrides: str) -> Open:
         run.create("test", dump(recipe))
     if ranks.first:
         run.attempt_logs(1).mkdir(parents=True, exist_ok=True)
-    dist.barrier()
+    distributed.barrier()
     fresh = replace(ranks, store=td.PrefixStore(f"session{next(_numbers)}", ranks.store))
     return Open(prepare(run, recipe, fresh, Console(False)))
 
@@ -111,15 +114,15 @@ def same(left: dict[str, np.ndarray[Any, Any]], right: dict[str, np.ndarray[Any,
 
 def everywhere(value: float) -> bool:
     """Whether `value` is zero on all ranks."""
-    return dist.sum_over_ranks([value]) == [0.0]
+    return distributed.sum_over_ranks([value]) == [0.0]
 
 
 def join() -> Ranks:
     torch.set_num_threads(1)
-    return dist.init(600)
+    return distributed.init(600)
 
 
 def leave() -> NoReturn:
     """End as a rank of the product does: a thread of gloo that outlives the interpreter may abort the process."""
-    dist.leave()
-    process.leave(0)
+    distributed.leave()
+    lifetime.leave(0)

@@ -6,7 +6,7 @@
 
 The plain loops feed one document at a time to transformers' own model and take the loss from the model itself, which
 the product never does. Of the product they use which documents a step has, and where masks and masters are; the CRF's
-likelihood (checked against enumeration in tests/unit/test_crf.py) and DPO's formula are written out here.
+likelihood (checked against enumeration in tests/unit/tasks/test_crf.py) and DPO's formula are written out here.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ import torch
 from torch.nn import functional
 
 import distft.sample
-from distft import dist
-from distft.adapters import attach
-from distft.config import Recipe
-from distft.data.types import Document
-from distft.dist import Ranks
-from distft.models import load
-from distft.recipe import load as load_recipe
-from distft.session import Session
-from distft.tasks import crf
-from distft.tasks.kinds import kind_of
-from distft.tasks.masked import hidden
-from distft.tasks.multi import shared_of
+from distft.process import distributed
+from distft.model.adapters import attach
+from distft.recipe.schema import Recipe
+from distft.data.records import Document
+from distft.process.distributed import Ranks
+from distft.model.base_model import load
+from distft.recipe.load import load as load_recipe
+from distft.training.session import Session
+from distft.tasks.token_classification import crf
+from distft.tasks.registry import kind_of
+from distft.tasks.masked_lm import hidden
+from distft.tasks.multi_task import shared_of
 from tests.dist import scenario
 
 SAMPLE = Path(distft.sample.__file__).parent
@@ -126,7 +126,7 @@ def config_of(folder: Path, name: str, dropout: float, ranks: Ranks) -> Path:
     ]
     if ranks.first:
         path.write_text("\n".join(lines) + "\n")
-    dist.barrier()
+    distributed.barrier()
     return path
 
 

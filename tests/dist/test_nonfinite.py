@@ -8,11 +8,11 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from distft.config import Model, ModelInit
+from distft.recipe.schema import Model, ModelInit
 from distft.data.sources import Source
-from distft.models import load_processor
-from distft.newmodel import create
-from distft.tasks.causal import CausalKind
+from distft.model.base_model import load_processor
+from distft.model.random_init import create
+from distft.tasks.causal_lm import CausalKind
 from tests.dist.launch import run_ranks
 from tests.dist.nonfinite import trouble
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from distft import cli, export
-from distft.outcome import outcome
-from distft.recipe import load_resolved
-from distft.rundir import RunDir
+from distft import cli
+from distft.exit_codes import outcome
+from distft.model import export
+from distft.recipe.load import load_resolved
+from distft.run.folder import RunDir
 from tests.e2e.command import Ended, checkpoints, eval_losses
 from tests.e2e.conftest import Made
 

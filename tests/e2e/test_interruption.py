@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from distft.preempt import SIGNALS
+from distft.process.stop_signals import SIGNALS
 from tests.e2e.command import (
     EVERY,
     STEPS,

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import torch
 
-from distft import spawn
+from distft.inference import workers
 from tests.e2e.command import Ended, Workplace, records, until
 from tests.e2e.conftest import Made
 from tests.e2e.test_export import here
@@ -216,7 +216,7 @@ def test_a_second_command_at_the_same_output_is_refused(trained: Trained, comman
     made = trained("classification")
     (tmp_path / "in.txt").write_text("It came late.\n")
     arguments = ("predict", made.run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.jsonl")
-    with spawn.alone_in(tmp_path / ".out.jsonl.parts"):
+    with workers.alone_in(tmp_path / ".out.jsonl.parts"):
         ended = made.place.run(*arguments)
         assert (ended.code, "another command is at work" in ended.err) == (2, True)
     assert command(*arguments).code == 0

@@ -13,59 +13,31 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LAYERS = [  # lowest first; a name stands for a module, or for a package with all that is in it
-    {"distft.errors", "distft.audience", "distft.failpoint", "distft.sample", "distft.section"},
-    {"distft.config_task"},
-    {"distft.config"},
-    {"distft.changes", "distft.yamlfile", "distft.budget"},
-    {"distft.explain"},
-    {"distft.recipe"},
-    {"distft.preempt", "distft.process", "distft.rundir", "distft.clock", "distft.pulse", "distft.spawn"},
-    {"distft.lease", "distft.job"},
-    {"distft.dist", "distft.meter", "distft.track", "distft.console", "distft.chart", "distft.digest"},
-    {"distft.metrics"},
-    {"distft.report"},
-    {"distft.data", "distft.engine", "distft.checkpoint"},
-    {"distft.tasks"},
-    {"distft.labels", "distft.models", "distft.newmodel", "distft.adapters", "distft.feed"},
-    {"distft.preferences"},
-    {"distft.adalora"},
-    {"distft.session"},
-    {"distft.export", "distft.nonfinite", "distft.evaluation"},
-    {"distft.predictor", "distft.asked"},
-    {
-        "distft.train",
-        "distft.infer",
-        "distft.status",
-        "distft.logs",
-        "distft.probe",
-        "distft.sync",
-        "distft.verify",
-        "distft.ranks",
-    },
-    {"distft.demo", "distft.forkserver", "distft.outcome"},
-    {"distft.cli"},
-    {"distft.__main__"},
+RUNGS = [  # lowest first; whole packages, and the modules directly in distft
+    {"errors", "sample"},
+    {"process", "recipe", "exit_codes"},
+    {"run"},
+    {"launcher", "metrics", "data", "engine"},
+    {"checkpoint", "tasks"},
+    {"model", "commands"},
+    {"training"},
+    {"inference"},
+    {"cli"},
+    {"__main__"},
 ]
-FOR_LAUNCHERS = {
-    f"distft.{name}"
-    for name in (
-        "changes",
-        "job",
-        "rundir",
-        "config",
-        "config_task",
-        "section",
-        "recipe",
-        "errors",
-        "audience",
-        "preempt",
-        "lease",
-        "explain",
-        "pulse",
-    )
-}
-LIGHT = ["cli", "config", "errors", "job", "rundir", "recipe", "status", "preempt", "lease", "logs"]
+FOR_LAUNCHERS = {"errors", "launcher", "process", "recipe", "run"}
+LIGHT = [
+    "cli",
+    "commands.logs",
+    "commands.status",
+    "errors",
+    "launcher",
+    "process.stop_signals",
+    "recipe.load",
+    "recipe.schema",
+    "run.folder",
+    "run.lease",
+]
 HEAVY = ["torch", "transformers", "deepspeed", "peft", "numpy"]
 MOST_LINES = 320
 
@@ -101,21 +73,27 @@ def imports(package: str) -> Iterator[tuple[str, str]]:
             yield from ((module, target) for target in imported(path))
 
 
-def layer(module: str) -> int:
-    inside = [rank for rank, names in enumerate(LAYERS) for name in names if f"{module}.".startswith(f"{name}.")]
-    assert len(inside) == 1, f"{module} must be in one layer of the table, is in {inside}"
+def room(module: str) -> str:
+    """The package or module directly in `distft` that a module is in."""
+    return module.split(".")[1]
+
+
+def rung(module: str) -> int:
+    inside = [number for number, rooms in enumerate(RUNGS) if room(module) in rooms]
+    assert len(inside) == 1, f"{room(module)} must be on one rung of the table, is on {inside}"
     return inside[0]
 
 
 def test_the_table_names_only_what_exists() -> None:
-    assert {name for names in LAYERS for name in names} <= MODULES.keys()
+    assert {name for rooms in RUNGS for name in rooms} == {room(module) for module in MODULES if "distft." in module}
 
 
-def test_imports_point_down() -> None:
+def test_imports_point_down_by_whole_packages() -> None:
     up = [
         f"{module} imports {target}"
         for module, target in imports("distft")
-        if module != "distft" and target.startswith("distft.") and layer(target) > layer(module)
+        if module != "distft" and target.startswith("distft.")
+        if room(target) != room(module) and rung(target) >= rung(module)
     ]
     assert up == []
 
@@ -126,7 +104,7 @@ def test_no_import_goes_in_a_circle() -> None:
 
 
 def test_launchers_see_only_their_interface_and_are_seen_by_nobody() -> None:
-    seen = {target for _, target in imports("launchers") if target.split(".")[0] == "distft"}
+    seen = {room(target) for _, target in imports("launchers") if target.startswith("distft.")}
     assert seen <= FOR_LAUNCHERS
     assert [module for module, target in imports("distft") if target.split(".")[0] == "launchers"] == []
 
@@ -159,3 +137,13 @@ def test_every_folder_of_tests_is_collected(pytestconfig: pytest.Config) -> None
     folders = {path.parent.name for path in (ROOT / "tests").rglob("test_*.py")}
     assert {"cluster", "dist", "e2e", "unit"} <= folders
     assert [name for name in folders if any(fnmatch(name, pattern) for pattern in passed_over)] == []
+
+
+def test_the_map_lists_every_file_with_its_first_line() -> None:
+    lines = []
+    for path in sorted([*ROOT.glob("distft/**/*.py"), *ROOT.glob("launchers/**/*.py")]):
+        about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        assert about, f"{path} does not say what it is"
+        lines.append(f"    {str(path.relative_to(ROOT)):48} {about.splitlines()[0]}")
+    _, _, after = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("<!-- files -->\n")
+    assert after.partition("<!-- end of files -->")[0].strip("\n").splitlines() == lines, "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Commands that only look, and a few small ones."""

@@ -1,0 +1,76 @@
+"""What a rank said, as it says it."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from distft.errors import UserError
+from distft.run import lease
+from distft.run.folder import RunDir
+
+POLL_SECONDS = 0.5
+
+
+def attempts(run: RunDir) -> list[int]:
+    """Numbers of the attempts that left logs, in order."""
+    found = (re.fullmatch(r"attempt-(\d+)", path.name) for path in run.logs.glob("attempt-*") if path.is_dir())
+    return sorted(int(name.group(1)) for name in found if name)
+
+
+def log_of(run: RunDir, attempt: int | None, rank: int) -> Path:
+    """The log of a rank in an attempt; None: the newest.
+
+    Raises:
+        UserError: there is no such log; the message names those there are.
+    """
+    run.read()
+    known = attempts(run)
+    if not known:
+        raise UserError(f"{run.path} has no logs yet; nothing has run")
+    path = run.attempt_logs(attempt if attempt is not None else known[-1]) / f"rank-{rank}.log"
+    if path.exists():
+        return path
+    if attempt is not None and attempt not in known:
+        raise UserError(f"{run.path} has no attempt {attempt}; there are {known[0]} to {known[-1]}")
+    ranks = sorted(int(found.stem.rpartition("-")[2]) for found in path.parent.glob("rank-*.log"))
+    raise UserError(f"no {path}; ranks with a log: {', '.join(map(str, ranks)) or 'none'}")
+
+
+def show(run: RunDir, attempt: int | None, rank: int, follow: bool) -> None:
+    """Print a log. With `follow` until the attempt, or the run where none was named, has ended."""
+    path = log_of(run, attempt, rank)
+    for text in following(run, path, attempt, rank) if follow else [path.read_text(errors="replace")]:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def following(run: RunDir, path: Path, attempt: int | None, rank: int) -> Iterator[str]:
+    while True:
+        yield from growing(run, path)
+        if attempt is not None or run.read().state in ("done", "failed", "held", "cancelled"):
+            return
+        while True:  # between two attempts
+            time.sleep(POLL_SECONDS)
+            if (newer := run.attempt_logs(attempts(run)[-1]) / f"rank-{rank}.log") != path and newer.exists():
+                path = newer
+                yield f"--- {path}\n"
+                break
+            if run.read().state in ("done", "failed", "held", "cancelled"):
+                return
+
+
+def growing(run: RunDir, path: Path) -> Iterator[str]:
+    """What is in the file and what is added, until its attempt has ended."""
+    number = int(path.parent.name.rpartition("-")[2])
+    with open(path, encoding="utf-8", errors="replace") as file:
+        while True:
+            ended = any(a.number == number and a.end is not None for a in run.read().attempts) or not lease.alive(run)
+            while text := file.read(1 << 16):
+                yield text
+            if ended:
+                return
+            time.sleep(POLL_SECONDS)

@@ -1,0 +1,76 @@
+"""How a file is read that a trained run is asked about."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distft.data import sources
+from distft.data.formats import parse
+from distft.data.records import Record
+from distft.data.sources import Source
+from distft.errors import UserError
+from distft.recipe.schema import Recipe
+from distft.recipe.tasks import CTC, DPO, CausalLM, Generation, Seq2SeqLM, SpeechSeq2Seq
+from distft.run.folder import RunDir
+from distft.tasks import labels
+from distft.tasks.protocol import LABEL
+from distft.tasks.shared.generation import Decoding
+
+PLACEHOLDERS = ("_", "-")  # for tags that are not known
+FIRST = 256  # records of a file, by which its form is told
+_ALONE: dict[type, str] = {Seq2SeqLM: "source", DPO: "prompt", CTC: "audio", SpeechSeq2Seq: "audio"}  # else "text"
+
+
+def check_decoding(recipe: Recipe, decoding: Decoding) -> None:
+    """Raises UserError where a choice of words is given to a task that makes none, or has its own settings."""
+    if decoding != Decoding() and not isinstance(recipe.task, CausalLM | DPO):
+        own = "; set task.beams and task.longest_target" if isinstance(recipe.task, Generation) else ""
+        raise UserError(f"--max-tokens, --temperature: task.type {recipe.task.type} takes neither{own}")
+
+
+def source_like(run: RunDir, recipe: Recipe, path: Path, part: str | None, answered: bool) -> Source:
+    """A file that is read as the training data are, where it is of the same form; of a text each line is a record.
+
+    Args:
+        answered: the records hold what is right, and so the form of the training data.
+    """
+    like, suffix = sources.training_source(recipe, part), sources.suffix_of(path)
+    text = suffix in sources.TEXTS
+    if isinstance(like.spec, str) and sources.suffix_of(Path(like.spec)) == suffix:
+        same = Source(str(path), like.split, None, like.delimiter, like.columns, like.format)
+        known = (labels.read(run.labels) or {}).get(part or LABEL, [])
+        if (like.columns or like.delimiter or like.format != "auto") and (
+            answered or not text or looks_like(same, known)
+        ):
+            return same
+    return Source({column_of(recipe, part): str(path)} if text else str(path))
+
+
+def trained_on_texts(recipe: Recipe) -> bool:
+    """Whether a language model learned plain texts, by the first record. Not if its data are not there any more."""
+    try:
+        first = next(sources.read(sources.training_source(recipe)), None)
+        return first is not None and isinstance(parse(first, recipe.data.fields), str)
+    except UserError:
+        return False
+
+
+def looks_like(source: Source, tags: Sequence[str]) -> bool:
+    """Whether a file is of this form and no texts: most of its lines have the columns, or most tags are of this run."""
+    first = list(itertools.islice(sources.read_leniently(source), FIRST))
+    whole = [one for one in first if isinstance(one, Record)]
+    if source.format != "conll":
+        return 2 * len(whole) > len(first)
+    found = [tag for one in whole for tag in one.fields["tags"]]
+    return 2 * sum(tag in (*tags, *PLACEHOLDERS) for tag in found) > len(found)
+
+
+def column_of(recipe: Recipe, part: str | None) -> str:
+    """The column that holds what to predict from, where that is one text; of speech its path."""
+    task: Any = recipe.task
+    one, fields = (task.tasks[part].task, task.tasks[part].fields) if part else (task, recipe.data.fields)
+    name = _ALONE.get(type(one), "text")
+    return fields.get(name, name)

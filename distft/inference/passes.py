@@ -1,0 +1,288 @@
+"""One pass of a trained run over records, by any number of ranks: `distft predict` and `distft eval`.
+
+The ranks share a folder and nothing else. Records are cut into parts of a fixed size; rank r does the parts r,
+r + world, ... that nobody has done yet, each a file that exists when it is whole. So a pass that was killed goes on
+where it was, with as many ranks as there are then, and what comes out does not depend on their number.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from distft.checkpoint import store
+from distft.checkpoint.best import chosen
+from distft.checkpoint.state import Stored
+from distft.data import sources
+from distft.data.records import Broken, Record
+from distft.data.sources import Source
+from distft.errors import UserError
+from distft.inference.inputs import check_decoding, column_of, source_like
+from distft.inference.workers import CHECKPOINT, STARTED_HERE, alone_in, rank_and_world, start_ranks, wait_for
+from distft.metrics import report
+from distft.metrics.scores import Report, merged
+from distft.process.console import Console
+from distft.process.lifetime import die_with_parent
+from distft.recipe.load import load_resolved
+from distft.recipe.schema import Recipe
+from distft.run.files import complete_file, write_atomically
+from distft.run.folder import RunDir
+from distft.tasks.registry import kind_of
+from distft.tasks.shared.generation import Decoding
+
+PART = 256  # records
+LEFT_OUT = "left out"  # key of a record that the task makes nothing of, as in training
+_ABOUT = "pass.json"
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What is predicted with what.
+
+    Attributes:
+        answered: the records hold what is right (evaluation).
+        stored: the checkpoint; None: the base model, as before the run.
+        folder: of the parts.
+    """
+
+    run: RunDir
+    recipe: Recipe
+    source: Source
+    folder: Path
+    answered: bool
+    stored: Stored | None
+    part: str | None = None
+    decoding: Decoding = field(default_factory=Decoding)
+
+    @cached_property
+    def about(self) -> str:
+        """What parts of another pass would differ in, as JSON."""
+        recipe, folder = self.recipe, self.stored and self.stored.folder
+        parts: dict[str, Any] = {
+            "source": sources.fingerprint(self.source),
+            "checkpoint": folder and [str(folder), (folder / store.MANIFEST).read_text(encoding="utf-8")],
+            "decoding": asdict(self.decoding),
+            "options": [self.part, self.answered, PART, recipe.train.micro_batch],
+            "recipe": [section.model_dump(mode="json") for section in (recipe.task, recipe.model, recipe.data)],
+        }
+        return json.dumps(parts, sort_keys=True)
+
+    def records(self) -> Iterator[Record | Broken]:
+        return sources.read(self.source) if self.answered else sources.read_leniently(self.source)
+
+    def file(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.jsonl"
+
+
+def begin(work: Pass) -> None:
+    """Make the folder of the parts; parts of another pass are removed."""
+    about = work.about  # what is wrong with the input is said before anything is made
+    if not has_begun(work):
+        shutil.rmtree(work.folder, ignore_errors=True)
+        work.folder.mkdir(parents=True)
+        write_atomically(work.folder / _ABOUT, about)
+
+
+def has_begun(work: Pass) -> bool:
+    """Whether the folder is there, and of this pass."""
+    try:
+        return (work.folder / _ABOUT).read_text(encoding="utf-8") == work.about
+    except OSError:
+        return False
+
+
+def do_parts(work: Pass, console: Console, mine: Callable[[int], bool] = lambda number: True) -> int:
+    """The parts that are mine and not done yet. Returns the number of all parts."""
+    from distft.inference.predictor import Predictor
+
+    predictor = None
+    count = 0
+    records = work.records()
+    with console.bar("records", total=None) as bar:
+        while batch := list(itertools.islice(records, PART)):
+            number, count = count, count + 1
+            if not mine(number) or work.file(number).exists():
+                continue
+            predictor = predictor or Predictor(work.run.path, work.stored, work.part, work.decoding)
+            outcomes = predictor.outcomes(batch, work.answered)
+            if work.answered:
+                outcomes = [{LEFT_OUT: one} if isinstance(one, str) else one for one in outcomes]
+            else:
+                outcomes = [{"error": one} if isinstance(one, str) else predictor.answer(one) for one in outcomes]
+            lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in outcomes]
+            write_atomically(work.file(number), "".join(lines))
+            bar.at(number * PART + len(batch), "")
+    return count
+
+
+def carry_out(work: Pass, nproc: int, console: Console) -> int | None:
+    """The whole pass. Returns the number of parts; None on a rank that is not to put them together."""
+    among = rank_and_world()
+    if among is not None:
+        die_with_parent()
+        return as_one_of_several(work, *among, console)
+    begin(work)
+    if nproc > 1:
+        start_ranks(nproc, work.part, work.stored.folder if work.stored is not None else None)
+    return do_parts(work, console)
+
+
+def as_one_of_several(work: Pass, rank: int, world: int, console: Console) -> int | None:
+    """A rank's share. Rank 0 of those that nobody looks after sees to it that all is done, if need be by itself."""
+    if rank == 0:
+        begin(work)
+    elif not wait_for(lambda: has_begun(work)):
+        return None  # rank 0 has put everything together long ago
+    count = do_parts(work, console, lambda number: number % world == rank)
+    if rank > 0 or STARTED_HERE in os.environ:
+        return None
+    wait_for(lambda: all(work.file(number).exists() for number in range(count)))
+    return do_parts(work, console)
+
+
+def check_part(recipe: Recipe, part: str | None) -> None:
+    """Raises UserError where a task must be named and is not, or the reverse."""
+    from distft.inference.predictor import checked_part
+
+    checked_part(kind_of(recipe), part)
+
+
+def predict_file(
+    run_dir: Path, source: Path, out: Path, part: str | None, decoding: Decoding, base_only: bool, nproc: int
+) -> int | None:
+    """Predict every record of `source` into `out`, a JSON object a line. Returns how many; None on other ranks."""
+    run = RunDir(run_dir)
+    run.read()
+    recipe = load_resolved(run.config)
+    check_part(recipe, part)
+    check_decoding(recipe, decoding)
+    check_output(source, out)
+    folder = out.with_name(f".{out.name}.parts")
+    like = source_like(run, recipe, source, part, answered=False)
+    stored = None if base_only else checkpoint_of(run, recipe)
+    work = Pass(run, recipe, like, folder, False, stored, part, decoding)
+    with alone_in(folder), while_it_trains(run):
+        count = carry_out(work, nproc, Console(rank_and_world() in (None, (0, 1))))
+        if count is None:
+            return None
+        lines = put_together(work, count, out)
+        shutil.rmtree(folder)
+    return lines
+
+
+def check_output(source: Path, out: Path) -> None:
+    """Raises UserError where there can be no such file, or it is what is read."""
+    if out.is_dir() or not out.name:
+        raise UserError(f"--output {out}: this is a folder; name a file")
+    if source.exists() and out.exists() and out.samefile(source):
+        raise UserError(f"--output {out} is the input; name another file")
+
+
+def put_together(work: Pass, count: int, out: Path) -> int:
+    """All parts as one file. Returns the number of its lines."""
+    lines = 0
+    with complete_file(out) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for number in range(count):
+            text = work.file(number).read_text(encoding="utf-8")
+            lines += text.count("\n")
+            file.write(text)
+    return lines
+
+
+def checkpoint_of(run: RunDir, recipe: Recipe) -> Stored:
+    """The one to predict with; of ranks that were started here the one that their parent has chosen."""
+    named = os.environ.get(CHECKPOINT)
+    return Stored(Path(named)) if named else chosen(run, recipe)
+
+
+@contextmanager
+def while_it_trains(run: RunDir) -> Iterator[None]:
+    """A run that is still training removes old checkpoints. Raises UserError where that was the one in use."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if str(run.checkpoints) not in str(error):
+            raise
+        raise UserError(f"{run.path} still trains and has removed the checkpoint in use; run this again") from None
+
+
+def predict_one(run_dir: Path, text: str, part: str | None, decoding: Decoding, base_only: bool) -> str:
+    """The answer to one text; of a task that does not write texts all that is known, as JSON."""
+    from distft.inference.predictor import Predictor
+
+    run = RunDir(run_dir)
+    run.read()
+    check_decoding(load_resolved(run.config), decoding)
+    with while_it_trains(run):
+        stored = None if base_only else checkpoint_of(run, load_resolved(run.config))
+        predictor = Predictor(run_dir, stored, part, decoding)
+    record = Record("--prompt", {column_of(predictor.recipe, part): text})
+    [outcome] = predictor.outcomes([record], answered=False)
+    if isinstance(outcome, str):
+        raise UserError(outcome)
+    if "error" in outcome:
+        raise UserError(str(outcome["error"]))
+    answer = predictor.answer(outcome)
+    return str(answer["answer"]) if set(answer) == {"answer"} else json.dumps(answer, ensure_ascii=False)
+
+
+def evaluate(run_dir: Path, data: Path | None, part: str | None, nproc: int) -> tuple[Report, list[Path]] | None:
+    """Scores of a run on `data`, or on its held-out data, and the files in which they are; None on other ranks.
+
+    Raises:
+        UserError: there are no held-out data, or a record does not fit the task.
+    """
+    run = RunDir(run_dir)
+    run.read()
+    recipe = load_resolved(run.config)
+    parts = sources.parts_of(recipe) if part is None else [part]
+    for one in parts:
+        check_part(recipe, one)
+    if data is None and all(sources.source_of(recipe, "eval", one) is None for one in parts):
+        raise UserError("this run has no held-out data; name a file (--data)")
+    if data is not None and len(parts) > 1:
+        raise UserError("--data: this run has several tasks; name the one that is meant (--task)")
+    stored, reports = checkpoint_of(run, recipe), dict[str, Report]()
+    about = data.stem if data is not None else "eval"
+    about = f"{about}-data" if data is not None and about == "eval" else about  # the held-out data have that name
+    for one in parts:
+        source = source_like(run, recipe, data, one, answered=True) if data else sources.source_of(recipe, "eval", one)
+        if source is None:
+            continue
+        folder = run.evaluations / f".{'-'.join(filter(None, [about, one]))}.parts"
+        work = Pass(run, recipe, source, folder, True, stored, one)
+        with alone_in(folder), while_it_trains(run):
+            count = carry_out(work, nproc, Console(rank_and_world() in (None, (0, 1))))
+            if count is None:
+                continue
+            reports[one or ""] = score(work, count)
+            shutil.rmtree(folder)
+    if not reports:
+        return None
+    alone = next(iter(reports.values())) if len(parts) == 1 else None
+    name = "-".join(filter(None, [about, part]))
+    found = merged(reports) if alone is None else alone
+    return found, report.write(run.evaluations, name, found)
+
+
+def score(work: Pass, count: int) -> Report:
+    from distft.inference.predictor import reporter
+
+    texts = (work.file(number).read_text(encoding="utf-8") for number in range(count))
+    # not splitlines(), which takes for an end of line what a text may hold (U+2028)
+    outcomes = [json.loads(line) for text in texts for line in text.split("\n") if line]
+    left_out = [outcome[LEFT_OUT] for outcome in outcomes if LEFT_OUT in outcome]
+    outcomes = [outcome for outcome in outcomes if LEFT_OUT not in outcome]
+    if not outcomes:
+        raise UserError(left_out[0] if left_out else f"{work.source.name} holds no record")
+    if left_out:
+        print(f"{len(left_out)} of {len(left_out) + len(outcomes)} records are not scored: {left_out[0]}")
+    return reporter(work.run, work.recipe, work.part)(outcomes)

@@ -1,0 +1,76 @@
+"""What a launcher is given and what it must do. Launchers live outside `distft` and are found by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Literal, Protocol
+
+from distft.errors import UserError
+from distft.recipe.schema import Recipe
+from distft.run.folder import RunDir
+
+Mode = Literal["run", "prepare", "show", "check"]
+"""Start it; only make the run folder; show what would be sent; send a short job that looks around."""
+ENTRY_POINTS = "distft.launchers"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a job is to have. None: what the site says; of `nproc`: one rank a GPU, or one where there is none."""
+
+    nodes: int | None = None
+    nproc: int | None = None  # ranks a node
+    time: str | None = None  # limit, in the scheduler's form
+    site: str | None = None  # profile of the cluster: a name or a file
+    max_restarts: int | None = None  # of the ranks within an allocation
+    after: Path | None = None  # run folder of a run that must finish first
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt to bring a run forward. `recipe` None: the one already in the run folder."""
+
+    run_dir: Path
+    recipe: Recipe | None = None
+    resources: Resources = field(default_factory=Resources)
+    mode: Mode = "run"
+    allow: frozenset[str] = frozenset()  # what may differ from the attempts before (`distft.recipe.changes`)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a scheduler knows about a run."""
+
+    job: str
+    state: str  # pending, running, ending, gone; unknown where it does not answer
+    detail: str  # why it waits, where it runs, what is not known
+    cancelled: bool = False
+    causes: dict[int, str] = field(default_factory=dict)  # by number of attempt, where run.json has no answer
+
+
+class Launcher(Protocol):
+    """Puts the processes of a job on machines; each of them runs `distft train --run-dir DIR`."""
+
+    def launch(self, job: Job) -> int:
+        """Run a job, or send it. Returns an exit code (`distft.errors`)."""
+
+    def outlook(self, run: RunDir) -> Outlook | None:
+        """What is known beyond the run folder; None: nothing."""
+
+    def cancel(self, run: RunDir) -> str:
+        """End what runs or waits, and do not start it again. Returns what was done, in words."""
+
+
+def find_launcher(name: str) -> Launcher:
+    """The launcher of that name among all installed packages.
+
+    Raises:
+        UserError: none has that name.
+    """
+    found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if name not in found:
+        raise UserError(f"no launcher is called '{name}'; installed: {', '.join(sorted(found)) or 'none'}")
+    launcher: Launcher = found[name].load()()
+    return launcher

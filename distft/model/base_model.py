@@ -1,0 +1,299 @@
+"""Base models and tokenizers: found, loaded, identified."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from distft.checkpoint.disk import checksum
+from distft.data.token_cache import Corpus
+from distft.engine.deepspeed import fill
+from distft.errors import UserError
+from distft.process import stop_signals
+from distft.recipe.schema import Engine, Model, ModelInit, Recipe
+from distft.run.digest import remembered
+from distft.run.folder import RunDir
+from distft.tasks.multi_task import Asked, MultiKind, Shared
+from distft.tasks.protocol import LABEL, Kind, Labels
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def locate(model: Model, run: RunDir, make: Callable[[ModelInit, Path], None]) -> Path:
+    """The local folder of the base model: as given, fetched from the hub, or made from `model.init`. One rank calls it.
+
+    Args:
+        make: writes a new model into a folder that does not exist, all or nothing.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if model.init is not None:
+        if not (run.base / "config.json").exists():
+            make(model.init, run.base)
+        return run.base
+    assert model.path is not None
+    folder = Path(model.path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise UserError(f"model.path: {folder} holds no config.json, so it is no transformers model")
+        return folder.absolute()
+    if folder.is_absolute() or model.path.startswith((".", "~")):
+        raise UserError(f"model.path: there is no folder {folder}; give a local model or a hub id (owner/name)")
+    return _fetch(model)
+
+
+def _fetch(model: Model) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    assert model.path is not None
+    try:
+        return Path(snapshot_download(model.path, revision=model.revision))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"model.path: '{model.path}' is no local folder and cannot be had from the hub ({reason}); "
+            "check the name, or download it on a machine with internet and give the folder"
+        ) from None
+
+
+def import_code(model: Model, kind: Asked) -> None:
+    """Import what `load` and `load_processor` will import, as far as that can be told without loading anything."""
+    import transformers
+    from transformers import CONFIG_MAPPING, AutoTokenizer  # noqa: F401
+
+    name = model.init.architecture if model.init is not None else _model_type(str(model.path))
+    if name in CONFIG_MAPPING:
+        getattr(transformers, kind.auto)._model_mapping.get(CONFIG_MAPPING[name], None)
+
+
+def _model_type(path: str) -> str | None:
+    """In the words of transformers; None where it is not known."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    file: Any = Path(path).expanduser() / "config.json"
+    try:
+        if not file.exists():
+            file = try_to_load_from_cache(path, "config.json")
+        return str(json.loads(Path(file).read_text(encoding="utf-8"))["model_type"])
+    except (HFValidationError, OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def load_processor(folder: Path, model: Model, kind: Asked) -> Any:
+    """The tokenizer of a model folder; of a speech model what transformers calls its processor.
+
+    Raises:
+        UserError: there is none that can be loaded.
+    """
+    from transformers import AutoProcessor, AutoTokenizer
+
+    heard = kind.vocabulary in ("characters", "speech")
+    try:
+        return (AutoProcessor if heard else AutoTokenizer).from_pretrained(
+            folder, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError, ImportError, TypeError) as error:
+        what = "processor" if heard else "tokenizer"
+        raise UserError(f"model.path: no {what} can be loaded from {folder} ({_first_line(error)})") from None
+
+
+def attention(model: Model, engine: Engine) -> str:
+    """The attention implementation: flash attention where a GPU has it and the dtype fits it, else sdpa."""
+    if model.attention != "auto":
+        return model.attention
+    installed = importlib.util.find_spec("flash_attn") is not None
+    return "flash_attention_2" if installed and torch.cuda.is_available() and engine.dtype == "bf16" else "sdpa"
+
+
+def load(folder: Path, recipe: Recipe, kind: Asked, labels: Labels, quantized: bool = False) -> Any:
+    """The base model in the run's dtype, on the CPU (or in shards, see `engine.deepspeed.sharded_loading`).
+
+    What a head lacks is made anew, the same on every rank and at every start.
+
+    Args:
+        quantized: hold the weights of its linear layers as 4-bit NormalFloat.
+
+    Raises:
+        UserError: transformers cannot load it as a model for this task, or weights are missing in it.
+    """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # it reports a head that is made anew as if something were wrong
+    check_architecture(folder, recipe, kind)
+    if isinstance(kind, MultiKind):
+        parts = {name: _load(folder, recipe, part, {LABEL: labels.get(name, [])}) for name, part in kind.parts.items()}
+        loaded: Any = Shared(parts)
+    else:
+        loaded = _load(folder, recipe, kind, labels, quantized)
+    if recipe.model.activation_checkpointing:
+        loaded.gradient_checkpointing_enable({"use_reentrant": False})
+    return loaded
+
+
+def shape(folder: Path, recipe: Recipe, kind: Asked, labels: Labels) -> Any:
+    """The model without its weights; to be called where tensors are made on the device "meta"."""
+    import transformers
+
+    if isinstance(kind, MultiKind):
+        parts = {name: shape(folder, recipe, part, {LABEL: labels.get(name, [])}) for name, part in kind.parts.items()}
+        return Shared(parts)
+    settings = transformers.AutoConfig.from_pretrained(
+        folder, trust_remote_code=recipe.model.trust_remote_code, **kind.head(labels)
+    )
+    made = getattr(transformers, kind.auto).from_config(settings, trust_remote_code=recipe.model.trust_remote_code)
+    kind.extend(made, labels)
+    return made
+
+
+def _load(folder: Path, recipe: Recipe, kind: Kind, labels: Labels, quantized: bool = False) -> Any:
+    import transformers
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    engine, damaged = recipe.engine, (SafetensorError, UnpicklingError, StrictDataclassError)
+    try:
+        loaded, info = getattr(transformers, kind.auto).from_pretrained(
+            folder,
+            dtype=DTYPES[engine.dtype],
+            attn_implementation=attention(recipe.model, engine),
+            **(_four_bits(engine) if quantized else {}),
+            **kind.head(labels),
+            ignore_mismatched_sizes=kind.whole_head,
+            trust_remote_code=recipe.model.trust_remote_code,
+            output_loading_info=True,
+        )
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" in str(error):
+            raise UserError(f"model.path: the weights in {folder} do not fit its config.json; fetch it again") from None
+        if "size mismatch" not in str(error):
+            raise
+        raise UserError(
+            f"model.path: {folder} has a head of another size, which ZeRO-3 cannot replace while it loads; "
+            "use engine.zero_stage 0, 1 or 2, or a model without that head"
+        ) from None
+    except (OSError, ValueError, ImportError, KeyError, *damaged) as error:
+        raise UserError(
+            f"model.path: {folder} cannot be loaded for task.type {recipe.task.type}: {_first_line(error)}"
+        ) from None
+    missing = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    may_lack = kind.whole_head or kind.vocabulary == "encoder"
+    lost = sorted(name for name in missing if not (may_lack and is_head(loaded, name)))
+    if lost:
+        raise UserError(f"model.path: {folder} lacks weights, {', '.join(lost[:3])} among them")
+    renew({name: parameter for name, parameter in loaded.named_parameters() if name in missing}, recipe.train.seed)
+    known = {id(parameter) for parameter in loaded.parameters()}
+    kind.extend(loaded, labels)
+    for parameter in loaded.parameters():  # ZeRO-3 takes parameters of one dtype only
+        if id(parameter) not in known:
+            parameter.data = parameter.data.to(DTYPES[engine.dtype])
+    return loaded
+
+
+def check_architecture(folder: Path, recipe: Recipe, kind: Asked) -> None:
+    """Raises UserError where an encoder-decoder is given to a task of one stack, or the reverse."""
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path: {folder / 'config.json'} cannot be read ({error})") from None
+    both = bool(settings.get("is_encoder_decoder")) or settings.get("model_type") in ("t5", "mt5", "umt5", "whisper")
+    wanted = kind.vocabulary in ("seq2seq", "speech")
+    if both and kind.vocabulary in ("decoder", "characters"):
+        raise UserError(
+            f"model.path: {folder} is a sequence to sequence model ({settings.get('model_type')}), and task.type "
+            f"{recipe.task.type} needs one stack; use task.type seq2seq-lm, or another model"
+        )
+    if wanted and not both:
+        raise UserError(
+            f"model.path: {folder} is no sequence to sequence model ({settings.get('model_type')}), which task.type "
+            f"{recipe.task.type} needs; use another task.type (causal-lm), or another model"
+        )
+
+
+def check_vocabulary(processor: Any, model: Any, kind: Asked, corpora: Iterable[Corpus]) -> None:
+    """Raises UserError where the data, or the tokens that are put around them, have tokens that the model has not."""
+    if kind.vocabulary == "characters":  # a layer for each of them is made anew
+        return
+    tokenizer, embeddings = getattr(processor, "tokenizer", processor), model.get_input_embeddings()
+    known = getattr(getattr(embeddings, "base_layer", embeddings), "num_embeddings", None)
+    if known is None or len(tokenizer) <= known:
+        return
+    # there may be special tokens that no text has (BART's mask, Gemma's images)
+    names = ("pad", "bos", "eos", "cls", "sep", "unk", *(["mask"] if kind.vocabulary == "encoder" else []))
+    around = {getattr(tokenizer, f"{name}_token_id") for name in names} - {None}
+    largest = max([*around, *(corpus.largest_token() for corpus in corpora)])
+    if largest >= known:
+        raise UserError(
+            f"the tokenizer in {tokenizer.name_or_path} writes token {largest:,} and the model has embeddings for "
+            f"{known:,}; they are not of one model, or the embeddings were not resized"
+        )
+
+
+def is_head(model: Any, name: str) -> bool:
+    """Whether a parameter is beside the transformer proper. A pooler serves the head alone, wherever it stands."""
+    return not name.startswith(f"{model.base_model_prefix}.") or ".pooler." in name
+
+
+def renew(parameters: dict[str, torch.nn.Parameter], seed: int) -> None:
+    """Fresh weights as BERT has them: normal with a deviation of 0.02, no bias, norms of one.
+
+    Not by transformers: what it makes depends on how many ranks share the weights.
+    """
+    for name, parameter in parameters.items():
+        shape = torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+        digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+        source = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        value = torch.full(shape, 0.0 if name.endswith("bias") else 1.0)
+        if len(shape) > 1:
+            value.normal_(0.0, 0.02, generator=source)
+        fill(parameter, value)
+
+
+def _four_bits(engine: Engine) -> dict[str, Any]:
+    """QLoRA's own settings (Dettmers et al. 2023, arXiv:2305.14314): NF4, scales quantised once more."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "adapter.quantize: nf4 needs the library bitsandbytes; install distft[qlora], or leave adapter.quantize out"
+        )
+    from transformers import BitsAndBytesConfig
+
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=DTYPES[engine.dtype],
+    )
+    return {"quantization_config": settings}
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def digest(folder: Path, memory: Path) -> str:
+    """sha256 over names and checksums of the files that make a base model: weights and config.json, in order.
+
+    Args:
+        memory: see `remembered`.
+    """
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin") or p.name == "config.json")
+
+    def compute() -> str:
+        whole = hashlib.sha256()
+        for path in files:
+            stop_signals.check()
+            whole.update(f"{path.name} {checksum(path)}\n".encode())
+        return whole.hexdigest()
+
+    return remembered(files, memory, compute)

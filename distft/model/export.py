@@ -1,0 +1,150 @@
+"""A trained run in the formats of PEFT and transformers, made from its newest checkpoint alone.
+
+No process group is needed: the checkpoint holds whole tensors whatever ZeRO stage wrote it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distft.checkpoint.best import chosen
+from distft.checkpoint.state import Stored
+from distft.data.templates import Template
+from distft.errors import UserError
+from distft.model import adapters, base_model
+from distft.model.context import base_of, setting_of
+from distft.recipe.schema import AdaLora, Lora, NoAdapter, Partial, Recipe
+from distft.run.files import complete_folder
+from distft.run.folder import RunDir
+from distft.tasks.registry import kind_of
+from distft.tasks.shared.generation import stops
+
+MARK = "distft.json"  # in every export: which run and step it is of, and that it may be written over
+
+
+def tuned(run: RunDir, recipe: Recipe, stored: Stored, quantized: bool = False) -> Any:
+    """The model of a run in host memory, base and adapter with the weights of a checkpoint.
+
+    Args:
+        quantized: with the base in 4 bits.
+
+    Raises:
+        UserError: the base model, or the label set, is not the one of the run any more.
+    """
+    kind = kind_of(recipe)
+    base = base_of(run, recipe, kind)
+    if base_model.digest(base, run.path / "base.json") != stored.identity.base:
+        raise UserError(f"{base} is not the base model any more with which {run.path} was trained; put that back")
+    total_steps = int(stored.adapter.get("total", 0))
+    loaded = untuned(run, recipe, quantized)
+    adapter = recipe.adapter
+    if isinstance(adapter, Lora | AdaLora):  # the checkpoint has all its weights, wherever they came from
+        adapter = adapter.model_copy(update={"start": None})
+    model = adapters.attach(loaded, adapter, kind, str(base), total_steps)
+    parameters = dict(model.named_parameters())
+    if missing := sorted(stored.shapes.keys() - parameters.keys()):
+        raise UserError(f"{stored.folder} holds weights that the model has not: {missing[0]} and others")
+    with torch.no_grad():
+        for name, value in stored.weights():
+            if (shape := parameters[name].shape) != value.shape:
+                raise UserError(
+                    f"{name} has the shape {list(value.shape)} in {stored.folder} and {list(shape)} in the model; is "
+                    f"{run.labels} still the run's own?"
+                )
+            parameters[name].copy_(value)
+        buffers = dict(model.named_buffers())
+        for name, value in stored.buffers():
+            buffers[name].copy_(value)
+    if isinstance(recipe.adapter, AdaLora):
+        adapters.prune(model, stored.adapter.get("pattern", {}))
+    return model.eval()
+
+
+def untuned(run: RunDir, recipe: Recipe, quantized: bool = False) -> Any:
+    """The base model as it was before the run."""
+    kind = kind_of(recipe)
+    found = setting_of(run, recipe).labels
+    return base_model.load(base_of(run, recipe, kind), recipe, kind, found, quantized).eval()
+
+
+def write(run: RunDir, recipe: Recipe, out: Path, merged: bool = False) -> None:
+    """A folder `out` that plain `peft` (adapter) or `transformers` (full or `merged` model) load; all or nothing.
+
+    An adapter that was trained over 4 bits is merged into the base as it was before.
+
+    Raises:
+        UserError: `out` holds something else, or there is nothing to merge.
+    """
+    if merged and isinstance(recipe.adapter, NoAdapter | Partial):
+        raise UserError("--merged: this run trained the model itself, so there is no adapter to merge; leave it out")
+    stored = chosen(run, recipe)
+    model = tuned(run, recipe, stored)
+    if merged and (tied := tied_target(model)) is not None:
+        raise UserError(f"--merged: {tied} shares its weight with another layer, which would change too; leave it out")
+    if merged:
+        model = model.merge_and_unload()
+    kind = kind_of(recipe)
+    # a task writes into the configuration what the base leaves open: the filler of a decoder that classifies
+    kind.task(setting_of(run, recipe), model.get_base_model() if hasattr(model, "get_base_model") else model)
+    with complete_folder(out.resolve()) as staged:
+        model.save_pretrained(staged)
+        _refuse_empty(staged)
+        setting = setting_of(run, recipe)  # a task may have set its tokenizer to a language
+        processor = setting.processor()
+        if kind.vocabulary == "decoder":
+            template = Template.load(processor, recipe.data.template)
+            if processor.chat_template is None or recipe.data.template:
+                processor.chat_template = template.text
+            end_turns(staged, model, template)
+        whole = [path.parent for path in staged.glob("*/config.json")]  # of several tasks each is complete by itself
+        for folder in [staged, *whole]:
+            processor.save_pretrained(folder)
+        if setting.labels:
+            shutil.copy(run.labels, staged / run.labels.name)
+        (staged / MARK).write_text(json.dumps({"run": run.read().name, "step": stored.progress.step}) + "\n")
+        check_target(out)
+
+
+def tied_target(model: Any) -> str | None:
+    """A layer with an adapter whose weight is another layer's too (embeddings and the head)."""
+    owners = Counter(id(weight) for module in model.modules() for weight in module._parameters.values())
+    layers = ((name, module) for name, module in model.named_modules() if hasattr(module, "lora_A"))
+    return next((name for name, layer in layers if owners[id(layer.base_layer.weight)] > 1), None)
+
+
+def end_turns(folder: Path, model: Any, template: Template) -> None:
+    """A model stops where it was taught to, if one token says so; of an exported adapter the base stays as it is."""
+    if (folder / "generation_config.json").exists():
+        ends = template.tokenizer(template.end_of_turn.strip(), add_special_tokens=False)["input_ids"]
+        if len(ends) == 1:
+            model.generation_config.eos_token_id = stops(model, template.tokenizer, ends)
+            model.generation_config.save_pretrained(folder)
+
+
+def check_target(out: Path) -> None:
+    """Refuse to write an export over something that is none.
+
+    Raises:
+        UserError: see above.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; name a folder for the export")
+    if out.is_dir() and any(out.iterdir()) and not (out / MARK).exists():
+        raise UserError(f"{out} holds other things; name a new folder for the export")
+
+
+def _refuse_empty(folder: Path) -> None:
+    """No exported tensor may be of size zero (PEFT under ZeRO-3 has written such files)."""
+    from safetensors import safe_open
+
+    for path in folder.rglob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            empty = [key for key in file.keys() if 0 in file.get_slice(key).get_shape()]  # noqa: SIM118
+        if empty:
+            raise RuntimeError(f"{path.name}: {empty[0]} is empty")

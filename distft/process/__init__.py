@@ -1,0 +1,1 @@
+"""One process among others: signals, signs of life, ranks."""

@@ -1,0 +1,130 @@
+"""The ranks of an attempt: who this process is, and the few things ranks do together.
+
+Rank and world size come from the environment (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT),
+whoever started the process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as td
+from torch._C._distributed_c10d import TCPStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+from distft.errors import RunFailed
+from distft.process import stop_signals
+from distft.process.lifetime import die_with_parent
+
+POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its peers."""
+
+    rank: int
+    local_rank: int
+    world: int
+    device: torch.device
+    store: Store
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, which writes what is written once."""
+        return self.rank == 0
+
+
+def init(timeout_seconds: int) -> Ranks:
+    """Join the process group: NCCL on GPUs, gloo on CPUs.
+
+    Raises:
+        RunFailed: a rank's environment is incomplete, or the ranks did not find each other in time.
+    """
+    die_with_parent()
+    try:
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        local_rank = int(os.environ.setdefault("LOCAL_RANK", str(rank)))
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    except (KeyError, ValueError) as error:
+        raise RunFailed(f"the environment of a rank is incomplete: {error}; start it by `distft train`") from None
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    timeout = timedelta(seconds=timeout_seconds)
+    listen = os.environ.pop("DISTFT_LISTEN_FD", None)
+    store = TCPStore(
+        address,
+        port,
+        world,
+        is_master=rank == 0,
+        timeout=timeout,
+        master_listen_fd=int(listen) if listen else None,
+    )
+    td.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=world, timeout=timeout
+    )
+    return Ranks(rank, local_rank, world, device, PrefixStore("distft", store))
+
+
+def leave() -> None:
+    """Leave the process group together, so that nobody sees a closed connection."""
+    if td.is_initialized():
+        td.barrier()
+        td.destroy_process_group()
+
+
+def sum_over_ranks(values: Sequence[float]) -> list[float]:
+    """Sums over all ranks, position by position, in float64. Collective."""
+    vector = torch.tensor(values, dtype=torch.float64)
+    td.all_reduce(vector)  # a CPU tensor, so over gloo: the GPU's stream is not waited for
+    total: list[float] = vector.tolist()
+    return total
+
+
+def gather_bytes(value: bytes) -> list[bytes]:
+    """The same number of bytes from every rank, by rank. Collective."""
+    mine = torch.frombuffer(bytearray(value), dtype=torch.uint8)
+    parts = [torch.empty_like(mine) for _ in range(td.get_world_size())]
+    td.all_gather(parts, mine)
+    return [bytes(part.tolist()) for part in parts]
+
+
+def gather_text(value: str) -> list[str]:
+    """A text from every rank, by rank. Collective."""
+    encoded = value.encode()
+    lengths = [int.from_bytes(one, "little") for one in gather_bytes(len(encoded).to_bytes(8, "little"))]
+    padded = gather_bytes(encoded.ljust(max(1, *lengths)))
+    return [text[:length].decode() for text, length in zip(padded, lengths, strict=True)]
+
+
+def barrier() -> None:
+    td.barrier()
+
+
+def on_rank_0(ranks: Ranks, key: str, work: Callable[[], Any]) -> Any:
+    """Rank 0 works, the others wait for its result; no collective, so nothing times out however long it takes.
+
+    Args:
+        key: a name used once in an attempt.
+        work: returns something JSON can hold.
+
+    Raises:
+        Preempted: a stop was requested of this process while it waited.
+    """
+    if ranks.first:
+        result = work()
+        ranks.store.set(key, json.dumps(result))
+        return result
+    while not ranks.store.check([key]):
+        stop_signals.check()
+        time.sleep(POLL_SECONDS)
+    return json.loads(ranks.store.get(key))

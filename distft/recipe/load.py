@@ -1,0 +1,215 @@
+"""Recipes: strict YAML and overrides in, a frozen `Recipe` or one `UserError` out.
+
+The keys themselves are in `distft.recipe.schema`. Everything wrong with a recipe is reported at once, a line a problem.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from distft.errors import UserError
+from distft.recipe import yamlfile
+from distft.recipe.adalora_phases import schedule
+from distft.recipe.changes import Difference
+from distft.recipe.messages import explain
+from distft.recipe.schema import AdaLora, Data, Lora, Recipe
+from distft.recipe.tasks import WITH_HEADS, MultiTask, Single
+from distft.recipe.yamlfile import Draft, Keys
+
+_DATA_SUFFIXES = (
+    ".jsonl",
+    ".json",
+    ".csv",
+    ".tsv",
+    ".parquet",
+    ".txt",
+    ".text",
+    ".conll",
+    ".bio",
+    ".iob",
+    ".gz",
+    ".jinja",
+)
+_PATHS: dict[Keys, bool] = {  # key: whether it may be a hub id, which looks like a relative path
+    ("model", "path"): True,
+    ("data", "train"): True,
+    ("data", "eval"): True,
+    ("data", "template"): False,
+    ("data", "cache"): False,
+    ("adapter", "from"): True,
+}
+
+
+def load(path: Path, overrides: Sequence[str]) -> Recipe:
+    """The recipe in `path`, changed by `key.path=value` overrides, with a name and absolute paths.
+
+    Raises UserError, a line a problem, when a file or an override is not a valid recipe.
+    """
+    draft = yamlfile.read(path)
+    for rank, text in enumerate(overrides, start=1):
+        draft.override(text, rank)
+    _make_paths_absolute(draft)
+    if draft.values.get("name") is None:
+        draft.values["name"] = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip(".")[:64] or "run"
+    return _validated(draft)
+
+
+def load_resolved(path: Path) -> Recipe:
+    """The recipe that `dump` wrote to `path`, as it is. Raises UserError as `load` does."""
+    return _validated(yamlfile.read(path))
+
+
+def dump(recipe: Recipe) -> str:
+    """YAML with every key of `recipe`; `load` and `load_resolved` read it back to an equal recipe."""
+    return yamlfile.dump(recipe.model_dump())
+
+
+def differences(old: Recipe, new: Recipe) -> list[Difference]:
+    """Every key on which `old` and `new` disagree, in the order of the recipe."""
+    before, after = dict(_flat(old.model_dump())), dict(_flat(new.model_dump()))
+    # repr, because 1, 1.0 and true are equal in Python and different in a model's configuration
+    return [
+        Difference(key, before.get(key), after.get(key))
+        for key in before | after
+        if repr(before.get(key, ...)) != repr(after.get(key, ...))
+    ]
+
+
+def check_sizes(recipe: Recipe, world: int) -> None:
+    """Every rank must get the same number of micro-batches.
+
+    Raises:
+        UserError: the global batch does not divide; the message names the nearest that fit.
+    """
+    unit = recipe.train.micro_batch * world
+    batch = recipe.train.global_batch
+    if batch % unit:
+        below, above = batch // unit * unit, (batch // unit + 1) * unit
+        near = f"{below} or {above}" if below else f"{above}"
+        raise UserError(
+            f"train.global_batch {batch} is not a multiple of micro_batch {recipe.train.micro_batch} x {world} ranks; "
+            f"nearest that fit: train.global_batch={near}"
+        )
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of a recipe, for editors."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Recipe.model_json_schema(),
+        "title": "distft recipe",
+    }
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif value is not None or prefix in ("model.init.config.", "data.fields."):
+            # a null of ours is the same as no key; a null of theirs overwrites a default
+            yield prefix + key, value
+
+
+def _validated(draft: Draft) -> Recipe:
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(draft.values)
+    except ValidationError as error:
+        draft.problems += [(draft.place(key), key, text) for key, text in explain(error, draft.values)]
+    if recipe is not None:
+        draft.problems += [(draft.place(key), key, text) for key, text in _contradictions(recipe)]
+    if recipe is None or draft.problems:
+        raise UserError(draft.report())
+    return recipe
+
+
+def _contradictions(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
+    """Between sections that are right each by itself."""
+    adapter, engine = recipe.adapter, recipe.engine
+    yield from _contradictions_of_task(recipe)
+    if isinstance(adapter, AdaLora):
+        if engine.offload_optimizer:
+            text = "does not go with adapter.type adalora, whose optimizer state is small; leave it out"
+            yield ("engine", "offload_optimizer"), text
+        if recipe.train.steps is not None:
+            try:
+                schedule(adapter, recipe.train.steps)
+            except ValueError as error:
+                yield ("adapter",), str(error)
+    if isinstance(adapter, Lora) and adapter.quantize is not None and engine.zero_stage == 3:
+        text = "4-bit weights cannot be sharded by ZeRO 3; use engine.zero_stage 0, 1 or 2, or leave it out"
+        yield ("adapter", "quantize"), text
+
+
+def _contradictions_of_task(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
+    """Between the task and the other sections."""
+    task, data, best = recipe.task, recipe.data, recipe.train.best
+    held_out = data.eval is not None
+    if isinstance(task, MultiTask):
+        held_out = any(part.eval is not None for part in task.tasks.values())
+        if data.train is not None or data.eval is not None:
+            yield ("data", "train" if data.train else "eval"), "task.type multi-task names its data in task.tasks"
+    elif data.train is None:
+        yield ("data", "train"), f"missing; give it: {Data.model_fields['train'].description}"
+    if data.overlong is not None and data.overlong not in task.OVERLONG:
+        fits = " or ".join(task.OVERLONG)
+        yield ("data", "overlong"), f"got '{data.overlong}'; task.type {task.type} can {fits}"
+    if recipe.train.head_lr is not None and task.type not in WITH_HEADS:
+        yield ("train", "head_lr"), f"task.type {task.type} puts no head of its own on the model; leave it out"
+    if best is not None and not held_out:
+        yield ("train", "best"), "needs held-out data; name them in data.eval"
+    if best is not None and best not in task.SCORES:
+        yield ("train", "best"), f"got '{best}'; task.type {task.type} has the scores {', '.join(task.SCORES)}"
+    for keys, one, fields in _renamed(recipe):
+        for name in fields:
+            if one.FIELDS and name not in one.FIELDS:
+                yield (*keys, name), f"task.type {one.type} reads no such field; it reads {', '.join(one.FIELDS)}"
+    part = task.tasks.get(best.partition(".")[0]) if isinstance(task, MultiTask) and best is not None else None
+    if held_out and part is not None and part.eval is None:
+        yield ("train", "best"), f"got '{best}', and that task has no held-out data; name them in its `eval`"
+
+
+def _renamed(recipe: Recipe) -> Iterator[tuple[Keys, Single, Mapping[str, str]]]:
+    """Where columns are renamed, for which task, and how."""
+    if isinstance(recipe.task, MultiTask):
+        for name, part in recipe.task.tasks.items():
+            yield ("task", "tasks", name, "fields"), part.task, part.fields
+    else:
+        yield ("data", "fields"), recipe.task, recipe.data.fields
+
+
+def _make_paths_absolute(draft: Draft) -> None:
+    """Makes the paths of local files independent of where the recipe and the shell are."""
+    for key, may_be_hub_id in {**_PATHS, **_paths_of_tasks(draft.values)}.items():
+        section: Any = draft.values
+        for name in key[:-1]:
+            section = section.get(name) if isinstance(section, dict) else None
+        value = section.get(key[-1]) if isinstance(section, dict) else None
+        if isinstance(value, str):
+            section[key[-1]] = _absolute(value, draft.places[key].folder, may_be_hub_id)
+        elif isinstance(value, dict):  # parallel files
+            for column, path in value.items():
+                if isinstance(path, str):
+                    value[column] = _absolute(path, draft.places[(*key, column)].folder, False)
+
+
+def _paths_of_tasks(values: Mapping[str, Any]) -> dict[Keys, bool]:
+    task = values.get("task")
+    tasks = task.get("tasks") if isinstance(task, dict) else None
+    names = tasks if isinstance(tasks, dict) else ()
+    return {("task", "tasks", name, which): True for name in names for which in ("train", "eval")}
+
+
+def _absolute(path: str, folder: str, may_be_hub_id: bool) -> str:
+    """`path` as seen from `folder`; as it is when it is absolute, or nothing says that it is no hub id."""
+    full = os.path.abspath(os.path.join(folder, os.path.expanduser(path)))
+    local = path.startswith(("./", "../", "~")) or path.lower().endswith(_DATA_SUFFIXES)
+    if not path or os.path.isabs(path) or not (local or not may_be_hub_id or os.path.exists(full)):
+        return path
+    return full

@@ -1,0 +1,129 @@
+"""What pydantic found wrong with a recipe or a site profile, in the words of the user's file."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from distft.recipe.schema import Recipe
+from distft.recipe.yamlfile import LOST, Keys, short
+
+_NAME_RULE = "1 to 64 of letters, digits, . _ -, not starting with a dot"
+_KINDS = {
+    "a valid string": "text (in quotes if it looks like a number)",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+    "a valid list": "a list",
+    "a valid dictionary": "a mapping (key: value)",
+}
+
+
+def explain(
+    invalid: ValidationError, values: Mapping[str, Any], root: type[BaseModel] = Recipe
+) -> Iterator[tuple[Keys, str]]:
+    """What is wrong with which key of `values`, meant as a `root`; silent about values that were lost before."""
+    found: dict[Keys, list[ErrorDetails]] = {}
+    for error in invalid.errors(include_url=False):
+        if error["input"] is not LOST or error["type"] == "extra_forbidden":
+            found.setdefault(_key(error["loc"], values, root), []).append(error)
+    for key, errors in found.items():
+        if errors[0]["type"].startswith("union_tag"):
+            yield from _invalid_tag(key, errors[0]["loc"], errors[0]["input"], root)
+        else:
+            yield key, _words(errors, root)
+
+
+def _invalid_tag(key: Keys, loc: Keys, given: dict[str, Any], root: type[BaseModel]) -> Iterator[tuple[Keys, str]]:
+    """Of a section whose `type` decides which keys it has; pydantic looks no further than a wrong type."""
+    sections = _sections(loc, root)
+    tags = " or ".join(repr(_tag_of(section)) for section in sections)
+    if given.get("type") is not LOST:
+        got = f"got {short(given['type'])}" if "type" in given else "missing"
+        yield (*key, "type"), f"{got}; must be {tags}"
+    valid = _names(sections)
+    for name in given:
+        if name not in valid:
+            yield (*key, name), _unknown(name, valid)
+
+
+def _key(loc: Keys, values: Mapping[str, Any], root: type[BaseModel]) -> Keys:
+    """`loc` without what is no key: the tag of a union, and the names of its members."""
+    key: Keys = ()
+    value: Any = values
+    for end, part in enumerate(loc):
+        sections = _sections(loc[:end], root)
+        inside = (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int))
+        if len(sections) < 2 and (sections or inside):
+            key = (*key, part)
+            value = value[part] if inside else None
+    return key
+
+
+def _words(errors: list[ErrorDetails], root: type[BaseModel]) -> str:
+    """What is wrong with one key and what to do; several errors are the members of one union."""
+    loc, kind, given = errors[0]["loc"], errors[0]["type"], short(errors[0]["input"])
+    sections, parents = _sections(loc, root), _sections(loc[:-1], root)
+    keys = ", ".join(_names(sections))
+    if kind == "extra_forbidden":
+        return _unknown(str(loc[-1]), _names(parents))
+    if kind == "missing":
+        about = _fields(parents[0])[str(loc[-1])].description
+        return f"missing; give it: {about}" if about else f"missing; add this section, with some of its keys: {keys}"
+    if kind == "value_error":
+        return str(errors[0]["ctx"]["error"])
+    if kind in ("model_type", "model_attributes_type"):
+        return f"got {given}; write keys under it, or leave it out: {keys}"
+    if kind == "string_pattern_mismatch":
+        rule = f"be {_NAME_RULE}" if root is Recipe else errors[0]["msg"].removeprefix("String should ")
+        return f"got {given}; must {rule}"
+    wanted = [re.sub(r"^(Input|List|String) should| after validation", "", error["msg"]).strip() for error in errors]
+    wanted = [_KINDS.get(text.removeprefix("be "), text.removeprefix("be ")) for text in wanted]
+    must = "must" if wanted[0].startswith("have") else "must be"
+    return f"got {given}; {must} {' or '.join(dict.fromkeys(wanted))}"
+
+
+def _unknown(name: str, valid: list[str]) -> str:
+    near = difflib.get_close_matches(name[:64], valid, n=1)
+    return f"unknown key; {f'did you mean {near[0]}? ' if near else ''}valid keys: {', '.join(valid)}"
+
+
+def _sections(loc: Keys, root: type[BaseModel]) -> list[type[BaseModel]]:
+    """The models that `loc` leads to: one, or the members of a union before its tag, or none for a plain value."""
+    found: list[type[BaseModel]] = [root]
+    named = False  # whether the next part is a name of the user's, and no key of ours
+    for part in loc:
+        if named:
+            named = False
+        elif len(found) > 1:
+            found = [section for section in found if _tag_of(section) == part]
+        else:
+            fields = [_fields(section)[str(part)] for section in found if part in _fields(section)]
+            found = [section for info in fields for section in _models(info.annotation)]
+            named = bool(found) and any(get_origin(info.annotation) is dict for info in fields)
+    return found
+
+
+def _names(sections: list[type[BaseModel]]) -> list[str]:
+    return list(dict.fromkeys(name for section in sections for name in _fields(section)))
+
+
+def _fields(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """By the names that a recipe gives them."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _models(part)]
+
+
+def _tag_of(section: type[BaseModel]) -> str:
+    return str(get_args(section.model_fields["type"].annotation)[0])

@@ -1,0 +1,55 @@
+"""Files and folders that are complete or absent: written aside, made durable, put in place by one rename."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def complete_file(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to. It takes the place of `path` when the block ends without an exception; if the
+    block raises, what was there before stays as it was."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The old content or the new one, whatever happens in between."""
+    with complete_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def complete_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path` to fill. It takes the place of `path`, which may be absent or a folder, when the
+    block ends without an exception. The next call for the same `path` removes what a killed process left."""
+    staged = path.with_name(f".{path.name}.staged")
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    yield staged
+    if path.exists():
+        shutil.rmtree(path)
+    os.replace(staged, path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

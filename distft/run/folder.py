@@ -1,0 +1,147 @@
+"""A run on disk. The folder is the run: whoever holds it can continue, inspect or export it.
+
+    config.yaml        the resolved recipe
+    run.json           name, state, wandb_id, one entry an attempt
+    lease.json         who is at work on it (see lease.py)
+    metrics.jsonl      one object an optimizer step, one an evaluation
+    loss.png           the chart of the above
+    logs/              attempt-001/rank-0.log
+    slurm/             what was sent to SLURM, and what the jobs said
+    base/              the base model, where the recipe makes one (`model.init`)
+    labels.json        the label set, where the task has one
+    reference.safetensors  what the starting model made of pairs of answers (DPO without an adapter)
+    checkpoints/       step-00000050/
+    evaluations/       what `distft eval` found: tables (JSON) and pictures
+    final/             what the run was for: adapter or model, in the format of PEFT / transformers
+
+`run.json` has one writer: the light parent of the first node, and when it is gone the requeue policy of its job.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from distft.errors import UserError
+from distft.run.files import write_atomically
+
+State = Literal["new", "running", "done", "preempted", "failed", "held", "cancelled"]
+
+
+@dataclass
+class Attempt:
+    """One try to bring the run forward, from the start of its processes to their end."""
+
+    number: int
+    hosts: list[str]
+    pid: int
+    world_size: int
+    zero_stage: int
+    start: float  # seconds since the epoch
+    end: float | None = None
+    cause: str | None = None  # why it ended, in words
+    exit_code: int | None = None
+    first_step: int | None = None  # optimizer steps recorded by it; None: not one
+    last_step: int | None = None
+    job: str | None = None  # the scheduler's
+    restart: int = 0  # how often the scheduler had started that job again
+    commit_before: int = 0  # step of the newest checkpoint at its start; 0: none
+    commit_after: int = 0  # and at its end
+    failed_on: str | None = None  # the host whose processes failed first, where it may be the host's doing
+
+
+@dataclass
+class Run:
+    """The content of run.json."""
+
+    name: str
+    state: State = "new"
+    reason: str | None = None  # why it is held
+    excluded: list[str] = field(default_factory=list)  # hosts that the scheduler was asked not to use again
+    launcher: str = "local"  # who started it last
+    wandb_id: str = field(default_factory=lambda: secrets.token_hex(4))
+    created: float = field(default_factory=time.time)
+    attempts: list[Attempt] = field(default_factory=list)
+
+
+class RunDir:
+    """Names of what is in a run folder, and the two files that describe it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.config = self.path / "config.yaml"
+        self.json = self.path / "run.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.chart = self.path / "loss.png"
+        self.logs = self.path / "logs"
+        self.base = self.path / "base"
+        self.labels = self.path / "labels.json"
+        self.reference = self.path / "reference.safetensors"
+        self.checkpoints = self.path / "checkpoints"
+        self.final = self.path / "final"
+        self.evaluations = self.path / "evaluations"
+
+    def exists(self) -> bool:
+        return self.json.exists()
+
+    def create(self, name: str, config: str) -> None:
+        """Make the folder of a new run. `run.json` comes last: with it the run exists."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; a run folder is wanted (--run-dir)")
+        if self.config.exists() and self.config.read_text(encoding="utf-8", errors="replace") != config:
+            raise UserError(f"{self.config} is there and of no run; remove it, or name another folder with --run-dir")
+        for folder in (self.path, self.logs, self.checkpoints):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.config, config)
+        self.write(Run(name))
+
+    def read(self) -> Run:
+        """run.json.
+
+        Raises:
+            UserError: the folder holds no run, or run.json cannot be read.
+        """
+        try:
+            stored = json.loads(self.json.read_text(encoding="utf-8"))
+            attempts = [Attempt(**attempt) for attempt in stored.pop("attempts")]
+            return Run(attempts=attempts, **stored)
+        except FileNotFoundError:
+            raise UserError(f"{self.path} holds no run: there is no run.json in it") from None
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{self.json} is not what distft wrote ({error}); restore it from a copy") from None
+
+    def write(self, run: Run) -> None:
+        write_atomically(self.json, json.dumps(dataclasses.asdict(run), indent=2) + "\n")
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Objects of metrics.jsonl in the order written; a line cut off by a crash is passed over."""
+        if not self.metrics.exists():
+            return
+        with open(self.metrics, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(record, dict):
+                    yield record
+
+    def attempt_logs(self, number: int) -> Path:
+        return self.logs / f"attempt-{number:03d}"
+
+    def newest_commit(self) -> int:
+        """Step of the newest checkpoint, verified or not; 0: there is none."""
+        names = [path.name for path in self.checkpoints.glob("step-*")] if self.checkpoints.is_dir() else []
+        return max((int(name[5:]) for name in names if re.fullmatch(r"step-\d{8,}", name)), default=0)
+
+
+def this_host() -> str:
+    return socket.gethostname()

@@ -1,0 +1,277 @@
+"""Causal language modelling: predict marked tokens from those before them in the same document."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from distft.data.formats import Message, asked_by, parse, prompt_of
+from distft.data.records import Column, Document, Encoded, Record
+from distft.data.templates import Marked, Template
+from distft.errors import UserError
+from distft.metrics.scores import Report
+from distft.run.digest import of_parts
+from distft.tasks.protocol import Labels, Outcome, Setting, Vocabulary, mean, only
+from distft.tasks.shared.generation import continued
+from distft.tasks.shared.padding import DROPPED, SPLIT
+from distft.tasks.shared.position_limits import positions
+from distft.tasks.shared.token_scores import added, scored, told
+
+TOKENS = "tokens"  # the name of the loss and of its count
+_FILLER = 0  # a padding token is seen by no real one: it comes last and attention is causal
+
+
+class CausalKind:
+    auto = "AutoModelForCausalLM"
+    peft = "CAUSAL_LM"
+    packs = True
+    vocabulary: Vocabulary = "decoder"
+    whole_head = False
+    labelled = False
+    exclusive = False
+
+    def __init__(self, fields: Mapping[str, str]) -> None:
+        self._fields = fields
+
+    def texts(self, record: Record) -> Iterator[str]:
+        parsed = parse(record, self._fields)
+        yield parsed if isinstance(parsed, str) else "\n".join(m["content"] for m in parsed.messages)
+
+    def labels(self, record: Record) -> Iterator[str]:
+        return iter(())
+
+    def head(self, labels: Labels) -> dict[str, Any]:
+        return {}
+
+    def extend(self, model: Any, labels: Labels) -> None:
+        pass
+
+    def encoder(self, setting: Setting) -> CausalEncoder:
+        data = setting.recipe.data
+        template = Template.load(setting.processor(), data.template)
+        return CausalEncoder(template, data.fields, data.row_tokens, drop=data.overlong == "drop")
+
+    def task(self, setting: Setting, model: Any) -> Causal:
+        flatten = getattr(model.config, "_attn_implementation", "") == "flash_attention_2"
+        return Causal(model.forward, flatten, setting, positions(model))
+
+
+@dataclass(frozen=True)
+class CausalEncoder:
+    """Conversations and texts as tokens, in pieces where they are longer than a row.
+
+    Args:
+        fields: as in `Data`.
+        drop: leave a record out rather than cut it.
+        continues: a text to predict from is continued, and not what a user says.
+    """
+
+    template: Template
+    fields: Mapping[str, str]
+    row_tokens: int
+    drop: bool
+    continues: bool = False
+
+    columns = {"tokens": "int32", "targets": "bool"}  # noqa: RUF012 - a constant of the class
+
+    @property
+    def digest(self) -> str:
+        return of_parts("causal-lm", self.template.digest, sorted(self.fields.items()), self.row_tokens, self.drop)
+
+    def encode(self, record: Record, answered: bool = True) -> Encoded:
+        if not answered:
+            asked = prompt_of(record, self.fields)
+            try:
+                tokens = self._opening(asked)
+            except UserError as error:
+                raise UserError(f"{record.where}: {error}") from error
+            if len(tokens) == 0:
+                raise UserError(f"{record.where}: there is nothing to continue")
+            return Encoded([Document({"tokens": tokens, "targets": np.zeros(len(tokens), bool)}, len(tokens), 0)])
+        return pieces(self.template.encode(record, self.fields), self.row_tokens, self.drop)
+
+    def _opening(self, asked: list[Message] | str) -> Column:
+        if isinstance(asked, str) and self.continues:
+            return self.template.opening(asked)
+        return self.template.prompt(asked_by(asked) if isinstance(asked, str) else asked)
+
+
+def pieces(marked: Marked, size: int, drop: bool) -> Encoded:
+    """A document, or several where it is longer than a row; those without anything to predict are left out."""
+    length = len(marked.tokens)
+    if length > size and drop:
+        return Encoded([], {DROPPED: 1})
+    notes = {SPLIT: 1} if length > size else {}
+    documents = []
+    for begin in range(0, max(length, 1), size):
+        targets = marked.targets[begin : begin + size].copy()
+        targets[:1] = False  # nothing comes before it in its row
+        count = int(targets.sum())
+        tokens = marked.tokens[begin : begin + size]
+        if count:
+            documents.append(Document({"tokens": tokens, "targets": targets}, len(tokens), count))
+        else:
+            note = "without anything to predict were dropped"
+            notes[note] = notes.get(note, 0) + 1
+    return Encoded(documents, notes)
+
+
+@dataclass(frozen=True)
+class CausalBatch:
+    """B rows of T tokens, all int64.
+
+    Attributes:
+        input_ids: [B, T].
+        position_ids: [B, T]; they restart at 0 with each document, which is how transformers keeps documents apart.
+        keep: [K], columns at which logits are wanted, for all rows.
+        at: [N], where a target's logits are in the flattened [B * K].
+        targets: [N], the tokens to predict.
+        owners: [N], the document that a target is of, counted over the batch.
+        useful_tokens: tokens that are not padding.
+        documents: as they were given, in order.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    keep: torch.Tensor
+    at: torch.Tensor
+    targets: torch.Tensor
+    owners: torch.Tensor
+    useful_tokens: int
+    documents: Sequence[Document]
+
+
+class Causal:
+    """The task for any causal LM of transformers.
+
+    Args:
+        forward: the model's forward, asked for what it takes.
+        flatten: rows become one row of B * T tokens; flash attention keeps documents apart in that form only.
+        setting: for predictions, which need a tokenizer.
+        limit: tokens that the model takes; None: it knows no limit.
+    """
+
+    counted = (TOKENS,)
+
+    def __init__(self, forward: Any, flatten: bool, setting: Setting | None = None, limit: int | None = None) -> None:
+        taken = inspect.signature(forward).parameters
+        self._takes_keep = "logits_to_keep" in taken
+        self._takes_positions = "position_ids" in taken
+        self._flatten, self._setting, self._limit = flatten, setting, limit
+
+    def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> CausalBatch:
+        width = max(2, *(sum(document.size for document in row) for row in rows))
+        ids = np.full((len(rows), width), _FILLER, dtype=np.int64)
+        positions = np.zeros((len(rows), width), dtype=np.int64)
+        owners = np.full((len(rows), width), -1, dtype=np.int64)  # of the tokens that are targets
+        documents: list[Document] = []
+        for index, row in enumerate(rows):
+            begin = 0
+            for document in row:
+                end = begin + document.size
+                ids[index, begin:end] = document["tokens"]
+                owners[index, begin:end] = np.where(document["targets"], len(documents), -1)
+                positions[index, begin:] = np.arange(width - begin)  # padding carries on the last document
+                documents.append(document)
+                begin = end
+            if begin == 0:
+                positions[index] = np.arange(width)
+        if self._flatten:
+            ids, positions, owners = ids.reshape(1, -1), positions.reshape(1, -1), owners.reshape(1, -1)
+        return self._batch(ids, positions, owners, documents, device)
+
+    def _batch(
+        self, ids: Any, positions: Any, owners: Any, documents: Sequence[Document], device: torch.device
+    ) -> CausalBatch:
+        row, column = np.nonzero(owners >= 0)
+        before = column - 1  # the logits that predict a token are at the one before it
+        if self._takes_keep:
+            keep, place = np.unique(before, return_inverse=True)
+            if len(keep) == 0:
+                keep = np.zeros(1, dtype=np.int64)
+        else:
+            keep, place = np.arange(ids.shape[1]), before
+        arrays = (ids, positions, keep, row * len(keep) + place, ids[row, column], owners[row, column])
+        input_ids, position_ids, kept, at, targets, owner = (torch.from_numpy(array).to(device) for array in arrays)
+        useful = sum(document.size for document in documents)
+        return CausalBatch(input_ids, position_ids, kept, at, targets, owner, useful, documents)
+
+    def counts(self, batch: CausalBatch) -> dict[str, int]:
+        return {TOKENS: len(batch.targets)}
+
+    def factors(self, counts: Mapping[str, float]) -> dict[str, float]:
+        return mean(counts)
+
+    def loss(self, model: Any, batch: CausalBatch) -> dict[str, torch.Tensor]:
+        logits = self.logits(model, batch).flatten(0, 1)[batch.at]
+        return {TOKENS: functional.cross_entropy(logits.float(), batch.targets, reduction="sum")}
+
+    def logits(self, model: Any, batch: CausalBatch, **optional: torch.Tensor) -> torch.Tensor:
+        """[B, K, vocabulary], in the model's dtype. `optional`: what else the model is given."""
+        if self._takes_positions:
+            optional["position_ids"] = batch.position_ids
+        if self._takes_keep:
+            optional["logits_to_keep"] = batch.keep
+        logits: torch.Tensor = model(input_ids=batch.input_ids, use_cache=False, **optional).logits
+        return logits
+
+    def predict(self, model: Any, batch: CausalBatch) -> list[Outcome]:
+        """How well each document's targets were told; where there are none, an answer to it."""
+        if batch.documents and all(document.targets == 0 for document in batch.documents):
+            return self._answers(model, batch)
+        logits = self.logits(model, batch).flatten(0, 1)[batch.at].float()
+        return told(logits, batch.targets, batch.owners, len(batch.documents))
+
+    def _answers(self, model: Any, batch: CausalBatch) -> list[Outcome]:
+        """An answer is as long as the model has places for it behind the prompt, whatever the others in the batch."""
+        setting, mark = self._template
+        most, limit = setting.decoding.max_tokens, self._limit
+        rooms = [most if limit is None else min(most, limit - document.size) for document in batch.documents]
+        texts = {}
+        for room in {room for room in rooms if room > 0}:
+            some = [d["tokens"].tolist() for d, its in zip(batch.documents, rooms, strict=True) if its == room]
+            decoding = replace(setting.decoding, max_tokens=room)
+            texts[room] = iter(continued(model, setting.processor(), some, decoding, mark))
+        full = f"the prompt leaves no room among the {limit} positions of the model; shorten it"
+        return [{"answer": next(texts[room])} if room > 0 else {"error": full} for room in rooms]
+
+    @cached_property
+    def _template(self) -> tuple[Setting, str]:
+        """What predictions need, and what ends a turn."""
+        assert self._setting is not None
+        template = Template.load(self._setting.processor(), self._setting.recipe.data.template)
+        return self._setting, template.end_of_turn.strip()
+
+    def score(self, outcomes: Sequence[Outcome]) -> Report:
+        return scored(outcomes)
+
+    def join(self, parts: Sequence[Outcome]) -> Outcome:
+        """The pieces of a text that was longer than a row."""
+        return added(parts) if "targets" in parts[0] else only(parts)
+
+    def answer(self, outcome: Outcome) -> Outcome:
+        return outcome
+
+    @torch.no_grad()
+    def documents_leak(self, model: Any, vocabulary: int, device: torch.device) -> bool:
+        """Whether a document in a packed row changes what comes after it, found by trying. Collective under ZeRO-3."""
+        first = [np.arange(6) % vocabulary, (np.arange(6) + vocabulary // 2) % vocabulary]
+        second = np.arange(3, 9) % vocabulary
+        seen = []
+        for tokens in first:
+            documents = [
+                Document({"tokens": part.astype(np.int32), "targets": np.arange(len(part)) > 0}, len(part))
+                for part in (tokens, second)
+            ]
+            batch = self.collate([documents], device)
+            all_columns = replace(batch, keep=torch.arange(batch.input_ids.shape[1], device=device))
+            seen.append(self.logits(model, all_columns)[0, len(tokens) :].float())
+        scale = float(seen[0].abs().max()) or 1.0
+        return not torch.allclose(seen[0], seen[1], rtol=0.0, atol=1e-3 * scale)

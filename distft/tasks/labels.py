@@ -1,0 +1,123 @@
+"""The label set of a run: found in the training data, or named in the recipe, and kept with the run from then on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from distft.data import sources
+from distft.data.sources import Source
+from distft.errors import UserError
+from distft.process import pulse, stop_signals
+from distft.recipe.schema import Recipe
+from distft.recipe.tasks import MultiTask, SequenceClassification, TokenClassification
+from distft.run.files import write_atomically
+from distft.tasks.protocol import LABEL, Kind, Labels
+from distft.tasks.registry import of_settings
+
+MOST = 1000  # labels; more are a column that holds something else
+
+
+def of_run(path: Path, recipe: Recipe, source_of: Callable[[str | None], Source], begun: bool) -> dict[str, list[str]]:
+    """The labels kept in `path`; if there are none yet they are found, and kept there. One rank calls it.
+
+    Args:
+        begun: the run has a checkpoint. Before, what is kept may be of data that were corrected since.
+        source_of: the training data, by the name of a task where there are several.
+
+    Raises:
+        UserError: the recipe names other labels than the run has, or a class is empty, or there are too many.
+    """
+    kept = read(path)
+    found = kept if begun else None
+    named = named_in(recipe)
+    if found is None:
+        found = {key: list(labels) for key, labels in find(recipe, source_of).items()}
+        if found != kept:
+            write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    for key, labels in named.items():
+        if found.get(key) != labels:
+            raise UserError(
+                f"task.labels: this run has {', '.join(found.get(key, []))}, the recipe {', '.join(labels)}; "
+                "a run keeps its labels, so start another one"
+            )
+    return found
+
+
+def read(path: Path) -> dict[str, list[str]] | None:
+    """The labels kept in `path`, None where there is no such file."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        for key, labels in stored.items():
+            if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+                raise ValueError(f"{key} is no list of labels")
+        return dict(stored)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} is not what distft wrote ({error}); restore it from a copy") from None
+
+
+def named_in(recipe: Recipe) -> dict[str, list[str]]:
+    """Labels that the recipe names."""
+    task = recipe.task
+    parts = {name: part.task for name, part in task.tasks.items()} if isinstance(task, MultiTask) else {LABEL: task}
+    with_labels = (SequenceClassification, TokenClassification)
+    return {key: one.labels for key, one in parts.items() if isinstance(one, with_labels) and one.labels is not None}
+
+
+def find(recipe: Recipe, source_of: Callable[[str | None], Source]) -> Labels:
+    """All labels of the training data, in order: numbers by value, names by alphabet, "O" before other tags."""
+    task = recipe.task
+    if isinstance(task, MultiTask):
+        kinds = {name: of_settings(part.task, part.fields) for name, part in task.tasks.items()}
+        return {
+            name: labels
+            for name, kind in kinds.items()
+            if (labels := _all(kind, source_of(name), named_in(recipe).get(name), f"task.tasks.{name}.task.labels"))
+        }
+    labels = _all(of_settings(task, recipe.data.fields), source_of(None), named_in(recipe).get(LABEL), "task.labels")
+    return {LABEL: labels} if labels else {}
+
+
+def _all(kind: Kind, source: Source, named: list[str] | None, key: str) -> list[str]:
+    seen: dict[str, str] = {}  # label: where it came first
+    if not kind.labelled:
+        return []
+    for record in sources.read(source):
+        stop_signals.check()
+        pulse.moving()
+        for label in kind.labels(record):
+            if label not in seen:
+                _check_text(label, record.where)
+                seen[label] = record.where
+                if len(seen) > MOST:
+                    raise UserError(
+                        f"{record.where}: this is label {MOST + 1}; is the right column read (data.fields)?"
+                    )
+    if named is not None:
+        if empty := [label for label in named if label not in seen]:
+            raise UserError(f"{key}: no record of {source.name} is labelled {empty[0]!r}; leave it out, or add some")
+        if unknown := [label for label in seen if label not in named]:
+            raise UserError(f"{seen[unknown[0]]}: label {unknown[0]!r} is not among {key}")
+    if not seen:
+        raise UserError(f"{source.name}: no record has a label")
+    if len(seen) == 1 and kind.exclusive:
+        raise UserError(f"{source.name}: all records are labelled {next(iter(seen))!r}; there is nothing to tell apart")
+    return sorted(seen, key=_rank) if named is None else named
+
+
+def _check_text(label: str, where: str) -> None:
+    """Raises UserError where labels.json could not hold it."""
+    try:
+        label.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: label {label!r} holds half of a surrogate pair; repair it") from None
+
+
+def _rank(label: str) -> tuple[bool, bool, float, str]:
+    try:
+        return (False, False, float(label), label)
+    except ValueError:
+        return (True, label != "O", 0.0, label)

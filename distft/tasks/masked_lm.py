@@ -1,0 +1,190 @@
+"""Masked language modelling: predict hidden tokens from all around them (Devlin et al. 2018, arXiv:1810.04805)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from distft.data.formats import text_of
+from distft.data.order import hashes
+from distft.data.records import Column, Document, Encoded, Record
+from distft.errors import UserError
+from distft.metrics.scores import Report
+from distft.recipe.tasks import MaskedLM
+from distft.run.digest import of_parts
+from distft.tasks.protocol import Labels, Outcome, Setting, Vocabulary, mean
+from distft.tasks.shared.padding import COLUMNS, DROPPED, SPLIT, TRUNCATED, Inputs, Padded, digest_of
+from distft.tasks.shared.token_scores import added, perplexity, scored, told
+
+TOKENS = "tokens"
+_SPECIAL = 2  # tokens around each piece of a text
+
+
+class MaskedKind:
+    auto = "AutoModelForMaskedLM"
+    peft = None
+    packs = False
+    vocabulary: Vocabulary = "encoder"
+    whole_head = False
+    labelled = False
+    exclusive = False
+
+    def __init__(self, settings: MaskedLM, fields: Mapping[str, str]) -> None:
+        self._settings, self._fields = settings, fields
+
+    def texts(self, record: Record) -> Iterator[str]:
+        yield text_of(record, "text", self._fields)
+
+    def labels(self, record: Record) -> Iterator[str]:
+        return iter(())
+
+    def head(self, labels: Labels) -> dict[str, Any]:
+        return {}
+
+    def extend(self, model: Any, labels: Labels) -> None:
+        pass
+
+    def encoder(self, setting: Setting) -> MaskedEncoder:
+        tokenizer, data = setting.processor(), setting.recipe.data
+        if tokenizer.mask_token_id is None or tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
+            raise UserError("task: masked-lm needs a tokenizer with the tokens cls, sep and mask; this one lacks some")
+        overlong = data.overlong or "split"
+        return MaskedEncoder(tokenizer, self._settings.mask, self._fields, data.row_tokens, overlong)
+
+    def task(self, setting: Setting, model: Any) -> Masked:
+        return Masked(self._settings.mask, Inputs(model, setting.processor()))
+
+
+@dataclass(frozen=True)
+class MaskedEncoder:
+    """Texts as tokens; those longer than a row become several documents."""
+
+    tokenizer: Any
+    share: float
+    fields: Mapping[str, str]
+    row_tokens: int
+    overlong: str
+
+    columns = {**COLUMNS, "special": "bool", "mask": "int32"}  # noqa: RUF012 - a constant of the class
+
+    @cached_property
+    def digest(self) -> str:
+        parts = [self.share, sorted(self.fields.items()), self.row_tokens, self.overlong]
+        return of_parts("masked-lm", digest_of(self.tokenizer), *parts)
+
+    def encode(self, record: Record, answered: bool = True) -> Encoded:
+        text = text_of(record, "text", self.fields)
+        tokens = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        room = self.row_tokens - _SPECIAL
+        long = len(tokens) > room
+        if not tokens:
+            return Encoded([], {"without any token were dropped": 1})
+        if long and self.overlong == "drop":
+            return Encoded([], {DROPPED: 1})
+        pieces = [tokens[begin : begin + room] for begin in range(0, len(tokens), room)]
+        if self.overlong == "truncate":
+            return Encoded([self._document(pieces[0])], {TRUNCATED: 1} if long else {})
+        return Encoded([self._document(piece) for piece in pieces], {SPLIT: 1} if long else {})
+
+    def _document(self, piece: list[int]) -> Document:
+        tokens = np.array([self.tokenizer.cls_token_id, *piece, self.tokenizer.sep_token_id], np.int32)
+        columns: dict[str, Column] = {
+            "tokens": tokens,
+            "types": np.zeros(len(tokens), np.uint8),
+            "special": np.isin(tokens, self.tokenizer.all_special_ids),
+            "mask": np.array([self.tokenizer.mask_token_id, len(self.tokenizer)], np.int32),
+        }
+        return Document(columns, len(tokens), max(1, round(self.share * len(piece))))
+
+
+@dataclass(frozen=True)
+class MaskedBatch:
+    """Attributes:
+    padded: with some tokens hidden.
+    at: int64 [N], where the targets are in the flattened [B * T]; `targets` int64 [N] what was there.
+    owners: int64 [N], the document a target is of.
+    """
+
+    padded: Padded
+    at: torch.Tensor
+    targets: torch.Tensor
+    owners: torch.Tensor
+
+    @property
+    def useful_tokens(self) -> int:
+        return self.padded.useful_tokens
+
+
+class Masked:
+    counted = (TOKENS,)
+
+    def __init__(self, share: float, inputs: Inputs) -> None:
+        self._share, self._inputs = share, inputs
+
+    def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> MaskedBatch:
+        batch = self._inputs.padded(rows, device)
+        width = batch.input_ids.shape[1]
+        at, targets, shown, owners = [], [], [], []
+        for index, document in enumerate(batch.documents):
+            chosen, seen = hidden(document, self._share)
+            at.append(index * width + chosen)
+            targets.append(np.asarray(document["tokens"])[chosen].astype(np.int64))
+            shown.append(seen)
+            owners.append(np.full(len(chosen), index))
+        place, target, see, owner = (
+            torch.from_numpy(np.concatenate(arrays) if arrays else np.zeros(0, np.int64)).to(device)
+            for arrays in (at, targets, shown, owners)
+        )
+        batch.input_ids.view(-1)[place] = see
+        return MaskedBatch(batch, place, target, owner)
+
+    def counts(self, batch: MaskedBatch) -> dict[str, int]:
+        return {TOKENS: len(batch.targets)}
+
+    def factors(self, counts: Mapping[str, float]) -> dict[str, float]:
+        return mean(counts)
+
+    def _logits(self, model: Any, batch: MaskedBatch) -> torch.Tensor:
+        """fp32 [N, vocabulary]."""
+        logits: torch.Tensor = model(**self._inputs(batch.padded)).logits
+        return logits.flatten(0, 1)[batch.at].float()
+
+    def loss(self, model: Any, batch: MaskedBatch) -> dict[str, torch.Tensor]:
+        return {TOKENS: functional.cross_entropy(self._logits(model, batch), batch.targets, reduction="sum")}
+
+    def predict(self, model: Any, batch: MaskedBatch) -> list[Outcome]:
+        return told(self._logits(model, batch), batch.targets, batch.owners, len(batch.padded))
+
+    def score(self, outcomes: Sequence[Outcome]) -> Report:
+        return scored(outcomes)
+
+    def join(self, parts: Sequence[Outcome]) -> Outcome:
+        return added(parts)
+
+    def answer(self, outcome: Outcome) -> Outcome:
+        """The pseudo-perplexity of a text, of the tokens that were hidden in it."""
+        return {**outcome, "perplexity": perplexity(outcome["loss"], outcome["targets"])}
+
+
+def hidden(document: Document, share: float) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Which tokens are to be predicted, int64 [n], and what the model sees there, int64 [n].
+
+    Of the chosen 80 % are shown as the mask, 10 % as any token, 10 % as they are. At least one is chosen.
+    """
+    candidates = np.flatnonzero(~np.asarray(document["special"]))
+    if not len(candidates):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    number = max(1, round(share * len(candidates)))
+    chosen = np.sort(candidates[np.argsort(hashes(document.draw, 0, len(candidates)), kind="stable")[:number]])
+    way = hashes(document.draw, 1, number) / 2.0**64
+    tokens = np.asarray(document["tokens"])[chosen].astype(np.int64)
+    mask, vocabulary = map(int, document["mask"])
+    anything = hashes(document.draw, 2, number) % np.array([vocabulary], np.uint64)
+    seen = np.where(way < 0.8, mask, np.where(way < 0.9, anything.astype(np.int64), tokens))
+    return chosen, seen.astype(np.int64)

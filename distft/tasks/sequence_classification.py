@@ -1,0 +1,251 @@
+"""A label for a text or a pair of texts; any number of labels; or a number."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from distft.data.formats import text_of, value_of
+from distft.data.records import Document, Encoded, Record
+from distft.errors import UserError
+from distft.metrics.scores import Report, score_many_labels, score_numbers, score_one_label
+from distft.recipe.tasks import SequenceClassification
+from distft.run.digest import of_parts
+from distft.tasks.protocol import LABEL, Labels, Outcome, Setting, Vocabulary, mean, named, only
+from distft.tasks.shared.padding import COLUMNS, DROPPED, TRUNCATED, Inputs, Padded, column, digest_of, tokens_of
+
+SEQUENCES = "sequences"
+LARGEST = float(np.finfo(np.float32).max)  # of the numbers that a regression can learn
+
+
+class ClassificationKind:
+    auto = "AutoModelForSequenceClassification"
+    peft = "SEQ_CLS"
+    packs = False
+    vocabulary: Vocabulary = "encoder"
+    whole_head = True
+
+    def __init__(self, settings: SequenceClassification, fields: Mapping[str, str]) -> None:
+        self._settings, self._fields = settings, fields
+
+    @property
+    def labelled(self) -> bool:
+        return self._settings.kind != "regression"
+
+    @property
+    def exclusive(self) -> bool:
+        return self._settings.kind == "single"
+
+    def texts(self, record: Record) -> Iterator[str]:
+        yield from texts_of(record, self._fields)
+
+    def labels(self, record: Record) -> Iterator[str]:
+        yield from names_of(record, self._settings.kind, self._fields)
+
+    def head(self, labels: Labels) -> dict[str, Any]:
+        if self._settings.kind == "regression":
+            return {"num_labels": 1, "problem_type": "regression"}
+        several = self._settings.kind == "multi-label"
+        kind = "multi_label_classification" if several else "single_label_classification"
+        return {**named(labels[LABEL]), "problem_type": kind}
+
+    def extend(self, model: Any, labels: Labels) -> None:
+        pass
+
+    def encoder(self, setting: Setting) -> ClassificationEncoder:
+        data = setting.recipe.data
+        labels = tuple(setting.labels.get(LABEL, ()))
+        limit, drop = data.row_tokens, data.overlong == "drop"
+        return ClassificationEncoder(setting.processor(), self._settings.kind, labels, self._fields, limit, drop)
+
+    def task(self, setting: Setting, model: Any) -> Classification:
+        if getattr(model.config, "summary_type", None) == "last":  # XLNet: there the padding would be
+            raise UserError(f"model.path: {model.config.model_type} reads a text at its last place; take another model")
+        if getattr(model.config, "pad_token_id", None) is None:  # decoders look for the last token before the padding
+            tokenizer = setting.processor()
+            known = tokenizer.pad_token_id is not None
+            filler = tokenizer.pad_token_id if known else tokenizer.eos_token_id
+            if filler is None:
+                raise UserError(
+                    "model.path: the tokenizer has no token for padding and none for the end of a text, and this model "
+                    "needs one of them; name a pad_token in its tokenizer_config.json"
+                )
+            model.config.pad_token_id = filler
+        inputs = Inputs(model, setting.processor())
+        return Classification(self._settings.kind, tuple(setting.labels.get(LABEL, ())), inputs)
+
+
+def texts_of(record: Record, fields: Mapping[str, str]) -> list[str]:
+    """The text, and the second where the data have pairs."""
+    paired = "text_pair" in fields or record.fields.get("text_pair") is not None
+    return [text_of(record, name, fields) for name in (["text", "text_pair"] if paired else ["text"])]
+
+
+def names_of(record: Record, kind: str, fields: Mapping[str, str]) -> list[str]:
+    """The label of a record, or all of its labels: names, or numbers as names.
+
+    Raises:
+        UserError: there is none where one is needed.
+    """
+    value = value_of(record, LABEL, fields)
+    if kind == "multi-label":
+        if isinstance(value, str) and value.lstrip()[:1] == "[":
+            try:
+                value = json.loads(value)
+            except (ValueError, RecursionError):
+                raise UserError(f"{record.where}: label is no list of labels: {value[:60]}") from None
+        values = value if isinstance(value, list | tuple) else value.split(",") if isinstance(value, str) else [value]
+        return [str(one).strip() for one in values if one is not None and str(one).strip()]
+    if value is None or isinstance(value, dict | list) or not str(value).strip():
+        raise UserError(f"{record.where} has no label; give it one, or leave the record out")
+    return [str(value).strip()]
+
+
+def number_of(record: Record, fields: Mapping[str, str]) -> float:
+    """The label of a record that is a number.
+
+    Raises:
+        UserError: it is none, or one that float32 cannot hold, in which it is learned.
+    """
+    value = value_of(record, LABEL, fields)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.inf
+    if not abs(number) <= LARGEST:
+        limit = "" if math.isnan(number) else f"; the largest that can be learned is {LARGEST:.1e}"
+        raise UserError(f"{record.where}: label must be a number, not {str(value)[:60]!r}{limit}")
+    return number
+
+
+@dataclass(frozen=True)
+class ClassificationEncoder:
+    tokenizer: Any
+    kind: str
+    labels: tuple[str, ...]
+    fields: Mapping[str, str]
+    row_tokens: int
+    drop: bool
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """`label`: its index; of several a 0 or 1 for each there is; a number. Empty: not known."""
+        return {**COLUMNS, "label": "int32" if self.kind == "single" else "float32"}
+
+    @cached_property
+    def digest(self) -> str:
+        parts = [self.kind, self.labels, sorted(self.fields.items()), self.row_tokens, self.drop]
+        return of_parts("sequence-classification", digest_of(self.tokenizer), *parts)
+
+    def encode(self, record: Record, answered: bool = True) -> Encoded:
+        texts = texts_of(record, self.fields)
+        pair = texts[1] if len(texts) > 1 else None
+        whole = tokens_of(self.tokenizer, texts[0], pair)
+        if not len(whole["tokens"]):
+            return Encoded([], {"without any token were dropped": 1})
+        long = len(whole["tokens"]) > self.row_tokens
+        if long and self.drop and answered:
+            return Encoded([], {DROPPED: 1})
+        columns = tokens_of(self.tokenizer, texts[0], pair, self.row_tokens) if long else whole
+        label = self._label(record) if answered else np.zeros(0)
+        document = Document({**columns, "label": label}, len(columns["tokens"]))
+        return Encoded([document], {TRUNCATED: 1} if long else {})
+
+    def _label(self, record: Record) -> np.ndarray[Any, Any]:
+        if self.kind == "regression":
+            return np.array([number_of(record, self.fields)], np.float32)
+        names = names_of(record, self.kind, self.fields)
+        for name in names:
+            if name not in self.labels:
+                raise UserError(
+                    f"{record.where}: label {name!r} is not one of this run's: {', '.join(self.labels[:20])}; "
+                    "correct it, or name all labels in task.labels"
+                )
+        if self.kind == "single":
+            return np.array([self.labels.index(names[0])], np.int32)
+        return np.array([float(label in names) for label in self.labels], np.float32)
+
+
+class Classification:
+    """The task for any sequence classification model of transformers."""
+
+    counted = (SEQUENCES,)
+
+    def __init__(self, kind: str, labels: tuple[str, ...], inputs: Inputs) -> None:
+        self._kind, self._labels, self._inputs = kind, labels, inputs
+
+    def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> Padded:
+        return self._inputs.padded(rows, device)
+
+    def counts(self, batch: Padded) -> dict[str, int]:
+        return {SEQUENCES: len(batch)}
+
+    def factors(self, counts: Mapping[str, float]) -> dict[str, float]:
+        return mean(counts)
+
+    def loss(self, model: Any, batch: Padded) -> dict[str, torch.Tensor]:
+        return {SEQUENCES: self._losses(self._logits(model, batch), batch).sum()}
+
+    def _logits(self, model: Any, batch: Padded) -> torch.Tensor:
+        """fp32 [documents, outputs]; no row where there are none, but the same graph."""
+        logits: torch.Tensor = model(**self._inputs(batch)).logits
+        return logits.float()[: len(batch)]
+
+    def _losses(self, logits: torch.Tensor, batch: Padded) -> torch.Tensor:
+        """fp32 [documents]. Of several labels the mean over the labels, as transformers has it."""
+        targets = column(batch.documents, "label", logits.device)
+        if self._kind == "single":
+            return functional.cross_entropy(logits, targets.long(), reduction="none")
+        targets = targets.view(logits.shape).to(logits.dtype)
+        if self._kind == "regression":
+            return functional.mse_loss(logits, targets, reduction="none").mean(-1)
+        return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(-1)
+
+    def predict(self, model: Any, batch: Padded) -> list[Outcome]:
+        """`output`: probabilities of the labels, or the number; `label`: what is right, where it is known."""
+        logits = self._logits(model, batch)
+        known = len(batch) > 0 and len(batch.documents[0]["label"]) > 0
+        losses = self._losses(logits, batch).tolist() if known else []
+        if self._kind != "regression":
+            logits = logits.softmax(-1) if self._kind == "single" else logits.sigmoid()
+        outcomes: list[Outcome] = [{"output": output} for output in logits.tolist()]
+        for outcome, document, loss in zip(outcomes, batch.documents, losses, strict=False):
+            outcome.update(label=document["label"].tolist(), loss=loss, targets=1)
+        return outcomes
+
+    def score(self, outcomes: Sequence[Outcome]) -> Report:
+        outputs = [outcome["output"] for outcome in outcomes]
+        if self._kind == "regression":
+            return score_numbers([outcome["label"][0] for outcome in outcomes], [output[0] for output in outputs])
+        predicted = [self._chosen(output) for output in outputs]
+        if self._kind == "single":
+            truth = [self._labels[outcome["label"][0]] for outcome in outcomes]
+            return score_one_label(truth, [chosen[0] for chosen in predicted], outputs, self._labels)
+        several = [[self._labels[i] for i, there in enumerate(o["label"]) if there] for o in outcomes]
+        return score_many_labels(several, predicted, outputs, self._labels)
+
+    def _chosen(self, output: Sequence[float]) -> list[str]:
+        if self._kind == "single":
+            return [self._labels[max(range(len(output)), key=output.__getitem__)]]
+        return [label for label, value in zip(self._labels, output, strict=True) if value > 0.5]
+
+    def join(self, parts: Sequence[Outcome]) -> Outcome:
+        return only(parts)
+
+    def answer(self, outcome: Outcome) -> Outcome:
+        output = outcome["output"]
+        if self._kind == "regression":
+            return {"value": output[0]}
+        chosen = self._chosen(output)
+        shares = dict(zip(self._labels, output, strict=True))
+        return {"label": chosen[0] if self._kind == "single" else chosen, "scores": shares}

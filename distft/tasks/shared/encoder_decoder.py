@@ -1,0 +1,147 @@
+"""What tasks with a decoder have in common: it is taught with the right beginning, and writes by beam search."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from distft.data.records import Document
+from distft.metrics.scores import Report
+from distft.recipe.tasks import Generation
+from distft.tasks.protocol import Outcome, mean, only
+from distft.tasks.shared.generation import sharded, stops, unwrapped
+from distft.tasks.shared.model_randomness import masks_from
+from distft.tasks.shared.padding import unpack_json
+
+TOKENS = "tokens"
+_IGNORED = -100
+
+
+@dataclass(frozen=True)
+class WritingBatch:
+    """B sources and their targets of up to U tokens; B is 1 and nothing is learned where there are no documents.
+
+    Attributes:
+        inputs: of the encoder, by the names of the model's arguments.
+        decoder_input_ids: int64 [B, U]: the targets, each a place later.
+        labels: int64 [B, U], -100 where there is nothing to predict.
+        useful_tokens: of the sources, or milliseconds, without padding.
+    """
+
+    inputs: Mapping[str, torch.Tensor]
+    decoder_input_ids: torch.Tensor
+    labels: torch.Tensor
+    useful_tokens: int
+    documents: Sequence[Document]
+
+
+class Writing(ABC):
+    """The task for an encoder-decoder of transformers.
+
+    Args:
+        prompt: what the decoder is given in any case: its start, and what all targets begin with.
+        filler: the token behind targets that have ended.
+    """
+
+    counted = (TOKENS,)
+
+    def __init__(self, tokenizer: Any, settings: Generation, prompt: Sequence[int], filler: int) -> None:
+        self._tokenizer, self._settings = tokenizer, settings
+        self._prompt, self._filler = list(prompt), filler
+
+    @abstractmethod
+    def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> WritingBatch:
+        """As of all tasks; `batch` makes it from what the encoder takes."""
+
+    def batch(
+        self, inputs: Mapping[str, torch.Tensor], documents: Sequence[Document], useful: int, device: torch.device
+    ) -> WritingBatch:
+        width = max([1, *(len(document["labels"]) for document in documents)])
+        labels = np.full((max(1, len(documents)), width), _IGNORED, np.int64)
+        given = np.full_like(labels, self._filler)
+        given[:, 0] = self._prompt[0]
+        for index, document in enumerate(documents):
+            written = document["labels"]
+            labels[index, : len(written)] = written
+            given[index, 1 : len(written)] = written[:-1]
+        there = {name: tensor.to(device) for name, tensor in inputs.items()}
+        taught = torch.from_numpy(given).to(device), torch.from_numpy(labels).to(device)
+        return WritingBatch(there, *taught, useful, documents)
+
+    def counts(self, batch: WritingBatch) -> dict[str, int]:
+        return {TOKENS: sum(len(document["labels"]) for document in batch.documents)}
+
+    def factors(self, counts: Mapping[str, float]) -> dict[str, float]:
+        return mean(counts)
+
+    def loss(self, model: Any, batch: WritingBatch) -> dict[str, torch.Tensor]:
+        with masks_from(batch.documents):
+            return {TOKENS: self._losses(model, batch).sum()}
+
+    def _losses(self, model: Any, batch: WritingBatch) -> torch.Tensor:
+        """fp32 [B, U], 0 where there is nothing to predict. Teacher forcing (Williams and Zipser 1989)."""
+        inputs = in_dtype_of(model, batch.inputs)
+        logits = model(**inputs, decoder_input_ids=batch.decoder_input_ids, use_cache=False).logits
+        return functional.cross_entropy(
+            logits.float().transpose(1, 2), batch.labels, ignore_index=_IGNORED, reduction="none"
+        )
+
+    def predict(self, model: Any, batch: WritingBatch) -> list[Outcome]:
+        """`text`: what the model writes; where it is known, `reference`: what is right.
+
+        The loss is computed also where nothing is known: other ranks, with other documents, run the same graph.
+        """
+        losses = self._losses(model, batch).double().sum(-1).tolist()
+        outcomes: list[Outcome] = []
+        for document, text, loss in zip(batch.documents, self._written(model, batch), losses, strict=False):
+            outcome: Outcome = {"text": text}
+            if len(document["about"]):
+                targets = len(document["labels"])
+                outcome.update(reference=unpack_json(document["about"]), loss=loss, targets=targets)
+            outcomes.append(outcome)
+        return outcomes
+
+    def _written(self, model: Any, batch: WritingBatch) -> list[str]:
+        """By beam search. Not by the model's own method: an adapter's and Whisper's do more than is asked here."""
+        from transformers import GenerationMixin
+
+        module = unwrapped(model)
+        module = module.get_base_model() if hasattr(module, "get_base_model") else module
+        prompt = torch.tensor([self._prompt], device=batch.labels.device).expand(len(batch.labels), -1)
+        written = GenerationMixin.generate(
+            module,
+            **in_dtype_of(module, batch.inputs),
+            decoder_input_ids=prompt,
+            decoder_start_token_id=self._prompt[0],
+            eos_token_id=stops(module, self._tokenizer),
+            max_length=max(len(self._prompt), self._settings.longest_target) + 1,  # with what it is given first
+            max_new_tokens=None,
+            num_beams=self._settings.beams,
+            do_sample=False,
+            use_cache=True,
+            synced_gpus=sharded(module),
+        )
+        texts = self._tokenizer.batch_decode(written[:, prompt.shape[1] :], skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    @abstractmethod
+    def score(self, outcomes: Sequence[Outcome]) -> Report:
+        """As of all tasks."""
+
+    def join(self, parts: Sequence[Outcome]) -> Outcome:
+        return only(parts)
+
+    def answer(self, outcome: Outcome) -> Outcome:
+        return {"text": outcome["text"]}
+
+
+def in_dtype_of(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Sounds in the numbers that a model computes with; tokens and masks as they are."""
+    dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}

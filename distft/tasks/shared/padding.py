@@ -1,0 +1,128 @@
+"""Documents as rows of tokens that are padded to the longest, for models that see all of a row at once."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from distft.data.records import Column, Document
+from distft.errors import UserError
+from distft.run.digest import of_parts
+
+SPLIT = "longer than a row were split"
+TRUNCATED = "longer than a row were truncated"
+DROPPED = "longer than a row were dropped"
+COLUMNS: Mapping[str, str] = {"tokens": "int32", "types": "uint8"}  # of a document that `padded` takes
+
+
+@dataclass(frozen=True)
+class Padded:
+    """B sequences of T tokens.
+
+    Attributes:
+        input_ids, attention_mask: int64 [B, T].
+        token_type_ids: int64 [B, T]: 1 where the second of two texts is.
+        documents: as they were given; B is their number, or 1 where there is none.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    token_type_ids: torch.Tensor
+    documents: Sequence[Document]
+
+    @property
+    def useful_tokens(self) -> int:
+        return sum(document.size for document in self.documents)
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+
+def column(documents: Sequence[Document], name: str, device: torch.device) -> torch.Tensor:
+    """A column of all documents, one after the other."""
+    arrays = [np.asarray(document[name]) for document in documents]
+    return torch.from_numpy(np.concatenate(arrays) if arrays else np.zeros(0, np.int64)).to(device)
+
+
+class Inputs:
+    """Pads documents for a model, and hands it those of the inputs that it takes.
+
+    Args:
+        model: of transformers, with its adapter or without.
+        tokenizer: the model's.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        taken = inspect.signature(model.forward).parameters
+        self._types = "token_type_ids" in taken and getattr(model.config, "type_vocab_size", 0) > 1
+        self.filler = model.config.pad_token_id if getattr(model.config, "pad_token_id", None) is not None else 0
+        # some models look for the tokens around a text
+        self._blank = tokens_of(tokenizer, "a", "a")
+        if not len(self._blank["tokens"]):
+            self._blank = {"tokens": np.full(2, self.filler, np.int32), "types": np.zeros(2, np.uint8)}
+
+    def padded(self, rows: Sequence[Sequence[Document]], device: torch.device) -> Padded:
+        """The documents of all rows, one below the other. Without any a row that nobody asked for keeps the graph the
+        same."""
+        documents = [document for row in rows for document in row]
+        columns = [document.columns for document in documents] or [self._blank]
+        shape = (len(columns), max(len(one["tokens"]) for one in columns))
+        ids, mask, types = np.full(shape, self.filler, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        for index, one in enumerate(columns):
+            size = len(one["tokens"])
+            ids[index, :size] = one["tokens"]
+            types[index, :size] = one["types"]
+            mask[index, :size] = 1
+        tensors = [torch.from_numpy(array).to(device) for array in (ids, mask, types)]
+        return Padded(tensors[0], tensors[1], tensors[2], documents)
+
+    def __call__(self, batch: Padded) -> dict[str, torch.Tensor]:
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        return {**inputs, "token_type_ids": batch.token_type_ids} if self._types else inputs
+
+
+def digest_of(tokenizer: Any) -> str:
+    """sha256 (hex) of all that decides which tokens a text becomes.
+
+    Raises:
+        UserError: it is not one of the fast tokenizers, which alone tell where a token came from.
+    """
+    if not tokenizer.is_fast:
+        raise UserError(f"{type(tokenizer).__name__} is a slow tokenizer; distft needs one with a tokenizer.json")
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Both are state that a call may leave behind; what is used here is named at each call.
+    del backend["truncation"], backend["padding"]
+    sides = [side for side in [tokenizer.truncation_side] if side != "right"]  # which tokens a limit leaves
+    return of_parts(backend, {name: str(token) for name, token in tokenizer.special_tokens_map.items()}, *sides)
+
+
+def tokens_of(tokenizer: Any, text: str, pair: str | None = None, limit: int | None = None) -> dict[str, Column]:
+    """A text, or a pair of texts, with the special tokens around: `COLUMNS`.
+
+    Args:
+        limit: tokens at most; the longer of a pair is cut.
+    """
+    found = tokenizer(
+        text,
+        pair,
+        truncation="longest_first" if limit is not None else False,
+        max_length=limit,
+        return_token_type_ids=True,
+        verbose=False,
+    )
+    return {"tokens": np.array(found["input_ids"], np.int32), "types": np.array(found["token_type_ids"], np.uint8)}
+
+
+def pack_json(value: Any) -> Column:
+    """A value as bytes, for a column of what scores need and models do not: uint8 [n]."""
+    return np.frombuffer(json.dumps(value, ensure_ascii=False).encode(), np.uint8)
+
+
+def unpack_json(column: Column) -> Any:
+    return json.loads(bytes(np.asarray(column, np.uint8)))

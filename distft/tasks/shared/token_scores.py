@@ -1,0 +1,49 @@
+"""How well a language model told the tokens it was asked for: what causal and masked models have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional
+
+from distft.metrics.scores import Report
+from distft.tasks.protocol import Outcome
+
+_KEYS = ("loss", "right", "targets")
+_MOST = 700.0  # nats; exp of more is no float
+
+
+def told(logits: torch.Tensor, targets: torch.Tensor, owners: torch.Tensor, documents: int) -> list[Outcome]:
+    """One outcome a document.
+
+    Args:
+        logits: fp32 [N, vocabulary]; targets: int64 [N]; owners: int64 [N], the document a target is of.
+    """
+    losses = functional.cross_entropy(logits, targets, reduction="none").double()
+    right = (logits.argmax(-1) == targets).double()
+    sums = torch.zeros(3, max(1, documents), dtype=torch.float64, device=logits.device)
+    for total, values in zip(sums, (losses, right, torch.ones_like(right)), strict=True):
+        total.index_add_(0, owners, values)
+    return [
+        {"loss": loss, "right": int(good), "targets": int(count)} for loss, good, count in sums.T.tolist()[:documents]
+    ]
+
+
+def added(parts: Sequence[Outcome]) -> Outcome:
+    """The outcome of a text from those of its pieces."""
+    return {key: sum(part[key] for part in parts) for key in _KEYS}
+
+
+def perplexity(loss: float, targets: int) -> float:
+    return math.exp(min(loss / max(1, targets), _MOST))
+
+
+def scored(outcomes: Sequence[Outcome]) -> Report:
+    targets = sum(outcome["targets"] for outcome in outcomes)
+    if not targets:
+        return Report({})
+    loss = math.fsum(outcome["loss"] for outcome in outcomes)
+    right = sum(outcome["right"] for outcome in outcomes)
+    return Report({"perplexity": perplexity(loss, targets), "accuracy": right / targets})

@@ -1,0 +1,1 @@
+"""A tag for each word, with or without a CRF."""

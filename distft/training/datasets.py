@@ -1,0 +1,145 @@
+"""What a run is fed: from the data that a recipe names to loaders of micro-batches."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from distft.data import token_cache
+from distft.data.loader import Loader, RowLoader, Shuffle, Slots
+from distft.data.mixture import Ingredient, Mixture, weights_of
+from distft.data.packing import Rows, bucket, one_per_row, pack
+from distft.data.records import Encoder
+from distft.data.sources import Part, Which, source_of
+from distft.data.token_cache import Corpus
+from distft.errors import UserError
+from distft.process import distributed, pulse, stop_signals
+from distft.process.console import Console
+from distft.process.distributed import Ranks
+from distft.recipe.schema import Recipe
+from distft.recipe.tasks import MultiTask
+from distft.tasks.protocol import AnyKind
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Encoded records and how they share rows. `digest`: of all tokens and their packing."""
+
+    corpus: Corpus
+    rows: Rows
+    digest: str
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Data to evaluate on. `steps`: passes of all ranks over one micro-batch each."""
+
+    part: Part
+    corpus: Corpus
+    loader: Loader
+    steps: int
+
+
+def packs(recipe: Recipe, kind: AnyKind) -> bool:
+    return kind.packs if recipe.data.packing is None else recipe.data.packing
+
+
+def dataset(
+    recipe: Recipe,
+    kind: AnyKind,
+    which: Which,
+    part: Part,
+    encoder: Callable[[Part], Encoder],
+    ranks: Ranks,
+    console: Console,
+) -> Dataset | None:
+    """Documents from the cache, which rank 0 fills if need be, and the rows they share. Only rank 0 asks for the
+    encoder, and with it for a tokenizer. None where the recipe names no such data."""
+    source = source_of(recipe, which, part)
+    if source is None:
+        return None
+    name = f"{which} of {part}" if part else which
+
+    def build_cache() -> str:
+        with console.bar(f"data.{name}: records", total=None) as bar:
+
+            def show(number: int) -> None:
+                pulse.moving()
+                bar.at(number, "")
+
+            return str(token_cache.build(source, encoder(part), recipe.data.cache, stop_signals.check, show))
+
+    folder = Path(distributed.on_rank_0(ranks, f"tokens/{name}", build_cache))
+    stop_signals.check()
+    corpus = Corpus.open(folder)
+    data = recipe.data
+    if not packs(recipe, kind):
+        rows = one_per_row(len(corpus))
+    elif kind.packs:
+        rows = pack(corpus.sizes, data.row_tokens, data.seed)
+    else:
+        rows = bucket(corpus.sizes, data.row_tokens, data.seed)
+    console.say(describe(name, corpus, rows, recipe))
+    digest = hashlib.sha256(f"{folder.name} {data.row_tokens} {packs(recipe, kind)} {data.seed}".encode())
+    return Dataset(corpus, rows, digest.hexdigest())
+
+
+def describe(name: str, corpus: Corpus, rows: Rows, recipe: Recipe) -> str:
+    meta = corpus.meta
+    text = f"data.{name}: {meta.documents:,} documents, {meta.size:,} tokens ({meta.targets:,} to predict)"
+    text += f" in {len(rows):,} rows"
+    if len(rows) < len(corpus):
+        text += f", {meta.size / (len(rows) * recipe.data.row_tokens):.0%} full"
+    return text + "".join(f"; {number:,} {note}" for note, number in meta.notes.items())
+
+
+def training_loader(
+    recipe: Recipe, kind: AnyKind, data: Mapping[Part, Dataset], slots: Slots, total: int | None
+) -> Loader:
+    """The stream of micro-batches; of several tasks they come in turn."""
+    seed = recipe.data.seed
+    batch = slots.global_batch if groups(recipe, kind) else None
+    shuffles = {part: Shuffle(one.corpus, one.rows, seed, batch) for part, one in data.items()}
+    if isinstance(recipe.task, MultiTask):
+        tasks = recipe.task.tasks
+        drawn = weights_of({name: len(one.rows) for name, one in data.items() if name}, recipe.task.temperature)
+        weights = {name: tasks[name].weight or weight for name, weight in drawn.items()}
+        parts = {n: Ingredient(data[n].corpus, shuffles[n], weight) for n, weight in weights.items()}
+        return Mixture(parts, slots, seed)
+    return RowLoader(data[None].corpus, shuffles[None], slots, seed, total)
+
+
+def groups(recipe: Recipe, kind: AnyKind) -> bool:
+    """Whether rows of similar lengths stand together: where they are padded to the longest."""
+    wanted = recipe.data.group_by_length
+    return not (kind.packs and packs(recipe, kind)) if wanted is None else wanted
+
+
+def held_out(recipe: Recipe, kind: AnyKind, part: Part, data: Dataset, ranks: Ranks) -> HeldOut:
+    """Micro-batches hold the same documents whatever the number of ranks, so that scores do not depend on it."""
+    slots = Slots(recipe.train.micro_batch * ranks.world, recipe.train.micro_batch, ranks.rank, ranks.world)
+    shuffle = Shuffle(data.corpus, data.rows, 0, slots.micro_batch if groups(recipe, kind) else None, fixed=True)
+    loader = RowLoader(data.corpus, shuffle, slots, 0, len(data.rows))
+    return HeldOut(part, data.corpus, loader, math.ceil(len(data.rows) / slots.global_batch))
+
+
+def length(recipe: Recipe, rows: int) -> tuple[int, int | None]:
+    """(optimizer steps, rows to feed in all; None where steps decide).
+
+    Raises:
+        UserError: the warm-up takes all steps.
+    """
+    if recipe.train.steps is not None:
+        return recipe.train.steps, None
+    assert recipe.train.epochs is not None
+    total = max(1, round(recipe.train.epochs * rows))
+    steps = math.ceil(total / recipe.train.global_batch)
+    if recipe.train.warmup >= steps:
+        raise UserError(
+            f"train.warmup {recipe.train.warmup} leaves no step for the schedule: {recipe.train.epochs:g} epochs of "
+            f"{rows:,} rows are {steps} steps; give warmup 0 to {steps - 1}, or more epochs"
+        )
+    return steps, total

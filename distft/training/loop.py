@@ -1,0 +1,193 @@
+"""The training loop: how a batch becomes a step, and how a stop becomes a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from distft.data.loader import MicroBatch
+from distft.engine.lr_schedule import learning_rate
+from distft.errors import DONE, PREEMPTED
+from distft.model import export
+from distft.process import distributed, pulse, stop_signals
+from distft.process.console import Bar, Console
+from distft.recipe.load import load_resolved
+from distft.run.chart import draw
+from distft.run.folder import RunDir
+from distft.training import non_finite
+from distft.training.evaluation import ended_early, evaluate_if_due, is_due
+from distft.training.non_finite import Trouble
+from distft.training.session import Session
+from distft.training.setup import prepare
+
+
+def run_attempt(run_dir: Path) -> int:
+    """One rank's part in one attempt. Returns its exit code.
+
+    Raises:
+        UserError, RunFailed, Preempted: see `distft.errors`.
+    """
+    run = RunDir(run_dir)
+    recipe = load_resolved(run.config)
+    pulse.begin()
+    stop_signals.check()
+    pulse.at("the meeting of all ranks")
+    ranks = distributed.init(recipe.engine.timeout)
+    session = prepare(run, recipe, ranks, Console(ranks.first))
+    code = train(session)
+    session.track.finish()
+    if ranks.first and code == DONE:  # an attempt that was told to stop has better to do with its last seconds
+        draw(run)
+    distributed.leave()
+    return code
+
+
+def train(session: Session) -> int:
+    """Steps until the run is finished (DONE) or a stop was agreed on and saved (PREEMPTED). Collective."""
+    with session.console.bar("step", session.total_steps, session.progress.step) as bar:
+        stop = evaluate_if_due(session)
+        while not (stop or is_over(session)):
+            stop = step(session, bar)
+            stop = stop or evaluate_if_due(session)
+            if (stop or is_to_be_saved(session)) and session.progress.step != session.saved:
+                save(session)
+    pulse.at("the end of the save")
+    session.writer.wait()
+    note_saves(session)
+    if stop:
+        why = "on request" if stop_signals.requested() else "before the time limit"
+        session.console.say(f"stopped {why} after step {session.progress.step}; the same command continues")
+        return PREEMPTED
+    finish(session)
+    return DONE
+
+
+def is_over(session: Session) -> bool:
+    return session.progress.step >= session.total_steps or ended_early(session)
+
+
+def is_to_be_saved(session: Session) -> bool:
+    """After so many steps, at the end, and where the held-out data came out best."""
+    best = session.progress.best_step == session.progress.step
+    return is_due(session, session.recipe.checkpoint.every) or best or ended_early(session)
+
+
+def step(session: Session, bar: Bar) -> bool:
+    """One optimizer step over the global batch. Returns whether the ranks agreed to stop after it."""
+    task, engine, ranks, loader = session.task, session.engine, session.ranks, session.loader
+    number = session.progress.step + 1
+    note_saves(session)
+    pulse.at(f"the data of step {number}")
+    micros = list(loader.step(session.progress.step))
+    batches = [task.collate(loader.documents(micro), ranks.device) for micro in micros]
+    pulse.at(f"step {number}")
+    counts = [task.counts(batch) for batch in batches]
+    mine = [sum(count.get(name, 0) for count in counts) for name in task.counted]
+    *totals, useful = distributed.sum_over_ranks([*mine, sum(batch.useful_tokens for batch in batches)])
+    factors = task.factors(dict(zip(task.counted, totals, strict=True)))
+    parts = []
+    for micro, batch in zip(micros, batches, strict=True):
+        pulse.at(f"step {number}, a micro-batch")
+        seed_generators(session.recipe.train.seed, number, micro.index)
+        losses = task.loss(engine.model, batch)
+        part = sum((losses[name] * factors[name] for name in losses), start=torch.zeros((), device=ranks.device))
+        # DeepSpeed divides by the world size
+        engine.backward(non_finite.made_plain(part) * ranks.world, last=micro is micros[-1])
+        parts.append(part.detach())
+    pulse.at(f"step {number}, the update")
+    mean, stop = distributed.sum_over_ranks([float(sum(parts)), float(session.is_to_stop())])
+    rate = learning_rate(session.recipe.train, number, session.total_steps)
+    session.allocator.before_step()
+    norm = engine.step(rate)
+    note_samples(session, number, micros)
+    if not (math.isfinite(mean) and math.isfinite(norm)):
+        non_finite.handle(session, Trouble(number, mean, norm, micros, parts))
+        return stop > 0
+    allocated = session.allocator.after_step(number, norm)
+    session.progress = replace(
+        session.progress,
+        step=number,
+        next_row=number * session.recipe.train.global_batch,
+        useful_tokens=session.progress.useful_tokens + int(useful),
+    )
+    record(session, bar, mean, rate, norm, int(useful))
+    if allocated:
+        session.track.log({"step": number, **allocated, "attempt": session.attempt})
+    return stop > 0
+
+
+def seed_generators(seed: int, number: int, micro: int) -> None:
+    """Dropout depends on the place in the run only: not on history, and not on which rank computes it."""
+    digest = hashlib.sha256(f"{seed} {number} {micro}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    np.random.seed(int.from_bytes(digest[8:12], "little"))  # some models of transformers draw masks from it
+
+
+def note_samples(session: Session, number: int, micros: list[MicroBatch]) -> None:
+    if not session.recipe.track.samples:
+        return
+    path = session.run.attempt_logs(session.attempt) / f"rank-{session.ranks.rank}.samples.jsonl"
+    with open(path, "a", encoding="utf-8") as file:
+        for micro in micros:
+            file.write(json.dumps({"step": number, "micro_batch": micro.index, "samples": micro.samples}) + "\n")
+
+
+def record(session: Session, bar: Bar, loss: float, rate: float, norm: float, useful: int) -> None:
+    if session.ranks.first:
+        session.fence.check()
+    figures = session.meter.step(useful)
+    session.clock.stepped(figures["seconds"])
+    progress = session.progress
+    session.track.log(
+        {
+            "step": progress.step,
+            "loss": loss,
+            "lr": rate,
+            "grad_norm": norm,
+            "tokens": progress.useful_tokens,
+            "epoch": progress.next_row / session.rows,
+            "attempt": session.attempt,
+            **session.allocator.figures(progress.step),
+            **figures,
+        }
+    )
+    bar.at(progress.step, f"loss {loss:.4f} · {figures['useful_tokens_per_s']:,.0f} useful tokens/s")
+
+
+def save(session: Session) -> None:
+    """Begin a checkpoint of this step; it is written while training goes on."""
+    pulse.at(f"the checkpoint of step {session.progress.step}")
+    session.writer.begin(session.engine, session.progress, session.allocator.state())
+    session.saved = session.progress.step
+    session.meter.restart()
+
+
+def note_saves(session: Session) -> None:
+    """Take down the checkpoints that came to exist. Raises what a save ran into."""
+    for saved in session.writer.news():
+        session.clock.saved(saved.seconds)
+        figures = {"save_seconds": saved.seconds, "stall_seconds": saved.stall}
+        session.track.log({"step": saved.step, **figures, "attempt": session.attempt})
+
+
+def finish(session: Session) -> None:
+    """Write what the run was for into `final/`."""
+    pulse.at("the export")
+    if session.ranks.first:
+        export.write(session.run, session.recipe, session.run.final)
+    distributed.barrier()
+    if session.progress.step < session.total_steps:
+        patience, best = session.recipe.train.patience, session.recipe.train.best
+        session.console.say(f"{best} of the held-out data has not improved in {patience} evaluations")
+    if session.recipe.train.best is not None and session.progress.best_step:
+        chosen = f"{session.recipe.train.best} {session.progress.best:.4f}"
+        session.console.say(f"best checkpoint: step {session.progress.best_step}, {chosen}")
+    if (verdict := session.allocator.verdict()) is not None:
+        session.console.say(verdict)
+    session.console.say(f"finished after step {session.progress.step}: {session.run.final}")

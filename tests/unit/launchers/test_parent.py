@@ -1,0 +1,259 @@
+"""What happens around the ranks: sizes, the run folder, who is to blame, and what is shown of a run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distft.engine.lr_schedule import learning_rate
+from distft.errors import DONE, FAILED, PREEMPTED, USAGE, UserError
+from distft.launcher import Job, Resources
+from distft.process import console
+from distft.recipe.load import check_sizes, load_resolved
+from distft.recipe.schema import Recipe, Train
+from distft.run import chart, lease, tracking
+from distft.run.folder import Attempt, Run, RunDir
+from distft.training.throughput import Meter
+from launchers.attempt import Verdict, begin, close
+from launchers.forkserver import Rank
+from launchers.local import LocalLauncher, gpus, settle_recipe
+from launchers.parent import blame
+
+
+def recipe(**sections: Any) -> Recipe:
+    base = {"name": "x", "model": {"path": "/m"}, "data": {"train": "/d"}, "train": {"steps": 5}}
+    return Recipe.model_validate(base | sections)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    made = RunDir(tmp_path / "run")
+    settle_recipe(made, recipe())
+    return made
+
+
+def attempt(number: int = 1) -> Attempt:
+    return Attempt(number=number, hosts=["node7"], pid=4321, world_size=2, zero_stage=2, start=1_700_000_000.0)
+
+
+# --- sizes and devices ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("batch", "micro", "world", "near"), [(8, 4, 4, "16"), (24, 4, 4, "16 or 32"), (4, 2, 3, "6")])
+def test_sizes_that_do_not_divide_name_the_nearest(batch: int, micro: int, world: int, near: str) -> None:
+    wanted = recipe(train={"steps": 5, "global_batch": batch, "micro_batch": micro})
+    with pytest.raises(UserError) as caught:
+        check_sizes(wanted, world)
+    assert str(caught.value) == (
+        f"train.global_batch {batch} is not a multiple of micro_batch {micro} x {world} ranks; "
+        f"nearest that fit: train.global_batch={near}"
+    )
+    for fit in near.split(" or "):
+        check_sizes(recipe(train={"steps": 5, "global_batch": int(fit), "micro_batch": micro}), world)
+
+
+@pytest.mark.parametrize(
+    ("visible", "count"),
+    [("", 0), ("0", 1), ("0,1", 2), (" 2 , 3 ", 2), ("-1", 0), ("0,-1,1", 1), ("NoDevFiles", 0), ("7,5,3,1", 4),
+     ("GPU-8932f937-d72c,GPU-1f22", 2), ("MIG-GPU-8932/1/0", 1)],
+)  # fmt: skip
+def test_gpus_are_counted_as_cuda_counts_them(monkeypatch: pytest.MonkeyPatch, visible: str, count: int) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpus() == count
+
+
+def test_wrong_sizes_leave_nothing_behind(tmp_path: Path) -> None:
+    job = Job(tmp_path / "run", recipe(train={"steps": 5, "global_batch": 4}), Resources(nproc=3))
+    with pytest.raises(UserError, match=r"global_batch=12$"):
+        LocalLauncher().launch(job)
+    assert not RunDir(job.run_dir).exists()
+
+
+def test_a_finished_run_is_left_alone(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    run.write(Run("x", state="done"))
+    assert LocalLauncher().launch(Job(run.path, None, Resources(nproc=1))) == DONE
+    assert capsys.readouterr().out == f"{run.path} is finished; nothing to do\n"
+    assert run.read().attempts == []
+
+
+def test_no_recipe_and_no_run_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no run; name a recipe"):
+        LocalLauncher().launch(Job(tmp_path / "run"))
+
+
+# --- blame ------------------------------------------------------------------------------------------------------------
+
+
+def left(number: int, code: int) -> Rank:
+    return Rank(f"rank {number}", Path("log"), pid=1, code=code, number=number)
+
+
+def test_of_ranks_that_left_together_the_cause_comes_first() -> None:
+    codes = [DONE, 134, FAILED, PREEMPTED, USAGE, -9]
+    ranks = [left(number, code) for number, code in enumerate(codes)]
+    assert [rank.code for rank in sorted(ranks, key=blame)] == [-9, USAGE, PREEMPTED, FAILED, 134, DONE]
+
+
+# --- the recipe of a run folder ---------------------------------------------------------------------------------------
+
+
+def test_a_new_folder_gets_the_recipe(run: RunDir) -> None:
+    assert load_resolved(run.config) == recipe()
+    assert (run.read().name, run.read().state) == ("x", "new")
+    assert run.logs.is_dir()
+    assert run.checkpoints.is_dir()
+
+
+def test_the_same_recipe_or_none_changes_nothing(run: RunDir) -> None:
+    before = run.config.stat()
+    assert settle_recipe(run, recipe()) == settle_recipe(run, None) == recipe()
+    assert run.config.stat() == before
+
+
+def test_what_leaves_the_result_alone_may_change(run: RunDir) -> None:
+    wanted = recipe(engine={"zero_stage": 3}, checkpoint={"every": 7})
+    assert settle_recipe(run, wanted) == wanted == load_resolved(run.config)
+
+
+def test_another_recipe_is_refused_and_shown(run: RunDir) -> None:
+    before = run.config.read_bytes()
+    with pytest.raises(UserError) as caught:
+        settle_recipe(run, recipe(train={"steps": 6}, engine={"zero_stage": 1}))
+    first, *rest = str(caught.value).splitlines()
+    assert first == (f"{run.path} holds a run of another recipe; add --allow train.steps, or use the same values:")
+    assert rest == [
+        "  to be allowed: train.steps: 5 there, 6 now",
+        "  harmless or allowed: engine.zero_stage: 2 there, 1 now",
+    ]
+    assert run.config.read_bytes() == before
+
+
+def test_a_finished_run_with_more_steps_is_not_finished(run: RunDir) -> None:
+    run.write(Run("x", state="done"))
+    settle_recipe(run, recipe(engine={"zero_stage": 1}))
+    assert run.read().state == "done"
+    wanted = recipe(train={"steps": 6}, engine={"zero_stage": 1})
+    assert settle_recipe(run, wanted, frozenset({"train.steps"})) == wanted == load_resolved(run.config)
+    assert run.read().state == "new"
+
+
+# --- run.json, the lock, metrics.jsonl --------------------------------------------------------------------------------
+
+
+def test_run_json_reads_back(run: RunDir) -> None:
+    content = Run("x", state="running", attempts=[attempt(), attempt(2)])
+    run.write(content)
+    assert run.read() == content
+    assert [path.name for path in run.path.glob(".*")] == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"3", b"null", b"[]", b"{}", b'{"attempts": []}', b"\xff", b'"x"'])
+def test_a_broken_run_json_is_one_sentence(run: RunDir, content: bytes) -> None:
+    run.json.write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"run\.json is not what distft wrote \(.*\); restore it from a copy$"
+    ) as caught:
+        run.read()
+    assert "\n" not in str(caught.value)
+
+
+def test_no_run_json_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no run: there is no run\.json in it"):
+        RunDir(tmp_path).read()
+
+
+def test_a_line_cut_off_by_a_crash_is_passed_over_and_closed(run: RunDir) -> None:
+    run.metrics.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert [record["step"] for record in run.records()] == [1]
+    local = tracking.Jsonl(run.metrics)
+    local.log({"step": 2, "loss": 1.5})
+    local.finish()
+    assert [record["step"] for record in run.records()] == [1, 2]
+    tracking.Jsonl(run.metrics).finish()
+    assert run.metrics.read_text().count("\n") == 3  # a whole line is left alone
+
+
+def test_an_attempt_whose_parent_was_killed_is_closed_by_the_next(run: RunDir) -> None:
+    record = Run("x", state="running", attempts=[attempt()])
+    with lease.hold(run, job="12", restart=3) as held:
+        begin(run, record, recipe(), held, ["node7", "node8"], world=4)
+    first, second = run.read().attempts
+    assert (first.cause, first.exit_code, first.end) == ("killed", FAILED, first.start)
+    assert (second.number, second.end, second.pid, second.hosts) == (2, None, os.getpid(), ["node7", "node8"])
+    assert (second.job, second.restart, second.world_size) == ("12", 3, 4)
+    assert run.attempt_logs(2).is_dir()
+
+
+def test_an_attempt_knows_its_steps(run: RunDir) -> None:
+    run.metrics.write_text(
+        "".join(json.dumps({"step": n, "loss": 1.0, "attempt": 1 + n // 3}) + "\n" for n in range(1, 6))
+    )
+    ended = attempt(2)
+    close(run, ended, Verdict(DONE, "finished"), end=1.0)
+    assert (ended.first_step, ended.last_step, ended.exit_code) == (3, 5, DONE)
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1.0, 1.0, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125)]),
+    ],
+)
+def test_learning_rate(schedule: Any, rates: list[float]) -> None:
+    train = Train(steps=6, lr=2.0, warmup=2, schedule=schedule)
+    got = [learning_rate(train, step, 6) for step in range(1, 7)]
+    assert got == pytest.approx([2.0 * rate for rate in rates])
+    assert learning_rate(Train(steps=1, lr=2.0, schedule=schedule), 1, 1) == 2.0
+
+
+def test_meter_measures_a_step() -> None:
+    meter = Meter(trainable=10, total=100, world=1, device=torch.device("cpu"), dtype="bf16")
+    figures = meter.step(useful_tokens=1000)
+    assert figures["useful_tokens_per_s"] * figures["seconds"] == pytest.approx(1000)
+    assert figures["memory_bytes"] > 1e7
+    assert "mfu" not in figures  # a CPU's peak is not known
+
+
+def test_chart_of_two_attempts_is_a_picture(run: RunDir) -> None:
+    chart.draw(run)
+    assert not run.chart.exists()  # nothing recorded yet
+    records: list[dict[str, Any]] = [{"step": n, "loss": 3.0 / n, "attempt": 1 + n // 4} for n in range(1, 7)]
+    records += [{"step": n, "eval_loss": 4.0 - n / 6, "attempt": 1 + n // 4} for n in (0, 6)]
+    run.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+    chart.draw(run)
+    content = run.chart.read_bytes()
+    assert content.startswith(b"\x89PNG\r\n")
+    assert len(content) > 10_000
+    assert not list(run.path.glob(".*"))
+
+
+def test_plain_lines_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: seconds[0])
+    monkeypatch.setenv("DISTFT_CONSOLE_FD", str(os.open(tmp_path / "out", os.O_CREAT | os.O_WRONLY, 0o600)))
+    shown = console.Console(first=True)
+    with shown.bar("step", total=50) as bar:
+        for done in range(1, 51):
+            bar.at(done, "loss [1]")
+            seconds[0] += 1.0
+    shown._rich.file.close()
+    lines = (tmp_path / "out").read_text().splitlines()
+    assert [line.split(" ")[1] for line in lines] == ["1/50", "11/50", "21/50", "31/50", "41/50", "50/50"]
+    assert lines[0] == "step 1/50 · loss [1]"
+    assert lines[1] == "step 11/50 · loss [1] · ETA 0:39"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3723.2, "1:02:03")])
+def test_durations(seconds: float, text: str) -> None:
+    assert console.duration(seconds) == text
