@@ -273,13 +273,14 @@ def export(
 ) -> None:
     """Write the adapter (for PEFT) or the model (for transformers) of the newest checkpoint."""
     from distft.model import export as exporter
+    from distft.model.context import RunContext
     from distft.recipe.load import load_resolved
     from distft.run.folder import RunDir
 
     run = RunDir(run_dir)
     run.read()
     exporter.check_target(out)
-    exporter.write(run, load_resolved(run.config), out, merged)
+    exporter.write(RunContext(run, load_resolved(run.config)), out, merged)
     print(f"written: {out}")
 
 

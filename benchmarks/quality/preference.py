@@ -19,7 +19,7 @@ from typing import Any
 
 from commands import DISTFT, call, evaluate, log_of, save, shared, table, train, training_seconds
 
-from distft.tasks.dpo import wilson
+from distft.tasks.dpo import interval
 
 MODEL = {
     "hidden_size": 192,
@@ -109,7 +109,7 @@ def pooled(runs: list[dict[str, Any]]) -> list[str]:
     pairs = sum(run["pairs"] for run in runs)
     right = sum(round(run["scores"]["reward_accuracy"] * run["pairs"]) for run in runs)
     margin = sum(run["scores"]["reward_margin"] * run["pairs"] for run in runs) / pairs
-    low, high = wilson(right, pairs)
+    low, high = interval(right, pairs)
     seconds = sum(run["seconds"] for run in runs)
     return [f"{pairs}", f"{right / pairs:.3f}", f"{low:.3f} to {high:.3f}", f"{margin:+.3f}", f"{seconds:.0f}"]
 

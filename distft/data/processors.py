@@ -11,6 +11,9 @@ from typing import Any
 
 from distft.run.digest import of_parts
 
+END_OF_TEXT = "<|end|>"
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+SPECIAL = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
 RATE = 16000  # samples a second
 BLANK, UNKNOWN, BETWEEN = "<pad>", "<unk>", "|"
 END, START = "<|endoftext|>", "<|startoftranscript|>"  # of Whisper; languages come after them
@@ -42,20 +45,11 @@ def speech_processor(texts: Iterator[str], vocab_size: int, seconds: int = 30, m
         seconds: what the model hears at once; its `max_source_positions` are 50 a second.
         mels: the model's `num_mel_bins`.
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
     from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
     special = [END, START, *(f"<|{code}|>" for code in LANGUAGES), *OTHERS]
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(texts, trainer)
+    bpe = _byte_level_bpe(texts, vocab_size, special, prefix_space=False)
     model = json.loads(bpe.to_str())["model"]
     tokenizer = WhisperTokenizer(
         vocab=model["vocab"],
@@ -65,6 +59,56 @@ def speech_processor(texts: Iterator[str], vocab_size: int, seconds: int = 30, m
     )
     extractor = WhisperFeatureExtractor(feature_size=mels, sampling_rate=RATE, chunk_length=seconds)
     return WhisperProcessor(extractor, tokenizer)
+
+
+def causal_tokenizer(texts: Iterator[str], vocab_size: int) -> Any:
+    """For decoders: a byte-level BPE with a token that ends a text and one for each role of a conversation."""
+    bpe = _byte_level_bpe(texts, vocab_size, [END_OF_TEXT, *ROLES], prefix_space=False)
+    return _fast(bpe, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
+
+
+def encoder_tokenizer(texts: Iterator[str], vocab_size: int) -> Any:
+    """For encoders: a byte-level BPE that writes [CLS] and [SEP] around a text or a pair of texts."""
+    from tokenizers import processors
+
+    bpe = _byte_level_bpe(texts, vocab_size, list(SPECIAL.values()), prefix_space=True)
+    pair = "[CLS] $A [SEP] $B:1 [SEP]:1"
+    ids = [(token, bpe.token_to_id(token)) for token in SPECIAL.values() if token in pair]
+    bpe.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair=pair, special_tokens=ids)
+    return _fast(bpe, add_prefix_space=True, **SPECIAL)
+
+
+def seq2seq_tokenizer(texts: Iterator[str], vocab_size: int) -> Any:
+    """For encoder-decoders: a byte-level BPE that ends each text. What pads must not be what ends: a decoder begins
+    with the padding token."""
+    from tokenizers import processors
+
+    bpe = _byte_level_bpe(texts, vocab_size, [END_OF_TEXT, *ROLES], prefix_space=False)
+    end = [(END_OF_TEXT, bpe.token_to_id(END_OF_TEXT))]
+    bpe.post_processor = processors.TemplateProcessing(single=f"$A {END_OF_TEXT}", special_tokens=end)
+    return _fast(bpe, eos_token=END_OF_TEXT, pad_token=ROLES[0])
+
+
+def _byte_level_bpe(texts: Iterator[str], vocab_size: int, special: list[str], prefix_space: bool) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return bpe
+
+
+def _fast(bpe: Any, **settings: Any) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, **settings)
 
 
 def digest_of_files(tokenizer: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -16,8 +16,7 @@ from distft.data.readers import Rows, cause
 from distft.data.records import Broken, Record
 from distft.errors import UserError
 from distft.process import pulse
-from distft.recipe.schema import Recipe
-from distft.recipe.tasks import MultiTask
+from distft.recipe.tasks import TaskPart
 from distft.run.digest import remembered
 
 _CHUNK = 1 << 20  # bytes
@@ -35,7 +34,6 @@ _SUFFIXES = (*_OBJECTS, *_TABLES, *TEXTS)
 
 
 Which = Literal["train", "eval"]
-Part = str | None  # the name of one of several tasks
 
 
 @dataclass(frozen=True)
@@ -66,26 +64,16 @@ class Source:
         return self.spec if isinstance(self.spec, str) else " + ".join(self.spec.values())
 
 
-def parts_of(recipe: Recipe) -> Sequence[Part]:
-    """The names of the tasks, or the one task that has no name."""
-    return sorted(recipe.task.tasks) if isinstance(recipe.task, MultiTask) else [None]
+def source_of(part: TaskPart, which: Which) -> Source | None:
+    """Where the training or held-out data of a task are read; None if there are none."""
+    spec, split = (part.train, part.train_split) if which == "train" else (part.eval, part.eval_split)
+    if not spec:
+        return None
+    return Source(spec, split, part.hub_config, part.delimiter, tuple(part.columns), part.format)
 
 
-def source_of(recipe: Recipe, which: Which, part: Part = None) -> Source | None:
-    """Where the training or held-out data are read; None where there are none."""
-    data = recipe.data
-    split = data.train_split if which == "train" else data.eval_split
-    if part is not None:
-        assert isinstance(recipe.task, MultiTask)
-        own = recipe.task.tasks[part]
-        spec = own.train if which == "train" else own.eval
-        return (spec and Source(spec, split, data.hub_config, own.delimiter, tuple(own.columns), own.format)) or None
-    spec = data.train if which == "train" else data.eval
-    return (spec and Source(spec, split, data.hub_config, data.delimiter, tuple(data.columns), data.format)) or None
-
-
-def training_source(recipe: Recipe, part: Part = None) -> Source:
-    found = source_of(recipe, "train", part)
+def training_source(part: TaskPart) -> Source:
+    found = source_of(part, "train")
     assert found is not None  # a recipe without is refused when it is read
     return found
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from distft.data import sources
 from distft.data.formats import parse
@@ -13,20 +12,33 @@ from distft.data.records import Record
 from distft.data.sources import Source
 from distft.errors import UserError
 from distft.recipe.schema import Recipe
-from distft.recipe.tasks import CTC, DPO, CausalLM, Generation, Seq2SeqLM, SpeechSeq2Seq
+from distft.recipe.tasks import Generation, TaskName, TaskPart
 from distft.run.folder import RunDir
 from distft.tasks import labels
-from distft.tasks.protocol import LABEL
+from distft.tasks.registry import spec_of, specs_of
 from distft.tasks.shared.generation import Decoding
 
 PLACEHOLDERS = ("_", "-")  # for tags that are not known
 FIRST = 256  # records of a file, by which its form is told
-_ALONE: dict[type, str] = {Seq2SeqLM: "source", DPO: "prompt", CTC: "audio", SpeechSeq2Seq: "audio"}  # else "text"
+
+
+def checked_part(recipe: Recipe, name: TaskName) -> TaskName:
+    """Raises UserError if a task must be named and is not, or the reverse."""
+    names = [part.name for part in recipe.parts() if part.name is not None]
+    if names and name not in names:
+        raise UserError(f"--task: this run has the tasks {', '.join(names)}; name one")
+    if not names and name is not None:
+        raise UserError(f"--task {name}: this run has one task only; leave it out")
+    return name
+
+
+def part_of(recipe: Recipe, name: TaskName) -> TaskPart:
+    return next(part for part in recipe.parts() if part.name == name)
 
 
 def check_decoding(recipe: Recipe, decoding: Decoding) -> None:
     """Raises UserError where a choice of words is given to a task that makes none, or has its own settings."""
-    if decoding != Decoding() and not isinstance(recipe.task, CausalLM | DPO):
+    if decoding != Decoding() and not all(spec.takes_decoding for spec in specs_of(recipe).values()):
         own = "; set task.beams and task.longest_target" if isinstance(recipe.task, Generation) else ""
         raise UserError(f"--max-tokens, --temperature: task.type {recipe.task.type} takes neither{own}")
 
@@ -37,11 +49,11 @@ def source_like(run: RunDir, recipe: Recipe, path: Path, part: str | None, answe
     Args:
         answered: the records hold what is right, and so the form of the training data.
     """
-    like, suffix = sources.training_source(recipe, part), sources.suffix_of(path)
+    like, suffix = sources.training_source(part_of(recipe, part)), sources.suffix_of(path)
     text = suffix in sources.TEXTS
     if isinstance(like.spec, str) and sources.suffix_of(Path(like.spec)) == suffix:
         same = Source(str(path), like.split, None, like.delimiter, like.columns, like.format)
-        known = (labels.read(run.labels) or {}).get(part or LABEL, [])
+        known = (labels.read(run.labels) or {}).get(labels.key_of(part), [])
         if (like.columns or like.delimiter or like.format != "auto") and (
             answered or not text or looks_like(same, known)
         ):
@@ -52,7 +64,7 @@ def source_like(run: RunDir, recipe: Recipe, path: Path, part: str | None, answe
 def trained_on_texts(recipe: Recipe) -> bool:
     """Whether a language model learned plain texts, by the first record. Not if its data are not there any more."""
     try:
-        first = next(sources.read(sources.training_source(recipe)), None)
+        first = next(sources.read(sources.training_source(recipe.parts()[0])), None)
         return first is not None and isinstance(parse(first, recipe.data.fields), str)
     except UserError:
         return False
@@ -68,9 +80,8 @@ def looks_like(source: Source, tags: Sequence[str]) -> bool:
     return 2 * sum(tag in (*tags, *PLACEHOLDERS) for tag in found) > len(found)
 
 
-def column_of(recipe: Recipe, part: str | None) -> str:
-    """The column that holds what to predict from, where that is one text; of speech its path."""
-    task: Any = recipe.task
-    one, fields = (task.tasks[part].task, task.tasks[part].fields) if part else (task, recipe.data.fields)
-    name = _ALONE.get(type(one), "text")
-    return fields.get(name, name)
+def column_of(recipe: Recipe, name: TaskName) -> str:
+    """The column that holds what to predict from, if that is one text; of speech its path."""
+    part = part_of(recipe, name)
+    field = spec_of(part).input_field
+    return part.fields.get(field, field)

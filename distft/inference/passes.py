@@ -25,7 +25,7 @@ from distft.data import sources
 from distft.data.records import Broken, Record
 from distft.data.sources import Source
 from distft.errors import UserError
-from distft.inference.inputs import check_decoding, column_of, source_like
+from distft.inference.inputs import check_decoding, checked_part, column_of, part_of, source_like
 from distft.inference.workers import CHECKPOINT, STARTED_HERE, alone_in, rank_and_world, start_ranks, wait_for
 from distft.metrics import report
 from distft.metrics.scores import Report, merged
@@ -35,7 +35,6 @@ from distft.recipe.load import load_resolved
 from distft.recipe.schema import Recipe
 from distft.run.files import complete_file, write_atomically
 from distft.run.folder import RunDir
-from distft.tasks.registry import kind_of
 from distft.tasks.shared.generation import Decoding
 
 PART = 256  # records
@@ -148,13 +147,6 @@ def as_one_of_several(work: Pass, rank: int, world: int, console: Console) -> in
     return do_parts(work, console)
 
 
-def check_part(recipe: Recipe, part: str | None) -> None:
-    """Raises UserError where a task must be named and is not, or the reverse."""
-    from distft.inference.predictor import checked_part
-
-    checked_part(kind_of(recipe), part)
-
-
 def predict_file(
     run_dir: Path, source: Path, out: Path, part: str | None, decoding: Decoding, base_only: bool, nproc: int
 ) -> int | None:
@@ -162,7 +154,7 @@ def predict_file(
     run = RunDir(run_dir)
     run.read()
     recipe = load_resolved(run.config)
-    check_part(recipe, part)
+    checked_part(recipe, part)
     check_decoding(recipe, decoding)
     check_output(source, out)
     folder = out.with_name(f".{out.name}.parts")
@@ -243,10 +235,10 @@ def evaluate(run_dir: Path, data: Path | None, part: str | None, nproc: int) -> 
     run = RunDir(run_dir)
     run.read()
     recipe = load_resolved(run.config)
-    parts = sources.parts_of(recipe) if part is None else [part]
+    parts = [one.name for one in recipe.parts()] if part is None else [part]
     for one in parts:
-        check_part(recipe, one)
-    if data is None and all(sources.source_of(recipe, "eval", one) is None for one in parts):
+        checked_part(recipe, one)
+    if data is None and all(sources.source_of(part_of(recipe, one), "eval") is None for one in parts):
         raise UserError("this run has no held-out data; name a file (--data)")
     if data is not None and len(parts) > 1:
         raise UserError("--data: this run has several tasks; name the one that is meant (--task)")
@@ -254,7 +246,8 @@ def evaluate(run_dir: Path, data: Path | None, part: str | None, nproc: int) -> 
     about = data.stem if data is not None else "eval"
     about = f"{about}-data" if data is not None and about == "eval" else about  # the held-out data have that name
     for one in parts:
-        source = source_like(run, recipe, data, one, answered=True) if data else sources.source_of(recipe, "eval", one)
+        held_out = sources.source_of(part_of(recipe, one), "eval")
+        source = source_like(run, recipe, data, one, answered=True) if data else held_out
         if source is None:
             continue
         folder = run.evaluations / f".{'-'.join(filter(None, [about, one]))}.parts"

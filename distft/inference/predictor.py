@@ -12,23 +12,23 @@ from typing import Any
 import torch
 
 from distft.checkpoint.state import Stored
-from distft.data.records import Broken, Document, Encoded, Record
+from distft.data.records import Broken, Document, Encoded, Encoder, Record
 from distft.errors import UserError
-from distft.inference.inputs import trained_on_texts
+from distft.inference.inputs import checked_part, trained_on_texts
 from distft.metrics.scores import Report
-from distft.model import adapters, base_model, export
-from distft.model.context import base_of, encoder_of, make_setting
+from distft.model import adapters, export
+from distft.model.context import RunContext
 from distft.recipe.load import load_resolved
 from distft.recipe.schema import Recipe
+from distft.recipe.tasks import TaskName
 from distft.run.folder import RunDir
 from distft.tasks.causal_lm import CausalEncoder
-from distft.tasks.multi_task import MultiKind, View
+from distft.tasks.multi_task import task_of, view_of
 from distft.tasks.protocol import Outcome
-from distft.tasks.registry import kind_of
 from distft.tasks.shared.generation import Decoding
 from distft.tasks.shared.padding import SPLIT
 from distft.tasks.shared.position_limits import check_source, source_positions
-from distft.training.evaluation import report_of, settled, task_of
+from distft.training.evaluation import report_of, settled
 from distft.training.reference_pass import recall
 
 NOTES = "notes"  # key of what a record lost before it was predicted
@@ -44,33 +44,30 @@ class Predictor:
     """
 
     def __init__(
-        self, run_dir: Path, stored: Stored | None, part: str | None = None, decoding: Decoding | None = None
+        self, run_dir: Path, stored: Stored | None, part: TaskName = None, decoding: Decoding | None = None
     ) -> None:
         run = RunDir(run_dir)
         run.read()
         self.recipe = load_resolved(run.config)
-        kind = kind_of(self.recipe)
-        part = checked_part(kind, part)
-        setting = make_setting(run, self.recipe, kind, lambda key, work: work())
-        setting = replace(setting, decoding=decoding or Decoding())
+        context = RunContext(run, self.recipe)
+        part = checked_part(self.recipe, part)
         if stored is None:
-            model = export.untuned(run, self.recipe)
+            model = context.load_model().eval()
         else:
-            model = export.tuned(run, self.recipe, stored, adapters.quantized(self.recipe.adapter))
+            model = export.tuned(context, stored, adapters.quantized(self.recipe.adapter))
         on_gpu = torch.cuda.is_available()
         self._device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
-        self._model: Any = model.to(self._device).eval()
-        encoder = encoder_of(kind, setting, part)
+        model = model.to(self._device).eval()
+        encoder = context.encoder(part)
         if isinstance(encoder, CausalEncoder):
             encoder = replace(encoder, continues=trained_on_texts(self.recipe))
-        self._encoder = encoder
-        self._limit = source_positions(self._model) if kind.vocabulary == "seq2seq" else None
+        self._encoder: Encoder = encoder
+        self._limit = source_positions(model) if context.model_spec.family.limit == "source" else None
         # PEFT's own forward does not tell what a model takes
-        learned = kind.task(setting, model.get_base_model() if hasattr(model, "get_base_model") else model)
+        learned = context.task(model.get_base_model() if hasattr(model, "get_base_model") else model, decoding)
         recall(run, learned)
         self._task = task_of(learned, part)
-        if part is not None:
-            self._model = View(self._model, part)
+        self._model: Any = view_of(model, part)
         self._batch = self.recipe.train.micro_batch
 
     def outcomes(self, records: Sequence[Record | Broken], answered: bool) -> list[Predicted]:
@@ -126,22 +123,10 @@ class Predictor:
         return self._task.answer(outcome) | {key: outcome[key] for key in (NOTES, "error") if key in outcome}
 
 
-def reporter(run: RunDir, recipe: Recipe, part: str | None) -> Callable[[Sequence[Outcome]], Report]:
+def reporter(run: RunDir, recipe: Recipe, part: TaskName) -> Callable[[Sequence[Outcome]], Report]:
     """How the outcomes of records are scored. The weights are not loaded for it."""
-    kind = kind_of(recipe)
-    setting = make_setting(run, recipe, kind, lambda key, work: work())
+    context = RunContext(run, recipe)
+    context.labels, context.base  # noqa: B018 - found before tensors are made on "meta"
     with torch.device("meta"):
-        shape = base_model.shape(base_of(run, recipe, kind), recipe, kind, setting.labels)
-    task = kind.task(setting, shape)
-    return partial(report_of, task_of(task, checked_part(kind, part)))
-
-
-def checked_part(kind: Any, part: str | None) -> str | None:
-    """Raises UserError where a task must be named and is not, or the reverse."""
-    if isinstance(kind, MultiKind):
-        if part not in kind.parts:
-            raise UserError(f"--task: this run has the tasks {', '.join(kind.parts)}; name one")
-        return part
-    if part is not None:
-        raise UserError(f"--task {part}: this run has one task only; leave it out")
-    return None
+        shape = context.shape()
+    return partial(report_of, task_of(context.task(shape), checked_part(recipe, part)))

@@ -13,7 +13,7 @@ from distft.errors import UserError
 from distft.recipe.adalora_phases import schedule
 from distft.recipe.schema import AdaLora, Adapter, Lora, NoAdapter, Partial, Train
 from distft.tasks.multi_task import Shared
-from distft.tasks.protocol import AnyKind
+from distft.tasks.protocol import ModelSpec
 
 NAME = "default"  # of the one adapter, in PEFT
 PREFIX = "base_model.model."  # what PEFT puts before a parameter's name
@@ -25,7 +25,7 @@ def import_code(adapter: Adapter) -> None:
         import peft  # noqa: F401
 
 
-def attach(model: Any, adapter: Adapter, kind: AnyKind, base: str | None, total_steps: int) -> Any:
+def attach(model: Any, adapter: Adapter, spec: ModelSpec, base: str | None, total_steps: int) -> Any:
     """The model with a fresh adapter, or itself where there is none. What is not to be trained is frozen.
 
     Args:
@@ -42,7 +42,7 @@ def attach(model: Any, adapter: Adapter, kind: AnyKind, base: str | None, total_
     from peft import get_peft_model
 
     names = [name for name, _ in model.named_modules() if name]
-    heads = [*head_modules(model, kind), *poolers(model, kind)]
+    heads = [*head_modules(model, spec), *poolers(model, spec)]
     if adapter.targets != "all-linear":
         check_modules(names, listed(adapter.targets), "adapter.targets")
     check_modules(names, adapter.modules_to_save, "adapter.modules_to_save")
@@ -50,7 +50,7 @@ def attach(model: Any, adapter: Adapter, kind: AnyKind, base: str | None, total_
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(adapter.seed)
         try:
-            settings = configuration(adapter, kind, total_steps, targets(model, adapter, heads), heads)
+            settings = configuration(adapter, spec, total_steps, targets(model, adapter, heads), heads)
             # in fp32 beside a head in bf16 ZeRO-3 would refuse them; masters are fp32 anyway
             adapted = get_peft_model(model, settings, autocast_adapter_dtype=False)
         except (ValueError, TypeError) as error:  # a module that PEFT has no layer for, or cannot copy
@@ -62,20 +62,20 @@ def attach(model: Any, adapter: Adapter, kind: AnyKind, base: str | None, total_
     return adapted
 
 
-def head_modules(model: Any, kind: AnyKind) -> list[str]:
+def head_modules(model: Any, spec: ModelSpec) -> list[str]:
     """Names of the modules with parameters that a task has put on the transformer proper; they are trained whole."""
-    if not kind.whole_head:
+    if not spec.trains_head:
         return []
     if isinstance(model, Shared):
-        return sorted({f"parts.{n}.{head}" for n, part in model.parts.items() for head in head_modules(part, kind)})
+        return sorted({f"parts.{n}.{head}" for n, part in model.parts.items() for head in head_modules(part, spec)})
     found = {name.split(".")[0] for name, _ in model.named_parameters()}
     return sorted(found - {model.base_model_prefix})
 
 
-def poolers(model: Any, kind: AnyKind) -> list[str]:
+def poolers(model: Any, spec: ModelSpec) -> list[str]:
     """Names of poolers, which are trained whole too: models that have learned something else come without one, and
     what is made anew must be in the export."""
-    names = (name.partition(".pooler.") for name, _ in model.named_parameters() if kind.whole_head)
+    names = (name.partition(".pooler.") for name, _ in model.named_parameters() if spec.trains_head)
     return sorted({f"{before}.pooler" for before, found, _ in names if found})
 
 
@@ -92,7 +92,7 @@ def targets(model: Any, adapter: Lora | AdaLora, heads: list[str]) -> str | list
 
 
 def configuration(
-    adapter: Lora | AdaLora, kind: AnyKind, total_steps: int, targets: str | list[str], heads: list[str]
+    adapter: Lora | AdaLora, spec: ModelSpec, total_steps: int, targets: str | list[str], heads: list[str]
 ) -> Any:
     """PEFT's. Raises UserError where AdaLoRA's phases do not fit into the run."""
     from peft import AdaLoraConfig, LoraConfig
@@ -102,7 +102,7 @@ def configuration(
         "lora_dropout": adapter.dropout,
         "target_modules": targets,  # a string is a regular expression, unless it is "all-linear"
         "modules_to_save": sorted({*adapter.modules_to_save, *heads}) or None,
-        "task_type": kind.peft,
+        "task_type": spec.peft_task,
     }
     if isinstance(adapter, Lora):
         return LoraConfig(r=adapter.r, use_rslora=adapter.rslora, use_dora=adapter.dora, **common)

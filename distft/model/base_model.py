@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -18,10 +18,13 @@ from distft.engine.deepspeed import fill
 from distft.errors import UserError
 from distft.process import stop_signals
 from distft.recipe.schema import Engine, Model, ModelInit, Recipe
+from distft.recipe.tasks import TaskName
 from distft.run.digest import remembered
 from distft.run.folder import RunDir
-from distft.tasks.multi_task import Asked, MultiKind, Shared
-from distft.tasks.protocol import LABEL, Kind, Labels
+from distft.tasks.labels import key_of
+from distft.tasks.multi_task import join_models, whole
+from distft.tasks.protocol import Labels, ModelSpec, TaskSpec
+from distft.tasks.shared.tokenizer_family import TokenizerFamily
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -65,14 +68,14 @@ def _fetch(model: Model) -> Path:
         ) from None
 
 
-def import_code(model: Model, kind: Asked) -> None:
+def import_code(model: Model, auto_class: str) -> None:
     """Import what `load` and `load_processor` will import, as far as that can be told without loading anything."""
     import transformers
     from transformers import CONFIG_MAPPING, AutoTokenizer  # noqa: F401
 
     name = model.init.architecture if model.init is not None else _model_type(str(model.path))
     if name in CONFIG_MAPPING:
-        getattr(transformers, kind.auto)._model_mapping.get(CONFIG_MAPPING[name], None)
+        getattr(transformers, auto_class)._model_mapping.get(CONFIG_MAPPING[name], None)
 
 
 def _model_type(path: str) -> str | None:
@@ -89,7 +92,7 @@ def _model_type(path: str) -> str | None:
         return None
 
 
-def load_processor(folder: Path, model: Model, kind: Asked) -> Any:
+def load_processor(folder: Path, model: Model, family: TokenizerFamily) -> Any:
     """The tokenizer of a model folder; of a speech model what transformers calls its processor.
 
     Raises:
@@ -97,13 +100,12 @@ def load_processor(folder: Path, model: Model, kind: Asked) -> Any:
     """
     from transformers import AutoProcessor, AutoTokenizer
 
-    heard = kind.vocabulary in ("characters", "speech")
     try:
-        return (AutoProcessor if heard else AutoTokenizer).from_pretrained(
+        return (AutoProcessor if family.hears else AutoTokenizer).from_pretrained(
             folder, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError, ImportError, TypeError) as error:
-        what = "processor" if heard else "tokenizer"
+        what = "processor" if family.hears else "tokenizer"
         raise UserError(f"model.path: no {what} can be loaded from {folder} ({_first_line(error)})") from None
 
 
@@ -115,12 +117,19 @@ def attention(model: Model, engine: Engine) -> str:
     return "flash_attention_2" if installed and torch.cuda.is_available() and engine.dtype == "bf16" else "sdpa"
 
 
-def load(folder: Path, recipe: Recipe, kind: Asked, labels: Labels, quantized: bool = False) -> Any:
+def load(
+    folder: Path,
+    recipe: Recipe,
+    specs: Mapping[TaskName, TaskSpec],
+    labels: Mapping[str, Labels],
+    quantized: bool = False,
+) -> Any:
     """The base model in the run's dtype, on the CPU (or in shards, see `engine.deepspeed.sharded_loading`).
 
     What a head lacks is made anew, the same on every rank and at every start.
 
     Args:
+        labels: the label sets by their names in labels.json.
         quantized: hold the weights of its linear layers as 4-bit NormalFloat.
 
     Raises:
@@ -130,46 +139,47 @@ def load(folder: Path, recipe: Recipe, kind: Asked, labels: Labels, quantized: b
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # it reports a head that is made anew as if something were wrong
-    check_architecture(folder, recipe, kind)
-    if isinstance(kind, MultiKind):
-        parts = {name: _load(folder, recipe, part, {LABEL: labels.get(name, [])}) for name, part in kind.parts.items()}
-        loaded: Any = Shared(parts)
-    else:
-        loaded = _load(folder, recipe, kind, labels, quantized)
+    check_architecture(folder, recipe, whole(specs))
+    loaded = join_models(
+        {
+            name: _load(folder, recipe, spec.model, labels.get(key_of(name), ()), quantized and name is None)
+            for name, spec in specs.items()
+        }
+    )
     if recipe.model.activation_checkpointing:
         loaded.gradient_checkpointing_enable({"use_reentrant": False})
     return loaded
 
 
-def shape(folder: Path, recipe: Recipe, kind: Asked, labels: Labels) -> Any:
+def shape(folder: Path, recipe: Recipe, specs: Mapping[TaskName, TaskSpec], labels: Mapping[str, Labels]) -> Any:
     """The model without its weights; to be called where tensors are made on the device "meta"."""
     import transformers
 
-    if isinstance(kind, MultiKind):
-        parts = {name: shape(folder, recipe, part, {LABEL: labels.get(name, [])}) for name, part in kind.parts.items()}
-        return Shared(parts)
-    settings = transformers.AutoConfig.from_pretrained(
-        folder, trust_remote_code=recipe.model.trust_remote_code, **kind.head(labels)
-    )
-    made = getattr(transformers, kind.auto).from_config(settings, trust_remote_code=recipe.model.trust_remote_code)
-    kind.extend(made, labels)
-    return made
+    trusted = recipe.model.trust_remote_code
+
+    def make(spec: ModelSpec, own: Labels) -> Any:
+        settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trusted, **spec.head(own))
+        made = getattr(transformers, spec.auto_class).from_config(settings, trust_remote_code=trusted)
+        spec.extend(made, own)
+        return made
+
+    return join_models({name: make(spec.model, labels.get(key_of(name), ())) for name, spec in specs.items()})
 
 
-def _load(folder: Path, recipe: Recipe, kind: Kind, labels: Labels, quantized: bool = False) -> Any:
+def _load(folder: Path, recipe: Recipe, spec: ModelSpec, labels: Labels, quantized: bool) -> Any:
     import transformers
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     engine, damaged = recipe.engine, (SafetensorError, UnpicklingError, StrictDataclassError)
     try:
-        loaded, info = getattr(transformers, kind.auto).from_pretrained(
+        loaded, info = getattr(transformers, spec.auto_class).from_pretrained(
             folder,
             dtype=DTYPES[engine.dtype],
             attn_implementation=attention(recipe.model, engine),
             **(_four_bits(engine) if quantized else {}),
-            **kind.head(labels),
-            ignore_mismatched_sizes=kind.whole_head,
+            **spec.head(labels),
+            ignore_mismatched_sizes=spec.trains_head,
             trust_remote_code=recipe.model.trust_remote_code,
             output_loading_info=True,
         )
@@ -187,49 +197,48 @@ def _load(folder: Path, recipe: Recipe, kind: Kind, labels: Labels, quantized: b
             f"model.path: {folder} cannot be loaded for task.type {recipe.task.type}: {_first_line(error)}"
         ) from None
     missing = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-    may_lack = kind.whole_head or kind.vocabulary == "encoder"
+    may_lack = spec.trains_head or spec.family.may_lack_head
     lost = sorted(name for name in missing if not (may_lack and is_head(loaded, name)))
     if lost:
         raise UserError(f"model.path: {folder} lacks weights, {', '.join(lost[:3])} among them")
     renew({name: parameter for name, parameter in loaded.named_parameters() if name in missing}, recipe.train.seed)
     known = {id(parameter) for parameter in loaded.parameters()}
-    kind.extend(loaded, labels)
+    spec.extend(loaded, labels)
     for parameter in loaded.parameters():  # ZeRO-3 takes parameters of one dtype only
         if id(parameter) not in known:
             parameter.data = parameter.data.to(DTYPES[engine.dtype])
     return loaded
 
 
-def check_architecture(folder: Path, recipe: Recipe, kind: Asked) -> None:
+def check_architecture(folder: Path, recipe: Recipe, spec: ModelSpec) -> None:
     """Raises UserError where an encoder-decoder is given to a task of one stack, or the reverse."""
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"model.path: {folder / 'config.json'} cannot be read ({error})") from None
     both = bool(settings.get("is_encoder_decoder")) or settings.get("model_type") in ("t5", "mt5", "umt5", "whisper")
-    wanted = kind.vocabulary in ("seq2seq", "speech")
-    if both and kind.vocabulary in ("decoder", "characters"):
+    if both and spec.family.stacks == "one":
         raise UserError(
             f"model.path: {folder} is a sequence to sequence model ({settings.get('model_type')}), and task.type "
             f"{recipe.task.type} needs one stack; use task.type seq2seq-lm, or another model"
         )
-    if wanted and not both:
+    if not both and spec.family.stacks == "two":
         raise UserError(
             f"model.path: {folder} is no sequence to sequence model ({settings.get('model_type')}), which task.type "
             f"{recipe.task.type} needs; use another task.type (causal-lm), or another model"
         )
 
 
-def check_vocabulary(processor: Any, model: Any, kind: Asked, corpora: Iterable[Corpus]) -> None:
+def check_vocabulary(processor: Any, model: Any, family: TokenizerFamily, corpora: Iterable[Corpus]) -> None:
     """Raises UserError where the data, or the tokens that are put around them, have tokens that the model has not."""
-    if kind.vocabulary == "characters":  # a layer for each of them is made anew
+    if family.spells:
         return
     tokenizer, embeddings = getattr(processor, "tokenizer", processor), model.get_input_embeddings()
     known = getattr(getattr(embeddings, "base_layer", embeddings), "num_embeddings", None)
     if known is None or len(tokenizer) <= known:
         return
     # there may be special tokens that no text has (BART's mask, Gemma's images)
-    names = ("pad", "bos", "eos", "cls", "sep", "unk", *(["mask"] if kind.vocabulary == "encoder" else []))
+    names = ("pad", "bos", "eos", "cls", "sep", "unk", *(["mask"] if family.masks else []))
     around = {getattr(tokenizer, f"{name}_token_id") for name in names} - {None}
     largest = max([*around, *(corpus.largest_token() for corpus in corpora)])
     if largest >= known:

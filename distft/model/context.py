@@ -1,72 +1,116 @@
-"""What a run is made of: its task, its labels, its base model, its tokenizer."""
+"""What a run is made of: its tasks, its labels, its base model and its tokenizer, found once and handed on."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from functools import cache, partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from distft.data.records import Encoder
-from distft.data.sources import Part, training_source
+from distft.data.sources import training_source
 from distft.model import base_model, random_init
 from distft.recipe.schema import ModelInit, Recipe
+from distft.recipe.tasks import TaskName
 from distft.run.folder import RunDir
 from distft.tasks import labels
-from distft.tasks.multi_task import Asked, MultiKind, of_part
-from distft.tasks.protocol import Kind, Setting
-from distft.tasks.registry import kind_of
+from distft.tasks.multi_task import join_tasks, models_of, whole
+from distft.tasks.protocol import LABEL, Labels, Learned, ModelSpec, Setting, TaskSpec
+from distft.tasks.registry import specs_of
+from distft.tasks.shared.generation import Decoding
+
+Once = Callable[[str, Callable[[], Any]], Any]
+"""Has one rank do a piece of work that has a name, and gives its result to all."""
 
 
-def make_setting(
-    run: RunDir, recipe: Recipe, kind: Asked, once: Callable[[str, Callable[[], Any]], Any], find: bool = False
-) -> Setting:
-    """What the task of a run is made from.
+def alone(name: str, work: Callable[[], Any]) -> Any:
+    """`Once` of a process that has no peers."""
+    return work()
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Everything is found when it is first asked for, and once.
 
     Args:
-        once: has one rank do a thing of a name, and gives all its result.
-        find: labels that no checkpoint knows yet are found again; for the attempt that holds the run.
+        once: how ranks share a piece of work; all of them must then ask for `base` first, at the same place.
+        starts: True for the attempt that holds the run: labels that no checkpoint knows yet are found again.
     """
 
-    def settle() -> dict[str, list[str]]:
-        kept = labels.read(run.labels)
-        source = partial(training_source, recipe)
-        found = labels.of_run(run.labels, recipe, source, begun=not find or run.newest_commit() > 0)
-        if kept is not None and kept != found:
-            shutil.rmtree(run.base, ignore_errors=True)  # made for other labels
+    run: RunDir
+    recipe: Recipe
+    once: Once = alone
+    starts: bool = False
+
+    @cached_property
+    def specs(self) -> Mapping[TaskName, TaskSpec]:
+        """The tasks by name, in order."""
+        return specs_of(self.recipe)
+
+    @cached_property
+    def labels(self) -> Mapping[str, Labels]:
+        """The content of labels.json.
+
+        Raises:
+            UserError: the training data have no labels, or others than the recipe or the run says.
+        """
+
+        def settle() -> dict[str, list[str]]:
+            kept = labels.read(self.run.labels)
+            begun = not self.starts or self.run.newest_commit() > 0
+            found = labels.settle(self.run.labels, self.recipe.parts(), begun)
+            if kept is not None and kept != found:
+                shutil.rmtree(self.run.base, ignore_errors=True)  # made for other labels
+            return found
+
+        found: dict[str, list[str]] = self.once("labels", settle)
         return found
 
-    found = once("labels", settle)
+    @cached_property
+    def base(self) -> Path:
+        """The local folder of the base model. Raises UserError if there is none."""
+        known = self.labels.get(LABEL, ())
 
-    @cache
-    def processor() -> Any:
-        return base_model.load_processor(base_of(run, recipe, kind), recipe.model, kind)
+        def make(init: ModelInit, folder: Path) -> None:
+            data = [(self.specs[part.name], training_source(part)) for part in self.recipe.parts()]
+            random_init.create(init, self.model_spec, known, data, folder)
 
-    return Setting(recipe, found, processor)
+        return Path(self.once("base", lambda: str(base_model.locate(self.recipe.model, self.run, make))))
 
+    @cached_property
+    def model_spec(self) -> ModelSpec:
+        return whole(self.specs)
 
-def base_of(run: RunDir, recipe: Recipe, kind: Asked) -> Path:
-    """The local folder of a run's base model."""
+    @cached_property
+    def processor(self) -> Any:
+        """The tokenizer, or whatever else is called processor in transformers. A task may set its language."""
+        return self.fresh_processor()
 
-    def data() -> list[tuple[Kind, Any]]:
-        if isinstance(kind, MultiKind):
-            return [(part, training_source(recipe, name)) for name, part in kind.parts.items()]
-        return [(kind, training_source(recipe))]
+    def fresh_processor(self) -> Any:
+        """As it lies in the base model's folder."""
+        return base_model.load_processor(self.base, self.recipe.model, self.model_spec.family)
 
-    def make(init: ModelInit, folder: Path) -> None:
-        random_init.create(init, kind, labels.read(run.labels) or {}, data(), folder)
+    def setting(self, name: TaskName, decoding: Decoding | None = None) -> Setting:
+        known = self.labels.get(labels.key_of(name), ())
+        return Setting(self.recipe, known, lambda: self.processor, decoding or Decoding())
 
-    return base_model.locate(recipe.model, run, make)
+    def encoder(self, name: TaskName) -> Encoder:
+        """Raises UserError if the tokenizer is not fit for the task."""
+        return self.specs[name].encoder(self.setting(name))
 
+    def task(self, model: Any, decoding: Decoding | None = None) -> Learned[Any]:
+        """What is learned, over a model of transformers. Raises UserError if the model is not fit for it."""
+        models = models_of(model, self.specs)
+        return join_tasks(
+            {name: spec.build(self.setting(name, decoding), models[name]) for name, spec in self.specs.items()}
+        )
 
-def encoder_of(kind: Asked, setting: Setting, part: Part) -> Encoder:
-    if isinstance(kind, MultiKind):
-        assert part is not None  # which of the tasks is settled before
-        return kind.parts[part].encoder(of_part(setting, part))
-    return kind.encoder(setting)
+    def load_model(self, quantized: bool = False) -> Any:
+        """The base model, see `base_model.load`."""
+        return base_model.load(self.base, self.recipe, self.specs, self.labels, quantized)
 
-
-def setting_of(run: RunDir, recipe: Recipe) -> Setting:
-    """What the task of a run is made from, once the run has begun."""
-    return make_setting(run, recipe, kind_of(recipe), lambda key, work: work())
+    def shape(self) -> Any:
+        """The model without its weights, see `base_model.shape`."""
+        return base_model.shape(self.base, self.recipe, self.specs, self.labels)

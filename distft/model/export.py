@@ -18,17 +18,15 @@ from distft.checkpoint.state import Stored
 from distft.data.templates import Template
 from distft.errors import UserError
 from distft.model import adapters, base_model
-from distft.model.context import base_of, setting_of
-from distft.recipe.schema import AdaLora, Lora, NoAdapter, Partial, Recipe
+from distft.model.context import RunContext
+from distft.recipe.schema import AdaLora, Lora, NoAdapter, Partial
 from distft.run.files import complete_folder
-from distft.run.folder import RunDir
-from distft.tasks.registry import kind_of
 from distft.tasks.shared.generation import stops
 
 MARK = "distft.json"  # in every export: which run and step it is of, and that it may be written over
 
 
-def tuned(run: RunDir, recipe: Recipe, stored: Stored, quantized: bool = False) -> Any:
+def tuned(context: RunContext, stored: Stored, quantized: bool = False) -> Any:
     """The model of a run in host memory, base and adapter with the weights of a checkpoint.
 
     Args:
@@ -37,16 +35,15 @@ def tuned(run: RunDir, recipe: Recipe, stored: Stored, quantized: bool = False) 
     Raises:
         UserError: the base model, or the label set, is not the one of the run any more.
     """
-    kind = kind_of(recipe)
-    base = base_of(run, recipe, kind)
-    if base_model.digest(base, run.path / "base.json") != stored.identity.base:
-        raise UserError(f"{base} is not the base model any more with which {run.path} was trained; put that back")
+    run, recipe = context.run, context.recipe
+    if base_model.digest(context.base, run.path / "base.json") != stored.identity.base:
+        raise UserError(f"{context.base} is not the base model with which {run.path} was trained; put that back")
     total_steps = int(stored.adapter.get("total", 0))
-    loaded = untuned(run, recipe, quantized)
+    loaded = context.load_model(quantized).eval()
     adapter = recipe.adapter
     if isinstance(adapter, Lora | AdaLora):  # the checkpoint has all its weights, wherever they came from
         adapter = adapter.model_copy(update={"start": None})
-    model = adapters.attach(loaded, adapter, kind, str(base), total_steps)
+    model = adapters.attach(loaded, adapter, context.model_spec, str(context.base), total_steps)
     parameters = dict(model.named_parameters())
     if missing := sorted(stored.shapes.keys() - parameters.keys()):
         raise UserError(f"{stored.folder} holds weights that the model has not: {missing[0]} and others")
@@ -66,14 +63,7 @@ def tuned(run: RunDir, recipe: Recipe, stored: Stored, quantized: bool = False) 
     return model.eval()
 
 
-def untuned(run: RunDir, recipe: Recipe, quantized: bool = False) -> Any:
-    """The base model as it was before the run."""
-    kind = kind_of(recipe)
-    found = setting_of(run, recipe).labels
-    return base_model.load(base_of(run, recipe, kind), recipe, kind, found, quantized).eval()
-
-
-def write(run: RunDir, recipe: Recipe, out: Path, merged: bool = False) -> None:
+def write(context: RunContext, out: Path, merged: bool = False) -> None:
     """A folder `out` that plain `peft` (adapter) or `transformers` (full or `merged` model) load; all or nothing.
 
     An adapter that was trained over 4 bits is merged into the base as it was before.
@@ -81,23 +71,22 @@ def write(run: RunDir, recipe: Recipe, out: Path, merged: bool = False) -> None:
     Raises:
         UserError: `out` holds something else, or there is nothing to merge.
     """
+    run, recipe = context.run, context.recipe
     if merged and isinstance(recipe.adapter, NoAdapter | Partial):
         raise UserError("--merged: this run trained the model itself, so there is no adapter to merge; leave it out")
     stored = chosen(run, recipe)
-    model = tuned(run, recipe, stored)
+    model = tuned(context, stored)
     if merged and (tied := tied_target(model)) is not None:
         raise UserError(f"--merged: {tied} shares its weight with another layer, which would change too; leave it out")
     if merged:
         model = model.merge_and_unload()
-    kind = kind_of(recipe)
     # a task writes into the configuration what the base leaves open: the filler of a decoder that classifies
-    kind.task(setting_of(run, recipe), model.get_base_model() if hasattr(model, "get_base_model") else model)
+    context.task(model.get_base_model() if hasattr(model, "get_base_model") else model)
     with complete_folder(out.resolve()) as staged:
         model.save_pretrained(staged)
         _refuse_empty(staged)
-        setting = setting_of(run, recipe)  # a task may have set its tokenizer to a language
-        processor = setting.processor()
-        if kind.vocabulary == "decoder":
+        processor = context.fresh_processor()  # a task may have set its own to a language
+        if context.model_spec.family.chats:
             template = Template.load(processor, recipe.data.template)
             if processor.chat_template is None or recipe.data.template:
                 processor.chat_template = template.text
@@ -105,7 +94,7 @@ def write(run: RunDir, recipe: Recipe, out: Path, merged: bool = False) -> None:
         whole = [path.parent for path in staged.glob("*/config.json")]  # of several tasks each is complete by itself
         for folder in [staged, *whole]:
             processor.save_pretrained(folder)
-        if setting.labels:
+        if context.labels:
             shutil.copy(run.labels, staged / run.labels.name)
         (staged / MARK).write_text(json.dumps({"run": run.read().name, "step": stored.progress.step}) + "\n")
         check_target(out)

@@ -19,7 +19,6 @@ from distft.recipe.adalora_phases import schedule
 from distft.recipe.changes import Difference
 from distft.recipe.messages import explain
 from distft.recipe.schema import AdaLora, Data, Lora, Recipe
-from distft.recipe.tasks import WITH_HEADS, MultiTask, Single
 from distft.recipe.yamlfile import Draft, Keys
 
 _DATA_SUFFIXES = (
@@ -150,38 +149,30 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
 def _contradictions_of_task(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     """Between the task and the other sections."""
     task, data, best = recipe.task, recipe.data, recipe.train.best
-    held_out = data.eval is not None
-    if isinstance(task, MultiTask):
-        held_out = any(part.eval is not None for part in task.tasks.values())
-        if data.train is not None or data.eval is not None:
-            yield ("data", "train" if data.train else "eval"), "task.type multi-task names its data in task.tasks"
-    elif data.train is None:
-        yield ("data", "train"), f"missing; give it: {Data.model_fields['train'].description}"
+    parts = recipe.parts()
+    held_out = any(part.eval is not None for part in parts)
+    if parts[0].keys != ("data",) and (data.train is not None or data.eval is not None):
+        yield ("data", "train" if data.train else "eval"), f"task.type {task.type} names its data in task.tasks"
+    for part in parts:
+        if part.train is None:
+            yield (*part.keys, "train"), f"missing; give it: {Data.model_fields['train'].description}"
     if data.overlong is not None and data.overlong not in task.OVERLONG:
         fits = " or ".join(task.OVERLONG)
         yield ("data", "overlong"), f"got '{data.overlong}'; task.type {task.type} can {fits}"
-    if recipe.train.head_lr is not None and task.type not in WITH_HEADS:
+    if recipe.train.head_lr is not None and not task.HAS_HEAD:
         yield ("train", "head_lr"), f"task.type {task.type} puts no head of its own on the model; leave it out"
     if best is not None and not held_out:
         yield ("train", "best"), "needs held-out data; name them in data.eval"
     if best is not None and best not in task.SCORES:
         yield ("train", "best"), f"got '{best}'; task.type {task.type} has the scores {', '.join(task.SCORES)}"
-    for keys, one, fields in _renamed(recipe):
-        for name in fields:
-            if one.FIELDS and name not in one.FIELDS:
-                yield (*keys, name), f"task.type {one.type} reads no such field; it reads {', '.join(one.FIELDS)}"
-    part = task.tasks.get(best.partition(".")[0]) if isinstance(task, MultiTask) and best is not None else None
-    if held_out and part is not None and part.eval is None:
-        yield ("train", "best"), f"got '{best}', and that task has no held-out data; name them in its `eval`"
-
-
-def _renamed(recipe: Recipe) -> Iterator[tuple[Keys, Single, Mapping[str, str]]]:
-    """Where columns are renamed, for which task, and how."""
-    if isinstance(recipe.task, MultiTask):
-        for name, part in recipe.task.tasks.items():
-            yield ("task", "tasks", name, "fields"), part.task, part.fields
-    else:
-        yield ("data", "fields"), recipe.task, recipe.data.fields
+    for part in parts:
+        known = part.task.FIELDS
+        for name in part.fields:
+            if known and name not in known:
+                text = f"task.type {part.task.type} reads no such field; it reads {', '.join(known)}"
+                yield (*part.keys, "fields", name), text
+        if best is not None and part.name == best.partition(".")[0] and held_out and part.eval is None:
+            yield ("train", "best"), f"got '{best}', and that task has no held-out data; name them in its `eval`"
 
 
 def _make_paths_absolute(draft: Draft) -> None:

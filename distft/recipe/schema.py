@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from distft.recipe.section import Fraction, Positive, Scalar, Section, Text
-from distft.recipe.tasks import CausalLM, Overlong, Task
+from distft.recipe.tasks import CausalLM, MultiTask, Overlong, Task, TaskPart
 
 
 class ModelInit(Section):
@@ -260,3 +260,28 @@ class Recipe(Section):
     engine: Engine = Field(default_factory=Engine)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     track: Track = Field(default_factory=Track)
+
+    def parts(self) -> tuple[TaskPart, ...]:
+        """The tasks of this run with their data, by name; a run of one task has one part, without a name."""
+        data, task = self.data, self.task
+        hub = (data.hub_config, data.train_split, data.eval_split)
+        if not isinstance(task, MultiTask):
+            own = (data.train, data.eval, data.fields, data.format, data.delimiter, data.columns)
+            return (TaskPart(None, task, ("data",), *own, *hub),)
+        return tuple(
+            TaskPart(
+                name,
+                part.task,
+                ("task", "tasks", name),
+                part.train,
+                part.eval,
+                part.fields,
+                part.format,
+                part.delimiter,
+                part.columns,
+                *hub,
+                part.weight,
+                task.temperature,
+            )
+            for name, part in sorted(task.tasks.items())
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -10,10 +11,9 @@ from pydantic import AfterValidator, Field, model_validator
 from distft.recipe.section import Positive, Section, Text
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "wer", "cer", "mse", "mae"})
-WITH_HEADS = frozenset({"sequence-classification", "token-classification", "question-answering", "ctc", "multi-task"})
-"""Tasks that put a head of their own on a model."""
 
 Overlong = Literal["split", "truncate", "drop"]
+TaskName = str | None  # of one of several tasks; None: the only task of a run
 
 
 def _distinct(labels: list[str]) -> list[str]:
@@ -23,36 +23,51 @@ def _distinct(labels: list[str]) -> list[str]:
     return labels
 
 
-Labels = Annotated[list[Text], Field(min_length=1), AfterValidator(_distinct)]
+LabelNames = Annotated[list[Text], Field(min_length=1), AfterValidator(_distinct)]
 
 
-class CausalLM(Section):
+class TaskSection(Section):
+    """The keys of one task, and what the other sections of a recipe need to know about it.
+
+    A subclass has a `type` with one literal value and says beside its keys:
+
+    SCORES: names of the scores of held-out data; a property if they depend on the keys.
+    OVERLONG: what can be done with a record longer than a row; the first is the default.
+    FIELDS: fields that its records have; empty if they are only known with the data.
+    HAS_HEAD: True if the task puts a head of its own on the model.
+    """
+
+    OVERLONG: ClassVar[tuple[Overlong, ...]]
+    FIELDS: ClassVar[tuple[str, ...]] = ()
+    HAS_HEAD: ClassVar[bool] = False
+
+
+class CausalLM(TaskSection):
     """Predict each token from those before it: instructions, conversations, plain text."""
 
     type: Literal["causal-lm"] = "causal-lm"
     SCORES: ClassVar = ("loss", "perplexity", "accuracy")
-    OVERLONG: ClassVar[tuple[Overlong, ...]] = ("split", "drop")
-    FIELDS: ClassVar[tuple[str, ...]] = ()  # those of its many formats, which are looked at with the data
+    OVERLONG = ("split", "drop")
 
 
-class MaskedLM(Section):
+class MaskedLM(TaskSection):
     """Predict hidden tokens from all around them (Devlin et al. 2018, arXiv:1810.04805)."""
 
     type: Literal["masked-lm"]
     mask: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.15, description="share of the tokens to predict")
     SCORES: ClassVar = ("loss", "perplexity", "accuracy")
-    OVERLONG: ClassVar[tuple[Overlong, ...]] = ("split", "truncate", "drop")
-    FIELDS: ClassVar[tuple[str, ...]] = ("text",)
+    OVERLONG = ("split", "truncate", "drop")
+    FIELDS = ("text",)
 
 
-class SequenceClassification(Section):
+class SequenceClassification(TaskSection):
     """A label for a text, or for a pair of texts."""
 
     type: Literal["sequence-classification"]
     kind: Literal["single", "multi-label", "regression"] = Field(
         "single", description="one label each, any number of labels each, or a number"
     )
-    labels: Labels | None = Field(None, description="all labels; default: those in data.train, sorted")
+    labels: LabelNames | None = Field(None, description="all labels; default: those in data.train, sorted")
 
     @model_validator(mode="after")
     def _numbers_have_no_labels(self) -> SequenceClassification:
@@ -66,22 +81,24 @@ class SequenceClassification(Section):
             return ("loss", "mse", "mae", "pearson", "spearman")
         return ("loss", "accuracy", "f1", "macro_f1", "auc")
 
-    OVERLONG: ClassVar[tuple[Overlong, ...]] = ("truncate", "drop")
-    FIELDS: ClassVar[tuple[str, ...]] = ("text", "text_pair", "label")
+    OVERLONG = ("truncate", "drop")
+    FIELDS = ("text", "text_pair", "label")
+    HAS_HEAD = True
 
 
-class TokenClassification(Section):
+class TokenClassification(TaskSection):
     """A tag for each word: named entities, parts of speech."""
 
     type: Literal["token-classification"]
     crf: bool = Field(False, description="a linear-chain CRF over the tags (Lafferty et al. 2001)")
-    labels: Labels | None = Field(None, description="all tags; default: those in data.train, sorted")
+    labels: LabelNames | None = Field(None, description="all tags; default: those in data.train, sorted")
     SCORES: ClassVar = ("loss", "f1", "precision", "recall", "macro_f1", "accuracy")
-    OVERLONG: ClassVar[tuple[Overlong, ...]] = ("split", "truncate", "drop")
-    FIELDS: ClassVar[tuple[str, ...]] = ("tokens", "tags", "text")
+    OVERLONG = ("split", "truncate", "drop")
+    FIELDS = ("tokens", "tags", "text")
+    HAS_HEAD = True
 
 
-class QuestionAnswering(Section):
+class QuestionAnswering(TaskSection):
     """Where in a context the answer to a question is."""
 
     type: Literal["question-answering"]
@@ -89,11 +106,12 @@ class QuestionAnswering(Section):
     longest_answer: Positive = Field(30, description="tokens an answer may have")
     unanswerable: bool = Field(False, description="some questions have no answer in their context")
     SCORES: ClassVar = ("loss", "exact_match", "f1")
-    OVERLONG: ClassVar[tuple[Overlong, ...]] = ("split",)
-    FIELDS: ClassVar[tuple[str, ...]] = ("context", "question", "answers", "answer", "is_impossible")
+    OVERLONG = ("split",)
+    FIELDS = ("context", "question", "answers", "answer", "is_impossible")
+    HAS_HEAD = True
 
 
-class Generation(Section):
+class Generation(TaskSection):
     """How a sequence to sequence model writes, in evaluation and prediction."""
 
     beams: Positive = Field(4, description="beams; 1: always the likeliest token")
@@ -108,17 +126,18 @@ class Seq2SeqLM(Generation):
     source_language: Text | None = Field(None, description="as the tokenizer names it (mBART, NLLB: en_XX, eng_Latn)")
     target_language: Text | None = Field(None, description="as the tokenizer names it (mBART, NLLB: de_DE, deu_Latn)")
     SCORES: ClassVar = ("loss", "bleu", "chrf", "rouge1", "rouge2", "rougeL")
-    OVERLONG: ClassVar[tuple[Overlong, ...]] = ("truncate", "drop")
-    FIELDS: ClassVar[tuple[str, ...]] = ("source", "target")
+    OVERLONG = ("truncate", "drop")
+    FIELDS = ("source", "target")
 
 
-class CTC(Section):
+class CTC(TaskSection):
     """Transcribe speech with an encoder (Graves et al. 2006): the wav2vec2 family. Rows count milliseconds."""
 
     type: Literal["ctc"]
     SCORES: ClassVar = ("loss", "wer", "cer")
-    OVERLONG: ClassVar[tuple[Overlong, ...]] = ("drop",)
-    FIELDS: ClassVar[tuple[str, ...]] = ("audio", "text")
+    OVERLONG = ("drop",)
+    FIELDS = ("audio", "text")
+    HAS_HEAD = True
 
 
 class SpeechSeq2Seq(Generation):
@@ -127,21 +146,21 @@ class SpeechSeq2Seq(Generation):
     type: Literal["speech-seq2seq"]
     language: Text | None = Field(None, description="name or code of the language, for models that know several")
     SCORES: ClassVar = ("loss", "wer", "cer")
-    OVERLONG: ClassVar[tuple[Overlong, ...]] = ("truncate", "drop")
-    FIELDS: ClassVar[tuple[str, ...]] = ("audio", "text")
+    OVERLONG = ("truncate", "drop")
+    FIELDS = ("audio", "text")
 
 
-class DPO(Section):
+class DPO(TaskSection):
     """Prefer one answer to another (Rafailov et al. 2023, arXiv:2305.18290)."""
 
     type: Literal["dpo"]
     beta: Annotated[float, Field(gt=0.0)] = Field(0.1, description="how much it costs to leave the reference")
     SCORES: ClassVar = ("loss", "reward_accuracy", "reward_margin")
-    OVERLONG: ClassVar[tuple[Overlong, ...]] = ("drop",)
-    FIELDS: ClassVar[tuple[str, ...]] = ("prompt", "conversations", "messages", "chosen", "rejected")
+    OVERLONG = ("drop",)
+    FIELDS = ("prompt", "conversations", "messages", "chosen", "rejected")
 
 
-Single = Annotated[
+SingleTask = Annotated[
     CausalLM
     | MaskedLM
     | SequenceClassification
@@ -153,15 +172,15 @@ Single = Annotated[
     | DPO,
     Field(discriminator="type"),
 ]
-OfEncoder = Annotated[
+EncoderTask = Annotated[
     MaskedLM | SequenceClassification | TokenClassification | QuestionAnswering, Field(discriminator="type")
 ]
 
 
-class Part(Section):
+class SubTask(Section):
     """One of several tasks, with data of its own."""
 
-    task: OfEncoder
+    task: EncoderTask
     train: Text | dict[str, Text] = Field(description="as data.train")
     eval: Text | dict[str, Text] | None = Field(None, description="as data.eval")
     fields: dict[str, str] = Field(default_factory=dict, description="as data.fields")
@@ -171,17 +190,18 @@ class Part(Section):
     weight: Annotated[float, Field(gt=0.0)] | None = Field(None, description="share of the micro-batches")
 
 
-class MultiTask(Section):
+class MultiTask(TaskSection):
     """Several tasks over one encoder, a head each; a micro-batch is of one task."""
 
     type: Literal["multi-task"]
-    tasks: Annotated[dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], Part], Field(min_length=2)] = Field(
+    tasks: Annotated[dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], SubTask], Field(min_length=2)] = Field(
         description="{name: {task: ..., train: ..., eval: ...}}"
     )
     temperature: Annotated[float, Field(gt=0.0)] = Field(
         1.0, description="a task of n rows is drawn in proportion to n ** (1 / temperature), unless it has a weight"
     )
-    OVERLONG: ClassVar[tuple[Overlong, ...]] = ("split", "truncate", "drop")
+    OVERLONG = ("split", "truncate", "drop")
+    HAS_HEAD = True
 
     @property
     def SCORES(self) -> tuple[str, ...]:
@@ -208,3 +228,29 @@ Task = Annotated[
     | MultiTask,
     Field(discriminator="type"),
 ]
+
+
+@dataclass(frozen=True)
+class TaskPart:
+    """One task of a run with its data, whether it is the only one or one of several.
+
+    Attributes:
+        name: None if the run has one task.
+        keys: where in the recipe its data are named: ("data",) or ("task", "tasks", NAME).
+        weight: its share of the micro-batches; None: rows ** (1 / temperature).
+    """
+
+    name: TaskName
+    task: SingleTask
+    keys: tuple[str, ...]
+    train: str | dict[str, str] | None
+    eval: str | dict[str, str] | None
+    fields: dict[str, str]
+    format: Literal["auto", "conll", "lines"]
+    delimiter: str | None
+    columns: list[str]
+    hub_config: str | None
+    train_split: str
+    eval_split: str
+    weight: float | None = None
+    temperature: float = 1.0

@@ -17,50 +17,35 @@ from distft.data.records import Column, Document, Encoded, Record
 from distft.data.templates import Marked, Template
 from distft.errors import UserError
 from distft.metrics.scores import Report
+from distft.recipe.tasks import CausalLM
 from distft.run.digest import of_parts
-from distft.tasks.protocol import Labels, Outcome, Setting, Vocabulary, mean, only
+from distft.tasks.protocol import ModelSpec, Outcome, Setting, TaskSpec, mean, only
 from distft.tasks.shared.generation import continued
 from distft.tasks.shared.padding import DROPPED, SPLIT
 from distft.tasks.shared.position_limits import positions
 from distft.tasks.shared.token_scores import added, scored, told
+from distft.tasks.shared.tokenizer_family import DECODER
 
 TOKENS = "tokens"  # the name of the loss and of its count
 _FILLER = 0  # a padding token is seen by no real one: it comes last and attention is causal
 
 
-class CausalKind:
-    auto = "AutoModelForCausalLM"
-    peft = "CAUSAL_LM"
-    packs = True
-    vocabulary: Vocabulary = "decoder"
-    whole_head = False
-    labelled = False
-    exclusive = False
-
-    def __init__(self, fields: Mapping[str, str]) -> None:
-        self._fields = fields
-
-    def texts(self, record: Record) -> Iterator[str]:
-        parsed = parse(record, self._fields)
+def spec(settings: CausalLM, fields: Mapping[str, str]) -> TaskSpec:
+    def texts(record: Record) -> Iterator[str]:
+        parsed = parse(record, fields)
         yield parsed if isinstance(parsed, str) else "\n".join(m["content"] for m in parsed.messages)
 
-    def labels(self, record: Record) -> Iterator[str]:
-        return iter(())
-
-    def head(self, labels: Labels) -> dict[str, Any]:
-        return {}
-
-    def extend(self, model: Any, labels: Labels) -> None:
-        pass
-
-    def encoder(self, setting: Setting) -> CausalEncoder:
+    def encoder(setting: Setting) -> CausalEncoder:
         data = setting.recipe.data
         template = Template.load(setting.processor(), data.template)
-        return CausalEncoder(template, data.fields, data.row_tokens, drop=data.overlong == "drop")
+        return CausalEncoder(template, fields, data.row_tokens, drop=data.overlong == "drop")
 
-    def task(self, setting: Setting, model: Any) -> Causal:
+    def build(setting: Setting, model: Any) -> Causal:
         flatten = getattr(model.config, "_attn_implementation", "") == "flash_attention_2"
         return Causal(model.forward, flatten, setting, positions(model))
+
+    model = ModelSpec("AutoModelForCausalLM", DECODER, peft_task="CAUSAL_LM", packs=True)
+    return TaskSpec(model, texts, encoder, build, takes_decoding=True)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,11 +21,12 @@ from distft.errors import UserError
 from distft.metrics.scores import Report, score_transcripts
 from distft.recipe.tasks import CTC
 from distft.run.digest import of_parts
-from distft.tasks.protocol import Labels, Outcome, Setting, Vocabulary, mean, only
+from distft.tasks.protocol import ModelSpec, Outcome, Setting, TaskSpec, mean, only
 from distft.tasks.shared.decoder_targets import TARGET_COLUMNS, UNANSWERED
 from distft.tasks.shared.encoder_decoder import in_dtype_of
 from distft.tasks.shared.model_randomness import keep_all_layers, masks_from
 from distft.tasks.shared.padding import DROPPED, TRUNCATED, column, pack_json, unpack_json
+from distft.tasks.shared.tokenizer_family import CHARACTERS
 
 UTTERANCES = "utterances"
 UNKNOWN = "with characters that the tokenizer does not know"
@@ -35,37 +36,14 @@ SPEECH_COLUMNS: Mapping[str, str] = {"samples": "int16", **TARGET_COLUMNS}
 USUAL = (400, 320)  # samples of one frame and to the next, of wav2vec2 and most that are built like it
 
 
-class CTCKind:
-    auto = "AutoModelForCTC"
-    peft = None
-    packs = False
-    vocabulary: Vocabulary = "characters"
-    whole_head = True
-    labelled = False
-    exclusive = False
-
-    def __init__(self, settings: CTC, fields: Mapping[str, str]) -> None:
-        self._fields = fields
-
-    def texts(self, record: Record) -> Iterator[str]:
-        yield text_of(record, "text", self._fields)
-
-    def labels(self, record: Record) -> Iterator[str]:
-        return iter(())
-
-    def head(self, labels: Labels) -> dict[str, Any]:
-        return {}
-
-    def extend(self, model: Any, labels: Labels) -> None:
-        keep_all_layers(model)
-
-    def encoder(self, setting: Setting) -> CTCEncoder:
+def spec(settings: CTC, fields: Mapping[str, str]) -> TaskSpec:
+    def encoder(setting: Setting) -> CTCEncoder:
         processor = processor_of(setting, "ctc")
         rate = int(processor.feature_extractor.sampling_rate)
         pace = pace_of(Path(processor.tokenizer.name_or_path))
-        return CTCEncoder(processor.tokenizer, rate, self._fields, setting.recipe.data.row_tokens, *pace)
+        return CTCEncoder(processor.tokenizer, rate, fields, setting.recipe.data.row_tokens, *pace)
 
-    def task(self, setting: Setting, model: Any) -> CTCTask:
+    def build(setting: Setting, model: Any) -> CTCTask:
         processor = processor_of(setting, "ctc")
         frames = getattr(model, "_get_feat_extract_output_lengths", None)
         if frames is None or model.main_input_name != "input_values":
@@ -76,6 +54,11 @@ class CTCKind:
         if known > told:
             raise UserError(f"the tokenizer has {known} characters, the model tells {told} apart; set its vocab_size")
         return CTCTask(processor, frames, model.config)
+
+    model = ModelSpec(
+        "AutoModelForCTC", CHARACTERS, trains_head=True, extend=lambda model, labels: keep_all_layers(model)
+    )
+    return TaskSpec(model, lambda record: [text_of(record, "text", fields)], encoder, build, input_field="audio")
 
 
 def processor_of(setting: Setting, task: str) -> Any:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import NormalDist, fmean
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -23,52 +22,36 @@ from distft.recipe.tasks import DPO
 from distft.run.digest import of_parts
 from distft.tasks.causal_lm import Causal, CausalBatch
 from distft.tasks.dpo_reference import COLUMNS, Entry, RecordedReference, Reference, evaluating, key
-from distft.tasks.protocol import Labels, Outcome, Setting, Vocabulary, mean, only
+from distft.tasks.protocol import ModelSpec, Outcome, Setting, TaskSpec, mean, only
 from distft.tasks.shared.generation import unwrapped
 from distft.tasks.shared.padding import DROPPED
 from distft.tasks.shared.position_limits import positions
+from distft.tasks.shared.tokenizer_family import DECODER
 
 PAIRS = "pairs"  # the name of the loss and of its count
 EQUAL = "with equal answers were dropped"
 MUTE = "without anything to predict were dropped"
 
 
-class DPOKind:
-    auto = "AutoModelForCausalLM"
-    peft = "CAUSAL_LM"
-    packs = False
-    vocabulary: Vocabulary = "decoder"
-    whole_head = False
-    labelled = False
-    exclusive = False
-
-    def __init__(self, settings: DPO, fields: Mapping[str, str]) -> None:
-        self._settings, self._fields = settings, fields
-
-    def texts(self, record: Record) -> Iterator[str]:
-        pair = pair_of(record, self._fields)
+def spec(settings: DPO, fields: Mapping[str, str]) -> TaskSpec:
+    def texts(record: Record) -> Iterator[str]:
+        pair = pair_of(record, fields)
         for messages in (pair.prompt + pair.chosen, pair.rejected):
             yield "\n".join(message["content"] for message in messages)
 
-    def labels(self, record: Record) -> Iterator[str]:
-        return iter(())
-
-    def head(self, labels: Labels) -> dict[str, Any]:
-        return {}
-
-    def extend(self, model: Any, labels: Labels) -> None:
-        pass
-
-    def encoder(self, setting: Setting) -> DPOEncoder:
+    def encoder(setting: Setting) -> DPOEncoder:
         data = setting.recipe.data
-        return DPOEncoder(Template.load(setting.processor(), data.template), self._fields, data.row_tokens)
+        return DPOEncoder(Template.load(setting.processor(), data.template), fields, data.row_tokens)
 
-    def task(self, setting: Setting, model: Any) -> Preference:
+    def build(setting: Setting, model: Any) -> Preference:
         adapter = setting.recipe.adapter
         # An adapter that begins with trained weights is part of the starting model: without it that is not the same.
         carried = isinstance(adapter, Lora | AdaLora) and adapter.start is None
         reference = None if carried else RecordedReference.empty()
-        return Preference(self._settings.beta, Causal(model.forward, False, setting, positions(model)), reference)
+        return Preference(settings.beta, Causal(model.forward, False, setting, positions(model)), reference)
+
+    model = ModelSpec("AutoModelForCausalLM", DECODER, peft_task="CAUSAL_LM")
+    return TaskSpec(model, texts, encoder, build, input_field="prompt", takes_decoding=True)
 
 
 @dataclass(frozen=True)
@@ -226,7 +209,7 @@ class Preference:
         if not margins:
             return Report({})
         right = sum(margin > 0.0 for margin in margins)
-        low, high = wilson(right, len(margins))
+        low, high = interval(right, len(margins))
         accuracy = {"reward_accuracy": right / len(margins), "reward_accuracy_low": low, "reward_accuracy_high": high}
         return Report({**accuracy, "reward_margin": fmean(margins)})
 
@@ -242,10 +225,9 @@ def _sequence(document: Document, side: str) -> Document:
     return Document({"tokens": tokens, "targets": targets}, len(tokens), int(targets.sum()))
 
 
-def wilson(right: int, count: int) -> tuple[float, float]:
+def interval(right: int, count: int) -> tuple[float, float]:
     """The 95 % interval of a share (Wilson 1927)."""
-    z, share = NormalDist().inv_cdf(0.975), right / count
-    middle = share + z * z / (2 * count)
-    half = z * math.sqrt(share * (1.0 - share) / count + z * z / (4 * count * count))
-    low, high = ((middle + sign * half) / (1.0 + z * z / count) for sign in (-1.0, 1.0))
-    return max(0.0, low), min(1.0, high)
+    from scipy.stats import binomtest
+
+    found = binomtest(right, count).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)

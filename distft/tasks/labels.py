@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 from distft.data import sources
-from distft.data.sources import Source
+from distft.data.sources import Source, training_source
 from distft.errors import UserError
 from distft.process import pulse, stop_signals
-from distft.recipe.schema import Recipe
-from distft.recipe.tasks import MultiTask, SequenceClassification, TokenClassification
+from distft.recipe.tasks import TaskName, TaskPart
 from distft.run.files import write_atomically
-from distft.tasks.protocol import LABEL, Kind, Labels
-from distft.tasks.registry import of_settings
+from distft.tasks.protocol import LABEL, LabelSpec
+from distft.tasks.registry import spec_of
 
 MOST = 1000  # labels; more are a column that holds something else
 
 
-def of_run(path: Path, recipe: Recipe, source_of: Callable[[str | None], Source], begun: bool) -> dict[str, list[str]]:
+def settle(path: Path, parts: Sequence[TaskPart], begun: bool) -> dict[str, list[str]]:
     """The labels kept in `path`; if there are none yet they are found, and kept there. One rank calls it.
 
     Args:
         begun: the run has a checkpoint. Before, what is kept may be of data that were corrected since.
-        source_of: the training data, by the name of a task where there are several.
 
     Raises:
         UserError: the recipe names other labels than the run has, or a class is empty, or there are too many.
     """
     kept = read(path)
     found = kept if begun else None
-    named = named_in(recipe)
+    named = named_in(parts)
     if found is None:
-        found = {key: list(labels) for key, labels in find(recipe, source_of).items()}
+        found = {key: list(labels) for key, labels in find(parts).items()}
         if found != kept:
             write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     for key, labels in named.items():
@@ -59,36 +57,35 @@ def read(path: Path) -> dict[str, list[str]] | None:
         raise UserError(f"{path} is not what distft wrote ({error}); restore it from a copy") from None
 
 
-def named_in(recipe: Recipe) -> dict[str, list[str]]:
+def named_in(parts: Sequence[TaskPart]) -> dict[str, list[str]]:
     """Labels that the recipe names."""
-    task = recipe.task
-    parts = {name: part.task for name, part in task.tasks.items()} if isinstance(task, MultiTask) else {LABEL: task}
-    with_labels = (SequenceClassification, TokenClassification)
-    return {key: one.labels for key, one in parts.items() if isinstance(one, with_labels) and one.labels is not None}
+    found = {key_of(part.name): getattr(part.task, "labels", None) for part in parts}
+    return {key: labels for key, labels in found.items() if labels is not None}
 
 
-def find(recipe: Recipe, source_of: Callable[[str | None], Source]) -> Labels:
+def key_of(name: TaskName) -> str:
+    """What the label set of a task is called in labels.json."""
+    return name or LABEL
+
+
+def find(parts: Sequence[TaskPart]) -> dict[str, list[str]]:
     """All labels of the training data, in order: numbers by value, names by alphabet, "O" before other tags."""
-    task = recipe.task
-    if isinstance(task, MultiTask):
-        kinds = {name: of_settings(part.task, part.fields) for name, part in task.tasks.items()}
-        return {
-            name: labels
-            for name, kind in kinds.items()
-            if (labels := _all(kind, source_of(name), named_in(recipe).get(name), f"task.tasks.{name}.task.labels"))
-        }
-    labels = _all(of_settings(task, recipe.data.fields), source_of(None), named_in(recipe).get(LABEL), "task.labels")
-    return {LABEL: labels} if labels else {}
+    named = named_in(parts)
+    found = {}
+    for part in parts:
+        spec, key = spec_of(part).labels, key_of(part.name)
+        if spec is not None:
+            place = "task.labels" if part.name is None else f"task.tasks.{part.name}.task.labels"
+            found[key] = _all(spec, training_source(part), named.get(key), place)
+    return found
 
 
-def _all(kind: Kind, source: Source, named: list[str] | None, key: str) -> list[str]:
+def _all(spec: LabelSpec, source: Source, named: list[str] | None, key: str) -> list[str]:
     seen: dict[str, str] = {}  # label: where it came first
-    if not kind.labelled:
-        return []
     for record in sources.read(source):
         stop_signals.check()
         pulse.moving()
-        for label in kind.labels(record):
+        for label in spec.find(record):
             if label not in seen:
                 _check_text(label, record.where)
                 seen[label] = record.where
@@ -103,7 +100,7 @@ def _all(kind: Kind, source: Source, named: list[str] | None, key: str) -> list[
             raise UserError(f"{seen[unknown[0]]}: label {unknown[0]!r} is not among {key}")
     if not seen:
         raise UserError(f"{source.name}: no record has a label")
-    if len(seen) == 1 and kind.exclusive:
+    if len(seen) == 1 and spec.exclusive:
         raise UserError(f"{source.name}: all records are labelled {next(iter(seen))!r}; there is nothing to tell apart")
     return sorted(seen, key=_rank) if named is None else named
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,47 +18,27 @@ from distft.errors import UserError
 from distft.metrics.scores import Report
 from distft.recipe.tasks import MaskedLM
 from distft.run.digest import of_parts
-from distft.tasks.protocol import Labels, Outcome, Setting, Vocabulary, mean
+from distft.tasks.protocol import ModelSpec, Outcome, Setting, TaskSpec, mean
 from distft.tasks.shared.padding import COLUMNS, DROPPED, SPLIT, TRUNCATED, Inputs, Padded, digest_of
 from distft.tasks.shared.token_scores import added, perplexity, scored, told
+from distft.tasks.shared.tokenizer_family import ENCODER
 
 TOKENS = "tokens"
 _SPECIAL = 2  # tokens around each piece of a text
 
 
-class MaskedKind:
-    auto = "AutoModelForMaskedLM"
-    peft = None
-    packs = False
-    vocabulary: Vocabulary = "encoder"
-    whole_head = False
-    labelled = False
-    exclusive = False
-
-    def __init__(self, settings: MaskedLM, fields: Mapping[str, str]) -> None:
-        self._settings, self._fields = settings, fields
-
-    def texts(self, record: Record) -> Iterator[str]:
-        yield text_of(record, "text", self._fields)
-
-    def labels(self, record: Record) -> Iterator[str]:
-        return iter(())
-
-    def head(self, labels: Labels) -> dict[str, Any]:
-        return {}
-
-    def extend(self, model: Any, labels: Labels) -> None:
-        pass
-
-    def encoder(self, setting: Setting) -> MaskedEncoder:
+def spec(settings: MaskedLM, fields: Mapping[str, str]) -> TaskSpec:
+    def encoder(setting: Setting) -> MaskedEncoder:
         tokenizer, data = setting.processor(), setting.recipe.data
         if tokenizer.mask_token_id is None or tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
             raise UserError("task: masked-lm needs a tokenizer with the tokens cls, sep and mask; this one lacks some")
-        overlong = data.overlong or "split"
-        return MaskedEncoder(tokenizer, self._settings.mask, self._fields, data.row_tokens, overlong)
+        return MaskedEncoder(tokenizer, settings.mask, fields, data.row_tokens, data.overlong or "split")
 
-    def task(self, setting: Setting, model: Any) -> Masked:
-        return Masked(self._settings.mask, Inputs(model, setting.processor()))
+    def build(setting: Setting, model: Any) -> Masked:
+        return Masked(settings.mask, Inputs(model, setting.processor()))
+
+    model = ModelSpec("AutoModelForMaskedLM", ENCODER)
+    return TaskSpec(model, lambda record: [text_of(record, "text", fields)], encoder, build)
 
 
 @dataclass(frozen=True)

@@ -2,48 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from distft.data.records import Document
-from distft.tasks.protocol import LABEL, Kind, Labels, Setting, Task, Vocabulary
+from distft.recipe.tasks import TaskName
+from distft.tasks.protocol import Learned, ModelSpec, Task, TaskSpec
+from distft.tasks.shared.tokenizer_family import ENCODER
 
 ROWS = "rows"
 
 
-class MultiKind:
-    """Attributes:
-    parts: the kinds of the tasks, by name.
-    """
-
-    auto = "AutoModel"
-    peft = None
-    packs = False
-    vocabulary: Vocabulary = "encoder"
-    whole_head = True
-
-    def __init__(self, parts: Mapping[str, Kind]) -> None:
-        self.parts = {name: parts[name] for name in sorted(parts)}
-
-    def head(self, labels: Labels) -> dict[str, Any]:
-        return {}  # the encoder by itself has none
-
-    def task(self, setting: Setting, model: Any) -> Multi:
-        shared = shared_of(model)
-        tasks = {name: kind.task(of_part(setting, name), shared.parts[name]) for name, kind in self.parts.items()}
-        return Multi(tasks)
+def whole(specs: Mapping[TaskName, TaskSpec]) -> ModelSpec:
+    """What the one model under all tasks of a run is asked for."""
+    if None in specs:
+        return specs[None].model
+    return ModelSpec("AutoModel", ENCODER, trains_head=True)
 
 
-Asked = Kind | MultiKind  # what a recipe can ask for
+def join_models(models: Mapping[TaskName, Any]) -> Any:
+    """One model for all tasks of a run: the model itself if there is one, else models with one encoder in common."""
+    return models[None] if None in models else Shared({name: model for name, model in models.items() if name})
 
 
-def of_part(setting: Setting, name: str) -> Setting:
-    """What one of the tasks is made from."""
-    return replace(setting, labels={LABEL: setting.labels.get(name, [])})
+def models_of(model: Any, names: Iterable[TaskName]) -> dict[TaskName, Any]:
+    """The models that `join_models` has joined."""
+    return {name: model if name is None else shared_of(model).parts[name] for name in names}
+
+
+def join_tasks(tasks: Mapping[TaskName, Task[Any]]) -> Learned[Any]:
+    """What is learned in a run: the task itself if there is one, else all of them in turn."""
+    return tasks[None] if None in tasks else Multi({name: task for name, task in tasks.items() if name})
+
+
+def task_of(learned: Learned[Any], name: TaskName) -> Task[Any]:
+    """One of the tasks that `join_tasks` has joined."""
+    if isinstance(learned, Multi) and name is not None:
+        return learned.parts[name]
+    return cast(Task[Any], learned)
+
+
+def view_of(model: Any, name: TaskName) -> Any:
+    """The model as one of the tasks calls it."""
+    return model if name is None else View(model, name)
 
 
 class Shared(torch.nn.Module):

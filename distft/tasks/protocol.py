@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -12,10 +12,10 @@ from distft.data.records import Document, Encoder, Record
 from distft.metrics.scores import Report
 from distft.recipe.schema import Recipe
 from distft.tasks.shared.generation import Decoding
+from distft.tasks.shared.tokenizer_family import TokenizerFamily
 
-Labels = Mapping[str, Sequence[str]]  # the label set of a task by its name; LABEL where there is one task
-Vocabulary = Literal["decoder", "encoder", "seq2seq", "characters", "speech"]
-LABEL = "label"
+Labels = Sequence[str]
+LABEL = "label"  # the field of a record, and the name of the label set in labels.json if there is one task
 Outcome = dict[str, Any]  # what was predicted for a document and, where it is known, what is right; JSON can hold it
 
 
@@ -86,9 +86,10 @@ def named(labels: Sequence[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a task is made from, beside a model.
+    """What one task is made from, beside a model.
 
     Attributes:
+        labels: its label set, in order; empty if it has none.
         processor: gives the tokenizer, or whatever else is called processor in transformers; slow at the first call.
     """
 
@@ -98,58 +99,66 @@ class Setting:
     decoding: Decoding = field(default_factory=Decoding)
 
 
-class AnyKind(Protocol):
-    """What is known of a task, or of several over one model, before there is a model."""
-
-    @property
-    def auto(self) -> str:
-        """transformers' class for such models."""
-
-    @property
-    def peft(self) -> str | None:
-        """The task type in PEFT's words; None: it knows no such."""
-
-    @property
-    def packs(self) -> bool:
-        """Whether documents can share one sequence, kept apart by positions."""
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """Which tokenizer `model.init` makes."""
-
-    @property
-    def whole_head(self) -> bool:
-        """Whether, with an adapter, what the model has beside the transformer proper is trained whole."""
-
-    def head(self, labels: Labels) -> dict[str, Any]:
-        """What transformers' configuration of a model says of its head."""
-
-    def task(self, setting: Setting, model: Any) -> Learned[Any]:
-        """Raises UserError where the model is not fit for it."""
+def no_head(labels: Labels) -> dict[str, Any]:
+    return {}
 
 
-class Kind(AnyKind, Protocol):
-    """The same of one task."""
+def leave_as_it_is(model: Any, labels: Labels) -> None:
+    pass
 
-    @property
-    def labelled(self) -> bool:
-        """Whether it tells labels apart."""
 
-    @property
-    def exclusive(self) -> bool:
-        """Whether what is labelled has one of them, so that there must be two."""
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a task asks of its model.
 
-    def texts(self, record: Record) -> Iterator[str]:
-        """The texts of a record, to train a tokenizer on."""
+    Attributes:
+        auto_class: transformers' class for such models.
+        peft_task: the task type in PEFT's words; None: it knows no such type.
+        packs: documents can share one sequence, kept apart by positions.
+        trains_head: with an adapter, what the model has beside the transformer proper is trained whole.
+        head: what transformers' configuration of the model says of its head.
+        extend: adds to a model what the task needs beside it, modules with parameters, before any adapter.
+    """
 
-    def labels(self, record: Record) -> Iterator[str]:
-        """All labels in a record; asked for where the task is `labelled`."""
+    auto_class: str
+    family: TokenizerFamily
+    peft_task: str | None = None
+    packs: bool = False
+    trains_head: bool = False
+    head: Callable[[Labels], dict[str, Any]] = no_head
+    extend: Callable[[Any, Labels], None] = leave_as_it_is
 
-    def extend(self, model: Any, labels: Labels) -> None:
-        """Add to a model of transformers what the task needs beside it: modules with parameters, before any adapter."""
 
-    def encoder(self, setting: Setting) -> Encoder:
-        """Raises UserError where the tokenizer is not fit for it."""
+@dataclass(frozen=True)
+class LabelSpec:
+    """How a task finds its labels.
 
-    def task(self, setting: Setting, model: Any) -> Task[Any]:
-        """Raises UserError where the model is not fit for it."""
+    Attributes:
+        find: all labels in a record.
+        exclusive: each example has exactly one label, so that there must be two.
+    """
+
+    find: Callable[[Record], Iterable[str]]
+    exclusive: bool = True
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A task before there is a model: all that the rest of the program has to know about it.
+
+    Attributes:
+        texts: the texts of a record, to train a tokenizer on.
+        encoder: turns records into documents; raises UserError if the tokenizer is not fit for it.
+        build: the task over a model; raises UserError if the model is not fit for it.
+        labels: None if it tells no labels apart.
+        input_field: the field of a record that `predict` is given alone: a text, or the path of a recording.
+        takes_decoding: `predict` chooses words as `Decoding` says.
+    """
+
+    model: ModelSpec
+    texts: Callable[[Record], Iterable[str]]
+    encoder: Callable[[Setting], Encoder]
+    build: Callable[[Setting, Any], Task[Any]]
+    labels: LabelSpec | None = None
+    input_field: str = "text"
+    takes_decoding: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,45 +17,33 @@ from distft.errors import UserError
 from distft.metrics.scores import Report, score_answers
 from distft.recipe.tasks import QuestionAnswering
 from distft.run.digest import of_parts
-from distft.tasks.protocol import Labels, Outcome, Setting, Vocabulary, mean, named
+from distft.tasks.protocol import ModelSpec, Outcome, Setting, TaskSpec, mean, named
 from distft.tasks.shared.padding import COLUMNS, SPLIT, Inputs, Padded, column, digest_of, pack_json, unpack_json
+from distft.tasks.shared.tokenizer_family import ENCODER
 
 SPANS = "spans"
 CUT = "with a question longer than half a row, which was cut"
 UNHELD = "with an answer that no window holds whole"
 
 
-class AnsweringKind:
-    auto = "AutoModelForQuestionAnswering"
-    peft = None  # PeftModelForQuestionAnswering (0.21) takes token_type_ids and does not hand them on
-    packs = False
-    vocabulary: Vocabulary = "encoder"
-    whole_head = True
-    labelled = False
-    exclusive = False
-
-    def __init__(self, settings: QuestionAnswering, fields: Mapping[str, str]) -> None:
-        self._settings, self._fields = settings, fields
-
-    def texts(self, record: Record) -> Iterator[str]:
-        yield from (written(record, name, self._fields) for name in ("context", "question"))
-
-    def labels(self, record: Record) -> Iterator[str]:
-        return iter(())
-
-    def head(self, labels: Labels) -> dict[str, Any]:
-        return named(("start", "end"))  # a classifier that is taken for a base has other labels
-
-    def extend(self, model: Any, labels: Labels) -> None:
-        pass
-
-    def encoder(self, setting: Setting) -> AnsweringEncoder:
-        stride, unanswerable = self._settings.stride, self._settings.unanswerable
+def spec(settings: QuestionAnswering, fields: Mapping[str, str]) -> TaskSpec:
+    def encoder(setting: Setting) -> AnsweringEncoder:
         row_tokens = setting.recipe.data.row_tokens
-        return AnsweringEncoder(setting.processor(), self._fields, row_tokens, stride, unanswerable)
+        return AnsweringEncoder(setting.processor(), fields, row_tokens, settings.stride, settings.unanswerable)
 
-    def task(self, setting: Setting, model: Any) -> Answering:
-        return Answering(self._settings, Inputs(model, setting.processor()))
+    def build(setting: Setting, model: Any) -> Answering:
+        return Answering(settings, Inputs(model, setting.processor()))
+
+    return TaskSpec(
+        # PeftModelForQuestionAnswering (0.21) takes token_type_ids and does not hand them on, so PEFT is told no type;
+        # a classifier that is taken for a base has other labels
+        ModelSpec(
+            "AutoModelForQuestionAnswering", ENCODER, trains_head=True, head=lambda labels: named(("start", "end"))
+        ),
+        lambda record: [written(record, name, fields) for name in ("context", "question")],
+        encoder,
+        build,
+    )
 
 
 @dataclass(frozen=True)

@@ -12,60 +12,47 @@ import torch
 from distft.data.formats import text_of
 from distft.data.records import Document, Encoded, Record
 from distft.errors import UserError
-from distft.metrics.scores import Report, score_texts
+from distft.metrics.scores import score_texts
 from distft.recipe.tasks import Seq2SeqLM
 from distft.run.digest import of_parts
-from distft.tasks.protocol import Labels, Outcome, Setting, Vocabulary
+from distft.tasks.protocol import ModelSpec, Setting, TaskSpec
 from distft.tasks.shared.decoder_targets import TARGET_COLUMNS, UNANSWERED, Targets, speak
-from distft.tasks.shared.encoder_decoder import Writing, WritingBatch
+from distft.tasks.shared.encoder_decoder import EncoderDecoder, Sources
 from distft.tasks.shared.model_randomness import keep_all_layers
 from distft.tasks.shared.padding import COLUMNS, DROPPED, TRUNCATED, Inputs, tokens_of
 from distft.tasks.shared.position_limits import check_positions
+from distft.tasks.shared.tokenizer_family import SEQ2SEQ
 
 EMPTY = "with an empty source or target were dropped"
 
 
-class Seq2SeqKind:
-    auto = "AutoModelForSeq2SeqLM"
-    peft = "SEQ_2_SEQ_LM"
-    packs = False
-    vocabulary: Vocabulary = "seq2seq"
-    whole_head = False
-    labelled = False
-    exclusive = False
+def spec(settings: Seq2SeqLM, fields: Mapping[str, str]) -> TaskSpec:
+    def texts(record: Record) -> Iterator[str]:
+        yield settings.prefix + text_of(record, "source", fields)
+        yield text_of(record, "target", fields)
 
-    def __init__(self, settings: Seq2SeqLM, fields: Mapping[str, str]) -> None:
-        self._settings, self._fields = settings, fields
-
-    def texts(self, record: Record) -> Iterator[str]:
-        yield self._settings.prefix + text_of(record, "source", self._fields)
-        yield text_of(record, "target", self._fields)
-
-    def labels(self, record: Record) -> Iterator[str]:
-        return iter(())
-
-    def head(self, labels: Labels) -> dict[str, Any]:
-        return {}
-
-    def extend(self, model: Any, labels: Labels) -> None:
-        keep_all_layers(model)
-
-    def encoder(self, setting: Setting) -> Seq2SeqEncoder:
-        data = setting.recipe.data
-        targets = self._targets(setting)
-        return Seq2SeqEncoder(targets, self._settings.prefix, self._fields, data.row_tokens, data.overlong == "drop")
-
-    def task(self, setting: Setting, model: Any) -> Seq2Seq:
-        check_positions(model, self._settings)
-        targets = self._targets(setting)
-        return Seq2Seq(targets, self._settings, model)
-
-    def _targets(self, setting: Setting) -> Targets:
+    def targets(setting: Setting) -> Targets:
         tokenizer = setting.processor()
         if tokenizer.eos_token_id is None:
             raise UserError("task: seq2seq-lm needs a tokenizer with an end-of-sequence token; this one has none")
-        speak(tokenizer, self._settings)
-        return Targets(tokenizer, self._settings.longest_target)
+        speak(tokenizer, settings)
+        return Targets(tokenizer, settings.longest_target)
+
+    def encoder(setting: Setting) -> Seq2SeqEncoder:
+        data = setting.recipe.data
+        return Seq2SeqEncoder(targets(setting), settings.prefix, fields, data.row_tokens, data.overlong == "drop")
+
+    def build(setting: Setting, model: Any) -> EncoderDecoder:
+        check_positions(model, settings)
+        return task_over(targets(setting), settings, model)
+
+    model = ModelSpec(
+        "AutoModelForSeq2SeqLM",
+        SEQ2SEQ,
+        peft_task="SEQ_2_SEQ_LM",
+        extend=lambda model, labels: keep_all_layers(model),
+    )
+    return TaskSpec(model, texts, encoder, build, input_field="source")
 
 
 @dataclass(frozen=True)
@@ -104,17 +91,13 @@ class Seq2SeqEncoder:
         return Encoded([Document({**columns, **written}, size, len(written["labels"]))], {**notes, **cut})
 
 
-class Seq2Seq(Writing):
+def task_over(targets: Targets, settings: Seq2SeqLM, model: Any) -> EncoderDecoder:
     """The task for any encoder-decoder of transformers that reads text."""
+    inputs = Inputs(model, targets.tokenizer)
 
-    def __init__(self, targets: Targets, settings: Seq2SeqLM, model: Any) -> None:
-        self._inputs = Inputs(model, targets.tokenizer)
-        prompt = [targets.start(model), *targets.opening]
-        super().__init__(targets.tokenizer, settings, prompt, self._inputs.filler)
+    def read(rows: Sequence[Sequence[Document]], device: torch.device) -> Sources:
+        padded = inputs.padded(rows, device)
+        return Sources(inputs(padded), padded.documents, padded.useful_tokens)
 
-    def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> WritingBatch:
-        sources = self._inputs.padded(rows, device)
-        return self.batch(self._inputs(sources), sources.documents, sources.useful_tokens, device)
-
-    def score(self, outcomes: Sequence[Outcome]) -> Report:
-        return score_texts([outcome["reference"] for outcome in outcomes], [outcome["text"] for outcome in outcomes])
+    prompt = [targets.start(model), *targets.opening]
+    return EncoderDecoder(targets.tokenizer, settings, prompt, inputs.filler, read, score_texts)

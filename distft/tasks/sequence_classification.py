@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -19,68 +19,68 @@ from distft.errors import UserError
 from distft.metrics.scores import Report, score_many_labels, score_numbers, score_one_label
 from distft.recipe.tasks import SequenceClassification
 from distft.run.digest import of_parts
-from distft.tasks.protocol import LABEL, Labels, Outcome, Setting, Vocabulary, mean, named, only
+from distft.tasks.protocol import LABEL, Labels, LabelSpec, ModelSpec, Outcome, Setting, TaskSpec, mean, named, only
 from distft.tasks.shared.padding import COLUMNS, DROPPED, TRUNCATED, Inputs, Padded, column, digest_of, tokens_of
+from distft.tasks.shared.tokenizer_family import ENCODER
 
 SEQUENCES = "sequences"
 LARGEST = float(np.finfo(np.float32).max)  # of the numbers that a regression can learn
 
 
-class ClassificationKind:
-    auto = "AutoModelForSequenceClassification"
-    peft = "SEQ_CLS"
-    packs = False
-    vocabulary: Vocabulary = "encoder"
-    whole_head = True
+def spec(settings: SequenceClassification, fields: Mapping[str, str]) -> TaskSpec:
+    kind = settings.kind
 
-    def __init__(self, settings: SequenceClassification, fields: Mapping[str, str]) -> None:
-        self._settings, self._fields = settings, fields
-
-    @property
-    def labelled(self) -> bool:
-        return self._settings.kind != "regression"
-
-    @property
-    def exclusive(self) -> bool:
-        return self._settings.kind == "single"
-
-    def texts(self, record: Record) -> Iterator[str]:
-        yield from texts_of(record, self._fields)
-
-    def labels(self, record: Record) -> Iterator[str]:
-        yield from names_of(record, self._settings.kind, self._fields)
-
-    def head(self, labels: Labels) -> dict[str, Any]:
-        if self._settings.kind == "regression":
-            return {"num_labels": 1, "problem_type": "regression"}
-        several = self._settings.kind == "multi-label"
-        kind = "multi_label_classification" if several else "single_label_classification"
-        return {**named(labels[LABEL]), "problem_type": kind}
-
-    def extend(self, model: Any, labels: Labels) -> None:
-        pass
-
-    def encoder(self, setting: Setting) -> ClassificationEncoder:
+    def encoder(setting: Setting) -> ClassificationEncoder:
         data = setting.recipe.data
-        labels = tuple(setting.labels.get(LABEL, ()))
-        limit, drop = data.row_tokens, data.overlong == "drop"
-        return ClassificationEncoder(setting.processor(), self._settings.kind, labels, self._fields, limit, drop)
+        labels, drop = tuple(setting.labels), data.overlong == "drop"
+        return ClassificationEncoder(setting.processor(), kind, labels, fields, data.row_tokens, drop)
 
-    def task(self, setting: Setting, model: Any) -> Classification:
-        if getattr(model.config, "summary_type", None) == "last":  # XLNet: there the padding would be
-            raise UserError(f"model.path: {model.config.model_type} reads a text at its last place; take another model")
-        if getattr(model.config, "pad_token_id", None) is None:  # decoders look for the last token before the padding
-            tokenizer = setting.processor()
-            known = tokenizer.pad_token_id is not None
-            filler = tokenizer.pad_token_id if known else tokenizer.eos_token_id
-            if filler is None:
-                raise UserError(
-                    "model.path: the tokenizer has no token for padding and none for the end of a text, and this model "
-                    "needs one of them; name a pad_token in its tokenizer_config.json"
-                )
-            model.config.pad_token_id = filler
-        inputs = Inputs(model, setting.processor())
-        return Classification(self._settings.kind, tuple(setting.labels.get(LABEL, ())), inputs)
+    def build(setting: Setting, model: Any) -> Classification:
+        make_padding_known(model, setting.processor)
+        return Classification(kind, tuple(setting.labels), Inputs(model, setting.processor()))
+
+    labels = LabelSpec(lambda record: names_of(record, kind, fields), exclusive=kind == "single")
+    return TaskSpec(
+        ModelSpec(
+            "AutoModelForSequenceClassification",
+            ENCODER,
+            peft_task="SEQ_CLS",
+            trains_head=True,
+            head=partial(head_settings, kind),
+        ),
+        lambda record: texts_of(record, fields),
+        encoder,
+        build,
+        labels=None if kind == "regression" else labels,
+    )
+
+
+def head_settings(kind: str, labels: Labels) -> dict[str, Any]:
+    """What transformers' configuration says of the classifier."""
+    if kind == "regression":
+        return {"num_labels": 1, "problem_type": "regression"}
+    problem = "multi_label_classification" if kind == "multi-label" else "single_label_classification"
+    return {**named(labels), "problem_type": problem}
+
+
+def make_padding_known(model: Any, processor: Callable[[], Any]) -> None:
+    """Decoders look for the last token before the padding.
+
+    Raises:
+        UserError: neither the model nor its tokenizer has a token for padding, or the model cannot be padded.
+    """
+    if getattr(model.config, "summary_type", None) == "last":  # XLNet: there the padding would be
+        raise UserError(f"model.path: {model.config.model_type} reads a text at its last place; take another model")
+    if getattr(model.config, "pad_token_id", None) is not None:
+        return
+    tokenizer = processor()
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if padding is None:
+        raise UserError(
+            "model.path: the tokenizer has no token for padding and none for the end of a text, and this model "
+            "needs one of them; name a pad_token in its tokenizer_config.json"
+        )
+    model.config.pad_token_id = padding
 
 
 def texts_of(record: Record, fields: Mapping[str, str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,16 +12,16 @@ from distft.data import token_cache
 from distft.data.loader import Loader, RowLoader, Shuffle, Slots
 from distft.data.mixture import Ingredient, Mixture, weights_of
 from distft.data.packing import Rows, bucket, one_per_row, pack
-from distft.data.records import Encoder
-from distft.data.sources import Part, Which, source_of
+from distft.data.sources import Which, source_of
 from distft.data.token_cache import Corpus
 from distft.errors import UserError
+from distft.model.context import RunContext
 from distft.process import distributed, pulse, stop_signals
 from distft.process.console import Console
 from distft.process.distributed import Ranks
 from distft.recipe.schema import Recipe
-from distft.recipe.tasks import MultiTask
-from distft.tasks.protocol import AnyKind
+from distft.recipe.tasks import TaskName, TaskPart
+from distft.tasks.protocol import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -37,31 +37,23 @@ class Dataset:
 class HeldOut:
     """Data to evaluate on. `steps`: passes of all ranks over one micro-batch each."""
 
-    part: Part
+    part: TaskName
     corpus: Corpus
     loader: Loader
     steps: int
 
 
-def packs(recipe: Recipe, kind: AnyKind) -> bool:
-    return kind.packs if recipe.data.packing is None else recipe.data.packing
+def packs(recipe: Recipe, spec: ModelSpec) -> bool:
+    return spec.packs if recipe.data.packing is None else recipe.data.packing
 
 
-def dataset(
-    recipe: Recipe,
-    kind: AnyKind,
-    which: Which,
-    part: Part,
-    encoder: Callable[[Part], Encoder],
-    ranks: Ranks,
-    console: Console,
-) -> Dataset | None:
+def open_dataset(context: RunContext, part: TaskPart, which: Which, ranks: Ranks, console: Console) -> Dataset | None:
     """Documents from the cache, which rank 0 fills if need be, and the rows they share. Only rank 0 asks for the
     encoder, and with it for a tokenizer. None where the recipe names no such data."""
-    source = source_of(recipe, which, part)
+    source, spec, recipe = source_of(part, which), context.model_spec, context.recipe
     if source is None:
         return None
-    name = f"{which} of {part}" if part else which
+    name = f"{which} of {part.name}" if part.name else which
 
     def build_cache() -> str:
         with console.bar(f"data.{name}: records", total=None) as bar:
@@ -70,20 +62,21 @@ def dataset(
                 pulse.moving()
                 bar.at(number, "")
 
-            return str(token_cache.build(source, encoder(part), recipe.data.cache, stop_signals.check, show))
+            encoder = context.encoder(part.name)
+            return str(token_cache.build(source, encoder, recipe.data.cache, stop_signals.check, show))
 
     folder = Path(distributed.on_rank_0(ranks, f"tokens/{name}", build_cache))
     stop_signals.check()
     corpus = Corpus.open(folder)
     data = recipe.data
-    if not packs(recipe, kind):
+    if not packs(recipe, spec):
         rows = one_per_row(len(corpus))
-    elif kind.packs:
+    elif spec.packs:
         rows = pack(corpus.sizes, data.row_tokens, data.seed)
     else:
         rows = bucket(corpus.sizes, data.row_tokens, data.seed)
     console.say(describe(name, corpus, rows, recipe))
-    digest = hashlib.sha256(f"{folder.name} {data.row_tokens} {packs(recipe, kind)} {data.seed}".encode())
+    digest = hashlib.sha256(f"{folder.name} {data.row_tokens} {packs(recipe, spec)} {data.seed}".encode())
     return Dataset(corpus, rows, digest.hexdigest())
 
 
@@ -97,31 +90,30 @@ def describe(name: str, corpus: Corpus, rows: Rows, recipe: Recipe) -> str:
 
 
 def training_loader(
-    recipe: Recipe, kind: AnyKind, data: Mapping[Part, Dataset], slots: Slots, total: int | None
+    recipe: Recipe, spec: ModelSpec, data: Mapping[TaskName, Dataset], slots: Slots, total: int | None
 ) -> Loader:
     """The stream of micro-batches; of several tasks they come in turn."""
     seed = recipe.data.seed
-    batch = slots.global_batch if groups(recipe, kind) else None
+    batch = slots.global_batch if groups(recipe, spec) else None
     shuffles = {part: Shuffle(one.corpus, one.rows, seed, batch) for part, one in data.items()}
-    if isinstance(recipe.task, MultiTask):
-        tasks = recipe.task.tasks
-        drawn = weights_of({name: len(one.rows) for name, one in data.items() if name}, recipe.task.temperature)
-        weights = {name: tasks[name].weight or weight for name, weight in drawn.items()}
-        parts = {n: Ingredient(data[n].corpus, shuffles[n], weight) for n, weight in weights.items()}
-        return Mixture(parts, slots, seed)
-    return RowLoader(data[None].corpus, shuffles[None], slots, seed, total)
+    if None in data:
+        return RowLoader(data[None].corpus, shuffles[None], slots, seed, total)
+    parts = {part.name: part for part in recipe.parts() if part.name is not None}
+    drawn = weights_of({name: len(data[name].rows) for name in parts}, recipe.parts()[0].temperature)
+    weights = {name: part.weight or drawn[name] for name, part in parts.items()}
+    return Mixture({n: Ingredient(data[n].corpus, shuffles[n], weights[n]) for n in parts}, slots, seed)
 
 
-def groups(recipe: Recipe, kind: AnyKind) -> bool:
+def groups(recipe: Recipe, spec: ModelSpec) -> bool:
     """Whether rows of similar lengths stand together: where they are padded to the longest."""
     wanted = recipe.data.group_by_length
-    return not (kind.packs and packs(recipe, kind)) if wanted is None else wanted
+    return not (spec.packs and packs(recipe, spec)) if wanted is None else wanted
 
 
-def held_out(recipe: Recipe, kind: AnyKind, part: Part, data: Dataset, ranks: Ranks) -> HeldOut:
+def held_out(recipe: Recipe, spec: ModelSpec, part: TaskName, data: Dataset, ranks: Ranks) -> HeldOut:
     """Micro-batches hold the same documents whatever the number of ranks, so that scores do not depend on it."""
     slots = Slots(recipe.train.micro_batch * ranks.world, recipe.train.micro_batch, ranks.rank, ranks.world)
-    shuffle = Shuffle(data.corpus, data.rows, 0, slots.micro_batch if groups(recipe, kind) else None, fixed=True)
+    shuffle = Shuffle(data.corpus, data.rows, 0, slots.micro_batch if groups(recipe, spec) else None, fixed=True)
     loader = RowLoader(data.corpus, shuffle, slots, 0, len(data.rows))
     return HeldOut(part, data.corpus, loader, math.ceil(len(data.rows) / slots.global_batch))
 

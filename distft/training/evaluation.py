@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from operator import itemgetter
-from typing import Any, cast
+from typing import Any
 
 import torch
 import xxhash
@@ -17,8 +17,8 @@ from distft.checkpoint.best import noted
 from distft.data.records import Document
 from distft.metrics.scores import Report
 from distft.process import distributed, pulse
-from distft.tasks.multi_task import Multi, View
-from distft.tasks.protocol import Learned, Outcome, Task
+from distft.tasks.multi_task import task_of, view_of
+from distft.tasks.protocol import Outcome, Task
 from distft.training.datasets import HeldOut
 from distft.training.session import Session
 
@@ -92,15 +92,10 @@ def evaluate(session: Session) -> dict[str, float] | None:
     return scores
 
 
-def task_of(task: Learned[Any], part: str | None) -> Task[Any]:
-    """The task that predicts: one of several, or the only one."""
-    return task.parts[part] if part is not None and isinstance(task, Multi) else cast(Task[Any], task)
-
-
 def predicted(session: Session, held: HeldOut) -> list[tuple[int, int, Outcome]] | None:
     """(index of a document, of its record, its outcome) of this rank; None if the ranks agreed to stop."""
     task = task_of(session.task, held.part)
-    model = session.engine.model if held.part is None else View(session.engine.model, held.part)
+    model = view_of(session.engine.model, held.part)
     found: list[tuple[int, int, Outcome]] = []
     for number in range(held.steps):
         pulse.at(f"the evaluation, part {number + 1} of {held.steps}")

@@ -63,15 +63,13 @@ def import_all(run_dir: Path) -> None:
     gc.disable()  # modules stay; to look for garbage among them is a sixth of the time
     from distft.engine import deepspeed
     from distft.model import adapters, base_model
-    from distft.tasks.multi_task import MultiKind
-    from distft.tasks.registry import kind_of
+    from distft.tasks.registry import specs_of
     from distft.training import loop  # noqa: F401
 
     recipe = load_resolved(RunDir(run_dir).config)
     deepspeed.imported()
-    kind = kind_of(recipe)  # imports the file of the task
-    for one in kind.parts.values() if isinstance(kind, MultiKind) else [kind]:
-        base_model.import_code(recipe.model, one)
+    for spec in specs_of(recipe).values():
+        base_model.import_code(recipe.model, spec.model.auto_class)
     adapters.import_code(recipe.adapter)
     gc.freeze()  # nor do the ranks look there, which would copy the memory that they share
     gc.enable()

@@ -180,7 +180,7 @@ def finish(session: Session) -> None:
     """Write what the run was for into `final/`."""
     pulse.at("the export")
     if session.ranks.first:
-        export.write(session.run, session.recipe, session.run.final)
+        export.write(session.context, session.run.final)
     distributed.barrier()
     if session.progress.step < session.total_steps:
         patience, best = session.recipe.train.patience, session.recipe.train.best

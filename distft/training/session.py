@@ -13,6 +13,7 @@ from distft.checkpoint.writer import Writer
 from distft.data.loader import Loader
 from distft.engine.deepspeed import Engine
 from distft.model.adalora import Allocator
+from distft.model.context import RunContext
 from distft.process import distributed, stop_signals
 from distft.process.console import Console
 from distft.process.deadline import Clock
@@ -34,7 +35,7 @@ class Session:
 
     run: RunDir
     attempt: int
-    recipe: Recipe
+    context: RunContext
     ranks: Ranks
     console: Console
     track: Tracker
@@ -52,6 +53,10 @@ class Session:
     identity: Identity
     progress: Progress
     saved: int  # step of the newest checkpoint, written or being written
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.context.recipe
 
     def is_to_stop(self) -> bool:
         """Whether this rank was told to, or the job's time is over; the next sum over ranks makes it known to all."""

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from distft.errors import DONE, FAILED, UserError
 from distft.recipe.load import check_sizes
-from distft.recipe.schema import Data, Recipe
-from distft.recipe.tasks import MultiTask, Part
+from distft.recipe.schema import Recipe
 from distft.run.folder import RunDir
 from launchers.slurm import scheduler, script
 from launchers.slurm.script import Request
@@ -58,12 +57,10 @@ def places(run: RunDir, recipe: Recipe) -> dict[str, Path]:
 
 def data_of(recipe: Recipe) -> dict[str, str]:
     """What is read, by its key: of parallel files each, of several tasks each."""
-    sections: dict[str, Data | Part] = {"data": recipe.data}
-    if isinstance(recipe.task, MultiTask):
-        sections |= {f"task.tasks.{name}": part for name, part in recipe.task.tasks.items()}
     found = {}
-    for key, section in sections.items():
-        for which, spec in (("train", section.train), ("eval", section.eval)):
+    for part in recipe.parts():
+        key = ".".join(part.keys)
+        for which, spec in (("train", part.train), ("eval", part.eval)):
             paths = (
                 {"": spec} if isinstance(spec, str) else {f".{column}": path for column, path in (spec or {}).items()}
             )

@@ -32,9 +32,9 @@ from distft.model.base_model import load
 from distft.recipe.load import load as load_recipe
 from distft.training.session import Session
 from distft.tasks.token_classification import crf
-from distft.tasks.registry import kind_of
+from distft.tasks.registry import specs_of
 from distft.tasks.masked_lm import hidden
-from distft.tasks.multi_task import shared_of
+from distft.tasks.multi_task import shared_of, whole
 from tests.dist import scenario
 
 SAMPLE = Path(distft.sample.__file__).parent
@@ -256,10 +256,10 @@ def losses_of(name: str, session: Session, start: Any) -> Mapping[str | None, Lo
 
 def plain_loop(name: str, session: Session, recipe: Recipe) -> list[float]:
     """The loss of each step. One optimizer, no accumulation but of gradients, no engine."""
-    kind = kind_of(recipe)
+    specs = specs_of(recipe)
     labels = json.loads(session.run.labels.read_text()) if session.run.labels.exists() else {}
-    fresh = [load(session.run.base, recipe, kind, labels) for _ in range(2)]
-    model, start = attach(fresh[0], recipe.adapter, kind, None, STEPS), fresh[1].eval()
+    fresh = [load(session.run.base, recipe, specs, labels) for _ in range(2)]
+    model, start = attach(fresh[0], recipe.adapter, whole(specs), None, STEPS), fresh[1].eval()
     loss_of = losses_of(name, session, start)
     model.train()
     groups: dict[float, list[torch.nn.Parameter]] = {}

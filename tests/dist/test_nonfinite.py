@@ -8,11 +8,12 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
+from distft.tasks import causal_lm
+from distft.recipe.tasks import CausalLM
 from distft.recipe.schema import Model, ModelInit
 from distft.data.sources import Source
 from distft.model.base_model import load_processor
 from distft.model.random_init import create
-from distft.tasks.causal_lm import CausalKind
 from tests.dist.launch import run_ranks
 from tests.dist.nonfinite import trouble
 
@@ -41,9 +42,9 @@ def test_steps_that_are_not_finite(tmp_path: Path) -> None:
     clean.write_text(records(80, set()))
     base = tmp_path / "base"
     sizes = {**SIZES, "num_key_value_heads": 2, "max_position_embeddings": 64, "tie_word_embeddings": False}
-    kind = CausalKind({})
-    create(ModelInit(architecture="llama", vocab_size=300, config=sizes), kind, {}, [(kind, Source(str(clean)))], base)
-    tokenizer = load_processor(base, Model(path=str(base)), kind)
+    spec = causal_lm.spec(CausalLM(), {})
+    create(ModelInit(architecture="llama", vocab_size=300, config=sizes), spec.model, (), [(spec, Source(str(clean)))], base)
+    tokenizer = load_processor(base, Model(path=str(base)), spec.model.family)
     [snowman, *_] = tokenizer("☃", add_special_tokens=False)["input_ids"]
     weights = load_file(base / "model.safetensors")
     weights["model.embed_tokens.weight"][snowman] = float("nan")

@@ -144,6 +144,6 @@ def test_the_map_lists_every_file_with_its_first_line() -> None:
     for path in sorted([*ROOT.glob("distft/**/*.py"), *ROOT.glob("launchers/**/*.py")]):
         about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
         assert about, f"{path} does not say what it is"
-        lines.append(f"    {str(path.relative_to(ROOT)):48} {about.splitlines()[0]}")
+        lines.append(f"    {path.relative_to(ROOT)!s:48} {about.splitlines()[0]}")
     _, _, after = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("<!-- files -->\n")
     assert after.partition("<!-- end of files -->")[0].strip("\n").splitlines() == lines, "\n".join(lines)

@@ -50,15 +50,20 @@ def speak(tokenizer: Any, settings: Seq2SeqLM) -> None:
 
 @dataclass(frozen=True)
 class Targets:
-    """What a decoder is to write for a text, of at most `longest` tokens."""
+    """What a decoder is to write for a text, of at most `longest` tokens.
+
+    Args:
+        given: tokens at the beginning of all targets that the decoder is given and does not write: Whisper has one.
+    """
 
     tokenizer: Any
     longest: int
+    given: int = 0
 
     def __call__(self, text: str, longest: int | None = None) -> list[int]:
         """The tokens of a target, with those that end it. Ends are kept where the text is cut."""
-        room = {} if longest is None else {"truncation": True, "max_length": longest - (not self._ends)}
-        ids: list[int] = self.tokenizer(text_target=text, verbose=False, **room)["input_ids"]
+        room = {} if longest is None else {"truncation": True, "max_length": longest + self.given - (not self._ends)}
+        ids: list[int] = self.tokenizer(text_target=text, verbose=False, **room)["input_ids"][self.given :]
         return ids if self._ends else [*ids, self.tokenizer.eos_token_id]
 
     @cached_property

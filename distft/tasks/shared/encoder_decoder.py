@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,27 +40,48 @@ class WritingBatch:
     documents: Sequence[Document]
 
 
-class Writing(ABC):
+@dataclass(frozen=True)
+class Sources:
+    """What the encoder is given for some documents.
+
+    Attributes:
+        inputs: by the names of the model's arguments.
+        useful: tokens, or milliseconds, without padding.
+    """
+
+    inputs: Mapping[str, torch.Tensor]
+    documents: Sequence[Document]
+    useful: int
+
+
+class EncoderDecoder:
     """The task for an encoder-decoder of transformers.
 
     Args:
         prompt: what the decoder is given in any case: its start, and what all targets begin with.
         filler: the token behind targets that have ended.
+        read: makes the encoder's inputs from rows of documents.
+        score: from what is right and what was written to scores.
     """
 
     counted = (TOKENS,)
 
-    def __init__(self, tokenizer: Any, settings: Generation, prompt: Sequence[int], filler: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        settings: Generation,
+        prompt: Sequence[int],
+        filler: int,
+        read: Callable[[Sequence[Sequence[Document]], torch.device], Sources],
+        score: Callable[[Sequence[str], Sequence[str]], Report],
+    ) -> None:
         self._tokenizer, self._settings = tokenizer, settings
         self._prompt, self._filler = list(prompt), filler
+        self._read, self._score = read, score
 
-    @abstractmethod
     def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> WritingBatch:
-        """As of all tasks; `batch` makes it from what the encoder takes."""
-
-    def batch(
-        self, inputs: Mapping[str, torch.Tensor], documents: Sequence[Document], useful: int, device: torch.device
-    ) -> WritingBatch:
+        sources = self._read(rows, device)
+        documents = sources.documents
         width = max([1, *(len(document["labels"]) for document in documents)])
         labels = np.full((max(1, len(documents)), width), _IGNORED, np.int64)
         given = np.full_like(labels, self._filler)
@@ -70,9 +90,9 @@ class Writing(ABC):
             written = document["labels"]
             labels[index, : len(written)] = written
             given[index, 1 : len(written)] = written[:-1]
-        there = {name: tensor.to(device) for name, tensor in inputs.items()}
+        inputs = {name: tensor.to(device) for name, tensor in sources.inputs.items()}
         taught = torch.from_numpy(given).to(device), torch.from_numpy(labels).to(device)
-        return WritingBatch(there, *taught, useful, documents)
+        return WritingBatch(inputs, *taught, sources.useful, documents)
 
     def counts(self, batch: WritingBatch) -> dict[str, int]:
         return {TOKENS: sum(len(document["labels"]) for document in batch.documents)}
@@ -130,9 +150,8 @@ class Writing(ABC):
         texts = self._tokenizer.batch_decode(written[:, prompt.shape[1] :], skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    @abstractmethod
     def score(self, outcomes: Sequence[Outcome]) -> Report:
-        """As of all tasks."""
+        return self._score([outcome["reference"] for outcome in outcomes], [outcome["text"] for outcome in outcomes])
 
     def join(self, parts: Sequence[Outcome]) -> Outcome:
         return only(parts)

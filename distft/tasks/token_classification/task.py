@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from distft.data.records import Document, Record
+from distft.data.records import Document
 from distft.metrics.scores import Report, scheme_of, score_tags
 from distft.recipe.tasks import TokenClassification
-from distft.tasks.protocol import LABEL, Labels, Outcome, Setting, Vocabulary, mean, named
+from distft.tasks.protocol import Labels, LabelSpec, ModelSpec, Outcome, Setting, TaskSpec, mean, named
 from distft.tasks.shared.generation import unwrapped
 from distft.tasks.shared.padding import Inputs, Padded, unpack_json
+from distft.tasks.shared.tokenizer_family import ENCODER
 from distft.tasks.token_classification.crf import (
     CRF,
     FORBIDDEN,
@@ -33,38 +34,33 @@ from distft.tasks.token_classification.encoder import TAGS, TaggingEncoder, name
 FIRST, INNER, LAST = frozenset("BSU"), frozenset("IEL"), frozenset("ELSU")  # prefixes of tags by place in an entity
 
 
-class TaggingKind:
-    auto = "AutoModelForTokenClassification"
-    peft = "TOKEN_CLS"
-    packs = False
-    vocabulary: Vocabulary = "encoder"
-    whole_head = True
-    labelled = True
-    exclusive = True
+def spec(settings: TokenClassification, fields: Mapping[str, str]) -> TaskSpec:
+    def extend(model: Any, labels: Labels) -> None:
+        if settings.crf:
+            model.crf = CRF(len(labels))
 
-    def __init__(self, settings: TokenClassification, fields: Mapping[str, str]) -> None:
-        self._settings, self._fields = settings, fields
+    def encoder(setting: Setting) -> TaggingEncoder:
+        data, labels = setting.recipe.data, tuple(setting.labels)
+        overlong = data.overlong or "split"
+        return TaggingEncoder(setting.processor(), settings.crf, labels, fields, data.row_tokens, overlong)
 
-    def texts(self, record: Record) -> Iterator[str]:
-        yield " ".join(words_of(record, self._fields))
+    def build(setting: Setting, model: Any) -> Tagging:
+        return Tagging(tuple(setting.labels), settings.crf, Inputs(model, setting.processor()))
 
-    def labels(self, record: Record) -> Iterator[str]:
-        yield from names_of(record, self._fields)
-
-    def head(self, labels: Labels) -> dict[str, Any]:
-        return named(labels[LABEL])
-
-    def extend(self, model: Any, labels: Labels) -> None:
-        if self._settings.crf:
-            model.crf = CRF(len(labels[LABEL]))
-
-    def encoder(self, setting: Setting) -> TaggingEncoder:
-        data, labels = setting.recipe.data, tuple(setting.labels.get(LABEL, ()))
-        crf, overlong = self._settings.crf, data.overlong or "split"
-        return TaggingEncoder(setting.processor(), crf, labels, self._fields, data.row_tokens, overlong)
-
-    def task(self, setting: Setting, model: Any) -> Tagging:
-        return Tagging(tuple(setting.labels.get(LABEL, ())), self._settings.crf, Inputs(model, setting.processor()))
+    return TaskSpec(
+        ModelSpec(
+            "AutoModelForTokenClassification",
+            ENCODER,
+            peft_task="TOKEN_CLS",
+            trains_head=True,
+            head=named,
+            extend=extend,
+        ),
+        lambda record: [" ".join(words_of(record, fields))],
+        encoder,
+        build,
+        labels=LabelSpec(lambda record: names_of(record, fields)),
+    )
 
 
 @dataclass(frozen=True)

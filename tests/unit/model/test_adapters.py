@@ -17,14 +17,15 @@ from distft.errors import UserError
 from distft.model import adapters, base_model
 from distft.model.export import tied_target
 from distft.recipe.schema import Adapter, Recipe, Train
-from distft.recipe.tasks import WITH_HEADS, MultiTask, Single, Task
-from distft.tasks.causal_lm import CausalKind
-from distft.tasks.multi_task import MultiKind, Shared
-from distft.tasks.registry import of_settings
+from distft.recipe.tasks import CausalLM, MultiTask
+from distft.tasks import causal_lm
+from distft.tasks.multi_task import join_models, whole
+from distft.tasks.protocol import ModelSpec
+from distft.tasks.registry import SPECS, specs_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what peft and transformers warn about is theirs
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 40}
-CAUSAL = CausalKind({})
+CAUSAL = causal_lm.spec(CausalLM(), {}).model
 
 
 def attached(**given: Any) -> Any:
@@ -166,7 +167,7 @@ def test_four_bits_without_their_library(tmp_path: Path, monkeypatch: pytest.Mon
     recipe = Recipe.model_validate(values)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(UserError, match=r"adapter.quantize: nf4 needs .* bitsandbytes; install distft\[qlora\]"):
-        base_model.load(tmp_path, recipe, CAUSAL, {}, quantized=True)
+        base_model.load(tmp_path, recipe, specs_of(recipe), {}, quantized=True)
 
 
 # --- tasks with heads -------------------------------------------------------------------------------------------------
@@ -183,22 +184,17 @@ ENCODERS: dict[str, dict[str, Any]] = {
 }
 
 
-def headed(architecture: str, task: dict[str, Any]) -> tuple[Any, Any]:
-    """A kind of task and a model for it."""
-    settings: Any = TypeAdapter(Task).validate_python(task)
-    kind: Any = (
-        MultiKind({name: of_settings(part.task, part.fields) for name, part in settings.tasks.items()})
-        if isinstance(settings, MultiTask)
-        else of_settings(settings, {})
-    )
+def headed(architecture: str, task: dict[str, Any]) -> tuple[ModelSpec, Any]:
+    """What a task asks of its model, and such a model."""
+    data = {} if task["type"] == "multi-task" else {"data": {"train": "d"}}
+    specs = specs_of(Recipe.model_validate({"task": task, "model": {"path": "m"}, **data, "train": {"steps": 1}}))
     sizes = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None, **ENCODERS[architecture]}
-    if not isinstance(kind, MultiKind):
-        config = AutoConfig.for_model(architecture, **sizes, **kind.head({"label": ["a", "b", "c"]}))
-        made = getattr(transformers, kind.auto).from_config(config)
-        kind.extend(made, {"label": ["a", "b", "c"]})
-        return kind, made
-    parts = {name: headed(architecture, task["tasks"][name]["task"])[1] for name in kind.parts}
-    return kind, Shared(parts)
+    models = {}
+    for name, spec in specs.items():
+        config = AutoConfig.for_model(architecture, **sizes, **spec.model.head(["a", "b", "c"]))
+        models[name] = getattr(transformers, spec.model.auto_class).from_config(config)
+        spec.model.extend(models[name], ["a", "b", "c"])
+    return whole(specs), join_models(models)
 
 
 @pytest.mark.parametrize("adapter", [{"type": "lora", "r": 2}, {"type": "adalora", "init_r": 3, "target_r": 2}])
@@ -216,12 +212,12 @@ def headed(architecture: str, task: dict[str, Any]) -> tuple[Any, Any]:
 def test_a_head_is_trained_whole_and_has_no_adapter(
     architecture: str, task: dict[str, Any], heads: list[str], adapter: dict[str, Any]
 ) -> None:
-    kind, model = headed(architecture, task)
-    assert adapters.head_modules(model, kind) == heads
-    heads = [*heads, *adapters.poolers(model, kind)]  # a pooler that is made anew must be in the export
+    spec, model = headed(architecture, task)
+    assert adapters.head_modules(model, spec) == heads
+    heads = [*heads, *adapters.poolers(model, spec)]  # a pooler that is made anew must be in the export
     assert ("bert.pooler" in heads) is (architecture == "bert" and task == CLASSES)
     whole = sum(parameter.numel() for head in heads for parameter in model.get_submodule(head).parameters())
-    adapted = adapters.attach(model, TypeAdapter(Adapter).validate_python(adapter), kind, None, 100)
+    adapted = adapters.attach(model, TypeAdapter(Adapter).validate_python(adapter), spec, None, 100)
     in_heads = {n for n in trained(adapted) if any(f".{head}." in n for head in heads)}
     assert sum(adapted.get_parameter(name).numel() for name in in_heads) == whole
     assert not any("lora_" in name for name in in_heads)
@@ -231,9 +227,9 @@ def test_a_head_is_trained_whole_and_has_no_adapter(
 
 
 def test_named_targets_and_modules_are_kept_beside_the_head() -> None:
-    kind, model = headed("bert", CLASSES)
+    spec, model = headed("bert", CLASSES)
     given = {"type": "lora", "r": 2, "targets": ["query"], "modules_to_save": ["pooler"]}
-    names = trained(adapters.attach(model, TypeAdapter(Adapter).validate_python(given), kind, None, 100))
+    names = trained(adapters.attach(model, TypeAdapter(Adapter).validate_python(given), spec, None, 100))
     assert {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in names if ".lora_" in name} == {"query"}
     assert {"pooler", "classifier"} == {
         part for name in names if ".lora_" not in name for part in ("pooler", "classifier") if f".{part}." in name
@@ -250,10 +246,10 @@ def test_named_targets_and_modules_are_kept_beside_the_head() -> None:
     ],
 )
 def test_a_head_may_learn_at_a_rate_of_its_own(task: dict[str, Any], heads: set[str], adapter: dict[str, Any]) -> None:
-    kind, model = headed("bert", task)
+    spec, model = headed("bert", task)
     train, chosen = Train(steps=1, lr=1e-4, head_lr=1e-3), TypeAdapter(Adapter).validate_python(adapter)
-    rate_of = adapters.rate_of(train, chosen, adapters.head_modules(model, kind))
-    rates = {name: round(rate_of(name), 6) for name in trained(adapters.attach(model, chosen, kind, None, 1))}
+    rate_of = adapters.rate_of(train, chosen, adapters.head_modules(model, spec))
+    rates = {name: round(rate_of(name), 6) for name in trained(adapters.attach(model, chosen, spec, None, 1))}
     fast = {name for name, rate in rates.items() if rate == 10.0}
     assert {name.removeprefix(adapters.PREFIX).split(".")[0] for name in fast} == heads
     assert not any(".bert." in name or name.startswith("bert.") for name in fast)
@@ -261,23 +257,23 @@ def test_a_head_may_learn_at_a_rate_of_its_own(task: dict[str, Any], heads: set[
 
 
 def test_recipes_and_tasks_agree_on_who_has_a_head() -> None:
-    names = [get_args(section.model_fields["type"].annotation)[0] for section in get_args(get_args(Single)[0])]
-    settings = [TypeAdapter(Single).validate_python({"type": name}) for name in names]
-    found = {one.type for one in settings if of_settings(one, {}).whole_head}
-    assert found | {"multi-task"} == WITH_HEADS
+    for section, make in SPECS.items():
+        settings = TypeAdapter(section).validate_python({"type": get_args(section.model_fields["type"].annotation)[0]})
+        assert make(settings, {}).model.trains_head is section.HAS_HEAD
+    assert MultiTask.HAS_HEAD
 
 
 def test_a_language_model_has_no_head_to_train() -> None:
-    kind, model = headed("bert", {"type": "masked-lm"})
-    adapted = adapters.attach(model, TypeAdapter(Adapter).validate_python({"type": "lora"}), kind, None, 100)
+    spec, model = headed("bert", {"type": "masked-lm"})
+    adapted = adapters.attach(model, TypeAdapter(Adapter).validate_python({"type": "lora"}), spec, None, 100)
     assert all(".lora_" in name for name in trained(adapted))
 
 
 @pytest.mark.parametrize("adapter", [{"type": "lora", "r": 2}, {"type": "adalora", "init_r": 3, "target_r": 2}])
 def test_of_several_tasks_all_heads_are_trained_and_the_encoder_has_one_adapter(adapter: dict[str, Any]) -> None:
-    kind, model = headed("bert", TWO)
-    assert adapters.head_modules(model, kind) == ["parts.mood.classifier", "parts.tags.classifier"]
-    adapted = adapters.attach(model, TypeAdapter(Adapter).validate_python(adapter), kind, None, 100)
+    spec, model = headed("bert", TWO)
+    assert adapters.head_modules(model, spec) == ["parts.mood.classifier", "parts.tags.classifier"]
+    adapted = adapters.attach(model, TypeAdapter(Adapter).validate_python(adapter), spec, None, 100)
     names = trained(adapted)
     heads = {name for name in names if "lora_" not in name}
     assert {name.split(".parts.")[1].split(".")[0] for name in heads} == {"mood", "tags"}

@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 from distft.errors import UserError
 from distft.model import base_model
 from distft.recipe.schema import Recipe
-from distft.tasks.registry import kind_of
+from distft.tasks.registry import specs_of
+from distft.tasks.shared.tokenizer_family import DECODER
 
 BERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 LABELS = {"label": ["a", "b", "c"]}
@@ -55,7 +56,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def loaded(folder: Path, wanted: Recipe, labels: Any = LABELS) -> Any:
-    return base_model.load(folder, wanted, kind_of(wanted), labels)
+    return base_model.load(folder, wanted, specs_of(wanted), labels)
 
 
 def weights(model: Any) -> dict[str, torch.Tensor]:
@@ -170,7 +171,7 @@ def test_the_shape_is_that_of_the_model(folders: dict[str, Path], task: dict[str
     wanted = recipe(task)
     labels = {"mood": ["a", "b"], "tags": ["O", "B-X"]} if task is MULTI else LABELS
     with torch.device("meta"):
-        shape = base_model.shape(folders["bert"], wanted, kind_of(wanted), labels)
+        shape = base_model.shape(folders["bert"], wanted, specs_of(wanted), labels)
     model = loaded(folders["bert"], wanted, labels)
     assert {name: p.shape for name, p in shape.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
     assert {str(parameter.device) for parameter in shape.parameters()} == {"meta"}
@@ -184,6 +185,5 @@ def test_tokens_that_the_model_has_not_are_told_where_they_occur(pad: int, large
     tokenizer.tokenizer, tokenizer.__len__.return_value = tokenizer, 12
     model = SimpleNamespace(get_input_embeddings=lambda: torch.nn.Embedding(10, 2))
     corpora: Any = [MagicMock(**{"largest_token.return_value": number}) for number in (3, largest)]
-    decoder: Any = SimpleNamespace(vocabulary="decoder")
     with nullcontext() if fits else pytest.raises(UserError, match=r"in m writes token 10 .* embeddings for 10"):
-        base_model.check_vocabulary(tokenizer, model, decoder, corpora)
+        base_model.check_vocabulary(tokenizer, model, DECODER, corpora)

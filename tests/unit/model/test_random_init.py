@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,34 +19,31 @@ from transformers import (
     AutoTokenizer,
 )
 
+from distft.data.processors import END_OF_TEXT, ROLES
 from distft.data.sources import Source
 from distft.errors import UserError
-from distft.model.random_init import EOS, ROLES, create, new_tokenizer, special_ids
+from distft.model.random_init import create
 from distft.recipe.schema import ModelInit
-from distft.recipe.tasks import MaskedLM, Seq2SeqLM, SequenceClassification, SpeechSeq2Seq, Task
-from distft.tasks.causal_lm import CausalKind
-from distft.tasks.multi_task import MultiKind
-from distft.tasks.protocol import Kind
-from distft.tasks.registry import of_settings
+from distft.recipe.tasks import CausalLM, MaskedLM, Seq2SeqLM, SequenceClassification, SpeechSeq2Seq
+from distft.tasks import causal_lm, masked_lm, seq2seq_lm, sequence_classification, speech_seq2seq
+from distft.tasks.multi_task import whole
+from distft.tasks.protocol import TaskSpec
 
 TEXTS = ["the old cat met the other cat", "Über die Brücke, 7 🙂\n", "  two  spaces ", "no, no, no"]
 UNSEEN = ["a line\nand another\t", " lead", "日本語", "<|user|", "[mask]", ""]
-CLASSES = SequenceClassification(type="sequence-classification")
-SETTINGS: dict[str, Task] = {
-    "encoder": MaskedLM(type="masked-lm"),
-    "seq2seq": Seq2SeqLM(type="seq2seq-lm"),
-    "speech": SpeechSeq2Seq(type="speech-seq2seq"),
+CLASSES = sequence_classification.spec(SequenceClassification(type="sequence-classification"), {})
+SPECS = {
+    "decoder": causal_lm.spec(CausalLM(), {}),
+    "encoder": masked_lm.spec(MaskedLM(type="masked-lm"), {}),
+    "seq2seq": seq2seq_lm.spec(Seq2SeqLM(type="seq2seq-lm"), {}),
+    "speech": speech_seq2seq.spec(SpeechSeq2Seq(type="speech-seq2seq"), {}),
 }
 NAMES = ["decoder", "encoder", "seq2seq"]
 
 
-def kind_of(vocabulary: str) -> Kind:
-    return of_settings(SETTINGS[vocabulary], {}) if vocabulary in SETTINGS else CausalKind({})
-
-
 @cache
 def tokenizer_of(vocabulary: str, size: int = 320) -> Any:
-    return new_tokenizer(kind_of(vocabulary), size, iter(TEXTS))
+    return SPECS[vocabulary].model.family.make(iter(TEXTS), size, None)
 
 
 @pytest.mark.parametrize("text", [*TEXTS, *UNSEEN])
@@ -64,16 +62,16 @@ def test_any_text_comes_back(vocabulary: str, text: str) -> None:
 def test_it_is_as_large_as_wanted_or_as_the_data_allow(vocabulary: str) -> None:
     assert len(tokenizer_of(vocabulary, 262)) == 262
     assert 262 < len(tokenizer_of(vocabulary, 5000)) < 400
-    first, again = (new_tokenizer(kind_of(vocabulary), 300, iter(TEXTS)) for _ in range(2))
+    first, again = (SPECS[vocabulary].model.family.make(iter(TEXTS), 300, None) for _ in range(2))
     assert first.backend_tokenizer.to_str() == again.backend_tokenizer.to_str()
 
 
 def test_a_decoder_has_an_end_and_roles_and_adds_nothing() -> None:
     made = tokenizer_of("decoder")
-    assert (made.eos_token, made.pad_token, made.bos_token) == (EOS, EOS, None)
-    for token in (EOS, *ROLES):
+    assert (made.eos_token, made.pad_token, made.bos_token) == (END_OF_TEXT, END_OF_TEXT, None)
+    for token in (END_OF_TEXT, *ROLES):
         assert made(token)["input_ids"] == [made.convert_tokens_to_ids(token)]
-    ids = made(f"{ROLES[1]}hello{EOS}")["input_ids"]
+    ids = made(f"{ROLES[1]}hello{END_OF_TEXT}")["input_ids"]
     assert (ids[0], ids[-1]) == (made.convert_tokens_to_ids(ROLES[1]), made.eos_token_id)
     assert made("hello")["input_ids"] == ids[1:-1]
 
@@ -108,7 +106,7 @@ def test_words_of_an_encoder_are_the_same_wherever_they_stand() -> None:
 
 def test_a_seq2seq_ends_its_texts_and_fills_with_something_else() -> None:
     made = tokenizer_of("seq2seq")
-    assert made.eos_token == EOS
+    assert made.eos_token == END_OF_TEXT
     assert made.pad_token_id != made.eos_token_id
     inner = made("the cat", add_special_tokens=False)["input_ids"]
     assert made("the cat")["input_ids"] == made(text_target="the cat")["input_ids"] == [*inner, made.eos_token_id]
@@ -133,17 +131,16 @@ BERT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "in
 T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
 
 
-def made(folder: Path, kind: Kind, architecture: str, labels: Any = None, **config: Any) -> Path:
+def made(folder: Path, spec: TaskSpec, architecture: str, labels: Sequence[str] = (), **config: Any) -> Path:
     data = folder / "data.jsonl"
     data.write_text('{"text": "the cat", "source": "the cat", "target": "die Katze", "label": "a"}\n')
     init = ModelInit(architecture=architecture, vocab_size=300, config=config, seed=3)
-    parts = list(kind.parts.values()) if isinstance(kind, MultiKind) else [kind]
-    create(init, kind, labels or {}, [(part, Source(str(data))) for part in parts], folder / "base")
+    create(init, spec.model, labels, [(spec, Source(str(data)))], folder / "base")
     return folder / "base"
 
 
 def test_what_models_know_of_special_tokens() -> None:
-    ids = {name: special_ids(kind_of(name), tokenizer_of(name)) for name in NAMES}
+    ids = {name: SPECS[name].model.family.special_ids(tokenizer_of(name)) for name in NAMES}
     ends = tokenizer_of("decoder").eos_token_id
     assert ids["decoder"] == {"bos_token_id": None, "eos_token_id": ends, "pad_token_id": ends}
     pad = tokenizer_of("encoder").pad_token_id
@@ -152,15 +149,16 @@ def test_what_models_know_of_special_tokens() -> None:
 
 
 def test_a_causal_model(tmp_path: Path) -> None:
-    folder = made(tmp_path, CausalKind({}), "llama", **BERT)
+    folder = made(tmp_path, SPECS["decoder"], "llama", **BERT)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert model.config.vocab_size == len(tokenizer)
-    assert {tokenizer.decode([token]) for token in (model.config.eos_token_id, model.config.pad_token_id)} == {EOS}
+    ends = {tokenizer.decode([token]) for token in (model.config.eos_token_id, model.config.pad_token_id)}
+    assert ends == {END_OF_TEXT}
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_an_encoder_model_can_be_that_of_any_task(tmp_path: Path) -> None:
-    folder = made(tmp_path, kind_of("encoder"), "bert", **BERT)
+    folder = made(tmp_path, SPECS["encoder"], "bert", **BERT)
     model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert model.config.vocab_size == len(tokenizer)
     assert model.config.pad_token_id == tokenizer.pad_token_id
@@ -169,14 +167,14 @@ def test_an_encoder_model_can_be_that_of_any_task(tmp_path: Path) -> None:
 
 
 def test_a_classifier_knows_its_labels(tmp_path: Path) -> None:
-    folder = made(tmp_path, of_settings(CLASSES, {}), "bert", {"label": ["b", "a", "c"]}, **BERT)
+    folder = made(tmp_path, CLASSES, "bert", ["b", "a", "c"], **BERT)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     assert model.config.id2label == {0: "b", 1: "a", 2: "c"}
     assert model.classifier.out_features == 3
 
 
 def test_a_seq2seq_model_begins_with_its_filler(tmp_path: Path) -> None:
-    folder = made(tmp_path, kind_of("seq2seq"), "t5", **T5)
+    folder = made(tmp_path, SPECS["seq2seq"], "t5", **T5)
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert model.config.decoder_start_token_id == tokenizer.pad_token_id
     assert model.config.eos_token_id == tokenizer.eos_token_id
@@ -184,10 +182,12 @@ def test_a_seq2seq_model_begins_with_its_filler(tmp_path: Path) -> None:
 
 
 def test_one_encoder_for_several_tasks(tmp_path: Path) -> None:
-    kind = MultiKind({"lm": kind_of("encoder"), "mood": of_settings(CLASSES, {})})
-    folder = made(tmp_path, kind, "bert", {"mood": ["a", "b"]}, **BERT)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
-    assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(folder))
+    specs = {"lm": SPECS["encoder"], "mood": CLASSES}
+    (tmp_path / "data.jsonl").write_text('{"text": "the cat", "label": "a"}\n')
+    data = [(spec, Source(str(tmp_path / "data.jsonl"))) for spec in specs.values()]
+    create(ModelInit(architecture="bert", vocab_size=300, config=BERT), whole(specs), (), data, tmp_path / "base")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=2)
+    assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(tmp_path / "base"))
 
 
 def test_the_seed_alone_decides_the_weights(tmp_path: Path) -> None:
@@ -197,14 +197,14 @@ def test_the_seed_alone_decides_the_weights(tmp_path: Path) -> None:
         folder.mkdir()
         torch.manual_seed(number)
         before = torch.get_rng_state()
-        weights.append((made(folder, kind_of("encoder"), "bert", **BERT) / "model.safetensors").read_bytes())
+        weights.append((made(folder, SPECS["encoder"], "bert", **BERT) / "model.safetensors").read_bytes())
         assert torch.equal(before, torch.get_rng_state())
     assert weights[0] == weights[1]
 
 
 def test_a_model_has_the_tokens_of_its_tokenizer_as_it_is_read(tmp_path: Path) -> None:
     """transformers reads another tokenizer beside a Qwen2, with a token more."""
-    folder = made(tmp_path, kind_of("decoder"), "qwen2", hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    folder = made(tmp_path, SPECS["decoder"], "qwen2", hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert config.vocab_size >= len(tokenizer)
 
@@ -220,7 +220,7 @@ def test_a_model_has_the_tokens_of_its_tokenizer_as_it_is_read(tmp_path: Path) -
 )
 def test_what_cannot_be_made_is_one_sentence(tmp_path: Path, architecture: str, config: Any, said: str) -> None:
     with pytest.raises(UserError, match=re.escape(said)) as caught:
-        made(tmp_path, kind_of("encoder"), architecture, **config)
+        made(tmp_path, SPECS["encoder"], architecture, **config)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "base").exists()
 
@@ -250,6 +250,6 @@ def test_settings_that_no_model_takes(
     tmp_path: Path, vocabulary: str, architecture: str, config: Any, said: str
 ) -> None:
     with pytest.raises(UserError, match=re.escape(said)) as caught:
-        made(tmp_path, kind_of(vocabulary), architecture, **config)
+        made(tmp_path, SPECS[vocabulary], architecture, **config)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "base").exists()

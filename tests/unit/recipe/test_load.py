@@ -22,7 +22,7 @@ from distft.recipe.changes import ALLOWABLE, HARMLESS, Difference, agree, check_
 from distft.recipe.load import differences, dump, json_schema, load, load_resolved
 from distft.recipe.schema import Layers, Recipe
 from distft.recipe.section import Section
-from distft.recipe.tasks import Generation
+from distft.recipe.tasks import Generation, TaskSection
 
 SMALL = "model: {path: org/model}\ndata: {train: org/data}\ntrain: {steps: 5}\n"
 FUZZ = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck), database=None)
@@ -848,7 +848,7 @@ def test_schema_is_closed_titled_and_described() -> None:
     assert (described["title"], described["description"]) == ("distft recipe", "One run.")
     assert set(described["properties"]) == set(Recipe.model_fields)
     found = list(objects(described))
-    bases = {Layers, Generation}
+    bases = {Layers, TaskSection, Generation}
     sections = {*Section.__subclasses__(), *(one for base in bases for one in base.__subclasses__())} - bases
     sections = {section for section in sections if section.__module__ in (Recipe.__module__, Generation.__module__)}
     assert len(found) == len(sections)

@@ -22,7 +22,9 @@ from distft.data.records import Document, Record
 from distft.data.templates import Marked, Template
 from distft.errors import UserError
 from distft.recipe.schema import Recipe
-from distft.tasks.causal_lm import TOKENS, Causal, CausalEncoder, CausalKind, pieces
+from distft.recipe.tasks import CausalLM
+from distft.tasks import causal_lm
+from distft.tasks.causal_lm import TOKENS, Causal, CausalEncoder, pieces
 from distft.tasks.protocol import Setting
 from distft.tasks.shared.generation import Decoding, continued
 
@@ -305,8 +307,8 @@ def test_scores_are_those_of_all_targets_and_pieces_are_joined() -> None:
 def test_an_answer_does_not_depend_on_the_others(kind: str) -> None:
     model = make(kind, vocabulary=len(tokenizer()))
     recipe = Recipe.model_validate({"model": {"path": "/m"}, "data": {"train": "/d"}, "train": {"steps": 1}})
-    setting = Setting(recipe, {}, tokenizer, Decoding(max_tokens=5))
-    task = CausalKind({}).task(setting, model)
+    setting = Setting(recipe, (), tokenizer, Decoding(max_tokens=5))
+    task = causal_lm.spec(CausalLM(), {}).build(setting, model)
     prompts = [encoder().encode(record(prompt=text), answered=False).documents for text in ("a", "long one", "why?")]
     with torch.no_grad():
         together = task.predict(model, task.collate(prompts, CPU))
@@ -381,7 +383,7 @@ def test_a_turn_ends_where_its_template_ends_it() -> None:
 
 def test_a_prompt_that_fills_the_model_is_told_in_its_place() -> None:
     recipe = Recipe.model_validate({"model": {"path": "m"}, "data": {"train": "d"}, "train": {"steps": 1}})
-    setting = Setting(recipe, {}, tokenizer, Decoding(max_tokens=4))
+    setting = Setting(recipe, (), tokenizer, Decoding(max_tokens=4))
     model = make("gpt2", vocabulary=len(tokenizer()))
     model.generation_config.eos_token_id = None
     task = Causal(model.forward, False, setting, limit=8)

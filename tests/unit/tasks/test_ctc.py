@@ -19,7 +19,8 @@ from distft.errors import UserError
 from distft.recipe.schema import Recipe
 from distft.recipe.tasks import CTC
 from distft.run.digest import of_parts
-from distft.tasks.ctc import FAST, UNKNOWN, UNSPELLABLE, USUAL, UTTERANCES, CTCEncoder, CTCKind, CTCTask, needed
+from distft.tasks import ctc
+from distft.tasks.ctc import FAST, UNKNOWN, UNSPELLABLE, USUAL, UTTERANCES, CTCEncoder, CTCTask, needed
 from distft.tasks.protocol import Setting
 
 CPU = torch.device("cpu")
@@ -55,7 +56,7 @@ def processor(letters: str = "abc") -> Any:
 def setting(known: Any = None, **data: Any) -> Setting:
     data = {"train": "d.jsonl", "row_tokens": 2000, **data}
     recipe = Recipe.model_validate({"model": {"path": "m"}, "data": data, "train": {"steps": 1}})
-    return Setting(recipe, {}, lambda: known or processor())
+    return Setting(recipe, (), lambda: known or processor())
 
 
 def make(architecture: str = "wav2vec2", **others: Any) -> Any:
@@ -63,11 +64,11 @@ def make(architecture: str = "wav2vec2", **others: Any) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCTC.from_config(AutoConfig.for_model(architecture, **sizes), dtype=torch.float32)
-    KIND.extend(model, {})
+    SPEC.model.extend(model, ())
     return model.eval()
 
 
-KIND = CTCKind(CTC(type="ctc"), {})
+SPEC = ctc.spec(CTC(type="ctc"), {})
 
 
 def sound(seconds: float, seed: int = 0) -> list[float]:
@@ -89,7 +90,7 @@ def documents(encoder: CTCEncoder) -> list[Document]:
 
 def parts(**others: Any) -> tuple[Any, CTCTask, list[Document]]:
     model = make(**others)
-    return model, KIND.task(setting(), model), documents(KIND.encoder(setting()))
+    return model, SPEC.build(setting(), model), documents(SPEC.encoder(setting()))
 
 
 def test_processor_loads_back(tmp_path: Path) -> None:
@@ -202,7 +203,7 @@ def test_masks_start_from_the_documents() -> None:
 
 def test_recordings_shorter_than_a_mask() -> None:
     model, task, _ = parts(mask_time_prob=0.5)
-    encoder = KIND.encoder(setting())
+    encoder = SPEC.encoder(setting())
     short = [encoder.encode(record("a", seconds)).documents[0] for seconds in (0.001, 0.1)]
     batch = task.collate([short], CPU)
     assert batch.frames.tolist() == [1, 4]
@@ -221,7 +222,7 @@ def test_repeats_are_one_and_blanks_nothing() -> None:
 def test_it_learns_and_scores() -> None:
     model, task, _ = parts(apply_spec_augment=False)
     model.lm_head.bias.data[0] = -3.0  # else it learns for long to say nothing
-    encoder = KIND.encoder(setting())
+    encoder = SPEC.encoder(setting())
     found = [encoder.encode(Record("d.jsonl:1", said)).documents[0] for said in map(melody, ("ab", "c"))]
     batch = task.collate([found], CPU)
     optimizer = torch.optim.AdamW(model.parameters(), 0.01)
@@ -257,7 +258,7 @@ def melody(text: str) -> dict[str, Any]:
 )
 def test_spelling(letters: str, text: str, spelt: str, notes: dict[str, int]) -> None:
     known = processor(letters)
-    encoder = KIND.encoder(setting(known))
+    encoder = SPEC.encoder(setting(known))
     encoded = encoder.encode(record(text))
     [document] = encoded.documents
     assert bytes(document["about"]).decode() == f'"{spelt}"'
@@ -268,7 +269,7 @@ def test_spelling(letters: str, text: str, spelt: str, notes: dict[str, int]) ->
 
 
 def test_what_does_not_fit_is_told() -> None:
-    encoder = KIND.encoder(setting(row_tokens=500))
+    encoder = SPEC.encoder(setting(row_tokens=500))
     assert encoder.encode(record("xyz")).notes == {UNSPELLABLE: 1}
     assert encoder.encode(record("ab", 0.6)).notes == {"longer than a row were dropped": 1}
     assert encoder.encode(record("ab" * 12, 0.5)).notes == {}  # 24 frames
@@ -295,7 +296,7 @@ def test_what_fits_is_by_the_frames_of_the_model(tmp_path: Path, sizes: dict[str
     model = make(**sizes)
     model.config.save_pretrained(tmp_path)
     processor().save_pretrained(tmp_path)
-    encoder = KIND.encoder(setting(AutoProcessor.from_pretrained(tmp_path)))
+    encoder = SPEC.encoder(setting(AutoProcessor.from_pretrained(tmp_path)))
     for count in (8000, 8400, 9999):
         frames = int(model._get_feat_extract_output_lengths(torch.tensor([count]))[0])
         audio = {"array": sound(1.0)[:count], "sampling_rate": RATE}
@@ -304,7 +305,7 @@ def test_what_fits_is_by_the_frames_of_the_model(tmp_path: Path, sizes: dict[str
 
 
 def test_the_digest_tells_of_frames_that_are_not_the_usual() -> None:
-    encoder = KIND.encoder(setting())
+    encoder = SPEC.encoder(setting())
     assert (encoder.width, encoder.stride) == USUAL
     # as the version before frames were asked for had it
     assert encoder.digest == of_parts("ctc", digest_of_files(processor().tokenizer), RATE, [], 2000)
@@ -313,7 +314,7 @@ def test_the_digest_tells_of_frames_that_are_not_the_usual() -> None:
 
 def test_predictions_need_no_text() -> None:
     model, task, _ = parts()
-    encoder = KIND.encoder(setting(row_tokens=500))
+    encoder = SPEC.encoder(setting(row_tokens=500))
     encoded = encoder.encode(Record("d.jsonl:1", {"audio": {"array": sound(0.6), "sampling_rate": RATE}}), False)
     [document] = encoded.documents
     assert (document.size, len(document["samples"]), document.targets) == (500, 8000, 0)
@@ -326,21 +327,21 @@ def test_no_mask_where_the_model_was_trained_without() -> None:
     known = character_processor(iter(["abc"]))
     known.feature_extractor.return_attention_mask = False
     known.feature_extractor.do_normalize = False
-    model, found = make(), documents(KIND.encoder(setting()))
-    batch = KIND.task(setting(known), model).collate([found], CPU)
+    model, found = make(), documents(SPEC.encoder(setting()))
+    batch = SPEC.build(setting(known), model).collate([found], CPU)
     assert batch.inputs.keys() == {"input_values"}
     assert batch.inputs["input_values"][0, :8000].tolist() == (found[0]["samples"] / 32768).tolist()
 
 
 def test_models_that_do_not_fit_are_refused() -> None:
     with pytest.raises(UserError, match="tokenizer has 6 characters, the model tells 5 apart"):
-        KIND.task(setting(), make(vocab_size=5))
+        SPEC.build(setting(), make(vocab_size=5))
     spectra = AutoConfig.for_model("wav2vec2-bert", vocab_size=6, hidden_size=16, num_hidden_layers=1)
     spectra.update({"num_attention_heads": 2, "intermediate_size": 16, "output_hidden_size": 16})
     with pytest.raises(UserError, match="wav2vec2-bert does not"):
-        KIND.task(setting(), AutoModelForCTC.from_config(spectra))
+        SPEC.build(setting(), AutoModelForCTC.from_config(spectra))
     with pytest.raises(UserError, match="needs a model with a feature extractor"):
-        KIND.encoder(setting(processor().tokenizer))
+        SPEC.encoder(setting(processor().tokenizer))
 
 
 def test_layers_are_never_dropped() -> None:

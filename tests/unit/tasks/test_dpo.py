@@ -21,8 +21,9 @@ from distft.errors import UserError
 from distft.recipe.schema import Recipe
 from distft.recipe.tasks import DPO
 from distft.run.folder import RunDir
+from distft.tasks import dpo
 from distft.tasks.causal_lm import Causal
-from distft.tasks.dpo import EQUAL, MUTE, PAIRS, DPOEncoder, DPOKind, Preference, wilson
+from distft.tasks.dpo import EQUAL, MUTE, PAIRS, DPOEncoder, Preference, interval
 from distft.tasks.dpo_reference import RecordedReference, Reference, key, write
 from distft.tasks.protocol import Setting
 from distft.tasks.shared.generation import Decoding
@@ -302,7 +303,7 @@ def test_scores() -> None:
 
 @pytest.mark.parametrize(("right", "count"), [(0, 1), (1, 1), (0, 300), (300, 300), (150, 300)])
 def test_the_interval_holds_the_share(right: int, count: int) -> None:
-    low, high = wilson(right, count)
+    low, high = interval(right, count)
     assert 0.0 <= low <= right / count <= high + 1e-12 <= 1.0 + 1e-12
     for end in {low, high} - {0.0, 1.0}:  # from where the share is 1.96 standard deviations away
         assert abs(right / count - end) == pytest.approx(1.959964 * (end * (1 - end) / count) ** 0.5, abs=1e-6)
@@ -494,8 +495,8 @@ def test_a_prompt_alone_is_answered() -> None:
         }
     )
     model = make("llama", vocabulary=len(BYTES))
-    kind = DPOKind(DPO(type="dpo"), {})
-    task = kind.task(Setting(recipe, {}, lambda: BYTES, Decoding(max_tokens=4)), model)
+    spec = dpo.spec(DPO(type="dpo"), {})
+    task = spec.build(Setting(recipe, (), lambda: BYTES, Decoding(max_tokens=4)), model)
     assert task.reference is None
     records = [record(prompt="how are you?"), record(prompt="the quick brown fox")]
     documents = [encoder().encode(one, answered=False).documents[0] for one in records]
@@ -527,7 +528,7 @@ def test_which_runs_need_a_recorded_reference(adapter: dict[str, Any], is_record
         }
     )
     model = make("llama")
-    task = DPOKind(DPO(type="dpo"), {}).task(Setting(recipe, {}, lambda: BYTES), model)
+    task = dpo.spec(DPO(type="dpo"), {}).build(Setting(recipe, (), lambda: BYTES), model)
     assert (task.reference is not None) is is_recorded
     if is_recorded:
         with pytest.raises(UserError, match="not recorded"):
@@ -535,5 +536,5 @@ def test_which_runs_need_a_recorded_reference(adapter: dict[str, Any], is_record
 
 
 def test_texts_for_a_tokenizer() -> None:
-    texts = list(DPOKind(DPO(type="dpo"), {}).texts(record(**SHAPES["conversations"])))
+    texts = list(dpo.spec(DPO(type="dpo"), {}).texts(record(**SHAPES["conversations"])))
     assert texts == ["how are you?\nthe fox jumps", "the dog"]

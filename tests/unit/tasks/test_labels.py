@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 from distft.data.sources import Source
 from distft.errors import UserError
 from distft.recipe.schema import Recipe
+from distft.recipe.tasks import TaskPart
 from distft.tasks import labels
 
 CLASSES = {"type": "sequence-classification"}
@@ -40,11 +42,23 @@ def data(tmp_path: Path) -> Callable[..., Callable[[str | None], Source]]:
 
 
 def never(part: str | None) -> Source:
-    pytest.fail("the data are read again")
+    return Source("/the data are read again.jsonl")
 
 
 def nowhere(part: str | None) -> Source:
     return Source("/nowhere.jsonl")  # an error where it is read
+
+
+def parts_of(wanted: Recipe, source_of: Callable[[str | None], Source]) -> list[TaskPart]:
+    return [replace(part, train=str(source_of(part.name).spec)) for part in wanted.parts()]
+
+
+def find(wanted: Recipe, source_of: Callable[[str | None], Source]) -> dict[str, list[str]]:
+    return labels.find(parts_of(wanted, source_of))
+
+
+def settle(path: Path, wanted: Recipe, source_of: Callable[[str | None], Source], begun: bool) -> dict[str, list[str]]:
+    return labels.settle(path, parts_of(wanted, source_of), begun)
 
 
 @pytest.mark.parametrize(
@@ -63,32 +77,32 @@ def test_found_in_the_data_in_an_order_that_does_not_depend_on_theirs(
     data: Any, values: list[Any], expected: list[str]
 ) -> None:
     for given in (values, values[::-1]):
-        assert labels.find(recipe(CLASSES), data(*given)) == {"label": expected}
+        assert find(recipe(CLASSES), data(*given)) == {"label": expected}
 
 
 def test_tags_begin_with_o(data: Any) -> None:
-    found = labels.find(recipe(TAGS), data(["B-X", "O"], ["A-first", "I-X"], column="tags"))
+    found = find(recipe(TAGS), data(["B-X", "O"], ["A-first", "I-X"], column="tags"))
     assert found == {"label": ["O", "A-first", "B-X", "I-X"]}
 
 
 def test_any_number_of_labels_a_record(data: Any) -> None:
     expected = {"label": ["a", "b", "c"]}
-    assert labels.find(recipe(SEVERAL), data(["c", "a"], [], ["b", "c"])) == expected
-    assert labels.find(recipe(SEVERAL), data("c, a", "", "b,c")) == expected
-    assert labels.find(recipe(SEVERAL), data('["c", "a"]', None, '["b"]')) == expected
+    assert find(recipe(SEVERAL), data(["c", "a"], [], ["b", "c"])) == expected
+    assert find(recipe(SEVERAL), data("c, a", "", "b,c")) == expected
+    assert find(recipe(SEVERAL), data('["c", "a"]', None, '["b"]')) == expected
 
 
 def test_fields_name_the_column(data: Any) -> None:
     made = data("a", "b", column="sentiment")
-    assert labels.find(recipe(CLASSES, label="sentiment"), made) == {"label": ["a", "b"]}
+    assert find(recipe(CLASSES, label="sentiment"), made) == {"label": ["a", "b"]}
     with pytest.raises(UserError, match=r"a\.jsonl:1 has no column 'label' .*; it has text, sentiment"):
-        labels.find(recipe(CLASSES), made)
+        find(recipe(CLASSES), made)
 
 
 def test_a_task_without_labels_reads_nothing() -> None:
     regression = {"type": "sequence-classification", "kind": "regression"}
     for task in ({"type": "causal-lm"}, {"type": "masked-lm"}, {"type": "dpo"}, regression):
-        assert labels.find(recipe(task), nowhere) == {}
+        assert find(recipe(task), nowhere) == {}
 
 
 def test_of_several_tasks_each_has_its_own(data: Any, tmp_path: Path) -> None:
@@ -99,36 +113,36 @@ def test_of_several_tasks_each_has_its_own(data: Any, tmp_path: Path) -> None:
     }
     several = recipe({"type": "multi-task", "tasks": tasks})
     expected = {"mood": ["a", "b"], "topic": ["z", "y"]}
-    assert labels.find(several, data(mood=["b", "a"], topic=["y", "z"], lm=[])) == expected
-    assert labels.of_run(tmp_path / "labels.json", several, data(mood=["b", "a"], topic=["y", "z"]), False) == expected
-    assert labels.of_run(tmp_path / "labels.json", several, never, True) == expected
+    assert find(several, data(mood=["b", "a"], topic=["y", "z"], lm=[])) == expected
+    assert settle(tmp_path / "labels.json", several, data(mood=["b", "a"], topic=["y", "z"]), False) == expected
+    assert settle(tmp_path / "labels.json", several, never, True) == expected
     with pytest.raises(UserError, match=r"topic\.jsonl:2: label 'x' is not among task\.tasks\.topic\.task\.labels"):
-        labels.find(several, data(mood=["a", "b"], topic=["y", "x", "z"]))
+        find(several, data(mood=["a", "b"], topic=["y", "x", "z"]))
 
 
 # --- those that the recipe names --------------------------------------------------------------------------------------
 
 
 def test_the_order_of_the_recipe_is_kept(data: Any) -> None:
-    found = labels.find(recipe({**CLASSES, "labels": ["neutral", "bad", "good"]}), data("good", "bad", "neutral"))
+    found = find(recipe({**CLASSES, "labels": ["neutral", "bad", "good"]}), data("good", "bad", "neutral"))
     assert found == {"label": ["neutral", "bad", "good"]}
-    one = labels.find(recipe({**SEVERAL, "labels": ["only"]}), data(["only"], []))
+    one = find(recipe({**SEVERAL, "labels": ["only"]}), data(["only"], []))
     assert one == {"label": ["only"]}
 
 
 def test_a_class_without_records_is_refused(data: Any) -> None:
     with pytest.raises(UserError, match=r"task\.labels: no record of .*a\.jsonl is labelled 'bad'; leave it out"):
-        labels.find(recipe({**CLASSES, "labels": ["good", "bad", "ugly"]}), data("good", "good", "ugly"))
+        find(recipe({**CLASSES, "labels": ["good", "bad", "ugly"]}), data("good", "good", "ugly"))
 
 
 def test_a_label_that_is_not_named_is_refused_where_it_stands(data: Any) -> None:
     with pytest.raises(UserError, match=r"a\.jsonl:3: label 'ugly' is not among task\.labels"):
-        labels.find(recipe({**CLASSES, "labels": ["good", "bad"]}), data("good", "bad", "ugly", "uglier", "ugly"))
+        find(recipe({**CLASSES, "labels": ["good", "bad"]}), data("good", "bad", "ugly", "uglier", "ugly"))
 
 
 def test_one_class_is_nothing_to_tell_apart(data: Any) -> None:
     with pytest.raises(UserError, match=r"a\.jsonl: all records are labelled 'a'; there is nothing to tell apart"):
-        labels.find(recipe(CLASSES), data("a", "a"))
+        find(recipe(CLASSES), data("a", "a"))
 
 
 @pytest.mark.parametrize(("task", "value", "column"), [(CLASSES, "a", "label"), (TAGS, ["a", "a"], "tags")])
@@ -136,7 +150,7 @@ def test_one_class_that_the_recipe_names_is_nothing_to_tell_apart_either(
     data: Any, task: dict[str, Any], value: Any, column: str
 ) -> None:
     with pytest.raises(UserError, match=r"a\.jsonl: all records are labelled 'a'; there is nothing to tell apart"):
-        labels.find(recipe({**task, "labels": ["a"]}), data(value, value, column=column))
+        find(recipe({**task, "labels": ["a"]}), data(value, value, column=column))
 
 
 @pytest.mark.parametrize(
@@ -148,16 +162,16 @@ def test_half_a_surrogate_pair_is_named_with_its_record(
 ) -> None:
     said = re.escape(r"a.jsonl:2: label '\ud800b' holds half of a surrogate pair; repair it")
     with pytest.raises(UserError, match=said):
-        labels.find(recipe(task), data(["a"] if column == "tags" else "a", value, column=column))
+        find(recipe(task), data(["a"] if column == "tags" else "a", value, column=column))
 
 
 def test_one_label_that_some_records_have_is_something_to_tell_apart(data: Any) -> None:
-    assert labels.find(recipe(SEVERAL), data(["toxic"], [], ["toxic"])) == {"label": ["toxic"]}
+    assert find(recipe(SEVERAL), data(["toxic"], [], ["toxic"])) == {"label": ["toxic"]}
 
 
 def test_records_without_any_label_are_refused(data: Any) -> None:
     with pytest.raises(UserError, match=r"no record .* label"):
-        labels.find(recipe(SEVERAL), data([], []))
+        find(recipe(SEVERAL), data([], []))
 
 
 def test_labels_of_a_regression_are_refused_in_words() -> None:
@@ -166,15 +180,15 @@ def test_labels_of_a_regression_are_refused_in_words() -> None:
 
 
 def test_too_many_are_the_wrong_column(data: Any) -> None:
-    assert len(labels.find(recipe(CLASSES), data(*range(labels.MOST)))["label"]) == labels.MOST
+    assert len(find(recipe(CLASSES), data(*range(labels.MOST)))["label"]) == labels.MOST
     with pytest.raises(UserError, match=r"a\.jsonl:1002: this is label 1001; is the right column read"):
-        labels.find(recipe(CLASSES), data(0, *range(labels.MOST + 1)))
+        find(recipe(CLASSES), data(0, *range(labels.MOST + 1)))
 
 
 @pytest.mark.parametrize("value", [None, "", "  ", ["a"], {"a": 1}])
 def test_a_record_without_a_label_is_named(data: Any, value: Any) -> None:
     with pytest.raises(UserError, match=r"a\.jsonl:2 has no label"):
-        labels.find(recipe(CLASSES), data("a", value))
+        find(recipe(CLASSES), data("a", value))
 
 
 # --- what a run keeps -------------------------------------------------------------------------------------------------
@@ -183,33 +197,33 @@ def test_a_record_without_a_label_is_named(data: Any, value: Any) -> None:
 def test_kept_from_the_first_checkpoint_on(data: Any, tmp_path: Path) -> None:
     path = tmp_path / "labels.json"
     assert labels.read(path) is None
-    assert labels.of_run(path, recipe(CLASSES), data("ä", "b", "bb"), begun=False) == {"label": ["b", "bb", "ä"]}
+    assert settle(path, recipe(CLASSES), data("ä", "b", "bb"), begun=False) == {"label": ["b", "bb", "ä"]}
     # a start that failed at its data, which were corrected
-    assert labels.of_run(path, recipe(CLASSES), data("ä", "b"), begun=False) == {"label": ["b", "ä"]}
+    assert settle(path, recipe(CLASSES), data("ä", "b"), begun=False) == {"label": ["b", "ä"]}
     assert json.loads(path.read_text(encoding="utf-8")) == {"label": ["b", "ä"]}
     assert labels.read(path) == {"label": ["b", "ä"]}
     for again in (recipe(CLASSES), recipe({**CLASSES, "labels": ["b", "ä"]})):
-        assert labels.of_run(path, again, never, begun=True) == {"label": ["b", "ä"]}
+        assert settle(path, again, never, begun=True) == {"label": ["b", "ä"]}
 
 
 def test_a_task_without_labels_keeps_that_too(tmp_path: Path) -> None:
     path = tmp_path / "labels.json"
-    assert labels.of_run(path, recipe({"type": "causal-lm"}), nowhere, begun=False) == {}
+    assert settle(path, recipe({"type": "causal-lm"}), nowhere, begun=False) == {}
     assert labels.read(path) == {}
 
 
 @pytest.mark.parametrize("named", [["ä", "b"], ["b"], ["b", "ä", "c"]])
 def test_other_labels_than_the_runs_are_refused(data: Any, tmp_path: Path, named: list[str]) -> None:
     path = tmp_path / "labels.json"
-    labels.of_run(path, recipe(CLASSES), data("ä", "b"), begun=False)
+    settle(path, recipe(CLASSES), data("ä", "b"), begun=False)
     with pytest.raises(UserError, match=r"task\.labels: this run has b, ä, the recipe .*; a run keeps its labels"):
-        labels.of_run(path, recipe({**CLASSES, "labels": named}), never, begun=True)
+        settle(path, recipe({**CLASSES, "labels": named}), never, begun=True)
 
 
 def test_what_is_refused_is_not_kept(data: Any, tmp_path: Path) -> None:
     path = tmp_path / "labels.json"
     with pytest.raises(UserError):
-        labels.of_run(path, recipe({**CLASSES, "labels": ["a", "c"]}), data("a", "b"), begun=False)
+        settle(path, recipe({**CLASSES, "labels": ["a", "c"]}), data("a", "b"), begun=False)
     assert not path.exists()
 
 

@@ -14,19 +14,19 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM
 
+from distft.data.processors import causal_tokenizer, encoder_tokenizer
 from distft.data.records import Document, Encoded, Record
 from distft.errors import UserError
-from distft.model.random_init import new_tokenizer
 from distft.recipe.schema import Recipe
 from distft.recipe.tasks import MaskedLM
-from distft.tasks.causal_lm import CausalKind
-from distft.tasks.masked_lm import TOKENS, Masked, MaskedEncoder, MaskedKind, hidden
+from distft.tasks import masked_lm
+from distft.tasks.masked_lm import TOKENS, Masked, MaskedEncoder, hidden
 from distft.tasks.protocol import Setting
 from distft.tasks.shared.padding import DROPPED, TRUNCATED
 
 CPU = torch.device("cpu")
 TEXTS = ["a", "the old cat met the other cat", "no, no, no, it is not so", "what is it that it is not? " * 3]
-KIND = MaskedKind(MaskedLM(type="masked-lm"), {})
+SPEC = masked_lm.spec(MaskedLM(type="masked-lm"), {})
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def _one_thread() -> Iterator[None]:
 
 @cache
 def tokenizer() -> Any:
-    return new_tokenizer(KIND, 300, iter(TEXTS))
+    return encoder_tokenizer(iter(TEXTS), 300)
 
 
 def encoder(row: int = 64, overlong: str = "split", **fields: str) -> MaskedEncoder:
@@ -61,7 +61,7 @@ def documents() -> list[Document]:
 
 def setting(processor: Any = None) -> Setting:
     recipe = {"task": {"type": "masked-lm"}, "model": {"path": "/m"}, "data": {"train": "/d"}, "train": {"steps": 1}}
-    return Setting(Recipe.model_validate(recipe), {}, lambda: processor or tokenizer())
+    return Setting(Recipe.model_validate(recipe), (), lambda: processor or tokenizer())
 
 
 def make(architecture: str = "bert") -> Any:
@@ -80,7 +80,7 @@ def make(architecture: str = "bert") -> Any:
 
 
 def task_of(model: Any, share: float = 0.15) -> Masked:
-    return MaskedKind(MaskedLM(type="masked-lm", mask=share), {}).task(setting(), model)
+    return masked_lm.spec(MaskedLM(type="masked-lm", mask=share), {}).build(setting(), model)
 
 
 # --- records ----------------------------------------------------------------------------------------------------------
@@ -133,10 +133,10 @@ def test_what_is_wrong_with_a_record_is_said() -> None:
 
 
 def test_a_tokenizer_without_a_mask_is_refused() -> None:
-    decoder = new_tokenizer(CausalKind({}), 300, iter(TEXTS))
+    decoder = causal_tokenizer(iter(TEXTS), 300)
     with pytest.raises(UserError, match="masked-lm needs a tokenizer with the tokens cls, sep and mask"):
-        KIND.encoder(setting(decoder))
-    assert isinstance(KIND.encoder(setting()), MaskedEncoder)
+        SPEC.encoder(setting(decoder))
+    assert isinstance(SPEC.encoder(setting()), MaskedEncoder)
 
 
 def test_digest_tells_encoders_apart() -> None:

@@ -23,8 +23,9 @@ from distft.data.sources import Source
 from distft.data.token_cache import Corpus, build
 from distft.errors import UserError
 from distft.recipe.tasks import QuestionAnswering
+from distft.tasks import question_answering
 from distft.tasks.protocol import Outcome
-from distft.tasks.question_answering import CUT, SPANS, UNHELD, Answering, AnsweringEncoder, AnsweringKind
+from distft.tasks.question_answering import CUT, SPANS, UNHELD, Answering, AnsweringEncoder
 from distft.tasks.shared.padding import Inputs, unpack_json
 
 CPU = torch.device("cpu")
@@ -363,15 +364,15 @@ def test_a_stride_that_could_not_move_on_is_refused() -> None:
 
 def test_the_kind_makes_both_from_a_recipe() -> None:
     settings = QuestionAnswering(type="question-answering", stride=5, unanswerable=True)
-    kind = AnsweringKind(settings, {"question": "q"})
+    spec = question_answering.spec(settings, {"question": "q"})
     setting: Any = SimpleNamespace(
         recipe=SimpleNamespace(data=SimpleNamespace(row_tokens=50)), processor=lambda: tokenizer_of("bert")
     )
-    assert kind.encoder(setting) == AnsweringEncoder(tokenizer_of("bert"), {"question": "q"}, 50, 5, True)
-    assert isinstance(kind.task(setting, model_of("bert")), Answering)
-    assert list(kind.texts(Record("x", {"context": "c", "q": "why?"}))) == ["c", "why?"]
-    assert not kind.labelled
-    assert AutoConfig.for_model("bert", **kind.head({})).num_labels == 2
+    assert spec.encoder(setting) == AnsweringEncoder(tokenizer_of("bert"), {"question": "q"}, 50, 5, True)
+    assert isinstance(spec.build(setting, model_of("bert")), Answering)
+    assert list(spec.texts(Record("x", {"context": "c", "q": "why?"}))) == ["c", "why?"]
+    assert spec.labels is None
+    assert AutoConfig.for_model("bert", **spec.model.head(())).num_labels == 2
 
 
 # --- loss and predictions

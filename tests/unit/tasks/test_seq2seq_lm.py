@@ -23,10 +23,11 @@ from distft.data.records import Document, Record
 from distft.errors import UserError
 from distft.recipe.schema import Recipe
 from distft.recipe.tasks import Seq2SeqLM
+from distft.tasks import seq2seq_lm
 from distft.tasks.protocol import Setting
-from distft.tasks.seq2seq_lm import EMPTY, Seq2Seq, Seq2SeqEncoder, Seq2SeqKind
+from distft.tasks.seq2seq_lm import EMPTY, Seq2SeqEncoder
 from distft.tasks.shared.decoder_targets import CUT, Targets
-from distft.tasks.shared.encoder_decoder import TOKENS
+from distft.tasks.shared.encoder_decoder import TOKENS, EncoderDecoder
 from distft.tasks.shared.position_limits import check_positions, check_source, source_positions
 
 CPU = torch.device("cpu")
@@ -64,7 +65,7 @@ def tokenizer(ends: bool = True) -> Any:
 
 def setting(processor: Any, **data: Any) -> Setting:
     recipe = {"model": {"path": "m"}, "data": {"train": "d.jsonl", "row_tokens": 64, **data}, "train": {"steps": 1}}
-    return Setting(Recipe.model_validate(recipe), {}, lambda: processor)
+    return Setting(Recipe.model_validate(recipe), (), lambda: processor)
 
 
 def settings(**others: Any) -> Seq2SeqLM:
@@ -88,11 +89,11 @@ def documents(encoder: Seq2SeqEncoder, answered: bool = True) -> list[Document]:
     return [document for one in encoded for document in one.documents]
 
 
-def parts(architecture: str = "t5", **others: Any) -> tuple[Any, Seq2Seq, list[Document]]:
-    kind, where = Seq2SeqKind(settings(**others), {}), setting(tokenizer())
+def parts(architecture: str = "t5", **others: Any) -> tuple[Any, EncoderDecoder, list[Document]]:
+    spec, where = seq2seq_lm.spec(settings(**others), {}), setting(tokenizer())
     model = make(architecture, len(tokenizer()))
-    kind.extend(model, {})
-    return model.eval(), kind.task(where, model), documents(kind.encoder(where))
+    spec.model.extend(model, ())
+    return model.eval(), spec.build(where, model), documents(spec.encoder(where))
 
 
 @pytest.mark.parametrize("architecture", ["t5", "bart", "marian"])
@@ -112,10 +113,10 @@ def test_loss_is_that_of_transformers(architecture: str) -> None:
 @pytest.mark.parametrize("of", [MBartTokenizer, MBart50Tokenizer])
 def test_languages_stand_where_the_model_has_them(of: Any) -> None:
     known = of()
-    kind = Seq2SeqKind(settings(source_language="en_XX", target_language="de_DE"), {})
+    spec = seq2seq_lm.spec(settings(source_language="en_XX", target_language="de_DE"), {})
     where = setting(known)
     model = make("mbart", len(known), decoder_start_token_id=2, pad_token_id=1, eos_token_id=2).eval()
-    encoder, task = kind.encoder(where), kind.task(where, model)
+    encoder, task = spec.encoder(where), spec.build(where, model)
     batch = task.collate([documents(encoder)], CPU)
     german = known.convert_tokens_to_ids("de_DE")
     assert german in batch.labels
@@ -129,15 +130,15 @@ def test_languages_stand_where_the_model_has_them(of: Any) -> None:
 
 def test_languages_are_asked_for_and_checked() -> None:
     with pytest.raises(UserError, match=r"knows several languages: set task.source_language"):
-        Seq2SeqKind(settings(), {}).encoder(setting(NllbTokenizer()))
+        seq2seq_lm.spec(settings(), {}).encoder(setting(NllbTokenizer()))
     unknown = settings(source_language="eng_Latn", target_language="German")
     with pytest.raises(UserError, match="does not know eng_Latn and German"):
-        Seq2SeqKind(unknown, {}).encoder(setting(NllbTokenizer()))
+        seq2seq_lm.spec(unknown, {}).encoder(setting(NllbTokenizer()))
     with pytest.raises(UserError, match="tokenizer knows no languages"):
-        Seq2SeqKind(settings(target_language="de"), {}).encoder(setting(tokenizer()))
+        seq2seq_lm.spec(settings(target_language="de"), {}).encoder(setting(tokenizer()))
     known = settings(source_language="eng_Latn", target_language="deu_Latn")
     other = settings(source_language="eng_Latn", target_language="fra_Latn")
-    digests = {Seq2SeqKind(one, {}).encoder(setting(NllbTokenizer())).digest for one in (known, other)}
+    digests = {seq2seq_lm.spec(one, {}).encoder(setting(NllbTokenizer())).digest for one in (known, other)}
     assert len(digests) == 2
 
 
@@ -198,7 +199,7 @@ def test_it_learns_and_scores() -> None:
 
 def test_predictions_need_no_target() -> None:
     model, task, _ = parts()
-    encoder = Seq2SeqKind(settings(), {}).encoder(setting(tokenizer(), row_tokens=8))
+    encoder = seq2seq_lm.spec(settings(), {}).encoder(setting(tokenizer(), row_tokens=8))
     encoded = encoder.encode(Record("d.jsonl:1", {"source": "much too long"}), answered=False)
     [asked] = encoded.documents
     assert (asked.size, asked.targets, len(asked["labels"]), len(asked["about"])) == (8, 0, 0, 0)
@@ -208,7 +209,7 @@ def test_predictions_need_no_target() -> None:
 
 
 def test_targets_are_cut_before_their_end() -> None:
-    encoder = Seq2SeqKind(settings(longest_target=4, prefix="say: "), {}).encoder(setting(tokenizer()))
+    encoder = seq2seq_lm.spec(settings(longest_target=4, prefix="say: "), {}).encoder(setting(tokenizer()))
     encoded = encoder.encode(record("a", "abcdef"))
     [document] = encoded.documents
     assert encoded.notes == {CUT: 1}
@@ -225,8 +226,8 @@ def test_an_end_is_added_where_the_tokenizer_puts_none() -> None:
 
 
 def test_what_does_not_fit_is_told() -> None:
-    kind = Seq2SeqKind(settings(), {"source": "en"})
-    encoder = kind.encoder(setting(tokenizer(), row_tokens=8, overlong="drop"))
+    spec = seq2seq_lm.spec(settings(), {"source": "en"})
+    encoder = spec.encoder(setting(tokenizer(), row_tokens=8, overlong="drop"))
     whole = Record("d.jsonl:3", {"en": "one", "target": "eins"})
     assert len(encoder.encode(whole).documents) == 1
     assert encoder.encode(Record("d.jsonl:3", {"en": "one", "target": " "})).notes == {EMPTY: 1}
@@ -240,7 +241,7 @@ def test_what_does_not_fit_is_told() -> None:
 
 def test_the_digest_tells_settings_apart() -> None:
     def digest(data: dict[str, Any], **others: Any) -> str:
-        return Seq2SeqKind(settings(**others), {}).encoder(setting(tokenizer(), **data)).digest
+        return seq2seq_lm.spec(settings(**others), {}).encoder(setting(tokenizer(), **data)).digest
 
     assert digest({}) == digest({}, beams=5)
     others = [digest({}), digest({}, prefix="x"), digest({}, longest_target=5), digest({"row_tokens": 9})]
@@ -259,12 +260,12 @@ def test_models_that_do_not_fit_are_refused() -> None:
     assert source_positions(grows) is None
     without = PreTrainedTokenizerFast(tokenizer_object=tokenizer().backend_tokenizer)
     with pytest.raises(UserError, match="end-of-sequence"):
-        Seq2SeqKind(settings(), {}).encoder(setting(without))
+        seq2seq_lm.spec(settings(), {}).encoder(setting(without))
 
 
 def test_layers_are_never_dropped() -> None:
     model = make("bart", 300, encoder_layerdrop=0.5, decoder_layerdrop=0.5)
-    Seq2SeqKind(settings(), {}).extend(model, {})
+    seq2seq_lm.spec(settings(), {}).model.extend(model, ())
     assert (model.config.encoder_layerdrop, model.model.decoder.layerdrop) == (0.0, 0.0)
 
 

@@ -14,18 +14,17 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from distft.data.processors import causal_tokenizer, encoder_tokenizer
 from distft.data.records import Document, Encoded, Record
 from distft.errors import UserError
-from distft.model.random_init import new_tokenizer
 from distft.recipe.schema import Recipe
 from distft.recipe.tasks import SequenceClassification
-from distft.tasks.causal_lm import CausalKind
-from distft.tasks.protocol import LABEL, Setting
+from distft.tasks import sequence_classification
+from distft.tasks.protocol import Setting, TaskSpec
 from distft.tasks.sequence_classification import (
     SEQUENCES,
     Classification,
     ClassificationEncoder,
-    ClassificationKind,
     names_of,
     texts_of,
 )
@@ -50,15 +49,15 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def kind_of(way: str = "single", **fields: str) -> ClassificationKind:
-    return ClassificationKind(
+def spec_of(way: str = "single", **fields: str) -> TaskSpec:
+    return sequence_classification.spec(
         SequenceClassification.model_validate({"type": "sequence-classification", "kind": way}), fields
     )
 
 
 @cache
 def tokenizer() -> Any:
-    return new_tokenizer(kind_of(), 300, iter(TEXTS))
+    return encoder_tokenizer(iter(TEXTS), 300)
 
 
 def encoder(way: str = "single", row: int = 64, drop: bool = False, **fields: str) -> ClassificationEncoder:
@@ -93,7 +92,7 @@ def make(way: str, architecture: str = "bert") -> Any:
         architecture,
         vocab_size=len(tokenizer()),
         **{"bos_token_id": None, "eos_token_id": None, "pad_token_id": tokenizer().pad_token_id, **sizes},
-        **kind_of(way).head({LABEL: LABELS}),
+        **spec_of(way).model.head(LABELS),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -112,11 +111,11 @@ def setting(labels: Sequence[str] = LABELS) -> Setting:
             "train": {"steps": 1},
         }
     )
-    return Setting(recipe, {LABEL: labels}, tokenizer)
+    return Setting(recipe, labels, tokenizer)
 
 
 def task_of(way: str, model: Any) -> Classification:
-    return kind_of(way).task(setting(), model)
+    return spec_of(way).build(setting(), model)
 
 
 # --- records ----------------------------------------------------------------------------------------------------------
@@ -215,7 +214,7 @@ def test_pairs_of_texts() -> None:
     assert texts_of(record(text_pair=None), {}) == ["the cat"]
     renamed = {"text": "premise", "text_pair": "hypothesis"}
     one = Record("x:1", {"premise": "a", "hypothesis": "b", "label": "good"})
-    assert texts_of(one, renamed) == list(kind_of(**renamed).texts(one)) == ["a", "b"]
+    assert texts_of(one, renamed) == list(spec_of(**renamed).texts(one)) == ["a", "b"]
     with pytest.raises(UserError, match="x:2: hypothesis must be a text, not null"):
         texts_of(Record("x:2", {"premise": "a", "hypothesis": None}), renamed)
 
@@ -242,7 +241,7 @@ def test_dropped_unless_it_is_to_be_predicted() -> None:
 
 def test_a_text_without_tokens_becomes_no_document() -> None:
     """A decoder's tokenizer puts nothing around it."""
-    bare = new_tokenizer(CausalKind({}), 300, iter(TEXTS))
+    bare = causal_tokenizer(iter(TEXTS), 300)
     found = ClassificationEncoder(bare, "single", LABELS, {}, 64, False).encode(record(""))
     assert found.documents == []
     assert len(found.notes) == 1
@@ -372,9 +371,9 @@ def test_a_decoder_takes_the_end_of_a_text_for_a_filler_and_is_refused_where_the
     bare = deepcopy(tokenizer())
     bare.pad_token = bare.eos_token = None
     with pytest.raises(UserError, match=r"model\.path: the tokenizer has no token for padding and none for the end"):
-        kind_of().task(replace(setting(), processor=lambda: bare), model)
+        spec_of().build(replace(setting(), processor=lambda: bare), model)
     bare.eos_token = bare.convert_ids_to_tokens(5)
-    kind_of().task(replace(setting(), processor=lambda: bare), model)
+    spec_of().build(replace(setting(), processor=lambda: bare), model)
     assert model.config.pad_token_id == 5
 
 
@@ -382,7 +381,7 @@ def test_a_model_that_reads_the_last_place_is_refused() -> None:
     model = make("single")
     model.config.summary_type = "last"
     with pytest.raises(UserError, match=r"reads a text at its last place"):
-        kind_of().task(setting(), model)
+        spec_of().build(setting(), model)
 
 
 def test_bf16_is_scored_in_fp32() -> None:

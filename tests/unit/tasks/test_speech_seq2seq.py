@@ -18,9 +18,10 @@ from distft.data.records import Document, Record
 from distft.errors import UserError
 from distft.recipe.schema import Recipe
 from distft.recipe.tasks import SpeechSeq2Seq
-from distft.tasks.protocol import Setting
-from distft.tasks.shared.encoder_decoder import TOKENS
-from distft.tasks.speech_seq2seq import DROPPED, TRUNCATED, Speech, SpeechEncoder, SpeechKind
+from distft.tasks import speech_seq2seq
+from distft.tasks.protocol import Setting, TaskSpec
+from distft.tasks.shared.encoder_decoder import TOKENS, EncoderDecoder
+from distft.tasks.speech_seq2seq import DROPPED, TRUNCATED, SpeechEncoder
 
 CPU = torch.device("cpu")
 RATE = 16000
@@ -59,11 +60,11 @@ def processor() -> Any:
 def setting(known: Any = None, **data: Any) -> Setting:
     data = {"train": "d.jsonl", "row_tokens": 1000 * SECONDS, **data}
     recipe = Recipe.model_validate({"model": {"path": "m"}, "data": data, "train": {"steps": 1}})
-    return Setting(recipe, {}, lambda: known or processor())
+    return Setting(recipe, (), lambda: known or processor())
 
 
-def kind(**others: Any) -> SpeechKind:
-    return SpeechKind(SpeechSeq2Seq(type="speech-seq2seq", **{"beams": 2, "longest_target": 16, **others}), {})
+def spec(**others: Any) -> TaskSpec:
+    return speech_seq2seq.spec(SpeechSeq2Seq(type="speech-seq2seq", **{"beams": 2, "longest_target": 16, **others}), {})
 
 
 def make(**others: Any) -> Any:
@@ -85,9 +86,9 @@ def documents(encoder: SpeechEncoder) -> list[Document]:
     return [document for one in encoded for document in one.documents]
 
 
-def parts(**others: Any) -> tuple[Any, Speech, list[Document]]:
+def parts(**others: Any) -> tuple[Any, EncoderDecoder, list[Document]]:
     model = make(**others)
-    return model, kind().task(setting(), model), documents(kind().encoder(setting()))
+    return model, spec().build(setting(), model), documents(spec().encoder(setting()))
 
 
 def test_processor_loads_back(tmp_path: Path) -> None:
@@ -186,7 +187,7 @@ def test_masks_start_from_the_documents() -> None:
 
 
 def test_what_does_not_fit_is_told() -> None:
-    cutting, dropping = kind().encoder(setting()), kind().encoder(setting(overlong="drop"))
+    cutting, dropping = spec().encoder(setting()), spec().encoder(setting(overlong="drop"))
     cut = cutting.encode(record(seconds=1.5))
     assert (cut.notes, len(cut.documents[0]["samples"])) == ({TRUNCATED: 1}, RATE)
     assert dropping.encode(record(seconds=1.5)).notes == {DROPPED: 1}
@@ -199,7 +200,7 @@ def test_what_does_not_fit_is_told() -> None:
 
 
 def test_long_texts_keep_their_end() -> None:
-    encoder = kind(longest_target=4).encoder(setting())
+    encoder = spec(longest_target=4).encoder(setting())
     [document] = encoder.encode(record("zebra")).documents
     assert processor().tokenizer.decode(document["labels"].tolist()) == "<|notimestamps|>ze<|endoftext|>"
 
@@ -207,7 +208,7 @@ def test_long_texts_keep_their_end() -> None:
 def test_predictions_need_no_text() -> None:
     model, task, _ = parts()
     asked = Record("d.jsonl:1", {"audio": record(seconds=2.0).fields["audio"]})
-    encoded = kind().encoder(setting(overlong="drop")).encode(asked, answered=False)
+    encoded = spec().encoder(setting(overlong="drop")).encode(asked, answered=False)
     [document] = encoded.documents
     assert (document.targets, len(document["labels"]), encoded.notes) == (0, 0, {TRUNCATED: 1})
     [outcome] = task.predict(model, task.collate([[document]], CPU))
@@ -216,26 +217,26 @@ def test_predictions_need_no_text() -> None:
 
 def test_languages() -> None:
     with pytest.raises(UserError, match=r"task.language: the tokenizer does not know 'Klingon'"):
-        kind(language="Klingon").encoder(setting())
+        spec(language="Klingon").encoder(setting())
     known = speech_processor(iter(["one"]), 370, SECONDS, mels=16)
-    encoder = kind(language="German").encoder(setting(known))
+    encoder = spec(language="German").encoder(setting(known))
     [document] = encoder.encode(record("x")).documents
     told = "<|de|><|transcribe|><|notimestamps|>x<|endoftext|>"
     assert known.tokenizer.decode(document["labels"].tolist()) == told
-    task = kind(language="de").task(setting(known), make(vocab_size=len(known.tokenizer)))
+    task = spec(language="de").build(setting(known), make(vocab_size=len(known.tokenizer)))
     assert known.tokenizer.decode(task._prompt) == f"<|startoftranscript|>{told[: told.index('x')]}"
-    assert encoder.digest != kind().encoder(setting()).digest
+    assert encoder.digest != spec().encoder(setting()).digest
 
 
 def test_models_and_settings_that_do_not_fit_are_refused() -> None:
     with pytest.raises(UserError, match=r"data.row_tokens 999 are milliseconds here, .* set data.row_tokens to 1000"):
-        kind().encoder(setting(row_tokens=999))
+        spec().encoder(setting(row_tokens=999))
     with pytest.raises(UserError, match="makes 100 frames of 16 numbers, and the model takes 200 of 16"):
-        kind().task(setting(), make(max_source_positions=100))
+        spec().build(setting(), make(max_source_positions=100))
     with pytest.raises(UserError, match=r"task.longest_target 33 is more than the decoder's 32 positions"):
-        kind(longest_target=33).task(setting(), make())
+        spec(longest_target=33).build(setting(), make())
     with pytest.raises(UserError, match="knows the Whisper family; Wav2Vec2FeatureExtractor is of another"):
-        kind().encoder(setting(character_processor(iter(["a"]))))
+        spec().encoder(setting(character_processor(iter(["a"]))))
 
 
 def test_bf16_models_have_a_loss_of_fp32() -> None:

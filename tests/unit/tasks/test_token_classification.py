@@ -20,9 +20,10 @@ from distft.data.records import Document, Encoded, Record
 from distft.errors import UserError
 from distft.recipe.tasks import TokenClassification
 from distft.tasks.shared.padding import DROPPED, TRUNCATED, Inputs, unpack_json
+from distft.tasks.token_classification import task as token_classification
 from distft.tasks.token_classification.crf import CRF, allowed_transitions, constrained, log_likelihood
 from distft.tasks.token_classification.encoder import EMPTY, SPLIT, pieces
-from distft.tasks.token_classification.task import Tagging, TaggingEncoder, TaggingKind, crf_of, entities
+from distft.tasks.token_classification.task import Tagging, TaggingEncoder, crf_of, entities
 
 CPU = torch.device("cpu")
 LABELS = ("O", "B-LOC", "B-PER", "I-LOC", "I-PER")
@@ -93,7 +94,7 @@ def model_of(labels: Sequence[str] = LABELS, crf: bool = False, seed: int = 0, *
     model = AutoModelForTokenClassification.from_config(config).eval()
     if crf:
         settings = TokenClassification(type="token-classification", crf=True)
-        TaggingKind(settings, {}).extend(model, {"label": labels})
+        token_classification.spec(settings, {}).model.extend(model, labels)
         for parameter in model.crf.parameters():
             torch.nn.init.normal_(parameter)
     return model
@@ -158,8 +159,8 @@ def test_lists_may_be_written_as_json_and_renamed_and_tags_be_numbers() -> None:
     row = Record("data.csv:2", {"words": '["ab", "c"]', "ner_tags": "[0, 1]"})
     renamed = only(encoder(labels=("0", "1"), **fields).encode(row))
     assert all(np.array_equal(plain[name], renamed[name]) for name in plain.columns)
-    kind = TaggingKind(TokenClassification(type="token-classification"), fields)
-    assert (list(kind.labels(row)), list(kind.texts(row))) == (["0", "1"], ["ab c"])
+    spec = token_classification.spec(TokenClassification(type="token-classification"), fields)
+    assert (list(spec.labels.find(row)), list(spec.texts(row))) == (["0", "1"], ["ab c"])
 
 
 def test_what_is_to_be_predicted_needs_no_tags_and_may_be_a_text() -> None:
@@ -582,18 +583,18 @@ def test_kind_makes_what_the_settings_say() -> None:
         Any,
         SimpleNamespace(
             recipe=SimpleNamespace(data=SimpleNamespace(row_tokens=32, overlong=None)),
-            labels={"label": LABELS},
+            labels=LABELS,
             processor=tokenizer_of,
         ),
     )
-    kind = TaggingKind(TokenClassification(type="token-classification", crf=True), {})
-    assert kind.head({"label": LABELS})["id2label"] == dict(enumerate(LABELS))
-    made = kind.encoder(setting)
+    spec = token_classification.spec(TokenClassification(type="token-classification", crf=True), {})
+    assert spec.model.head(LABELS)["id2label"] == dict(enumerate(LABELS))
+    made = spec.encoder(setting)
     assert (made.labels, made.row_tokens, made.overlong, made.crf) == (LABELS, 32, "split", True)
     model = model_of()
-    kind.extend(model, {"label": LABELS})
+    spec.model.extend(model, LABELS)
     assert model.crf.transitions.shape == (5, 5)
-    assert kind.task(setting, model).loss(model, kind.task(setting, model).collate([[]], CPU))["tags"].item() == 0.0
+    assert spec.build(setting, model).loss(model, spec.build(setting, model).collate([[]], CPU))["tags"].item() == 0.0
     plain = model_of()
-    TaggingKind(TokenClassification(type="token-classification"), {}).extend(plain, {"label": LABELS})
+    token_classification.spec(TokenClassification(type="token-classification"), {}).model.extend(plain, LABELS)
     assert not hasattr(plain, "crf")

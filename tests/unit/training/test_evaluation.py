@@ -17,8 +17,8 @@ from distft.data.packing import one_per_row
 from distft.data.records import Document
 from distft.metrics.scores import Report
 from distft.recipe.schema import Recipe, Train
-from distft.tasks.causal_lm import CausalKind
-from distft.tasks.registry import of_settings
+from distft.recipe.tasks import CausalLM, SequenceClassification
+from distft.tasks import causal_lm, sequence_classification
 from distft.training import evaluation
 from distft.training.datasets import HeldOut, held_out
 from distft.training.evaluation import ended_early, is_due, noted, report_of, scored
@@ -142,20 +142,10 @@ def test_the_loss_is_one_of_targets_and_comes_first() -> None:
 
 # --- which micro-batches are evaluated --------------------------------------------------------------------------------
 
-CLASSES = of_settings(
-    Recipe.model_validate(
-        {
-            "task": {"type": "sequence-classification"},
-            "model": {"path": "m"},
-            "data": {"train": "d"},
-            "train": {"steps": 1},
-        }
-    ).task,
-    {},
-)
+CLASSES = sequence_classification.spec(SequenceClassification(type="sequence-classification"), {}).model
 
 
-def evaluated(rows: int, micro: int, world: int, kind: Any) -> list[tuple[int, list[list[int]]]]:
+def evaluated(rows: int, micro: int, world: int, spec: Any) -> list[tuple[int, list[list[int]]]]:
     """(first row, samples) of all micro-batches over all ranks, in the order of the rows."""
     recipe = Recipe.model_validate(
         {
@@ -171,7 +161,7 @@ def evaluated(rows: int, micro: int, world: int, kind: Any) -> list[tuple[int, l
     for rank in range(world):
         ranks: Any = SimpleNamespace(rank=rank, world=world)
         data: Any = SimpleNamespace(corpus=corpus, rows=one_per_row(rows))
-        held = held_out(recipe, kind, None, data, ranks)
+        held = held_out(recipe, spec, None, data, ranks)
         steps.add(held.steps)
         found += [one for step in range(held.steps) for one in held.loader.step(step)]
     assert len(steps) == 1  # every rank predicts as often as the others
@@ -179,18 +169,18 @@ def evaluated(rows: int, micro: int, world: int, kind: Any) -> list[tuple[int, l
     return sorted((one.first, one.samples) for one in found)
 
 
-@pytest.mark.parametrize("kind", [CausalKind({}), CLASSES], ids=["packed", "padded"])
+@pytest.mark.parametrize("spec", [causal_lm.spec(CausalLM(), {}).model, CLASSES], ids=["packed", "padded"])
 @pytest.mark.parametrize(("rows", "micro"), [(13, 2), (16, 4), (1, 4)])
 def test_every_record_is_evaluated_once_in_the_same_company_on_any_number_of_ranks(
-    rows: int, micro: int, kind: Any
+    rows: int, micro: int, spec: Any
 ) -> None:
-    alone = evaluated(rows, micro, 1, kind)
+    alone = evaluated(rows, micro, 1, spec)
     fed = [sample for _, samples in alone for row in samples for sample in row]
     assert sorted(fed) == list(range(rows))
     sizes = np.random.default_rng(0).permutation(rows) + 1
-    assert fed == (np.argsort(sizes, kind="stable").tolist() if kind is CLASSES else list(range(rows)))
+    assert fed == (np.argsort(sizes, kind="stable").tolist() if spec is CLASSES else list(range(rows)))
     for world in (2, 3, 4):
-        filled = [one for one in evaluated(rows, micro, world, kind) if any(one[1])]
+        filled = [one for one in evaluated(rows, micro, world, spec) if any(one[1])]
         assert filled == [one for one in alone if any(one[1])]
 
 
