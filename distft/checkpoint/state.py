@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from distft.checkpoint import store
-from distft.engine.deepspeed import MOMENTS, OPTIMIZER, Engine
+from distft.engine.deepspeed import Engine
 from distft.errors import RunFailed, UserError
 
 FORMAT = 1
@@ -86,7 +86,11 @@ def describe(engine: Engine, progress: Progress, identity: Identity, adapter: di
         "format": FORMAT,
         "progress": asdict(progress),
         "identity": asdict(identity),
-        "optimizer": {"id": OPTIMIZER, "step": engine.steps_taken, "tensors": list(MOMENTS)},
+        "optimizer": {
+            "id": engine.optimizer.id,
+            "step": engine.steps_taken,
+            "tensors": list(engine.optimizer.moments),
+        },
         "adapter": adapter,
         "master_dtype": "float32",
         "parameters": {name: list(shape) for name, shape in engine.shapes.items()},
@@ -171,10 +175,8 @@ class Stored:
             own[name].copy_(value)
 
     def _check_fits(self, engine: Engine) -> None:
-        if self.state["optimizer"]["id"] != OPTIMIZER:
-            raise UserError(
-                f"{self.folder} is of the optimizer {self.state['optimizer']['id']}, this run uses {OPTIMIZER}"
-            )
+        if (written_by := self.state["optimizer"]["id"]) != engine.optimizer.id:
+            raise UserError(f"{self.folder} is of the optimizer {written_by}, this run uses {engine.optimizer.id}")
         if self.shapes != engine.shapes:
             names = sorted(set(self.shapes.items()) ^ set(engine.shapes.items()))
             raise UserError(f"{self.folder} is of another model or adapter: they differ in {names[0][0]} and others")

@@ -132,14 +132,14 @@ def of_samples(run: RunDir) -> dict[str, object]:
     return dict(found)
 
 
-def of_tensors(*kinds: str) -> Callable[[RunDir], dict[str, object]]:
-    """The bytes of the tensors of some kinds in the last checkpoint."""
+def of_tensors(wanted: Callable[[str], bool]) -> Callable[[RunDir], dict[str, object]]:
+    """The bytes of the tensors in the last checkpoint whose kind is wanted."""
 
     def read(run: RunDir) -> dict[str, object]:
         found: dict[str, object] = {}
         for path in store.committed(run.checkpoints)[0].glob("rank-*.safetensors"):
             with safe_open(path, framework="np") as file:
-                names = [name for name in file.keys() if name.rpartition("|")[2] in kinds]  # noqa: SIM118
+                names = [name for name in file.keys() if wanted(name.rpartition("|")[2])]  # noqa: SIM118
                 found.update({name: file.get_tensor(name).tobytes() for name in names})
         return found
 
@@ -149,8 +149,8 @@ def of_tensors(*kinds: str) -> Callable[[RunDir], dict[str, object]]:
 PARTS: dict[str, Callable[[RunDir], dict[str, object]]] = {
     "losses and gradient norms": of_losses,
     "sample ids of micro-batches": of_samples,
-    "weights (masters)": of_tensors("master"),
-    "moments": of_tensors("exp_avg", "exp_avg_sq", "sensitivity", "uncertainty"),  # AdaLoRA's are of the same kind
+    "weights (masters)": of_tensors(lambda kind: kind == "master"),
+    "moments": of_tensors(lambda kind: kind not in ("master", "buffer")),  # and what AdaLoRA keeps
 }
 
 

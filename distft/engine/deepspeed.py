@@ -14,11 +14,9 @@ from typing import Any
 import torch
 
 from distft.engine.fragments import Fragment, Gradient, LiveWeights
+from distft.engine.optimizer import optimizer_of
 from distft.process.distributed import Ranks
 from distft.recipe.schema import Recipe
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-OPTIMIZER = "adamw"  # identifies the meaning of MOMENTS in a checkpoint
 
 
 def stage(recipe: Recipe) -> int:
@@ -99,11 +97,12 @@ def configuration(recipe: Recipe, ranks: Ranks, trainable: int) -> dict[str, Any
 
 
 class Engine:
-    """A model under ZeRO with AdamW.
+    """A model under ZeRO with its optimizer.
 
     Attributes:
         model: call it like the module; it gathers sharded weights as it goes.
         module: the module itself.
+        optimizer: what it is and keeps.
     """
 
     def __init__(
@@ -120,19 +119,13 @@ class Engine:
         self._stage = stage(recipe)
         self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self._parameters.items()}
-        train = recipe.train
         trainable = sum(torch.Size(shape).numel() for shape in self.shapes.values())
         groups: dict[float, list[torch.nn.Parameter]] = {}
         for name, parameter in self._parameters.items():
             groups.setdefault(rate_of(name), []).append(parameter)
-        # fused: one pass over the state and no temporaries as large as it, on a CPU eight times as fast
-        self._optimizer = torch.optim.AdamW(
-            [{"params": parameters, "rate": rate} for rate, parameters in groups.items()],
-            lr=train.lr,
-            betas=(train.betas[0], train.betas[1]),
-            eps=train.eps,
-            weight_decay=train.weight_decay,
-            fused=True,
+        self.optimizer = optimizer_of(recipe)
+        self._optimizer = self.optimizer.build(
+            [{"params": parameters, "rate": rate} for rate, parameters in groups.items()], recipe.train
         )
         self.model, *_ = deepspeed.initialize(
             model=module,
@@ -175,14 +168,13 @@ class Engine:
             yield from self.model.optimizer.single_partition_of_fp32_groups
 
     def _create_moments(self) -> None:
-        """Create AdamW's state now and not in the first step: a restart needs it, and an OOM shows at once."""
+        """Create the optimizer's state now and not in the first step: a restart needs it, and an OOM shows at once."""
         for master in self._flat_masters():
-            state = {key: torch.zeros_like(master.detach()) for key in MOMENTS}
-            self._optimizer.state[master] = {"step": torch.tensor(0.0, device=master.device), **state}
+            self._optimizer.state[master] = self.optimizer.initial_state(master)
 
     @property
     def steps_taken(self) -> int:
-        """AdamW's own count, which its bias correction uses."""
+        """The optimizer's own count, which AdamW's bias correction uses."""
         return int(next(iter(self._optimizer.state.values()))["step"].item())
 
     @steps_taken.setter
@@ -197,7 +189,7 @@ class Engine:
             if located is not None:
                 offset, numel, master, start = located
                 moments = self._optimizer.state[master]
-                tensors = {"master": master, **{key: moments[key] for key in MOMENTS}}
+                tensors = {"master": master, **{key: moments[key] for key in self.optimizer.moments}}
                 views = {key: value.detach().view(-1).narrow(0, start, numel) for key, value in tensors.items()}
                 yield Fragment(name, offset, numel, views | self._kept.get((name, offset), {}))
 
@@ -236,7 +228,7 @@ class Engine:
     def state_bytes(self) -> int:
         """Of all fragments of all ranks, each counted once."""
         kept = {name: len(tensors) for (name, _), tensors in self._kept.items()}
-        count = {name: 1 + len(MOMENTS) + kept.get(name, 0) for name in self.shapes}
+        count = {name: 1 + len(self.optimizer.moments) + kept.get(name, 0) for name in self.shapes}
         return sum(4 * count[name] * torch.Size(shape).numel() for name, shape in self.shapes.items())
 
     def gradients(self, names: Collection[str]) -> Iterator[Gradient]:

@@ -214,6 +214,12 @@ class Train(Section):
         return self
 
 
+class AdamW(Section):
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101). Its settings are keys of `train`."""
+
+    type: Literal["adamw"] = "adamw"
+
+
 class Engine(Section):
     """What DeepSpeed does with it. May change between two attempts of one run, all but `dtype`."""
 
@@ -257,6 +263,7 @@ class Recipe(Section):
     data: Data = Field(default_factory=Data)
     adapter: Adapter = Field(default_factory=NoAdapter)
     train: Train
+    optimizer: AdamW = Field(default_factory=AdamW)
     engine: Engine = Field(default_factory=Engine)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     track: Track = Field(default_factory=Track)

@@ -16,6 +16,7 @@ from distft.tasks.shared.tokenizer_family import TokenizerFamily
 
 Labels = Sequence[str]
 LABEL = "label"  # the field of a record, and the name of the label set in labels.json if there is one task
+MICRO_BATCHES = "micro_batches"  # the count of a term that every forward pass has
 Outcome = dict[str, Any]  # what was predicted for a document and, where it is known, what is right; JSON can hold it
 
 
@@ -32,7 +33,13 @@ B = TypeVar("B", bound=Batch)
 
 class Learned(Protocol[B]):
     """A loss is a sum and a count, by name. Counts are summed over the whole global batch before they divide,
-    so packing, accumulation and the number of ranks do not change the mathematics."""
+    so packing, accumulation and the number of ranks do not change the mathematics. What each name adds to the loss of
+    a step is recorded as "loss.NAME".
+
+    A term that is no sum over the targets has a name and a count of its own. A penalty on each forward pass, such as
+    the balance of a router, counts `MICRO_BATCHES`: 1 per micro-batch, padding included, so its factor is its weight
+    divided by the number of micro-batches of the global batch. Distillation on all tokens counts all tokens.
+    """
 
     @property
     def counted(self) -> Sequence[str]:

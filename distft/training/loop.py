@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,17 +93,10 @@ def step(session: Session, bar: Bar) -> bool:
     mine = [sum(count.get(name, 0) for count in counts) for name in task.counted]
     *totals, useful = distributed.sum_over_ranks([*mine, sum(batch.useful_tokens for batch in batches)])
     factors = task.factors(dict(zip(task.counted, totals, strict=True)))
-    parts = []
-    for micro, batch in zip(micros, batches, strict=True):
-        pulse.at(f"step {number}, a micro-batch")
-        seed_generators(session.recipe.train.seed, number, micro.index)
-        losses = task.loss(engine.model, batch)
-        part = sum((losses[name] * factors[name] for name in losses), start=torch.zeros((), device=ranks.device))
-        # DeepSpeed divides by the world size
-        engine.backward(non_finite.made_plain(part) * ranks.world, last=micro is micros[-1])
-        parts.append(part.detach())
+    parts, named = backward(session, number, list(zip(micros, batches, strict=True)), factors)
     pulse.at(f"step {number}, the update")
-    mean, stop = distributed.sum_over_ranks([float(sum(parts)), float(session.is_to_stop())])
+    own = torch.stack([sum(parts, start=torch.zeros_like(parts[0])), *named.values()]).tolist()
+    mean, *by_name, stop = distributed.sum_over_ranks([*own, float(session.is_to_stop())])
     rate = learning_rate(session.recipe.train, number, session.total_steps)
     session.allocator.before_step()
     norm = engine.step(rate)
@@ -116,10 +111,35 @@ def step(session: Session, bar: Bar) -> bool:
         next_row=number * session.recipe.train.global_batch,
         useful_tokens=session.progress.useful_tokens + int(useful),
     )
-    record(session, bar, mean, rate, norm, int(useful))
+    found = {f"loss.{name}": value for name, value in zip(named, by_name, strict=True)}
+    record(session, bar, {"loss": mean, **found}, rate, norm, int(useful))
     if allocated:
         session.track.log({"step": number, **allocated, "attempt": session.attempt})
     return stop > 0
+
+
+def backward(
+    session: Session, number: int, micros: list[tuple[MicroBatch, Any]], factors: Mapping[str, float]
+) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    """Forward and backward of all micro-batches of step `number`.
+
+    Returns:
+        This rank's part of the loss: by micro-batch, and by the name of a loss; scalars, fp32.
+    """
+    engine, ranks = session.engine, session.ranks
+    zero = torch.zeros((), device=ranks.device)
+    parts, named = [], dict.fromkeys(factors, zero)
+    for micro, batch in micros:
+        pulse.at(f"step {number}, a micro-batch")
+        seed_generators(session.recipe.train.seed, number, micro.index)
+        losses = session.task.loss(engine.model, batch)
+        weighted = {name: losses[name] * factors[name] for name in losses}
+        part = sum(weighted.values(), start=zero)
+        # DeepSpeed divides by the world size
+        engine.backward(non_finite.made_plain(part) * ranks.world, last=micro is micros[-1][0])
+        parts.append(part.detach())
+        named = {name: named[name] + value.detach() for name, value in weighted.items()}
+    return parts, named
 
 
 def seed_generators(seed: int, number: int, micro: int) -> None:
@@ -138,7 +158,8 @@ def note_samples(session: Session, number: int, micros: list[MicroBatch]) -> Non
             file.write(json.dumps({"step": number, "micro_batch": micro.index, "samples": micro.samples}) + "\n")
 
 
-def record(session: Session, bar: Bar, loss: float, rate: float, norm: float, useful: int) -> None:
+def record(session: Session, bar: Bar, losses: dict[str, float], rate: float, norm: float, useful: int) -> None:
+    """Record a step. `losses`: "loss", and what each named loss adds to it as "loss.NAME"."""
     if session.ranks.first:
         session.fence.check()
     figures = session.meter.step(useful)
@@ -147,7 +168,7 @@ def record(session: Session, bar: Bar, loss: float, rate: float, norm: float, us
     session.track.log(
         {
             "step": progress.step,
-            "loss": loss,
+            **losses,
             "lr": rate,
             "grad_norm": norm,
             "tokens": progress.useful_tokens,
@@ -157,7 +178,7 @@ def record(session: Session, bar: Bar, loss: float, rate: float, norm: float, us
             **figures,
         }
     )
-    bar.at(progress.step, f"loss {loss:.4f} · {figures['useful_tokens_per_s']:,.0f} useful tokens/s")
+    bar.at(progress.step, f"loss {losses['loss']:.4f} · {figures['useful_tokens_per_s']:,.0f} useful tokens/s")
 
 
 def save(session: Session) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from distft.checkpoint import state, store
-from distft.engine.deepspeed import MOMENTS
+from distft.engine.optimizer import ADAMW
 
 OLD, NEW = 10, 20
 Damage = Callable[[random.Random, Path], str]
@@ -33,7 +33,8 @@ def make(checkpoints: Path) -> None:
         staged, digests = store.stage(checkpoints, step), []
         for rank in range(2):
             tensors = [
-                (f"weight|{rank * 40}|{kind}", torch.full((40,), step + rank + 0.5)) for kind in ("master", *MOMENTS)
+                (f"weight|{rank * 40}|{kind}", torch.full((40,), step + rank + 0.5))
+                for kind in ("master", *ADAMW.moments)
             ]
             digests.append(store.write_tensors(staged / state.file_of(rank), tensors))
         progress = {"step": step, "next_row": step * 8, "useful_tokens": 1, "last_eval": 0}
