@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Literal, Protocol
 
-from distft.errors import UserError
+from distft import plugins
 from distft.recipe.schema import Recipe
 from distft.run.folder import RunDir
 
 Mode = Literal["run", "prepare", "show", "check"]
 """Start it; only make the run folder; show what would be sent; send a short job that looks around."""
-ENTRY_POINTS = "distft.launchers"
 
 
 @dataclass(frozen=True)
@@ -67,10 +65,7 @@ def find_launcher(name: str) -> Launcher:
     """The launcher of that name among all installed packages.
 
     Raises:
-        UserError: none has that name.
+        UserError: none has that name, or two packages have one.
     """
-    found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    if name not in found:
-        raise UserError(f"no launcher is called '{name}'; installed: {', '.join(sorted(found)) or 'none'}")
-    launcher: Launcher = found[name].load()()
+    launcher: Launcher = plugins.find(plugins.LAUNCHERS, name, "launcher")()
     return launcher

@@ -18,6 +18,7 @@ from distft.recipe import yamlfile
 from distft.recipe.adalora_phases import schedule
 from distft.recipe.changes import Difference
 from distft.recipe.messages import explain
+from distft.recipe.plugin_tasks import recipe_class_of
 from distft.recipe.schema import AdaLora, Data, Lora, Recipe
 from distft.recipe.yamlfile import Draft, Keys
 
@@ -116,11 +117,11 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, ob
 
 
 def _validated(draft: Draft) -> Recipe:
-    recipe = None
+    recipe, root = None, recipe_class_of(draft.values)
     try:
-        recipe = Recipe.model_validate(draft.values)
+        recipe = root.model_validate(draft.values)
     except ValidationError as error:
-        draft.problems += [(draft.place(key), key, text) for key, text in explain(error, draft.values)]
+        draft.problems += [(draft.place(key), key, text) for key, text in explain(error, draft.values, root)]
     if recipe is not None:
         draft.problems += [(draft.place(key), key, text) for key, text in _contradictions(recipe)]
     if recipe is None or draft.problems:

@@ -81,7 +81,7 @@ def _words(errors: list[ErrorDetails], root: type[BaseModel]) -> str:
     if kind in ("model_type", "model_attributes_type"):
         return f"got {given}; write keys under it, or leave it out: {keys}"
     if kind == "string_pattern_mismatch":
-        rule = f"be {_NAME_RULE}" if root is Recipe else errors[0]["msg"].removeprefix("String should ")
+        rule = f"be {_NAME_RULE}" if issubclass(root, Recipe) else errors[0]["msg"].removeprefix("String should ")
         return f"got {given}; must {rule}"
     wanted = [re.sub(r"^(Input|List|String) should| after validation", "", error["msg"]).strip() for error in errors]
     wanted = [_KINDS.get(text.removeprefix("be "), text.removeprefix("be ")) for text in wanted]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -228,6 +228,14 @@ Task = Annotated[
     | MultiTask,
     Field(discriminator="type"),
 ]
+
+
+def type_of(section: type[TaskSection]) -> str:
+    """The value of `task.type` that stands for a section."""
+    return str(next(iter(get_args(section.model_fields["type"].annotation)), ""))
+
+
+BUILT_IN = frozenset(map(type_of, get_args(get_args(Task)[0])))
 
 
 @dataclass(frozen=True)

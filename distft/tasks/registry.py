@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from distft import plugins
 from distft.recipe import tasks as sections
 from distft.recipe.schema import Recipe
 from distft.recipe.tasks import TaskName, TaskPart
@@ -37,7 +38,10 @@ SPECS: dict[type[sections.TaskSection], MakeSpec] = {
 
 
 def spec_of(part: TaskPart) -> TaskSpec:
-    return SPECS[type(part.task)](part.task, part.fields)
+    """Raises UserError if the package that brings the task's section does not bring the task."""
+    make = SPECS.get(type(part.task)) or plugins.find(plugins.TASKS, part.task.type, "task")
+    spec: TaskSpec = make(part.task, part.fields)
+    return spec
 
 
 def specs_of(recipe: Recipe) -> dict[TaskName, TaskSpec]:

@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 RUNGS = [  # lowest first; whole packages, and the modules directly in distft
     {"errors", "sample"},
+    {"plugins"},
     {"process", "recipe", "exit_codes"},
     {"run"},
     {"launcher", "metrics", "data", "engine"},
@@ -25,7 +26,7 @@ RUNGS = [  # lowest first; whole packages, and the modules directly in distft
     {"cli"},
     {"__main__"},
 ]
-FOR_LAUNCHERS = {"errors", "launcher", "process", "recipe", "run"}
+FOR_LAUNCHERS = {"errors", "launcher", "plugins", "process", "recipe", "run"}
 LIGHT = [
     "cli",
     "commands.logs",

@@ -204,7 +204,7 @@ track: on
     ("text", "expected"),
     [
         ("engine: {dtyp: bf16}", "engine.dtyp: unknown key; did you mean dtype? valid keys: zero_stage, dtype, "),
-        ("zzz: 1", "zzz: unknown key; valid keys: name, task, model, data, adapter, train, optimizer, engine, checkpoint, track"),
+        ("zzz: 1", f"zzz: unknown key; valid keys: {', '.join(Recipe.model_fields)}"),
         ("engine: {dtype: fp16}", "engine.dtype: got 'fp16'; must be 'bf16' or 'fp32'"),
         ("engine: {zero_stage: 4}", "engine.zero_stage: got 4; must be 0, 1, 2 or 3"),
         ("engine: {timeout: 0}", "engine.timeout: got 0; must be greater than 0"),
