@@ -11,7 +11,7 @@ import torch
 
 from distft.errors import UserError
 from distft.recipe.adalora_phases import schedule
-from distft.recipe.schema import AdaLora, Adapter, Lora, NoAdapter, Partial, Train
+from distft.recipe.schema import AdaLora, Adapter, Layers, Lora, NoAdapter, Partial, Train
 from distft.tasks.multi_task import Shared
 from distft.tasks.protocol import ModelSpec
 
@@ -92,11 +92,9 @@ def targets(model: Any, adapter: Lora | AdaLora, heads: list[str]) -> str | list
 
 
 def configuration(
-    adapter: Lora | AdaLora, spec: ModelSpec, total_steps: int, targets: str | list[str], heads: list[str]
+    adapter: Layers, spec: ModelSpec, total_steps: int, targets: str | list[str], heads: list[str]
 ) -> Any:
-    """PEFT's. Raises UserError where AdaLoRA's phases do not fit into the run."""
-    from peft import AdaLoraConfig, LoraConfig
-
+    """PEFT's configuration. Raises UserError if AdaLoRA's phases do not fit into the run."""
     common: dict[str, Any] = {
         "lora_alpha": adapter.alpha,  # PEFT divides it by r: any number will do
         "lora_dropout": adapter.dropout,
@@ -104,8 +102,18 @@ def configuration(
         "modules_to_save": sorted({*adapter.modules_to_save, *heads}) or None,
         "task_type": spec.peft_task,
     }
-    if isinstance(adapter, Lora):
-        return LoraConfig(r=adapter.r, use_rslora=adapter.rslora, use_dora=adapter.dora, **common)
+    return CONFIGURATIONS[type(adapter)](adapter, total_steps, common)
+
+
+def lora(adapter: Lora, total_steps: int, common: dict[str, Any]) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(r=adapter.r, use_rslora=adapter.rslora, use_dora=adapter.dora, **common)
+
+
+def adalora(adapter: AdaLora, total_steps: int, common: dict[str, Any]) -> Any:
+    from peft import AdaLoraConfig
+
     try:
         phases = schedule(adapter, total_steps)
     except ValueError as error:
@@ -122,6 +130,9 @@ def configuration(
         orth_reg_weight=adapter.orthogonal_weight,
         **common,
     )
+
+
+CONFIGURATIONS: dict[type[Layers], Callable[[Any, int, dict[str, Any]], Any]] = {Lora: lora, AdaLora: adalora}
 
 
 def listed(names: str | list[str]) -> list[str]:
