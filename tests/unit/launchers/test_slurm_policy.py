@@ -432,16 +432,14 @@ def test_where_a_node_is_comes_from_the_batch_script() -> None:
 )
 def test_a_crash_beside_a_silent_node_is_that_nodes(
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     second: Verdict | None,
     weighed: Verdict,
     cause: str,
     host: str | None,
 ) -> None:
-    monkeypatch.setattr(verdicts.Verdicts.all_there, "__defaults__", (0.1,))
     if second is not None:
         verdicts.Verdicts(tmp_path, 1, 2).leave(second)
-    found = verdicts.Verdicts(tmp_path, 0, 2).blamed(weighed, ["n1", "n2"])
+    found = verdicts.Verdicts(tmp_path, 0, 2).blamed(weighed, ["n1", "n2"], seconds=0.1)
     assert (found.cause, found.host) == (cause, host)
 
 

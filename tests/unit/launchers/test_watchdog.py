@@ -90,7 +90,7 @@ def test_of_ranks_that_wait_for_each_other_the_one_behind_is_named(
 
 def test_ranks_that_live_and_move_raise_no_alarm(two: tuple[list[subprocess.Popen[bytes]], list[Rank]]) -> None:
     _, ranks = two
-    assert watched(Watchdog(standstill=1000.0), ranks, 6.0) is None
+    assert watched(Watchdog(standstill=1000.0), ranks, watchdog.STOPPED_SECONDS + 1.0) is None
 
 
 def test_a_pause_of_the_machine_is_no_hang(
