@@ -10,6 +10,7 @@ from distft import plugins
 from distft.recipe.schema import Recipe
 from distft.run.folder import RunDir
 
+HERE, CLUSTER = "local", "slurm"  # the launchers of `train` and, unless another is named, of `submit`
 Mode = Literal["run", "prepare", "show", "check"]
 """Start it; only make the run folder; show what would be sent; send a short job that looks around."""
 
@@ -35,6 +36,7 @@ class Job:
     resources: Resources = field(default_factory=Resources)
     mode: Mode = "run"
     allow: frozenset[str] = frozenset()  # what may differ from the attempts before (`distft.recipe.changes`)
+    launcher: str = HERE  # the name under which the launcher was found; run.json keeps it
 
 
 @dataclass(frozen=True)

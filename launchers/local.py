@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
+import shutil
 import signal
 import socket
 from itertools import takewhile
@@ -16,7 +18,7 @@ from distft.recipe.load import check_sizes, differences, dump, load_resolved
 from distft.recipe.schema import Recipe
 from distft.run import lease
 from distft.run.files import write_atomically
-from distft.run.folder import Attempt, RunDir, this_host
+from distft.run.folder import Attempt, RunDir, new_wandb_id, this_host
 from distft.run.lease import Held
 from launchers.attempt import Restarts, Verdict, in_this_allocation
 from launchers.parent import Claim, Household, Node, household, run_ranks
@@ -45,9 +47,13 @@ class LocalLauncher:
             if not finished(run, job):
                 check_sizes(job.recipe or load_resolved(run.config), nproc)  # before anything is written
             recipe = settle_recipe(run, job.recipe, job.allow)
-            if run.read().state == "done":
+            record = run.read()
+            if record.state == "done":
                 print(f"{run.path} is finished; nothing to do")
                 return DONE
+            if record.launcher != job.launcher:
+                record.launcher = job.launcher
+                run.write(record)
             restarts = Restarts(job.resources.max_restarts or 0)
 
             def work(attempt: Attempt) -> Verdict:
@@ -86,9 +92,11 @@ def settle_recipe(run: RunDir, wanted: Recipe | None, allowed: frozenset[str] = 
         assert wanted.name is not None
         run.create(wanted.name, dump(wanted))
         return wanted
-    agreed = agreed_recipe(run, wanted, allowed)
-    if agreed != load_resolved(run.config):
-        if reopened(run, agreed):
+    agreed, stored = agreed_recipe(run, wanted, allowed), load_resolved(run.config)
+    if agreed != stored:
+        if has_nothing_to_lose(run):
+            start_over(run, stored, agreed)
+        elif reopened(run, agreed):
             record = run.read()
             record.state = "new"
             run.write(record)
@@ -96,15 +104,35 @@ def settle_recipe(run: RunDir, wanted: Recipe | None, allowed: frozenset[str] = 
     return agreed
 
 
+def has_nothing_to_lose(run: RunDir) -> bool:
+    """True if no checkpoint was committed, so that any recipe may take over."""
+    return run.newest_commit() == 0 and run.read().state != "done"
+
+
+def start_over(run: RunDir, old: Recipe, new: Recipe) -> None:
+    """Remove what was made for the old recipe. What was recorded with it is kept with the logs of its last attempt."""
+    keys = ", ".join(item.key for item in differences(old, new))
+    print(f"{run.path} has no checkpoint yet, so it starts with the new recipe; changed: {keys}")
+    record = run.read()
+    if record.attempts and run.metrics.exists():
+        run.metrics.rename(run.attempt_logs(record.attempts[-1].number) / run.metrics.name)
+    shutil.rmtree(run.base, ignore_errors=True)
+    for made in (run.labels, run.reference, run.path / "base.json"):
+        made.unlink(missing_ok=True)
+    run.write(dataclasses.replace(record, name=new.name or record.name, wandb_id=new_wandb_id()))
+
+
 def agreed_recipe(run: RunDir, wanted: Recipe | None, allowed: frozenset[str] = frozenset()) -> Recipe:
     """The recipe with which a run may go on.
 
     Raises:
-        UserError: the folder holds a run of another recipe; the message shows the difference.
+        UserError: the folder holds a run of another recipe, with a checkpoint; the message shows the difference.
     """
     stored = load_resolved(run.config)
     if wanted is None or wanted == stored:
         return stored
+    if has_nothing_to_lose(run):
+        return wanted
     changes.agree(differences(stored, wanted), allowed, f"{run.path} holds a run of another recipe")
     return wanted
 

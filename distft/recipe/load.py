@@ -5,6 +5,7 @@ The keys themselves are in `distft.recipe.schema`. Everything wrong with a recip
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from distft.errors import UserError
 from distft.recipe import yamlfile
 from distft.recipe.adalora_phases import schedule
 from distft.recipe.changes import Difference
-from distft.recipe.messages import explain
+from distft.recipe.messages import did_you_mean, explain
 from distft.recipe.plugin_tasks import recipe_class_of
 from distft.recipe.schema import AdaLora, Data, Lora, Recipe
 from distft.recipe.yamlfile import Draft, Keys
@@ -36,6 +37,7 @@ _DATA_SUFFIXES = (
     ".gz",
     ".jinja",
 )
+_MUCH_DEPENDS_ON: tuple[Keys, ...] = (("task",), ("model",), ("data",), ("train",))
 _PATHS: dict[Keys, bool] = {  # key: whether it may be a hub id, which looks like a relative path
     ("model", "path"): True,
     ("data", "train"): True,
@@ -117,16 +119,38 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, ob
 
 
 def _validated(draft: Draft) -> Recipe:
-    recipe, root = None, recipe_class_of(draft.values)
+    root = recipe_class_of(draft.values)
     try:
         recipe = root.model_validate(draft.values)
+        found = list(_contradictions(recipe))
     except ValidationError as error:
-        draft.problems += [(draft.place(key), key, text) for key, text in explain(error, draft.values, root)]
-    if recipe is not None:
-        draft.problems += [(draft.place(key), key, text) for key, text in _contradictions(recipe)]
+        recipe, found = None, list(explain(error, draft.values, root))
+        found += _contradictions_beside([key for key, _ in found], draft.values, root)
+    draft.problems += [(draft.place(key), key, text) for key, text in found]
     if recipe is None or draft.problems:
         raise UserError(draft.report())
     return recipe
+
+
+def _contradictions_beside(wrong: list[Keys], values: Mapping[str, Any], root: type[Recipe]) -> list[tuple[Keys, str]]:
+    """What is wrong between keys, looked for without those that are `wrong` by themselves, and without what names one
+    of them: all problems are reported at once, and none that is only a consequence."""
+    if any(key in ((), *_MUCH_DEPENDS_ON) for key in wrong):
+        return []
+    rest: Any = copy.deepcopy(values)
+    for key in wrong:
+        section, leaf = rest, key[:-1] if key[-1:] == ("type",) else key
+        for name in leaf[:-1]:
+            section = section.get(name) if isinstance(section, dict) else None
+        if isinstance(section, dict):
+            section.pop(leaf[-1], None)
+    try:
+        found = list(_contradictions(root.model_validate(rest)))
+    except ValidationError as error:
+        found = list(explain(error, rest, root))
+    names = {str(key[-1]) for key in wrong}
+    above = {key[:end] for key in wrong for end in range(min(2, len(key)), len(key) + 1)}
+    return [(key, text) for key, text in found if key not in above and not names & set(re.findall(r"\w+", text))]
 
 
 def _contradictions(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
@@ -165,7 +189,8 @@ def _contradictions_of_task(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     if best is not None and not held_out:
         yield ("train", "best"), "needs held-out data; name them in data.eval"
     if best is not None and best not in task.SCORES:
-        yield ("train", "best"), f"got '{best}'; task.type {task.type} has the scores {', '.join(task.SCORES)}"
+        hint = did_you_mean(best, task.SCORES)
+        yield ("train", "best"), f"got '{best}'; {hint}task.type {task.type} has the scores {', '.join(task.SCORES)}"
     for part in parts:
         known = part.task.FIELDS
         for name in part.fields:

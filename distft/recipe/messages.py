@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -43,10 +43,11 @@ def explain(
 def _invalid_tag(key: Keys, loc: Keys, given: dict[str, Any], root: type[BaseModel]) -> Iterator[tuple[Keys, str]]:
     """Of a section whose `type` decides which keys it has; pydantic looks no further than a wrong type."""
     sections = _sections(loc, root)
-    tags = " or ".join(repr(_tag_of(section)) for section in sections)
+    tags = list(map(_tag_of, sections))
     if given.get("type") is not LOST:
         got = f"got {short(given['type'])}" if "type" in given else "missing"
-        yield (*key, "type"), f"{got}; must be {tags}"
+        hint = did_you_mean(given.get("type"), tags)
+        yield (*key, "type"), f"{got}; {hint}must be {' or '.join(map(repr, tags))}"
     valid = _names(sections)
     for name in given:
         if name not in valid:
@@ -86,12 +87,20 @@ def _words(errors: list[ErrorDetails], root: type[BaseModel]) -> str:
     wanted = [re.sub(r"^(Input|List|String) should| after validation", "", error["msg"]).strip() for error in errors]
     wanted = [_KINDS.get(text.removeprefix("be "), text.removeprefix("be ")) for text in wanted]
     must = "must" if wanted[0].startswith("have") else "must be"
-    return f"got {given}; {must} {' or '.join(dict.fromkeys(wanted))}"
+    valid = [
+        value for error in errors for value in re.findall("'([^']*)'", str(error.get("ctx", {}).get("expected", "")))
+    ]
+    return f"got {given}; {did_you_mean(errors[0]['input'], valid)}{must} {' or '.join(dict.fromkeys(wanted))}"
 
 
 def _unknown(name: str, valid: list[str]) -> str:
-    near = difflib.get_close_matches(name[:64], valid, n=1)
-    return f"unknown key; {f'did you mean {near[0]}? ' if near else ''}valid keys: {', '.join(valid)}"
+    return f"unknown key; {did_you_mean(name, valid)}valid keys: {', '.join(valid)}"
+
+
+def did_you_mean(given: object, valid: Iterable[str]) -> str:
+    """The valid name that is nearest to what was given, as a question; nothing if none is near."""
+    near = difflib.get_close_matches(given[:64], list(valid), n=1) if isinstance(given, str) else []
+    return f"did you mean {near[0]}? " if near else ""
 
 
 def _sections(loc: Keys, root: type[BaseModel]) -> list[type[BaseModel]]:

@@ -58,6 +58,10 @@ class Attempt:
     failed_on: str | None = None  # the host whose processes failed first, where it may be the host's doing
 
 
+def new_wandb_id() -> str:
+    return secrets.token_hex(4)
+
+
 @dataclass
 class Run:
     """The content of run.json."""
@@ -67,7 +71,7 @@ class Run:
     reason: str | None = None  # why it is held
     excluded: list[str] = field(default_factory=list)  # hosts that the scheduler was asked not to use again
     launcher: str = "local"  # who started it last
-    wandb_id: str = field(default_factory=lambda: secrets.token_hex(4))
+    wandb_id: str = field(default_factory=new_wandb_id)
     created: float = field(default_factory=time.time)
     attempts: list[Attempt] = field(default_factory=list)
 

@@ -16,6 +16,7 @@ from distft.launcher import Job, Outlook
 from distft.recipe.load import load_resolved
 from distft.recipe.messages import explain
 from distft.recipe.schema import Recipe
+from distft.run import lease
 from distft.run.files import write_atomically
 from distft.run.folder import RunDir
 from launchers.local import finished, settle_recipe
@@ -74,11 +75,13 @@ class SlurmLauncher:
             print(f"{run.path} is finished; nothing to do")
             return DONE
         refuse_second_job(run)
+        if run.exists() and job.recipe not in (None, load_resolved(run.config)) and lease.alive(run):
+            raise UserError(f"{run.path} is in use by {lease.read(run)}; stop it before its recipe is changed")
         new = not run.path.exists()
         try:
             settle_recipe(run, job.recipe, job.allow)
             record = run.read()
-            record.launcher, record.excluded = "slurm", []  # who sends it again has looked at the nodes
+            record.launcher, record.excluded = job.launcher, []  # who sends it again has looked at the nodes
             run.write(record)  # before the job may begin, whose run.json it is then
             number = script.send(request)
         except UserError:

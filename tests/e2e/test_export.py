@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from distft import cli
+from distft.cli.table import app
 from distft.exit_codes import outcome
 from distft.model import export
 from distft.recipe.load import load_resolved
@@ -28,7 +28,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *ar
     """The command in this process, which has paid for the imports already."""
     monkeypatch.setattr(sys, "argv", ["distft", *map(str, args)])
     capfd.readouterr()
-    code = outcome(cli.app)
+    code = outcome(app)
     captured = capfd.readouterr()
     return Ended(code, captured.out, captured.err)
 

@@ -29,6 +29,7 @@ RUNGS = [  # lowest first; whole packages, and the modules directly in distft
 FOR_LAUNCHERS = {"errors", "launcher", "plugins", "process", "recipe", "run"}
 LIGHT = [
     "cli",
+    "cli.table",
     "commands.logs",
     "commands.status",
     "errors",

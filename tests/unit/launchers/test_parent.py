@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -116,12 +117,46 @@ def test_the_same_recipe_or_none_changes_nothing(run: RunDir) -> None:
     assert run.config.stat() == before
 
 
-def test_what_leaves_the_result_alone_may_change(run: RunDir) -> None:
+def test_what_leaves_the_result_alone_may_change(saved: RunDir) -> None:
+    run = saved
     wanted = recipe(engine={"zero_stage": 3}, checkpoint={"every": 7})
     assert settle_recipe(run, wanted) == wanted == load_resolved(run.config)
 
 
-def test_another_recipe_is_refused_and_shown(run: RunDir) -> None:
+@pytest.fixture
+def saved(run: RunDir) -> RunDir:
+    """A run with a checkpoint."""
+    (run.checkpoints / "step-00000002").mkdir()
+    return run
+
+
+def test_before_its_first_checkpoint_a_run_takes_a_corrected_recipe(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = run.read()
+    run.attempt_logs(1).mkdir(parents=True)
+    run.write(dataclasses.replace(before, state="failed", attempts=[attempt()]))
+    run.base.mkdir()
+    made = [run.labels, run.reference, run.path / "base.json"]
+    for path in [*made, run.metrics]:
+        path.write_text("{}\n")
+    wanted = recipe(data={"train": "/corrected"}, train={"steps": 6})
+    assert settle_recipe(run, wanted) == wanted == load_resolved(run.config)
+    said = capsys.readouterr().out
+    assert said == (
+        f"{run.path} has no checkpoint yet, so it starts with the new recipe; changed: data.train, train.steps\n"
+    )
+    assert not run.base.exists()
+    assert not any(path.exists() for path in made)
+    assert not run.metrics.exists()
+    assert (run.attempt_logs(1) / "metrics.jsonl").read_text() == "{}\n"  # nothing that was recorded is lost
+    assert run.read().wandb_id != before.wandb_id
+    assert settle_recipe(run, wanted) == wanted
+    assert capsys.readouterr().out == ""
+
+
+def test_another_recipe_is_refused_and_shown(saved: RunDir) -> None:
+    run = saved
     before = run.config.read_bytes()
     with pytest.raises(UserError) as caught:
         settle_recipe(run, recipe(train={"steps": 6}, engine={"zero_stage": 1}))
@@ -134,7 +169,8 @@ def test_another_recipe_is_refused_and_shown(run: RunDir) -> None:
     assert run.config.read_bytes() == before
 
 
-def test_a_finished_run_with_more_steps_is_not_finished(run: RunDir) -> None:
+def test_a_finished_run_with_more_steps_is_not_finished(saved: RunDir) -> None:
+    run = saved
     run.write(Run("x", state="done"))
     settle_recipe(run, recipe(engine={"zero_stage": 1}))
     assert run.read().state == "done"

@@ -205,7 +205,7 @@ track: on
     [
         ("engine: {dtyp: bf16}", "engine.dtyp: unknown key; did you mean dtype? valid keys: zero_stage, dtype, "),
         ("zzz: 1", f"zzz: unknown key; valid keys: {', '.join(Recipe.model_fields)}"),
-        ("engine: {dtype: fp16}", "engine.dtype: got 'fp16'; must be 'bf16' or 'fp32'"),
+        ("engine: {dtype: fp16}", "engine.dtype: got 'fp16'; did you mean bf16? must be 'bf16' or 'fp32'"),
         ("engine: {zero_stage: 4}", "engine.zero_stage: got 4; must be 0, 1, 2 or 3"),
         ("engine: {timeout: 0}", "engine.timeout: got 0; must be greater than 0"),
         ("engine: {timeout: 1.5}", "engine.timeout: got 1.5; must be a whole number"),
@@ -218,7 +218,10 @@ track: on
         ("adapter: {type: lora, rr: 2}", "adapter.rr: unknown key; did you mean r? valid keys: type, alpha, dropout, "),
         ("adapter: {type: none, r: 2}", "adapter.r: unknown key; valid keys: type"),
         ("adapter: {type: lora, lora: {r: 1}, r: 2.5}", "adapter.r: got 2.5; must be a whole number"),
-        ("adapter: {type: qlora}", "adapter.type: got 'qlora'; must be 'none' or 'partial' or 'lora' or 'adalora'"),
+        (
+            "adapter: {type: qlora}",
+            "adapter.type: got 'qlora'; did you mean lora? must be 'none' or 'partial' or ",
+        ),
         ("adapter: {type: null}", "adapter.type: got null; must be 'none' or 'partial' or 'lora' or 'adalora'"),
         ("adapter: {type: [1]}", "adapter.type: got [1]; must be 'none' or 'partial' or 'lora' or 'adalora'"),
         ("adapter: {r: 8}", "adapter.type: missing; must be 'none' or 'partial' or 'lora' or 'adalora'"),
@@ -480,7 +483,7 @@ def test_parallel_files_start_from_the_recipes_folder(write: Write, tmp_path: Pa
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("task: {type: maskedlm}\n", f"task.type: got 'maskedlm'; must be {TYPES}"),
+        ("task: {type: maskedlm}\n", f"task.type: got 'maskedlm'; did you mean masked-lm? must be {TYPES}"),
         ("task: {mask: 0.2}\n", f"task.type: missing; must be {TYPES}"),
         ("task: masked-lm\n", "task: got 'masked-lm'; write keys under it, or leave it out: type, mask, kind, labels"),
         ("task: {type: masked-lm, kind: single}\n", "task.kind: unknown key; valid keys: type, mask"),
@@ -529,7 +532,7 @@ def test_problem_of_a_task_in_words(write: Write, text: str, expected: str) -> N
         (
             LONE + TWO,
             ["train.best=f1"],
-            "train.best: got 'f1'; task.type multi-task has the scores loss, a.loss, a.perplexity, a.accuracy, b.loss",
+            "train.best: got 'f1'; did you mean b.f1? task.type multi-task has the scores loss, a.loss, ",
         ),
         (LONE + TWO, ["data.train=x"], "data.train: task.type multi-task names its data in task.tasks"),
         (LONE + TWO, ["data.eval=x"], "data.eval: task.type multi-task names its data in task.tasks"),
@@ -575,6 +578,40 @@ def test_what_fits_is_taken(write: Write, text: str, overrides: list[str]) -> No
 )
 def test_problem_of_one_of_several_tasks_in_words(write: Write, override: str, expected: str) -> None:
     assert complaint(write(LONE + TWO), override).startswith(f"override {override!r}: {expected}")
+
+
+# --- everything at once -----------------------------------------------------------------------------------------------
+
+
+def test_what_is_wrong_between_keys_is_told_beside_what_is_wrong_in_them(write: Write) -> None:
+    text = (
+        "task: {type: token-classification}\nmodel: {path: ./x}\ndata: {train: a.conll}\n"
+        "train: {steps: 10, warmup: 20, lr: abc, best: acuracy}\nengine: {zero_stage: 0, offload_optimizer: true}\n"
+        "track: {wandb: onlin}\n"
+    )
+    assert complaint(write(text)).splitlines() == [
+        "recipe.yaml:4: train.lr: got 'abc'; must be a number",
+        "recipe.yaml:4: train: warmup 20 leaves no step of 10 for the schedule; give warmup 0 to 9, or more steps",
+        "recipe.yaml:5: engine: offload_optimizer needs zero_stage 1, 2 or 3",
+        "recipe.yaml:6: track.wandb: got 'onlin'; did you mean online? must be 'off', 'offline' or 'online'",
+    ]
+
+
+def test_between_sections_too(write: Write) -> None:
+    lines = complaint(write("model: {path: x}\ntrain: {steps: 10, lr: abc, best: loss, head_lr: 1.0}\n")).splitlines()
+    assert [line.partition(":1: ")[2] or line.partition(":2: ")[2] for line in lines][1:] == [
+        "train.lr: got 'abc'; must be a number",
+        "train.head_lr: task.type causal-lm puts no head of its own on the model; leave it out",
+        "train.best: needs held-out data; name them in data.eval",
+    ] or pytest.fail("\n".join(lines))
+
+
+def test_what_only_follows_from_another_problem_is_not_told(write: Write) -> None:
+    text = "model: {path: x}\ndata: {train: d}\n"
+    assert complaint(write(text + "train: {steps: ten, warmup: 3}\n")).splitlines() == [
+        "recipe.yaml:3: train.steps: got 'ten'; must be a whole number"
+    ]
+    assert len(complaint(write(text + "train: {steps: 5}\nadapter: {type: adalroa, init_r: 2}\n")).splitlines()) == 1
 
 
 # --- paths ------------------------------------------------------------------------------------------------------------

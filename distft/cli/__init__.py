@@ -1,0 +1,15 @@
+"""The command line. Nothing is imported before stop signals are heard: they count from the first millisecond."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from distft.process import stop_signals
+
+if "train" in sys.argv[1:2] and "DISTFT_FORKSERVER_FD" not in os.environ:
+    stop_signals.listen()
+
+from distft.cli.table import main
+
+__all__ = ["main"]

@@ -1,0 +1,23 @@
+"""All commands, in the order of `distft --help`, and what happens around each."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import NoReturn
+
+from distft.cli import jobs, looks, models, recipes  # noqa: F401 - each adds its commands
+from distft.cli.app import app
+from distft.exit_codes import outcome
+from distft.process import lifetime
+
+
+def main() -> NoReturn:
+    """Run a command; turn an error into one sentence and an exit code."""
+    os.umask(0o077)
+    warnings.simplefilter("ignore", FutureWarning)  # what libraries tell each other is of no use to a user
+    code = outcome(app)
+    if "RANK" in os.environ:
+        lifetime.leave(code)
+    sys.exit(code)
