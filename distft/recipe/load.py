@@ -139,7 +139,7 @@ def _contradictions_beside(wrong: list[Keys], values: Mapping[str, Any], root: t
         return []
     rest: Any = copy.deepcopy(values)
     for key in wrong:
-        section, leaf = rest, key[:-1] if key[-1:] == ("type",) else key
+        section, leaf = rest, key[:-1] if len(key) > 1 and key[-1] == "type" else key
         for name in leaf[:-1]:
             section = section.get(name) if isinstance(section, dict) else None
         if isinstance(section, dict):
