@@ -18,11 +18,11 @@ class ModelInit(Section):
 
     architecture: str = Field("llama", description="model type known to transformers: llama, qwen2, gpt2, ...")
     vocab_size: Annotated[int, Field(ge=260)] = Field(
-        2048, description="size of the byte-level BPE trained on the data"
+        2048, description="vocabulary size of the byte-level BPE trained on the data"
     )
     config: dict[str, Scalar | list[Scalar]] = Field(
         default_factory=dict,
-        description="sizes, in the names of that architecture: hidden_size, num_hidden_layers, ...",
+        description="sizes, named as in that architecture: hidden_size, num_hidden_layers, ...",
     )
     seed: int = Field(0, description="seed of the random weights")
 
@@ -34,10 +34,14 @@ class Model(Section):
     init: ModelInit | None = Field(None, description="make a small random model instead of loading one")
     revision: str | None = Field(None, description="hub revision of `path`")
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
-        "auto", description="auto: flash attention on a GPU that has it installed, else sdpa"
+        "auto", description="attention implementation; auto: flash attention if installed and on a GPU, else sdpa"
     )
-    activation_checkpointing: bool = Field(False, description="recompute activations in backward to save memory")
-    trust_remote_code: bool = Field(False, description="run code that ships with the model; off unless you trust it")
+    activation_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass to save memory"
+    )
+    trust_remote_code: bool = Field(
+        False, description="run Python code that ships with the model; only for models you trust"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Model:
@@ -47,37 +51,41 @@ class Model(Section):
 
 
 class Data(Section):
-    """What is read, how it becomes rows of tokens, and in which order."""
+    """What data to read, how to make rows of tokens of it, and in which order."""
 
     train: Text | dict[str, Text] | None = Field(
         None,
-        description="file (.jsonl .json .csv .tsv .parquet .txt .conll), folder written by `datasets`, hub id, "
-        "or parallel files of lines: {source: a.en, target: a.de}",
+        description="training data: a file (.jsonl .json .csv .tsv .parquet .txt .conll), a folder written by `datasets`, "
+        "a hub id, or parallel files of lines: {source: a.en, target: a.de}",
     )
     eval: Text | dict[str, Text] | None = Field(None, description="held-out data, in the same forms")
-    fields: dict[str, str] = Field(default_factory=dict, description="renames: {our name: the column's name}")
-    format: Literal["auto", "conll", "lines"] = Field("auto", description="of text files; auto: by the suffix")
-    delimiter: Text | None = Field(None, description="what is between the columns of a text file")
-    columns: list[Text] = Field(default_factory=list, description="names of the columns of a file without a header")
-    hub_config: str | None = Field(None, description="configuration name of a hub data set")
-    train_split: str = Field("train", description="split, where the source has several")
-    eval_split: str = Field("validation", description="split, where the source has several")
-    template: Text | None = Field(
-        None, description="file with a chat template (Jinja) that replaces the tokenizer's own"
+    fields: dict[str, str] = Field(
+        default_factory=dict, description="names of the columns: {name in distft: name of the column}"
     )
-    row_tokens: Annotated[int, Field(ge=8)] = Field(1024, description="tokens in a row (speech: milliseconds)")
+    format: Literal["auto", "conll", "lines"] = Field("auto", description="format of text files; auto: by the suffix")
+    delimiter: Text | None = Field(None, description="separator between the columns of a text file")
+    columns: list[Text] = Field(default_factory=list, description="names of the columns, if the file has no header")
+    hub_config: str | None = Field(None, description="name of a configuration of a data set on the hub")
+    train_split: str = Field("train", description="split to train on, if the source has several")
+    eval_split: str = Field("validation", description="split to evaluate on, if the source has several")
+    template: Text | None = Field(
+        None, description="file with a chat template (Jinja) to use instead of the tokenizer's own"
+    )
+    row_tokens: Annotated[int, Field(ge=8)] = Field(
+        1024, description="length of a row in tokens (speech: in milliseconds)"
+    )
     packing: bool | None = Field(
         None,
-        description="several documents share a row; default: as far as the task keeps them apart within one sequence",
+        description="pack several documents into one row; default: on when attention can be kept within documents",
     )
     group_by_length: bool | None = Field(
-        None, description="rows of similar lengths share a step; default: where rows are padded"
+        None, description="put rows of similar lengths into the same step; default: on when rows are padded"
     )
     overlong: Overlong | None = Field(
-        None, description="what happens to a record longer than a row; default: the first that the task can do"
+        None, description="what to do with a record longer than a row; default: the first that the task supports"
     )
     seed: int = Field(0, description="seed of the order of rows")
-    cache: Text | None = Field(None, description="folder of the token cache; default $XDG_CACHE_HOME/distft")
+    cache: Text | None = Field(None, description="folder of the token cache; default: $XDG_CACHE_HOME/distft")
 
 
 class NoAdapter(Section):
@@ -87,65 +95,71 @@ class NoAdapter(Section):
 
 
 class Partial(Section):
-    """Full fine-tuning of a part of the model; the rest is frozen."""
+    """Train some of the parameters; the rest is frozen."""
 
     type: Literal["partial"]
     train: Annotated[list[Text], Field(min_length=1)] = Field(
-        description="names of the parameters to train, with * and ?: [model.layers.11.*, lm_head.*]"
+        description="names of the parameters to train; * and ? are wildcards: [model.layers.11.*, lm_head.*]"
     )
 
 
 class Layers(Section):
-    """What adapters of pairs of thin matrices have in common; the layers are PEFT's."""
+    """Keys that all low-rank adapters have; the layers are PEFT's."""
 
     type: Literal["lora", "adalora"]
-    alpha: Annotated[float, Field(gt=0)] = Field(32.0, description="scale; the update is multiplied by alpha / rank")
-    dropout: Fraction = Field(0.0, description="dropout on the adapter's input")
-    targets: str | list[str] = Field("all-linear", description="`all-linear`, or names of modules")
+    alpha: Annotated[float, Field(gt=0)] = Field(32.0, description="scale: the update is multiplied by alpha / rank")
+    dropout: Fraction = Field(0.0, description="dropout on the input of the adapter")
+    targets: str | list[str] = Field(
+        "all-linear", description="modules that get an adapter: `all-linear`, or names of modules"
+    )
     modules_to_save: list[Text] = Field(
-        default_factory=list, description="names of modules that are trained whole beside it: heads, embeddings"
+        default_factory=list, description="modules to train fully beside the adapter: heads, embeddings"
     )
     start: Text | None = Field(
-        None, alias="from", description="folder or hub id of an adapter of the same shape to begin with"
+        None, alias="from", description="start from this adapter of the same shape: a folder or hub id"
     )
     seed: int = Field(0, description="seed of the adapter's random weights")
 
 
 class Lora(Layers):
-    """LoRA (Hu et al. 2021, arXiv:2106.09685) and what is made of it by a switch."""
+    """LoRA (Hu et al. 2021, arXiv:2106.09685) and its variants."""
 
     type: Literal["lora"]
     r: Positive = Field(16, description="rank")
-    rslora: bool = Field(False, description="multiply by alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732)")
-    dora: bool = Field(False, description="train magnitudes apart from directions (Liu et al. 2024, arXiv:2402.09353)")
+    rslora: bool = Field(
+        False, description="multiply by alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv:2312.03732)"
+    )
+    dora: bool = Field(
+        False, description="train magnitude and direction separately (Liu et al. 2024, arXiv:2402.09353)"
+    )
     lora_plus: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="learning rate of B over that of A, often 16 (Hayou et al. 2024, arXiv:2402.12354)"
+        None, description="learning rate of B divided by that of A, often 16 (Hayou et al. 2024, arXiv:2402.12354)"
     )
     quantize: Literal["nf4"] | None = Field(
         None,
-        description="nf4: hold the base in 4 bits, by bitsandbytes (QLoRA, arXiv:2305.14314)",
+        description="nf4: keep the base model in 4 bits with bitsandbytes (QLoRA, arXiv:2305.14314)",
     )
 
 
 class AdaLora(Layers):
-    """AdaLoRA (Zhang et al. 2023, arXiv:2303.10512): ranks move to the weights where they matter most."""
+    """AdaLoRA (Zhang et al. 2023, arXiv:2303.10512): ranks move to the weights that need them most."""
 
     type: Literal["adalora"]
-    init_r: Positive = Field(12, description="rank of every weight in the beginning")
-    target_r: Positive = Field(8, description="rank a weight has in the end, on average")
+    init_r: Positive = Field(12, description="rank of every weight at the start")
+    target_r: Positive = Field(8, description="average rank per weight at the end")
     tinit: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="steps before ranks are taken away; default: a tenth of the run"
+        None, description="steps before the first rank is removed; default: a tenth of the run"
     )
     tfinal: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="steps at the end in which ranks stay as they are; default: three tenths of the run"
+        None, description="steps at the end during which ranks are fixed; default: three tenths of the run"
     )
     delta_t: Positive | None = Field(
-        None, description="steps between two allocations; default: a tenth of the steps between, at most 10"
+        None, description="steps between two allocations; default: a tenth of the steps in between, at most 10"
     )
-    beta1: Fraction = Field(0.85, description="smoothing of the sensitivity of each entry")
-    beta2: Fraction = Field(0.85, description="smoothing of its uncertainty")
+    beta1: Fraction = Field(0.85, description="smoothing factor of the sensitivity")
+    beta2: Fraction = Field(0.85, description="smoothing factor of the uncertainty")
     orthogonal_weight: Annotated[float, Field(ge=0)] = Field(
-        0.5, description="weight of the term that keeps the singular vectors orthogonal"
+        0.5, description="weight of the regularizer that keeps the singular vectors orthogonal"
     )
 
     @model_validator(mode="after")
@@ -164,35 +178,43 @@ Adapter = Annotated[NoAdapter | Partial | Lora | AdaLora, Field(discriminator="t
 
 
 class Train(Section):
-    """How long, how fast, in which batches. Batches count rows."""
+    """Length, learning rate and batches. Batches are counted in rows."""
 
-    steps: Positive | None = Field(None, description="optimizer steps; or give `epochs`")
-    epochs: Annotated[float, Field(gt=0)] | None = Field(None, description="passes over the data; or give `steps`")
+    steps: Positive | None = Field(None, description="number of optimizer steps; or give `epochs`")
+    epochs: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="number of passes over the data; or give `steps`"
+    )
     lr: Annotated[float, Field(gt=0)] = Field(2e-4, description="peak learning rate")
     head_lr: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="peak learning rate of what the task puts on the model: its head, a CRF; default: `lr`"
+        None, description="peak learning rate of the task's own layers (head, CRF); default: `lr`"
     )
     global_batch: Annotated[int, Field(gt=0, le=1_000_000)] = Field(
-        16, description="rows an optimizer step, over all ranks"
+        16, description="rows per optimizer step, over all ranks"
     )
-    micro_batch: Positive = Field(4, description="rows one rank feeds the model at once")
-    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="learning rate after warm-up")
-    warmup: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW weight decay")
-    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = Field([0.9, 0.999], description="AdamW betas")
-    eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="AdamW epsilon")
-    clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0 switches clipping off")
-    eval_every: Positive | None = Field(None, description="steps between evaluations; default: at the end only")
-    best: Text | None = Field(None, description="score of the held-out data whose best checkpoint is kept and exported")
+    micro_batch: Positive = Field(4, description="rows per forward pass of one rank")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="shape of the learning rate after warm-up"
+    )
+    warmup: Annotated[int, Field(ge=0)] = Field(0, description="number of steps of linear warm-up")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="weight decay of AdamW")
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = Field(
+        [0.9, 0.999], description="betas of AdamW"
+    )
+    eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="epsilon of AdamW")
+    clip: Annotated[float, Field(ge=0)] = Field(1.0, description="maximum gradient norm; 0: no clipping")
+    eval_every: Positive | None = Field(None, description="steps between evaluations; default: only at the end")
+    best: Text | None = Field(
+        None, description="score on held-out data; the checkpoint that is best by it is kept and exported"
+    )
     patience: Positive | None = Field(
-        None, description="evaluations in a row that `best` may fail to improve before the run ends"
+        None, description="end the run after this many evaluations in a row without a better `best`"
     )
     seed: int = Field(0, description="seed of dropout")
     non_finite: Literal["stop", "skip", "rollback"] = Field(
         "stop",
-        description="a step with a NaN or infinite loss or gradient: stop, pass the batch over, or go back first",
+        description="when the loss or gradient is NaN or infinite: stop, skip the batch, or first go back to a checkpoint",
     )
-    non_finite_budget: Positive = Field(3, description="how often a run may skip or roll back before it stops")
+    non_finite_budget: Positive = Field(3, description="how many times a run may skip or roll back before it stops")
 
     @model_validator(mode="after")
     def _length_and_batches_fit(self) -> Train:
@@ -221,15 +243,17 @@ class AdamW(Section):
 
 
 class Engine(Section):
-    """What DeepSpeed does with it. May change between two attempts of one run, all but `dtype`."""
+    """Settings of DeepSpeed. All but `dtype` may change between two attempts of a run."""
 
     zero_stage: Literal[0, 1, 2, 3] = Field(
-        2, description="0 replicates; 1 shards optimizer state, 2 gradients, 3 weights"
+        2, description="0: everything replicated; 1: optimizer state sharded; 2: gradients too; 3: weights too"
     )
-    dtype: Literal["bf16", "fp32"] = Field("bf16", description="of weights and activations; masters are fp32")
-    offload_optimizer: bool = Field(False, description="optimizer state in host memory (stages 1-3)")
-    offload_params: bool = Field(False, description="weights in host memory (stage 3)")
-    timeout: Positive = Field(1800, description="seconds a collective may take before the attempt is given up")
+    dtype: Literal["bf16", "fp32"] = Field(
+        "bf16", description="dtype of weights and activations; master weights are fp32"
+    )
+    offload_optimizer: bool = Field(False, description="keep the optimizer state in host memory (stages 1-3)")
+    offload_params: bool = Field(False, description="keep the weights in host memory (stage 3)")
+    timeout: Positive = Field(1800, description="seconds a collective may take before the attempt is ended")
 
     @model_validator(mode="after")
     def _offload_fits_stage(self) -> Engine:
@@ -242,21 +266,23 @@ class Engine(Section):
 
 class Checkpoint(Section):
     every: Positive = Field(100, description="steps between checkpoints")
-    keep: Positive = Field(2, description="newest checkpoints kept")
+    keep: Positive = Field(2, description="number of newest checkpoints to keep")
 
 
 class Track(Section):
-    wandb: Literal["off", "offline", "online"] = Field("off", description="metrics.jsonl is always written")
+    wandb: Literal["off", "offline", "online"] = Field(
+        "off", description="send metrics to W&B; metrics.jsonl is always written"
+    )
     project: str = Field("distft", description="W&B project")
     entity: str | None = Field(None, description="W&B team or user")
-    samples: bool = Field(False, description="record in logs/ which samples each rank fed the model in each step")
+    samples: bool = Field(False, description="record in logs/ which samples each rank used in each step")
 
 
 class Recipe(Section):
     """One run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")] | None = Field(
-        None, description="name of the run; default: the file's name; the run folder is runs/NAME"
+        None, description="name of the run; default: the name of the recipe file; the run folder is runs/NAME"
     )
     task: Task = Field(default_factory=CausalLM)
     model: Model

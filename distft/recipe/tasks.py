@@ -1,4 +1,4 @@
-"""The `task` section of a recipe: what is learned, and what its scores are called."""
+"""The `task` section of a recipe: what is learned, and the names of its scores."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class MaskedLM(TaskSection):
     """Predict hidden tokens from all around them (Devlin et al. 2018, arXiv:1810.04805)."""
 
     type: Literal["masked-lm"]
-    mask: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.15, description="share of the tokens to predict")
+    mask: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.15, description="fraction of the tokens to predict")
     SCORES: ClassVar = ("loss", "perplexity", "accuracy")
     OVERLONG = ("split", "truncate", "drop")
     FIELDS = ("text",)
@@ -65,9 +65,9 @@ class SequenceClassification(TaskSection):
 
     type: Literal["sequence-classification"]
     kind: Literal["single", "multi-label", "regression"] = Field(
-        "single", description="one label each, any number of labels each, or a number"
+        "single", description="one label per text, any number of labels, or a number"
     )
-    labels: LabelNames | None = Field(None, description="all labels; default: those in data.train, sorted")
+    labels: LabelNames | None = Field(None, description="list of all labels; default: those in data.train, sorted")
 
     @model_validator(mode="after")
     def _numbers_have_no_labels(self) -> SequenceClassification:
@@ -90,8 +90,8 @@ class TokenClassification(TaskSection):
     """A tag for each word: named entities, parts of speech."""
 
     type: Literal["token-classification"]
-    crf: bool = Field(False, description="a linear-chain CRF over the tags (Lafferty et al. 2001)")
-    labels: LabelNames | None = Field(None, description="all tags; default: those in data.train, sorted")
+    crf: bool = Field(False, description="put a linear-chain CRF over the tags (Lafferty et al. 2001)")
+    labels: LabelNames | None = Field(None, description="list of all tags; default: those in data.train, sorted")
     SCORES: ClassVar = ("loss", "f1", "precision", "recall", "macro_f1", "accuracy")
     OVERLONG = ("split", "truncate", "drop")
     FIELDS = ("tokens", "tags", "text")
@@ -99,12 +99,12 @@ class TokenClassification(TaskSection):
 
 
 class QuestionAnswering(TaskSection):
-    """Where in a context the answer to a question is."""
+    """Find the answer to a question in a context."""
 
     type: Literal["question-answering"]
-    stride: Positive = Field(64, description="tokens that two windows of one long context share")
-    longest_answer: Positive = Field(30, description="tokens an answer may have")
-    unanswerable: bool = Field(False, description="some questions have no answer in their context")
+    stride: Positive = Field(64, description="overlap of two windows over a long context, in tokens")
+    longest_answer: Positive = Field(30, description="maximum length of an answer, in tokens")
+    unanswerable: bool = Field(False, description="allow questions without an answer in their context")
     SCORES: ClassVar = ("loss", "exact_match", "f1")
     OVERLONG = ("split",)
     FIELDS = ("context", "question", "answers", "answer", "is_impossible")
@@ -112,19 +112,23 @@ class QuestionAnswering(TaskSection):
 
 
 class Generation(TaskSection):
-    """How a sequence to sequence model writes, in evaluation and prediction."""
+    """How an encoder-decoder generates text, in evaluation and prediction."""
 
-    beams: Positive = Field(4, description="beams; 1: always the likeliest token")
-    longest_target: Positive = Field(128, description="tokens of a target; what is longer is cut")
+    beams: Positive = Field(4, description="number of beams; 1: greedy search")
+    longest_target: Positive = Field(128, description="maximum length of a target, in tokens; longer ones are cut")
 
 
 class Seq2SeqLM(Generation):
-    """Write a target text for a source text: translation, summarisation."""
+    """Generate a target text from a source text: translation, summarization."""
 
     type: Literal["seq2seq-lm"]
-    prefix: str = Field("", description="what is written before each source, T5's way to name a task")
-    source_language: Text | None = Field(None, description="as the tokenizer names it (mBART, NLLB: en_XX, eng_Latn)")
-    target_language: Text | None = Field(None, description="as the tokenizer names it (mBART, NLLB: de_DE, deu_Latn)")
+    prefix: str = Field("", description="text put before each source, as T5 names its task")
+    source_language: Text | None = Field(
+        None, description="source language, as the tokenizer names it (mBART: en_XX, NLLB: eng_Latn)"
+    )
+    target_language: Text | None = Field(
+        None, description="target language, as the tokenizer names it (mBART: de_DE, NLLB: deu_Latn)"
+    )
     SCORES: ClassVar = ("loss", "bleu", "chrf", "rouge1", "rouge2", "rougeL")
     OVERLONG = ("truncate", "drop")
     FIELDS = ("source", "target")
@@ -154,7 +158,7 @@ class DPO(TaskSection):
     """Prefer one answer to another (Rafailov et al. 2023, arXiv:2305.18290)."""
 
     type: Literal["dpo"]
-    beta: Annotated[float, Field(gt=0.0)] = Field(0.1, description="how much it costs to leave the reference")
+    beta: Annotated[float, Field(gt=0.0)] = Field(0.1, description="penalty for moving away from the reference model")
     SCORES: ClassVar = ("loss", "reward_accuracy", "reward_margin")
     OVERLONG = ("drop",)
     FIELDS = ("prompt", "conversations", "messages", "chosen", "rejected")
@@ -181,13 +185,13 @@ class SubTask(Section):
     """One of several tasks, with data of its own."""
 
     task: EncoderTask
-    train: Text | dict[str, Text] = Field(description="as data.train")
-    eval: Text | dict[str, Text] | None = Field(None, description="as data.eval")
-    fields: dict[str, str] = Field(default_factory=dict, description="as data.fields")
-    format: Literal["auto", "conll", "lines"] = Field("auto", description="as data.format")
-    delimiter: Text | None = Field(None, description="as data.delimiter")
-    columns: list[Text] = Field(default_factory=list, description="as data.columns")
-    weight: Annotated[float, Field(gt=0.0)] | None = Field(None, description="share of the micro-batches")
+    train: Text | dict[str, Text] = Field(description="like data.train")
+    eval: Text | dict[str, Text] | None = Field(None, description="like data.eval")
+    fields: dict[str, str] = Field(default_factory=dict, description="like data.fields")
+    format: Literal["auto", "conll", "lines"] = Field("auto", description="like data.format")
+    delimiter: Text | None = Field(None, description="like data.delimiter")
+    columns: list[Text] = Field(default_factory=list, description="like data.columns")
+    weight: Annotated[float, Field(gt=0.0)] | None = Field(None, description="relative share of the micro-batches")
 
 
 class MultiTask(TaskSection):
@@ -198,7 +202,7 @@ class MultiTask(TaskSection):
         description="{name: {task: ..., train: ..., eval: ...}}"
     )
     temperature: Annotated[float, Field(gt=0.0)] = Field(
-        1.0, description="a task of n rows is drawn in proportion to n ** (1 / temperature), unless it has a weight"
+        1.0, description="without weights, a task with n rows gets a share proportional to n ** (1 / temperature)"
     )
     OVERLONG = ("split", "truncate", "drop")
     HAS_HEAD = True

@@ -258,9 +258,9 @@ def test_missing_keys_are_reported_at_their_section(write: Write) -> None:
     assert message.startswith("recipe.yaml:3: train: missing; add this section, with some of its keys: steps, epochs")
     # Which data are needed is known when the task is.
     message = complaint(write("# a comment\n\nname: x\nmodel: {path: y}\ndata:\n  seed: 1\ntrain: {steps: 1}\n"))
-    assert message.startswith("recipe.yaml:5: data.train: missing; give it: file (.jsonl")
+    assert message.startswith("recipe.yaml:5: data.train: missing; give it: training data (.jsonl")
     message = complaint(write("name: x\nmodel: {path: y}\ntrain: {steps: 1}\n"))
-    assert message.startswith("recipe.yaml:1: data.train: missing; give it: file (.jsonl")
+    assert message.startswith("recipe.yaml:1: data.train: missing; give it: training data (.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -429,7 +429,7 @@ def test_bad_override_is_named(write: Write, override: str, expected: str) -> No
 
 def test_override_of_a_section_is_to_blame_for_what_it_leaves_out(write: Write) -> None:
     message = complaint(write(SMALL), "data={seed: 1}")
-    assert message.startswith("override 'data={seed: 1}': data.train: missing; give it: file")
+    assert message.startswith("override 'data={seed: 1}': data.train: missing; give it: training data")
 
 
 def test_problem_moves_back_to_the_file_when_the_file_is_to_blame(write: Write) -> None:
@@ -563,7 +563,7 @@ def test_what_fits_is_taken(write: Write, text: str, overrides: list[str]) -> No
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("task.tasks.a={task: {type: masked-lm}}", "task.tasks.a.train: missing; give it: as data.train"),
+        ("task.tasks.a={task: {type: masked-lm}}", "task.tasks.a.train: missing; give it: like data.train"),
         ("task.tasks.a={train: x}", "task.tasks.a.task: missing; "),
         ("task.tasks.a.trian=x", "task.tasks.a.trian: unknown key; did you mean train? valid keys: task, train, eval"),
         ("task.tasks.a.task.mas=1", "task.tasks.a.task.mas: unknown key; did you mean mask? valid keys: type, mask"),
@@ -572,7 +572,7 @@ def test_what_fits_is_taken(write: Write, text: str, overrides: list[str]) -> No
         ("task.tasks.a=3", "task.tasks.a: got 3; write keys under it, or leave it out: task, train, eval"),
         (
             "task.tasks.train={task: {type: masked-lm}, zz: 1}",
-            "task.tasks.train.train: missing; give it: as data.train",
+            "task.tasks.train.train: missing; give it: like data.train",
         ),
     ],
 )
