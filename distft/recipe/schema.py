@@ -55,8 +55,8 @@ class Data(Section):
 
     train: Text | dict[str, Text] | None = Field(
         None,
-        description="training data: a file (.jsonl .json .csv .tsv .parquet .txt .conll), a folder written by `datasets`, "
-        "a hub id, or parallel files of lines: {source: a.en, target: a.de}",
+        description="training data: a file (.jsonl .json .csv .tsv .parquet .txt .conll), a folder written by "
+        "`datasets`, a hub id, or parallel files of lines: {source: a.en, target: a.de}",
     )
     eval: Text | dict[str, Text] | None = Field(None, description="held-out data, in the same forms")
     fields: dict[str, str] = Field(
@@ -212,7 +212,7 @@ class Train(Section):
     seed: int = Field(0, description="seed of dropout")
     non_finite: Literal["stop", "skip", "rollback"] = Field(
         "stop",
-        description="when the loss or gradient is NaN or infinite: stop, skip the batch, or first go back to a checkpoint",
+        description="on a NaN or infinite loss or gradient: stop, skip the batch, or first go back to a checkpoint",
     )
     non_finite_budget: Positive = Field(3, description="how many times a run may skip or roll back before it stops")
 

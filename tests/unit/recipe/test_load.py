@@ -258,9 +258,9 @@ def test_missing_keys_are_reported_at_their_section(write: Write) -> None:
     assert message.startswith("recipe.yaml:3: train: missing; add this section, with some of its keys: steps, epochs")
     # Which data are needed is known when the task is.
     message = complaint(write("# a comment\n\nname: x\nmodel: {path: y}\ndata:\n  seed: 1\ntrain: {steps: 1}\n"))
-    assert message.startswith("recipe.yaml:5: data.train: missing; give it: training data (.jsonl")
+    assert message.startswith("recipe.yaml:5: data.train: missing; give it: training data: a file (.jsonl")
     message = complaint(write("name: x\nmodel: {path: y}\ntrain: {steps: 1}\n"))
-    assert message.startswith("recipe.yaml:1: data.train: missing; give it: training data (.jsonl")
+    assert message.startswith("recipe.yaml:1: data.train: missing; give it: training data: a file (.jsonl")
 
 
 @pytest.mark.parametrize(
