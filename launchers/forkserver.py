@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distft.process import pulse
+from distft.process import environment, pulse
 from distft.run.folder import RunDir
 
 MESSAGE_BYTES = 1 << 16
@@ -56,14 +56,14 @@ class Rank(Child):
 class ForkServer(Child):
     """One process a node. It imports at once, and forks ranks when it has done so, as often as it is asked."""
 
-    def __init__(self, run: RunDir, log: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, run: RunDir, log: Path, variables: Mapping[str, str]) -> None:
         """`environment` is what the ranks of this node have in common."""
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        own = {"DISTFT_FORKSERVER_FD": str(theirs.fileno()), "DISTFT_PARENT": str(os.getpid())}
+        own = {environment.FORKSERVER_FD: str(theirs.fileno()), environment.PARENT: str(os.getpid())}
         with theirs, open(log, "ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "distft", "train", "--run-dir", str(run.path)],
-                env={**environment, **own},
+                env={**variables, **own},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -74,20 +74,18 @@ class ForkServer(Child):
         self.ready = False  # whether its imports are done
         self._ranks: list[Rank] = []
 
-    def fork(
-        self, run: RunDir, number: int, log: Path, environment: Mapping[str, str], files: Mapping[str, int]
-    ) -> Rank:
+    def fork(self, run: RunDir, number: int, log: Path, variables: Mapping[str, str], files: Mapping[str, int]) -> Rank:
         """Order a rank. It begins when the imports are done.
 
         Args:
-            environment: what this rank does not have in common with the others.
+            variables: what this rank does not have in common with the others.
             files: open descriptors that the rank gets, by the names of the variables that tell it their numbers.
         """
         rank = Rank(f"rank {number}", log, number=number)
         pulse_file, output = shared_memory(), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         rank.memory = mmap.mmap(pulse_file, pulse.BYTES)
-        everything = {"log": output, "DISTFT_PULSE_FD": pulse_file, **files}
-        order = {"run": str(run.path), "number": number, "environment": dict(environment), "files": list(everything)}
+        everything = {"log": output, environment.PULSE_FD: pulse_file, **files}
+        order = {"run": str(run.path), "number": number, "environment": dict(variables), "files": list(everything)}
         with suppress(BrokenPipeError, ConnectionResetError):  # `look` finds that it has gone
             socket.send_fds(self._socket, [json.dumps(order).encode()], list(everything.values()))
         os.close(pulse_file)

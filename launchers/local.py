@@ -13,6 +13,7 @@ from pathlib import Path
 
 from distft.errors import DONE, UserError
 from distft.launcher import Job, Outlook
+from distft.process import environment
 from distft.recipe import changes
 from distft.recipe.load import check_sizes, differences, dump, load_resolved
 from distft.recipe.schema import Recipe
@@ -42,7 +43,7 @@ class LocalLauncher:
             return DONE
         if run.exists():
             agreed_recipe(run, job.recipe, job.allow)  # before anything is written, the lease included
-        os.environ["DISTFT_ALLOW"] = ",".join(sorted(job.allow))  # the ranks see data, tokenizer and libraries
+        os.environ[environment.ALLOW] = ",".join(sorted(job.allow))  # the ranks see data, tokenizer and libraries
         with lease.hold(run, patience=PATIENCE_SECONDS) as held, household(run, nproc) as home:
             if not finished(run, job):
                 check_sizes(job.recipe or load_resolved(run.config), nproc)  # before anything is written

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from distft.errors import DONE, FAILED, PREEMPTED, USAGE
-from distft.process import stop_signals
+from distft.process import environment, stop_signals
 from distft.run.folder import RunDir, this_host
 from launchers.attempt import Verdict
 from launchers.forkserver import Child, ForkServer, Rank
@@ -127,11 +127,11 @@ def start_ranks(run: RunDir, node: Node, claim: Claim, server: ForkServer) -> li
     ranks = []
     for local in range(node.nproc):
         number = node.index * node.nproc + local
-        files = {"DISTFT_LOCK_FD": claim.lock} if claim.lock is not None else {}
+        files = {environment.LOCK_FD: claim.lock} if claim.lock is not None else {}
         if number == 0:
-            files["DISTFT_CONSOLE_FD"] = sys.stderr.fileno()  # in a rank, descriptor 2 is its log
+            files[environment.CONSOLE_FD] = sys.stderr.fileno()  # in a rank, descriptor 2 is its log
             if node.listener:
-                files["DISTFT_LISTEN_FD"] = node.listener.fileno()
+                files[environment.LISTEN_FD] = node.listener.fileno()
         log = run.attempt_logs(claim.attempt) / f"rank-{number}.log"
         ranks.append(server.fork(run, number, log, rank_environment(node, claim, local), files))
     if node.listener:
@@ -140,21 +140,21 @@ def start_ranks(run: RunDir, node: Node, claim: Claim, server: ForkServer) -> li
 
 
 def rank_environment(node: Node, claim: Claim, local: int) -> dict[str, str]:
-    environment = {
+    variables = {
         "RANK": str(node.index * node.nproc + local),
         "LOCAL_RANK": str(local),
         "WORLD_SIZE": str(node.world),
         "LOCAL_WORLD_SIZE": str(node.nproc),
         "MASTER_ADDR": node.address,
         "MASTER_PORT": str(node.port),
-        "DISTFT_ATTEMPT": str(claim.attempt),
-        "DISTFT_TOKEN": claim.token,
+        environment.ATTEMPT: str(claim.attempt),
+        environment.TOKEN: claim.token,
     }
     if node.deadline is not None:
-        environment["DISTFT_DEADLINE"] = str(node.deadline)
+        variables[environment.DEADLINE] = str(node.deadline)
     if node.nodes == 1 and "GLOO_SOCKET_IFNAME" not in os.environ:
-        environment["GLOO_SOCKET_IFNAME"] = "lo"
-    return environment
+        variables["GLOO_SOCKET_IFNAME"] = "lo"
+    return variables
 
 
 def watch(server: ForkServer, ranks: list[Rank], watchdog: Watchdog, look_around: LookAround) -> Verdict:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-from distft.process import stop_signals
+from distft.process import environment, stop_signals
 
-if "train" in sys.argv[1:2] and "DISTFT_FORKSERVER_FD" not in os.environ:
+if "train" in sys.argv[1:2] and environment.FORKSERVER_FD not in os.environ:
     stop_signals.listen()
 
 from distft.cli.table import main

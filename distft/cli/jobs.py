@@ -20,7 +20,7 @@ from distft.cli.app import (
     app,
 )
 from distft.errors import UserError
-from distft.process import streams
+from distft.process import environment, streams
 
 
 @app.command()
@@ -39,7 +39,7 @@ def train(
 
     The same command continues an interrupted run; a finished run is a no-op.
     """
-    if "RANK" in os.environ or "DISTFT_FORKSERVER_FD" in os.environ:
+    if "RANK" in os.environ or environment.FORKSERVER_FD in os.environ:
         raise typer.Exit(process_of_a_node(run_dir))
     from distft.launcher import HERE, Job, Mode, Resources, find_launcher
     from distft.recipe.changes import check_allowed
@@ -59,7 +59,7 @@ def process_of_a_node(run_dir: Path | None) -> int:
     """What a launcher starts: a rank, or the process from which the ranks of a node are forked."""
     if run_dir is None:
         raise UserError("RANK is set, so this is one rank of a run, and it needs --run-dir")
-    if "DISTFT_FORKSERVER_FD" in os.environ:
+    if environment.FORKSERVER_FD in os.environ:
         from distft.training import forkserver
 
         return forkserver.serve(run_dir)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as td
 
-from distft.process import distributed
+from distft.process import distributed, environment
 from distft.run.folder import this_host
 
 ELEMENTS = 16 << 20  # fp32: 64 MiB
@@ -37,7 +37,7 @@ def main() -> None:
         verdict = "right" if not wrong else "WRONG"
         print(f"all-reduce of 64 MiB over {ranks.world} ranks: {verdict}, {seconds:.3f} s, {rate:.2f} GB/s a link")
         if not wrong:
-            (Path(os.environ["DISTFT_CHECK"]) / "agreed").touch()
+            (Path(os.environ[environment.CHECK]) / "agreed").touch()
     distributed.leave()
 
 

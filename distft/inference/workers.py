@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from distft.errors import UserError
+from distft.process import environment
 
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 300.0  # with ranks that something else starts, and that may come late or never
-STARTED_HERE = "DISTFT_PASS"  # in the environment of ranks whose parent puts the parts together
-CHECKPOINT = "DISTFT_CHECKPOINT"  # and the one that their parent chose
+STARTED_HERE = environment.PASS  # in the environment of ranks whose parent puts the parts together
+CHECKPOINT = environment.CHECKPOINT  # and the one that their parent chose
 
 
 def rank_and_world() -> tuple[int, int] | None:
@@ -58,7 +59,7 @@ def start_ranks(nproc: int, part: str | None, checkpoint: Path | None) -> None:
     """This very command, several times; of several tasks for `part` alone. All use the checkpoint that is named: a run
     that still trains makes others."""
     threads = max(1, (os.cpu_count() or 1) // nproc)
-    common = {**os.environ, "WORLD_SIZE": str(nproc), "DISTFT_PARENT": str(os.getpid()), STARTED_HERE: "1"}
+    common = {**os.environ, "WORLD_SIZE": str(nproc), environment.PARENT: str(os.getpid()), STARTED_HERE: "1"}
     common.setdefault("OMP_NUM_THREADS", str(threads))
     if checkpoint is not None:
         common[CHECKPOINT] = str(checkpoint)

@@ -16,6 +16,7 @@ from typing import Protocol, TextIO, cast
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from distft.process import environment
 from distft.process.streams import Audience
 
 LINE_SECONDS = 10.0  # between two plain lines
@@ -30,7 +31,7 @@ class Console:
     """Rank 0's view outward. Says nothing on other ranks."""
 
     def __init__(self, first: bool) -> None:
-        descriptor = os.environ.get("DISTFT_CONSOLE_FD")
+        descriptor = os.environ.get(environment.CONSOLE_FD)
         file = Audience(os.fdopen(int(descriptor), "w")) if first and descriptor else sys.stderr
         self._rich = RichConsole(file=cast(TextIO, file), highlight=False, soft_wrap=True, quiet=not first)
 

@@ -20,7 +20,7 @@ from torch._C._distributed_c10d import TCPStore
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from distft.errors import RunFailed
-from distft.process import stop_signals
+from distft.process import environment, stop_signals
 from distft.process.lifetime import die_with_parent
 
 POLL_SECONDS = 0.1
@@ -60,7 +60,7 @@ def init(timeout_seconds: int) -> Ranks:
     if on_gpu:
         torch.cuda.set_device(device)
     timeout = timedelta(seconds=timeout_seconds)
-    listen = os.environ.pop("DISTFT_LISTEN_FD", None)
+    listen = os.environ.pop(environment.LISTEN_FD, None)
     store = TCPStore(
         address,
         port,

@@ -10,15 +10,17 @@ from __future__ import annotations
 import os
 import signal
 
+from distft.process import environment
+
 
 def reach(place: str) -> None:
     """Does not return, at the place that was asked for."""
-    wanted = os.environ.get("DISTFT_FAILPOINT")
+    wanted = os.environ.get(environment.FAILPOINT)
     if wanted is None:
         return
     for one in wanted.split(";"):
         who, _, name = one.partition(":")
         attempt, _, rank = who.rpartition("/")
-        mine = rank in ("*", os.environ.get("RANK")) and attempt in ("", os.environ.get("DISTFT_ATTEMPT"))
+        mine = rank in ("*", os.environ.get("RANK")) and attempt in ("", os.environ.get(environment.ATTEMPT))
         if mine and name in (place, place.partition(",")[0]):
             os.kill(os.getpid(), signal.SIGKILL)

@@ -8,13 +8,15 @@ import signal
 import sys
 from typing import NoReturn
 
+from distft.process import environment
+
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 
 
 def die_with_parent() -> None:
     """Have the kernel kill this process when the one named by DISTFT_PARENT dies, so that no half attempt lives on
     (Linux)."""
-    parent = os.environ.get("DISTFT_PARENT")
+    parent = os.environ.get(environment.PARENT)
     if parent is None:
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))

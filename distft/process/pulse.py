@@ -16,7 +16,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from distft.process import failpoint
+from distft.process import environment, failpoint
 
 BEAT_SECONDS = 1.0
 BYTES = 256
@@ -45,7 +45,7 @@ class _Pulse:
 
     def begin(self) -> None:
         faulthandler.register(STACKS, all_threads=True)
-        descriptor = os.environ.pop("DISTFT_PULSE_FD", None)
+        descriptor = os.environ.pop(environment.PULSE_FD, None)
         if descriptor is None:
             return
         self._memory = mmap.mmap(int(descriptor), BYTES)

@@ -13,6 +13,7 @@ import time
 from types import FrameType
 
 from distft.errors import Preempted
+from distft.process import environment
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
@@ -59,5 +60,5 @@ def check() -> None:
 
 def deadline() -> float | None:
     """When the scheduler ends this job, in seconds since the epoch, as far as the parent knows (DISTFT_DEADLINE)."""
-    value = os.environ.get("DISTFT_DEADLINE")
+    value = os.environ.get(environment.DEADLINE)
     return float(value) if value else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -84,11 +83,6 @@ def check_allowed(names: Iterable[str]) -> frozenset[str]:
     if unknown := sorted(names - ALLOWABLE):
         raise UserError(f"--allow {unknown[0]}: what may be allowed is {', '.join(sorted(ALLOWABLE))}")
     return names
-
-
-def allowed_here() -> frozenset[str]:
-    """What the launcher of this rank was told to allow (DISTFT_ALLOW)."""
-    return frozenset(filter(None, os.environ.get("DISTFT_ALLOW", "").split(",")))
 
 
 def agree(found: Sequence[Difference], allowed: frozenset[str], what: str) -> None:

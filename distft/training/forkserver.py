@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from distft.process import lifetime, stop_signals
+from distft.process import environment, lifetime, stop_signals
 from distft.recipe.load import load_resolved
 from distft.run.folder import RunDir
 
@@ -38,7 +38,7 @@ def serve(run_dir: Path) -> int:
     lifetime.name("distft-fork")
     # CUDA's driver does not survive a fork, so nothing here may wake it; NVML tells as much.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-    connection = socket.socket(fileno=int(os.environ.pop("DISTFT_FORKSERVER_FD")))
+    connection = socket.socket(fileno=int(os.environ.pop(environment.FORKSERVER_FD)))
     import_all(run_dir)
     tell(connection, {"ready": True})
     ranks: set[int] = set()
@@ -95,7 +95,7 @@ def tell(connection: socket.socket, news: dict[str, Any]) -> None:
 
 def become_rank(request: dict[str, Any], files: list[int], server: int) -> int:
     """Be the rank that was ordered. Returns its exit code."""
-    os.environ.update(request["environment"], DISTFT_PARENT=str(server))
+    os.environ.update(request["environment"] | {environment.PARENT: str(server)})
     lifetime.die_with_parent()
     lifetime.name(f"distft-rank-{request['number']}")
     for name, descriptor in zip(request["files"], files, strict=True):

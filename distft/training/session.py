@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from distft.data.loader import Loader
 from distft.engine.deepspeed import Engine
 from distft.model.adalora import Allocator
 from distft.model.context import RunContext
-from distft.process import distributed, stop_signals
+from distft.process import distributed, environment, stop_signals
 from distft.process.console import Console
 from distft.process.deadline import Clock
 from distft.process.distributed import Ranks
@@ -91,13 +92,16 @@ def restore(
     if folder is None:
         return Progress(step=0, next_row=0, useful_tokens=0, last_eval=0)
     stored = state.Stored(folder)
-    changes.agree(
-        differences(stored.identity, identity), changes.allowed_here(), f"{folder} was written with something else"
-    )
+    changes.agree(differences(stored.identity, identity), allowed_here(), f"{folder} was written with something else")
     stored.load_into(engine)
     allocator.load(stored.adapter)
     console.say(f"continuing after step {stored.progress.step} ({folder})")
     return stored.progress
+
+
+def allowed_here() -> frozenset[str]:
+    """What the launcher of this rank was told to allow."""
+    return frozenset(filter(None, os.environ.get(environment.ALLOW, "").split(",")))
 
 
 def differences(stored: Identity, now: Identity) -> list[Difference]:

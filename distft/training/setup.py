@@ -18,7 +18,7 @@ from distft.errors import UserError
 from distft.model import adapters, base_model
 from distft.model.adalora import Allocator, NoAllocator, RankAllocator
 from distft.model.context import RunContext
-from distft.process import distributed, pulse, stop_signals
+from distft.process import distributed, environment, pulse, stop_signals
 from distft.process.console import Console
 from distft.process.deadline import Clock
 from distft.process.distributed import Ranks
@@ -74,10 +74,10 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     reference_pass.record(run, task, engine, data, progress.step, identity.base, ranks, console)
     stop_signals.check()
     slots = Slots(recipe.train.global_batch, recipe.train.micro_batch, ranks.rank, ranks.world)
-    fence = Fence(run, os.environ.get("DISTFT_TOKEN"))
+    fence = Fence(run, os.environ.get(environment.TOKEN))
     return Session(
         run=run,
-        attempt=int(os.environ.get("DISTFT_ATTEMPT", "1")),
+        attempt=int(os.environ.get(environment.ATTEMPT, "1")),
         context=context,
         ranks=ranks,
         console=console,

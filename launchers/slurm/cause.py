@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from distft.errors import PREEMPTED
+from distft.process import environment
 from distft.run.folder import Attempt, Run, RunDir
 from launchers.attempt import Verdict, close, last_sign_of_life
 from launchers.slurm import scheduler
@@ -30,7 +31,7 @@ def stop_cause(verdict: Verdict, signals: Sequence[signal.Signals], ends: float 
         return verdict
     if not signals and verdict.cause == "preempted":
         return dataclasses.replace(verdict, cause="time limit (by the clock)")
-    lead = float(os.environ.get("DISTFT_SIGNAL_LEAD") or 0)
+    lead = float(os.environ.get(environment.SIGNAL_LEAD) or 0)
     if signals and signals[0] is signal.SIGUSR2 and time.time() > ends - lead - EARLY_SECONDS:
         return dataclasses.replace(verdict, cause=f"time limit ({signals[0].name})")
     return verdict

@@ -8,7 +8,7 @@ node begins another attempt, and the others join it.
 
 from __future__ import annotations
 
-from distft.process import stop_signals
+from distft.process import environment, stop_signals
 
 if __name__ == "__main__":
     stop_signals.listen()  # before anything slower is imported: a stop signal counts from the first millisecond
@@ -61,20 +61,20 @@ class Place:
         return verdict if verdict.host is None else replace(verdict, host=self.hosts[self.index])
 
 
-def place(environment: Mapping[str, str]) -> Place:
+def place(variables: Mapping[str, str]) -> Place:
     """From what SLURM and the batch script set; an image of a container needs none of SLURM's commands.
 
     Raises:
         UserError: this was not started by srun within a job.
     """
     try:
-        job, index = environment["SLURM_JOB_ID"], int(environment["SLURM_NODEID"])
-        hosts = environment["DISTFT_HOSTS"].split(",")
-        ranks = int(environment.get("DISTFT_RANKS") or gpus() or 1)
+        job, index = variables["SLURM_JOB_ID"], int(variables["SLURM_NODEID"])
+        hosts = variables[environment.HOSTS].split(",")
+        ranks = int(variables.get(environment.RANKS) or gpus() or 1)
     except (KeyError, ValueError) as error:
         raise UserError(f"this is started by srun in a job of distft, and {error} is not set as it would be") from None
-    ends = environment.get("DISTFT_ENDS", "")
-    restart = int(environment.get("SLURM_RESTART_COUNT") or 0)
+    ends = variables.get(environment.ENDS, "")
+    restart = int(variables.get("SLURM_RESTART_COUNT") or 0)
     return Place(job, restart, index, hosts, ranks, float(ends) if ends.isdigit() else None)
 
 
@@ -82,7 +82,7 @@ def main() -> int:
     os.umask(0o077)
     streams.may_leave()
     try:
-        run, here = RunDir(Path(os.environ["DISTFT_RUN_DIR"])), place(os.environ)
+        run, here = RunDir(Path(os.environ[environment.RUN_DIR])), place(os.environ)
     except KeyError:
         raise UserError("DISTFT_RUN_DIR is not set; the batch script sets it") from None
     ended = Verdicts(folder(run, here.job, here.restart), here.index, len(here.hosts))
@@ -128,7 +128,7 @@ def lead(run: RunDir, here: Place, ended: Verdicts) -> Verdict:
         settle(run, record)
         record.launcher = "slurm"
         run.write(record)
-        most = int(os.environ.get("DISTFT_MAX_RESTARTS") or MAX_RESTARTS)
+        most = int(os.environ.get(environment.MAX_RESTARTS) or MAX_RESTARTS)
 
         def all_nodes_are_there(attempt: Attempt) -> bool:
             held.renew()  # what has been waited for before and is now may be longer than a lease lasts

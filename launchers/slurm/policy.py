@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from distft.errors import DONE, FAILED, PREEMPTED, USAGE, UserError, in_words
-from distft.process import stop_signals, streams
+from distft.process import environment, stop_signals, streams
 from distft.run import lease
 from distft.run.folder import Attempt, Run, RunDir
 from distft.run.lease import Lease
@@ -47,7 +47,7 @@ def main() -> int:
     streams.may_leave()
     code, job = int(sys.argv[1]), os.environ["SLURM_JOB_ID"]
     restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-    run = RunDir(Path(os.environ["DISTFT_RUN_DIR"]))
+    run = RunDir(Path(os.environ[environment.RUN_DIR]))
     if (holder := somebody_else(run, job, restart)) is not None:
         say(f"{holder} is at work on {run.path}; nothing is decided here")
         return code
@@ -212,7 +212,7 @@ def to_avoid(record: Run, job: str) -> list[str]:
     hosts = suspects(record, job)
     if not hosts or "SLURM_JOB_RESERVATION" in os.environ:  # what a reservation has left is not known
         return []
-    nodes = os.environ.get("DISTFT_HOSTS", "").split(",")
+    nodes = os.environ.get(environment.HOSTS, "").split(",")
     usable = scheduler.usable_nodes(job, os.environ.get("SLURM_JOB_PARTITION", ""), like=nodes)
     return hosts if len(usable - set(hosts)) >= int(os.environ.get("SLURM_JOB_NUM_NODES") or 1) else []
 

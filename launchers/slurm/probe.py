@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from distft.errors import DONE, FAILED, RunFailed, UserError
+from distft.process import environment
 from distft.run.files import write_atomically
 from distft.run.folder import this_host
 from launchers.parent import Claim, Node, rank_environment
@@ -18,7 +19,7 @@ MEET_SECONDS = 60.0
 
 
 def main() -> int:
-    here, folder = place(os.environ), Path(os.environ["DISTFT_RUN_DIR"])
+    here, folder = place(os.environ), Path(os.environ[environment.RUN_DIR])
     ends = f"time limit at {time.strftime('%H:%M:%S', time.localtime(here.ends))}" if here.ends else "end not known"
     print(
         f"{this_host()}: node {here.index + 1} of {len(here.hosts)}, {here.ranks} ranks, Python {sys.executable}, "
@@ -29,13 +30,13 @@ def main() -> int:
     claim = Claim(attempt=0, token="")
     ranks = []
     for local in range(node.nproc):
-        environment = {**rank_environment(node, claim, local), "DISTFT_CHECK": str(folder)}
+        variables = {**rank_environment(node, claim, local), environment.CHECK: str(folder)}
         keep = []
         if node.listener and local == 0:
-            environment["DISTFT_LISTEN_FD"] = str(node.listener.fileno())
+            variables[environment.LISTEN_FD] = str(node.listener.fileno())
             keep.append(node.listener.fileno())
         ranks.append(
-            subprocess.Popen([sys.executable, "-m", "distft.commands.network_check"], env=environment, pass_fds=keep)
+            subprocess.Popen([sys.executable, "-m", "distft.commands.network_check"], env=variables, pass_fds=keep)
         )
     codes = [rank.wait() for rank in ranks]
     return DONE if not any(codes) else FAILED

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from distft.errors import UserError
+from distft.process import environment
 from launchers.slurm.site import Container, Site
 
 NODE, POLICY = "launchers.slurm.node", "launchers.slurm.policy"
 OF_ANOTHER_JOB = (
     "SLURM_RESTART_COUNT",
-    "DISTFT_ALLOW",
-    "DISTFT_RANKS",
+    environment.ALLOW,
+    environment.RANKS,
 )  # from within which this one is sent: it would inherit them
 _NOT_OURS = re.compile(r"^#SBATCH --(?:signal|wckey)=")
 
@@ -158,14 +159,14 @@ def _variables(request: Request) -> dict[str, str]:
     """Name and quoted value."""
     site = request.site
     quoted = {
-        "DISTFT_RUN_DIR": shlex.quote(str(request.run_dir)),
-        "DISTFT_SIGNAL_LEAD": str(site.signal_lead),
-        "DISTFT_MAX_RESTARTS": str(site.max_restarts),
+        environment.RUN_DIR: shlex.quote(str(request.run_dir)),
+        environment.SIGNAL_LEAD: str(site.signal_lead),
+        environment.MAX_RESTARTS: str(site.max_restarts),
     }
     if site.ranks is not None or site.gpus is not None:
-        quoted["DISTFT_RANKS"] = str(site.ranks_a_node)
+        quoted[environment.RANKS] = str(site.ranks_a_node)
     if request.allow:
-        quoted["DISTFT_ALLOW"] = shlex.quote(",".join(sorted(request.allow)))
+        quoted[environment.ALLOW] = shlex.quote(",".join(sorted(request.allow)))
     if site.offline:
         quoted["HF_HUB_OFFLINE"] = "1"
     if site.interface:

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from distft.errors import UserError
+from distft.process import environment
 from distft.recipe.messages import explain
 from distft.recipe.section import Positive, Section
 
@@ -175,7 +176,7 @@ def find(name: str | None) -> Path:
     Raises:
         UserError: none was named, here or by $DISTFT_SITE, or there is none of that name.
     """
-    name = name or os.environ.get("DISTFT_SITE")
+    name = name or os.environ.get(environment.SITE)
     if not name:
         raise UserError("name a site profile: --site NAME or FILE.toml, or set DISTFT_SITE (docs/slurm.md)")
     if name.endswith(".toml"):

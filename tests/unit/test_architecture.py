@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -139,6 +140,11 @@ def test_every_folder_of_tests_is_collected(pytestconfig: pytest.Config) -> None
     folders = {path.parent.name for path in (ROOT / "tests").rglob("test_*.py")}
     assert {"cluster", "dist", "e2e", "unit"} <= folders
     assert [name for name in folders if any(fnmatch(name, pattern) for pattern in passed_over)] == []
+
+
+def test_one_file_names_the_environment_variables() -> None:
+    naming = {module for module, path in MODULES.items() if re.search(r"[\"']DISTFT_[A-Z_]+[\"']", path.read_text())}
+    assert naming == {"distft.process.environment"}
 
 
 def test_the_map_lists_every_file_with_its_first_line() -> None:
