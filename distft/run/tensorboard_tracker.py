@@ -1,8 +1,8 @@
 """The only file that knows TensorBoard: one event file in RUN/tensorboard, which shows one gapless curve.
 
 A file is made whole from metrics.jsonl when an attempt begins, and again when a step is repeated; the older file goes
-when the new one is in place. The records are written with TensorBoard's own writer, without torch: `SummaryWriter`
-makes an event of each value, which is some ten times the bytes and the time.
+when the new one is in place. The records go through TensorBoard's own writer, one event per record and without torch:
+torch's `SummaryWriter` makes an event per value, which takes several times as long and twice the space.
 """
 
 from __future__ import annotations

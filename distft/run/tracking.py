@@ -135,7 +135,10 @@ def check(recipe: Recipe) -> None:
     installed = plugins.names(plugins.TRACKERS) if recipe.track.others else []
     for name in recipe.track.others:
         if name not in installed:
-            plugins.find(plugins.TRACKERS, name, "tracker")  # says what is wrong; nothing is imported
+            try:
+                plugins.find(plugins.TRACKERS, name, "tracker")  # says what is wrong; nothing is imported
+            except UserError as error:
+                raise UserError(f"track.others: {error}") from None
 
 
 def trackers(recipe: Recipe, run: RunDir, first: bool) -> Tracker:
