@@ -9,9 +9,9 @@ from typing import Any
 from distft.errors import UserError
 from distft.process.console import Console
 from distft.recipe.load import load_resolved
-from distft.recipe.schema import Recipe
 from distft.run.folder import RunDir
-from distft.run.tracking import Numbering, Record, begin
+from distft.run.records import Record
+from distft.run.wandb_tracker import Numbering, begin, rows_held
 
 
 def sync(run: RunDir, offline: bool) -> str:
@@ -27,7 +27,7 @@ def sync(run: RunDir, offline: bool) -> str:
     if not rows:
         raise UserError(f"{run.path} has recorded nothing yet")
     try:
-        target, first = (name, 0) if offline else choose(name, len(rows), lambda one: steps_at(recipe, one))
+        target, first = (name, 0) if offline else choose(name, len(rows), lambda one: rows_held(recipe, one))
         if first < len(rows):
             to = begin(recipe, run, target, online=not offline)
             send(to, rows, first)
@@ -75,18 +75,3 @@ def choose(name: str, rows: int, steps: Callable[[str], list[int]]) -> tuple[str
         if found == list(range(len(found))) and len(found) <= rows:
             return candidate, len(found)
     raise UserError(f"the W&B runs {name} and {name}-whole both have gaps; remove the second and repeat")
-
-
-def steps_at(recipe: Recipe, name: str) -> list[int]:
-    """Numbers of the rows that a W&B run has; none where there is no such run."""
-    import wandb
-
-    api = wandb.Api()
-    path = f"{recipe.track.entity or api.default_entity}/{recipe.track.project}/{name}"
-    try:
-        history = api.run(path).scan_history(keys=["_step"])
-    except (ValueError, wandb.errors.CommError) as error:
-        if "not find" in str(error):
-            return []
-        raise
-    return sorted(int(row["_step"]) for row in history)

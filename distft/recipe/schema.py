@@ -275,6 +275,12 @@ class Track(Section):
     )
     project: str = Field("distft", description="W&B project")
     entity: str | None = Field(None, description="W&B team or user")
+    tensorboard: bool = Field(
+        False, description="also write TensorBoard event files, into tensorboard/ of the run folder"
+    )
+    others: list[Text] = Field(
+        default_factory=list, description="trackers of other packages, by the names of their entry points"
+    )
     samples: bool = Field(False, description="record in logs/ which samples each rank used in each step")
 
 

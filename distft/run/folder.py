@@ -5,6 +5,7 @@
     lease.json         who is at work on it (see lease.py)
     metrics.jsonl      one object an optimizer step, one an evaluation
     loss.png           the chart of the above
+    tensorboard/       the same as TensorBoard's event file, if the recipe asks for it
     logs/              attempt-001/rank-0.log
     slurm/             what was sent to SLURM, and what the jobs said
     base/              the base model, where the recipe makes one (`model.init`)
@@ -20,6 +21,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 import secrets
@@ -125,18 +127,29 @@ class RunDir:
     def write(self, run: Run) -> None:
         write_atomically(self.json, json.dumps(dataclasses.asdict(run), indent=2) + "\n")
 
-    def records(self) -> Iterator[dict[str, Any]]:
-        """Objects of metrics.jsonl in the order written; a line cut off by a crash is passed over."""
+    def records(self, lines: int | None = None) -> Iterator[dict[str, Any]]:
+        """Objects of metrics.jsonl in the order written; a line cut off by a crash is passed over.
+
+        Args:
+            lines: how many lines to look at, from the first; default: all.
+        """
         if not self.metrics.exists():
             return
-        with open(self.metrics, encoding="utf-8", errors="replace") as file:
-            for line in file:
+        with open(self.metrics, encoding="utf-8", errors="replace", newline="\n") as file:
+            for line in itertools.islice(file, lines):
                 try:
                     record = json.loads(line)
                 except ValueError:
                     continue
                 if isinstance(record, dict):
                     yield record
+
+    def lines(self) -> int:
+        """Lines of metrics.jsonl, records or not."""
+        if not self.metrics.exists():
+            return 0
+        with open(self.metrics, "rb") as file:
+            return sum(1 for _ in file)
 
     def attempt_logs(self, number: int) -> Path:
         return self.logs / f"attempt-{number:03d}"

@@ -1,55 +1,43 @@
-"""The record of a run: metrics.jsonl always; W&B beside it, which training never waits for.
+"""The record of a run: metrics.jsonl always; W&B, TensorBoard and others beside it, for which training never waits.
 
-The local file is the truth. W&B runs in a thread of its own, under the id fixed in run.json; whatever goes wrong
-there is said once in the log and changes nothing.
+The local file is the truth. Each other tracker has a thread of its own; whatever goes wrong in it is said once in the
+log and changes nothing.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import queue
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from distft import plugins
+from distft.errors import UserError
 from distft.recipe.schema import Recipe
 from distft.run.folder import RunDir
+from distft.run.records import Record
+from distft.run.tensorboard_tracker import TensorBoardTracker
+from distft.run.wandb_tracker import WandbTracker
 
-FINISH_SECONDS = 10.0  # less than what is left of a job that stops before its time limit, see clock.LEAVE_SECONDS
-Record = dict[str, Any]
+FINISH_SECONDS = 10.0  # less than what is left of a job that stops before its time limit, see deadline.LEAVE_SECONDS
 
 
 class Tracker(Protocol):
     def log(self, record: Record) -> None:
-        """Keep one record: of an optimizer step (it has `loss`) or of an evaluation (`eval_loss`)."""
+        """Keep one record; it has one of the keys in `records.KINDS`."""
 
     def finish(self) -> None:
         """Everything logged so far is kept, or given up."""
 
 
-KINDS = ("loss", "eval_loss", "save_seconds", "non_finite", "ranks")  # each record has one of these keys
-
-
-class Numbering:
-    """Numbers for the rows of a W&B run: one for each thing that was recorded, in the order in which it came first.
-
-    A step that two attempts have trained is one row, so all attempts, whatever reached W&B of them, fill one history.
-    """
-
-    def __init__(self, run: RunDir) -> None:
-        self._numbers: dict[tuple[str, int], int] = {}
-        for record in run.records():
-            self.of(record)
-
-    def of(self, record: Record) -> int:
-        kind = next((kind for kind in KINDS if kind in record), "")
-        return self._numbers.setdefault((kind, int(record["step"])), len(self._numbers))
-
-
 class Nothing:
-    """Keeps nothing: ranks other than 0, and W&B switched off."""
+    """Keeps nothing: ranks other than 0."""
 
     def log(self, record: Record) -> None:
         pass
@@ -59,7 +47,7 @@ class Nothing:
 
 
 class Jsonl:
-    """One JSON object a line, appended; each line is in the file when `log` returns."""
+    """One JSON object per line, appended; each line is in the file when `log` returns."""
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
@@ -74,80 +62,104 @@ class Jsonl:
         os.close(self._descriptor)
 
 
-class Wandb:
-    """A W&B run, fed from a queue by a thread."""
+class InBackground:
+    """A tracker that is made in a thread of its own and fed from a queue; nothing here waits or raises.
 
-    def __init__(self, recipe: Recipe, run: RunDir, wandb_id: str) -> None:
-        self._recipe, self._run, self._id = recipe, run, wandb_id
+    Args:
+        name: what it is called in messages.
+        make: makes the tracker; it runs in the thread.
+    """
+
+    def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
+        self._name, self._make = name, make
         self._queue: queue.Queue[Record | None] = queue.Queue()
-        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
     def log(self, record: Record) -> None:
-        self._queue.put(record)
-
-    def finish(self) -> None:
-        self._queue.put(None)
-        self._thread.join(FINISH_SECONDS)
         if self._thread.is_alive():
-            give_up("it did not take everything in time")
+            self._queue.put(record)
+
+    def close(self) -> None:
+        """There are no more records."""
+        self._queue.put(None)
+
+    def wait(self, seconds: float) -> None:
+        """Until it has taken everything, or is given up."""
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            self._give_up("it did not take everything in time")
 
     def _work(self) -> None:
         try:
-            self._feed()
-        except Exception as error:  # noqa: BLE001 - whatever W&B raises, training goes on
-            give_up(str(error) or type(error).__name__)
+            tracker = self._make()
+            while (record := self._queue.get()) is not None:
+                tracker.log(record)
+            tracker.finish()
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it raises, training goes on
+            self._give_up(str(error) or type(error).__name__)
 
-    def _feed(self) -> None:
-        numbering = Numbering(self._run)
-        run = begin(self._recipe, self._run, self._id, self._recipe.track.wandb == "online")
-        while (record := self._queue.get()) is not None:
-            run.log(record, step=numbering.of(record))
-        run.finish()
-
-
-def give_up(why: str) -> None:
-    print(f"W&B is given up for this attempt ({why}); metrics.jsonl has everything, see distft sync", flush=True)
+    def _give_up(self, why: str) -> None:
+        print(f"{self._name} is given up for this attempt ({why}); metrics.jsonl has everything", flush=True)
 
 
-def begin(recipe: Recipe, run: RunDir, wandb_id: str, online: bool) -> Any:
-    """A W&B run, or another piece of it."""
-    import wandb
+class All:
+    """The local record first, then the others."""
 
-    begun = wandb.init(
-        id=wandb_id,
-        name=recipe.name,
-        project=recipe.track.project,
-        entity=recipe.track.entity,
-        mode="online" if online else "offline",
-        resume="allow" if online else None,  # offline ignores it: each attempt is a folder of its own
-        dir=str(run.path),
-        config=recipe.model_dump(mode="json"),
-        settings=wandb.Settings(x_disable_meta=True, save_code=False, console="off", silent=True),
-    )
-    begun.define_metric("*", step_metric="step")
-    return begun
-
-
-class Both:
-    """The local record first, then W&B."""
-
-    def __init__(self, local: Tracker, remote: Tracker) -> None:
-        self._local, self._remote = local, remote
+    def __init__(self, local: Tracker, others: Sequence[InBackground]) -> None:
+        self._local, self._others = local, others
 
     def log(self, record: Record) -> None:
         record = {**record, "time": time.time()}
         self._local.log(record)
-        self._remote.log(record)
+        for other in self._others:
+            other.log(record)
 
     def finish(self) -> None:
+        """Waits at most FINISH_SECONDS for all of them together."""
         self._local.finish()
-        self._remote.finish()
+        deadline = time.monotonic() + FINISH_SECONDS
+        for other in self._others:
+            other.close()
+        for other in self._others:
+            other.wait(max(0.0, deadline - time.monotonic()))
 
 
-def tracker(recipe: Recipe, run: RunDir, first: bool) -> Tracker:
-    """The tracker of a rank; only rank 0 (`first`) records."""
+def check(recipe: Recipe) -> None:
+    """Raises UserError if a tracker that the recipe names is not installed."""
+    if recipe.track.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UserError(
+            "track.tensorboard: the library tensorboard is not installed; install distft[tensorboard], or leave "
+            "track.tensorboard out"
+        )
+    installed = plugins.names(plugins.TRACKERS) if recipe.track.others else []
+    for name in recipe.track.others:
+        if name not in installed:
+            try:
+                plugins.find(plugins.TRACKERS, name, "tracker")  # says what is wrong; nothing is imported
+            except UserError as error:
+                raise UserError(f"track.others: {error}") from None
+
+
+def trackers(recipe: Recipe, run: RunDir, first: bool) -> Tracker:
+    """All trackers of a run as one; only rank 0 (`first`) records."""
     if not first:
         return Nothing()
-    remote = Nothing() if recipe.track.wandb == "off" else Wandb(recipe, run, run.read().wandb_id)
-    return Both(Jsonl(run.metrics), remote)
+    local = Jsonl(run.metrics)
+    return All(local, [InBackground(name, make) for name, make in beside(recipe, run)])
+
+
+def beside(recipe: Recipe, run: RunDir) -> Iterator[tuple[str, Callable[[], Tracker]]]:
+    """Name and maker of each tracker beside metrics.jsonl."""
+    if recipe.track.wandb != "off":
+        yield "W&B", partial(WandbTracker, recipe, run)
+    if recipe.track.tensorboard:
+        yield "TensorBoard", partial(TensorBoardTracker, run, lines=run.lines())
+    for name in recipe.track.others:
+        yield name, partial(make_other, name, recipe, run)
+
+
+def make_other(name: str, recipe: Recipe, run: RunDir) -> Tracker:
+    """The tracker of another package; it is imported here."""
+    made: Tracker = plugins.find(plugins.TRACKERS, name, "tracker")(recipe, run)
+    return made

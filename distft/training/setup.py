@@ -24,10 +24,10 @@ from distft.process.deadline import Clock
 from distft.process.distributed import Ranks
 from distft.recipe.schema import AdaLora, Recipe
 from distft.recipe.tasks import TaskName
+from distft.run import tracking
 from distft.run.digest import of_parts
 from distft.run.folder import RunDir
 from distft.run.lease import Fence
-from distft.run.tracking import tracker
 from distft.tasks.causal_lm import Causal
 from distft.tasks.protocol import Learned
 from distft.tasks.shared.position_limits import check_source, positions, source_positions
@@ -46,6 +46,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         UserError: the recipe names something that is not there or does not fit together.
         Preempted: a stop was requested meanwhile.
     """
+    tracking.check(recipe)
     context = RunContext(run, recipe, partial(distributed.on_rank_0, ranks), starts=True)
     pulse.at("the base model")
     base_model.check_architecture(context.base, recipe, context.model_spec)  # before all data are encoded
@@ -81,7 +82,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         context=context,
         ranks=ranks,
         console=console,
-        track=tracker(recipe, run, ranks.first),
+        track=tracking.trackers(recipe, run, ranks.first),
         clock=Clock(stop_signals.deadline(), state_bytes=engine.state_bytes // ranks.world),
         fence=fence,
         task=task,

@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distft.process.stop_signals import SIGNALS
 from tests.e2e.command import (
@@ -233,9 +235,31 @@ def gone(process: psutil.Process) -> bool:
         return True
 
 
+def points(run: Path) -> dict[str, dict[int, list[float]]]:
+    """Values at each step of each tag, as TensorBoard reads them."""
+    read = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    read.Reload()
+    found: dict[str, dict[int, list[float]]] = {}
+    for tag in read.Tags()["scalars"]:
+        for event in read.Scalars(tag):
+            found.setdefault(tag, {}).setdefault(event.step, []).append(event.value)
+    return found
+
+
+def assert_one_curve(run: Path) -> None:
+    """TensorBoard has each figure of metrics.jsonl, once per step, as it was recorded last."""
+    expected: dict[str, dict[int, list[float]]] = {}
+    for record in records(run):
+        for tag in record.keys() - {"step", "attempt", "time"}:
+            expected.setdefault(tag, {})[record["step"]] = [float(np.float32(record[tag]))]
+    assert points(run) == expected
+    assert sorted(expected["loss"]) == list(range(1, STEPS + 1))
+    assert any(len(values) == 2 for values in losses(run).values())
+
+
 def test_a_killed_parent(place: Workplace, unbroken: Made) -> None:
     run = place.folder / "killed-parent"
-    command = ("train", "recipe.yaml", "--run-dir", run, "--nproc", "2")
+    command = ("train", "recipe.yaml", "track.tensorboard=true", "--run-dir", run, "--nproc", "2")
     with place.start(*command) as first:
         until_step(first, run, EVERY + 5)
         ranks = first.ranks()
@@ -246,7 +270,9 @@ def test_a_killed_parent(place: Workplace, unbroken: Made) -> None:
     [seen] = json.loads(place.run("status", "--json", run).out)
     assert seen["state"] == "lost"
     assert "lost" in place.run("status", run).out
+    assert max(points(run)["loss"]) > EVERY  # what is recorded is there at once
     assert place.run(*command).code == 0
+    assert_one_curve(run)
     first_attempt, second = about(run)["attempts"]
     assert first_attempt["cause"] == "killed"
     assert first_attempt["start"] < first_attempt["end"] < second["start"]

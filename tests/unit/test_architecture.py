@@ -40,6 +40,7 @@ LIGHT = [
     "recipe.schema",
     "run.folder",
     "run.lease",
+    "run.tracking",
 ]
 HEAVY = ["torch", "transformers", "deepspeed", "peft", "numpy"]
 MOST_LINES = 320
@@ -112,10 +113,17 @@ def test_launchers_see_only_their_interface_and_are_seen_by_nobody() -> None:
     assert [module for module, target in imports("distft") if target.split(".")[0] == "launchers"] == []
 
 
-def test_one_file_knows_deepspeed() -> None:
-    for name in ("distft", "launchers"):
-        knowing = {module for module, target in imports(name) if target.split(".")[0] == "deepspeed"}
-        assert knowing == ({"distft.engine.deepspeed"} if name == "distft" else set())
+@pytest.mark.parametrize(
+    ("library", "knows"),
+    [
+        ("deepspeed", "distft.engine.deepspeed"),
+        ("tensorboard", "distft.run.tensorboard_tracker"),
+        ("wandb", "distft.run.wandb_tracker"),
+    ],
+)
+def test_one_file_knows(library: str, knows: str) -> None:
+    both = [*imports("distft"), *imports("launchers")]
+    assert {module for module, target in both if target.split(".")[0] == library} == {knows}
 
 
 @pytest.mark.parametrize(
