@@ -1,4 +1,4 @@
-"""The one error a user is meant to read, and the exit codes of every command."""
+"""`UserError`, the error that users read, and the exit codes of all commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What other packages add to distft: found by the name of an entry point, loaded only when that name is asked for."""
+"""Plugins from other packages, found by entry-point name and imported only when that name is used."""
 
 from __future__ import annotations
 

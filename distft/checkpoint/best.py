@@ -1,4 +1,4 @@
-"""The best checkpoint: how it is found during a run, and again afterwards."""
+"""The best checkpoint by `train.best`: chosen during a run, and found again for export."""
 
 from __future__ import annotations
 

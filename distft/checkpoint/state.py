@@ -1,4 +1,4 @@
-"""The logical checkpoint: what a run is at a step, told by parameter names and not by ranks or ZeRO stages.
+"""The logical checkpoint: training state by parameter name, independent of ranks and ZeRO stage.
 
 Each rank writes (by `writer.py`) the fragments it owns as `name|offset|kind` (kind: "master" or a moment of the
 optimizer), flat, fp32. `state.json` holds everything else. Reading puts together whatever the new layout needs, so

@@ -1,4 +1,4 @@
-"""Checkpoints as bytes on disk: staged, hashed, committed by one rename, verified, pruned.
+"""Checkpoint folders on disk: stage, hash, commit by one rename, verify, prune.
 
 A folder `step-00000050` is complete or it does not exist: files are written into `.staged-step-00000050`,
 `manifest.json` (size and checksum of every file) is written last, and the rename commits. Nothing is loaded

@@ -1,4 +1,4 @@
-"""Checkpoints behind the training: a step stalls only for the copy out of live tensors.
+"""Asynchronous saving: training pauses only while its tensors are copied; threads write the files.
 
 A thread on each rank hashes and writes; rank 0's commits. They talk through a connection of their own to the
 rendezvous store, so that no collective of the training waits for them, nor they for it. One save is under way at a

@@ -1,4 +1,4 @@
-"""Commands that start, send and stop runs. Imports are lazy: `--help` answers at once on a login node."""
+"""Commands that start, submit, resume and cancel runs (lazy imports keep `--help` fast)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that look at runs, or check and send what they recorded. Imports are lazy."""
+"""Commands that inspect runs, verify resume and sync metrics (lazy imports)."""
 
 from __future__ import annotations
 

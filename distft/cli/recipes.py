@@ -1,4 +1,4 @@
-"""Commands about recipes alone. Imports are lazy."""
+"""Commands about recipes alone (lazy imports)."""
 
 from __future__ import annotations
 

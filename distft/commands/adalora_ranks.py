@@ -1,4 +1,4 @@
-"""What AdaLoRA did: the rank of each weight, as a table and as a picture."""
+"""`distft ranks`: the rank that AdaLoRA gave each weight, as a table and a picture."""
 
 from __future__ import annotations
 

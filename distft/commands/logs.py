@@ -1,4 +1,4 @@
-"""What a rank said, as it says it."""
+"""`distft logs`: print the log of a rank, and follow it."""
 
 from __future__ import annotations
 

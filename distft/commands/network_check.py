@@ -1,4 +1,4 @@
-"""One rank of `submit --check`: says what it runs on, sums a vector with the others, and measures how fast."""
+"""`distft submit --check`, one rank of it: report the device, and time an all-reduce with the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How runs are doing, read from their folders alone."""
+"""`distft status`: the state of runs, read from their folders alone."""
 
 from __future__ import annotations
 

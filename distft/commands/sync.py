@@ -1,4 +1,4 @@
-"""The local record as one W&B run without gaps, sent from a machine that has internet; safe to repeat."""
+"""`distft sync`: send metrics.jsonl to W&B as one run without gaps; safe to repeat."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does this recipe come back bit for bit on this machine? A short run without kills beside one with kills."""
+"""`distft verify-resume`: a short run with kills must equal one without, bit for bit."""
 
 from __future__ import annotations
 

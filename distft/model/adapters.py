@@ -1,4 +1,4 @@
-"""Adapters onto a model, and what of it is trained; the layers are PEFT's."""
+"""Adapters: add PEFT layers to a model, and choose which parameters to train."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trained run in the formats of PEFT and transformers, made from its newest checkpoint alone.
+"""Export of a trained run to the formats of PEFT and transformers, from a checkpoint alone.
 
 No process group is needed: the checkpoint holds whole tensors whatever ZeRO stage wrote it.
 """

@@ -1,4 +1,4 @@
-"""The ranks of an attempt: who this process is, and the few things ranks do together.
+"""The ranks of an attempt: this process's place among them, and the few things they do together.
 
 Rank and world size come from the environment (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT),
 whoever started the process.

@@ -1,4 +1,4 @@
-"""How many ranks AdaLoRA keeps, by optimizer step: arithmetic alone, so a recipe is refused before anything starts."""
+"""The AdaLoRA rank schedule by step: plain arithmetic, so a bad recipe is refused before the run starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may differ between two attempts of one run: by itself, where it is asked for by name, or not at all."""
+"""What may change between two attempts of a run: freely, with `--allow`, or not at all."""
 
 from __future__ import annotations
 

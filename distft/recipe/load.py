@@ -1,4 +1,4 @@
-"""Recipes: strict YAML and overrides in, a frozen `Recipe` or one `UserError` out.
+"""The recipe loader: strict YAML and overrides in, a frozen `Recipe` or one `UserError` out.
 
 The keys themselves are in `distft.recipe.schema`. Everything wrong with a recipe is reported at once, a line a problem.
 """

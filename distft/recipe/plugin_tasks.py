@@ -1,4 +1,4 @@
-"""Recipes of tasks that other packages bring: the same keys, and a `task` section of theirs."""
+"""Recipes for plugin tasks: the usual keys, with the plugin's own `task` section."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every key of a recipe: its name, type, default and meaning. Nothing else decides a run.
+"""The recipe schema: every key with its type, default and description. Nothing else decides a run.
 
 The sections are frozen; `distft.recipe.load` reads YAML into them and reports what does not fit.
 """

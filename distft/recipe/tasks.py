@@ -1,4 +1,4 @@
-"""The `task` section of a recipe: what is learned, and the names of its scores."""
+"""The `task` section of a recipe: one class per task, with the names of its scores."""
 
 from __future__ import annotations
 

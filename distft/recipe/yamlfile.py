@@ -1,4 +1,4 @@
-"""Strict YAML: plain values, the place each was written in, and every problem at once.
+"""A strict YAML reader that keeps the line of each value and reports all problems at once.
 
 Scalars mean what they mean in YAML 1.2; tags, keys given twice and numbers without end are refused.
 """

@@ -1,4 +1,4 @@
-"""A run on disk. The folder is the run: whoever holds it can continue, inspect or export it.
+"""The run folder: everything about a run, enough to continue, inspect or export it.
 
     config.yaml        the resolved recipe
     run.json           name, state, wandb_id, one entry an attempt

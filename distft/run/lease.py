@@ -1,4 +1,4 @@
-"""Who may write into a run folder: one attempt at a time, by a lock on its machine and by a lease between machines.
+"""The lease of a run: one attempt may write at a time, by flock on a machine and a lease between machines.
 
 `lock` is held with flock and falls with its last holder; that is enough on one machine. Between machines it is not:
 locks cross some file systems and not others, and a node that was cut off keeps its processes, and its lock, while the

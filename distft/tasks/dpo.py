@@ -1,4 +1,4 @@
-"""Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290): of two answers, make one likelier."""
+"""Task dpo: direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290)."""
 
 from __future__ import annotations
 

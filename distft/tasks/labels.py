@@ -1,4 +1,4 @@
-"""The label set of a run: found in the training data, or named in the recipe, and kept with the run from then on."""
+"""The label set of a run: from the recipe or the training data, then fixed for the whole run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run is fed: from the data that a recipe names to loaders of micro-batches."""
+"""The data sets of a run: from the `data` section of a recipe to loaders of micro-batches."""
 
 from __future__ import annotations
 

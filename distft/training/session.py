@@ -1,4 +1,4 @@
-"""Everything one attempt holds on one rank, and how it continues from a checkpoint."""
+"""The training session: everything that one attempt holds on one rank, and how it is restored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The SLURM launcher: checks what can be checked on the login node, then sends the job."""
+"""The SLURM launcher's commands: check on the login node, then submit, resume or cancel."""
 
 from __future__ import annotations
 
