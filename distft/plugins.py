@@ -38,7 +38,9 @@ def find(group: str, name: str, what: str) -> Any:
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(f"no {what} is called '{name}'; {hint}installed: {', '.join(known) or 'none'}")
     if len(points) > 1:
-        raise UserError(f"the packages {' and '.join(sorted(points))} both bring a {what} '{name}'; uninstall one")
+        raise UserError(
+            f"the packages {' and '.join(sorted(points))} both provide a {what} '{name}'; uninstall one of them"
+        )
     [(package, point)] = points.items()
     try:
         return point.load()

@@ -164,7 +164,9 @@ class Writer:
     def _write_tensors(self, path: Path, part: Part) -> Digest:
         def check(name: str, tensor: torch.Tensor) -> None:
             if not name.endswith("|buffer") and not finite(tensor):
-                raise RunFailed(f"{name} is not finite after step {part.step}; that is not saved. Use a lower train.lr")
+                raise RunFailed(
+                    f"{name} is not finite after step {part.step}, so nothing was saved; use a lower train.lr"
+                )
 
         try:
             digest = store.write_tensors(path, part.tensors, check)

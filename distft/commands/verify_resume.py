@@ -108,7 +108,7 @@ def attempt(command: tuple[str, ...], run: RunDir, bar: Bar, until: int | None) 
     if code not in (DONE, -signal.SIGKILL):
         text = run.path.with_suffix(".out").read_text(errors="replace")
         said = text.rpartition("distft: error: ")[2].strip().splitlines()[-5:]
-        raise UserError("\n".join([f"the run did not get to its end (exit code {code}):", *said]))
+        raise UserError("\n".join([f"the run failed (exit code {code}):", *said]))
 
 
 def of_losses(run: RunDir) -> dict[str, object]:

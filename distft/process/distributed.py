@@ -54,7 +54,7 @@ def init(timeout_seconds: int) -> Ranks:
         local_rank = int(os.environ.setdefault("LOCAL_RANK", str(rank)))
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     except (KeyError, ValueError) as error:
-        raise RunFailed(f"the environment of a rank is incomplete: {error}; start it by `distft train`") from None
+        raise RunFailed(f"this rank's environment is incomplete: {error}; start ranks with `distft train`") from None
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:

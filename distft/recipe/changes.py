@@ -50,7 +50,7 @@ class Difference:
     new: object
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.old!r} there, {self.new!r} now"
+        return f"{self.key}: {self.old!r} before, {self.new!r} now"
 
     @property
     def name(self) -> str:
@@ -82,7 +82,7 @@ def check_allowed(names: Iterable[str]) -> frozenset[str]:
     """
     names = frozenset(names)
     if unknown := sorted(names - ALLOWABLE):
-        raise UserError(f"--allow {unknown[0]}: what may be allowed is {', '.join(sorted(ALLOWABLE))}")
+        raise UserError(f"--allow {unknown[0]}: unknown; the possible values are {', '.join(sorted(ALLOWABLE))}")
     return names
 
 
@@ -110,7 +110,7 @@ def agree(found: Sequence[Difference], allowed: frozenset[str], what: str) -> No
     lines = [f"{what}; {remedy}:"]
     for title, group in (
         ("refused", refused),
-        ("to be allowed", wanting),
+        ("needs --allow", wanting),
         ("harmless or allowed", [item for item in found if item not in wanting and item not in refused]),
     ):
         lines += [f"  {title}: {item}" for item in group]

@@ -166,10 +166,10 @@ class AdaLora(Layers):
     def _has_ranks_to_give_up(self) -> AdaLora:
         if self.target_r >= self.init_r:
             raise ValueError(
-                f"target_r {self.target_r} leaves AdaLoRA no rank of init_r {self.init_r} to take away; "
+                f"target_r {self.target_r} leaves AdaLoRA no rank to remove from init_r {self.init_r}; "
                 f"give target_r 1 to {self.init_r - 1}, or a larger init_r"
                 if self.init_r > 1
-                else "init_r 1 leaves AdaLoRA no rank to take away; give a larger init_r"
+                else "init_r 1 leaves AdaLoRA no rank to remove; give a larger init_r"
             )
         return self
 
@@ -221,7 +221,7 @@ class Train(Section):
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of `steps` and `epochs`")
         if self.patience is not None and (self.best is None or self.eval_every is None):
-            raise ValueError("patience needs `best`, the score to look at, and `eval_every`")
+            raise ValueError("patience needs `best` (the score to watch) and `eval_every`")
         if self.global_batch % self.micro_batch:
             near = max(self.micro_batch, round(self.global_batch / self.micro_batch) * self.micro_batch)
             raise ValueError(
@@ -230,7 +230,7 @@ class Train(Section):
             )
         if self.steps is not None and self.warmup >= self.steps:
             raise ValueError(
-                f"warmup {self.warmup} leaves no step of {self.steps} for the schedule; "
+                f"warmup {self.warmup} leaves none of the {self.steps} steps for the schedule; "
                 f"give warmup 0 to {self.steps - 1}, or more steps"
             )
         return self

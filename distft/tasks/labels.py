@@ -54,7 +54,7 @@ def read(path: Path) -> dict[str, list[str]] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} is not what distft wrote ({error}); restore it from a copy") from None
+        raise UserError(f"{path} is damaged ({error}); restore it from a copy") from None
 
 
 def named_in(parts: Sequence[TaskPart]) -> dict[str, list[str]]:

@@ -44,7 +44,7 @@ def jobs_of(run: RunDir) -> list[Sent]:
     except FileNotFoundError:
         return []
     except (ValueError, TypeError) as error:
-        raise UserError(f"{run.path}/slurm/jobs.json is not what distft wrote ({error}); remove it") from None
+        raise UserError(f"{run.path}/slurm/jobs.json is damaged ({error}); remove it") from None
 
 
 class SlurmLauncher:

@@ -135,7 +135,7 @@ def test_a_target_that_is_another_layers_weight_too_is_found() -> None:
         ({"type": "lora", "targets": "norm"}, ["adapter.targets", "not supported"]),
         ({"type": "lora", "modules_to_save": ["head"]}, ["adapter.modules_to_save", "'head'", "lm_head"]),
         ({"type": "partial", "train": ["model.layer.1.*"]}, ["adapter.train", "'model.layer.1.*'", "model.layers.1."]),
-        ({"type": "adalora", "tinit": 70}, ["tinit 70 + tfinal 30 = 100 leaves no step of 100"]),
+        ({"type": "adalora", "tinit": 70}, ["tinit 70 + tfinal 30 = 100 leaves none of the 100 steps"]),
         ({"type": "lora", "from": "no/where"}, ["adapter.from", "no/where", "no adapter"]),
         ({"type": "lora", "r": 8, "dora": True, "from": "STORED"}, ["adapter.from", "another base or shape"]),
         ({"type": "lora", "r": 4, "from": "STORED"}, ["adapter.from", "use_dora True, the recipe False"]),
