@@ -1,3 +1,3 @@
-"""distft: fine-tune large models on SLURM clusters, and never lose a run."""
+"""distft: fine-tune transformers on SLURM clusters, and never lose a run."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""`python -m distft`."""
+"""The entry point of `python -m distft`."""
 
 from distft.cli import main
 

@@ -1,4 +1,4 @@
-"""The one error a user is meant to read, and the exit codes of every command."""
+"""`UserError`, the error that users read, and the exit codes of all commands."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def in_words(error: OSError) -> str | None:
     """What a file system refuses, in a sentence; None where that may be our own mistake."""
     if no_space(error):
         where = f" ({error.filename})" if error.filename else ""
-        return f"no space left on the device{where}; free some and run the same command again"
+        return f"no space left on the device{where}; free some space and run the same command again"
     if error.errno in REFUSALS and error.filename:
         said = error.strerror.lower() if error.strerror else "refused"
-        return f"{os.fsdecode(error.filename)}: {said}; see to that, or name another folder with --run-dir"
+        return f"{os.fsdecode(error.filename)}: {said}; fix that, or give another folder with --run-dir"
     return None

@@ -1,4 +1,4 @@
-"""What became of a command: one sentence and an exit code, never a bare traceback of what a user can mend."""
+"""How errors end a command: one sentence and an exit code instead of a traceback."""
 
 from __future__ import annotations
 

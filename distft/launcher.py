@@ -1,4 +1,4 @@
-"""What a launcher is given and what it must do. Launchers live outside `distft` and are found by name."""
+"""The interface of launchers. They are separate packages, found by name through an entry point."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What other packages add to distft: found by the name of an entry point, loaded only when that name is asked for."""
+"""Plugins from other packages, found by entry-point name and imported only when that name is used."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def find(group: str, name: str, what: str) -> Any:
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(f"no {what} is called '{name}'; {hint}installed: {', '.join(known) or 'none'}")
     if len(points) > 1:
-        raise UserError(f"the packages {' and '.join(sorted(points))} both bring a {what} '{name}'; uninstall one")
+        raise UserError(
+            f"the packages {' and '.join(sorted(points))} both provide a {what} '{name}'; uninstall one of them"
+        )
     [(package, point)] = points.items()
     try:
         return point.load()

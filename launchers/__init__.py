@@ -1,1 +1,1 @@
-"""Launchers put the processes of a run on machines. They know machines and schedulers, never a model."""
+"""Launchers start the processes of a run on machines. They know schedulers and no models."""

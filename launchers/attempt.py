@@ -1,4 +1,4 @@
-"""Attempts on the node that leads them: their entries in run.json, from the start of the ranks to their end."""
+"""Attempts, as the leading node sees them: their entries in run.json, from start to end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fork server of a node (`distft.training.forkserver`), seen from its light parent, and the ranks it forks."""
+"""The client of a node's fork server (`distft.training.forkserver`), used by the light parent."""
 
 from __future__ import annotations
 

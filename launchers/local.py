@@ -1,4 +1,4 @@
-"""Runs an attempt on this machine."""
+"""The local launcher: runs an attempt on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds the rank that hangs: one that is stopped, or the one that is behind when all of them stand still."""
+"""The watchdog: finds a rank that hangs, or the one that is behind when no rank makes progress."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Checkpoints: `store` knows bytes, `state` knows what they mean."""
+"""Checkpoints: `store` handles files, `state` knows what they contain."""

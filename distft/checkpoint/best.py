@@ -1,4 +1,4 @@
-"""The best checkpoint: how it is found during a run, and again afterwards."""
+"""The best checkpoint by `train.best`: chosen during a run, and found again for export."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def chosen(run: RunDir, recipe: Recipe) -> Stored:
     """
     folder, _ = state.newest(run.checkpoints)
     if folder is None:
-        raise UserError(f"{run.path} has no checkpoint yet; `distft status {run.path}` tells how far it is")
+        raise UserError(f"{run.path} has no checkpoint yet; `distft status {run.path}` shows its progress")
     stored = Stored(folder)
     progress = stored.progress
     if progress.last_eval < progress.step:  # it was saved before the evaluation that a stop had broken off
@@ -45,7 +45,7 @@ def chosen(run: RunDir, recipe: Recipe) -> Stored:
     if recipe.train.best is None or best == folder or not progress.best_step:
         return stored
     if (flaw := store.flaw(best)) is not None:
-        raise UserError(f"the best checkpoint, {best}, cannot be used ({flaw}); leave train.best out to use the newest")
+        raise UserError(f"the best checkpoint, {best}, cannot be used ({flaw}); remove train.best to use the newest")
     return Stored(best)
 
 

@@ -1,4 +1,4 @@
-"""Files of a checkpoint: written and read past the page cache, with their checksums.
+"""Direct disk I/O for checkpoint files: write and read past the page cache, with checksums.
 
 A checkpoint is read once, if at all. In the page cache it would push out what is of use, count as memory of the job,
 and take more CPU time than training may have to spare. Where a file system knows no O_DIRECT, the page cache it is.

@@ -1,4 +1,4 @@
-"""The logical checkpoint: what a run is at a step, told by parameter names and not by ranks or ZeRO stages.
+"""The logical checkpoint: training state by parameter name, independent of ranks and ZeRO stage.
 
 Each rank writes (by `writer.py`) the fragments it owns as `name|offset|kind` (kind: "master" or a moment of the
 optimizer), flat, fp32. `state.json` holds everything else. Reading puts together whatever the new layout needs, so
@@ -107,7 +107,7 @@ class Stored:
         try:
             self._open(folder)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError) as error:
-            raise UserError(f"{folder} is not what distft wrote ({error}); use another checkpoint") from None
+            raise UserError(f"{folder} is not a valid checkpoint ({error}); use another checkpoint") from None
 
     def _open(self, folder: Path) -> None:
         self.state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
@@ -141,7 +141,7 @@ class Stored:
                 found += high - low
         if found != numel:
             raise UserError(
-                f"{self.folder} holds {found} of {numel} elements of {name} ({kind}); use another checkpoint"
+                f"{self.folder} has only {found} of {numel} elements of {name} ({kind}); use another checkpoint"
             )
         return result
 
@@ -176,10 +176,12 @@ class Stored:
 
     def _check_fits(self, engine: Engine) -> None:
         if (written_by := self.state["optimizer"]["id"]) != engine.optimizer.id:
-            raise UserError(f"{self.folder} is of the optimizer {written_by}, this run uses {engine.optimizer.id}")
+            raise UserError(
+                f"{self.folder} was written with optimizer {written_by}, this run uses {engine.optimizer.id}"
+            )
         if self.shapes != engine.shapes:
             names = sorted(set(self.shapes.items()) ^ set(engine.shapes.items()))
-            raise UserError(f"{self.folder} is of another model or adapter: they differ in {names[0][0]} and others")
+            raise UserError(f"{self.folder} belongs to another model or adapter: {names[0][0]} and others differ")
 
 
 def newest(

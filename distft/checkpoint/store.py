@@ -1,4 +1,4 @@
-"""Checkpoints as bytes on disk: staged, hashed, committed by one rename, verified, pruned.
+"""Checkpoint folders on disk: stage, hash, commit by one rename, verify, prune.
 
 A folder `step-00000050` is complete or it does not exist: files are written into `.staged-step-00000050`,
 `manifest.json` (size and checksum of every file) is written last, and the rename commits. Nothing is loaded
@@ -71,7 +71,7 @@ def read_back(path: Path, digest: Digest) -> None:
         RunFailed: it is not.
     """
     if checksum(path, of_disk=True) != digest.xxh3:
-        raise RunFailed(f"{path} came back from the file system with other bytes than were written; see to the disk")
+        raise RunFailed(f"{path} was read back with other bytes than were written; check the disk")
 
 
 def write_text(path: Path, text: str) -> Digest:
@@ -110,7 +110,7 @@ def prepare(
     if free < needed:
         raise UserError(
             f"no space left for the checkpoint of step {step}: it takes {needed / 1e6:,.0f} MB and "
-            f"{free / 1e6:,.0f} MB are free in {checkpoints}; free some and run the same command again"
+            f"{free / 1e6:,.0f} MB are free in {checkpoints}; free some space and run the same command again"
         )
     stage(checkpoints, step, owner).mkdir(parents=True)
 
@@ -211,7 +211,7 @@ def flaw(folder: Path, part: int = 0, parts: int = 1) -> str | None:
         path = folder / digest.name
         try:
             if path.stat().st_size != digest.bytes:
-                return f"{digest.name} has {path.stat().st_size} bytes in place of {digest.bytes}"
+                return f"{digest.name} has {path.stat().st_size} bytes instead of {digest.bytes}"
             if number % parts == part and checksum(path) != digest.xxh3:
                 return f"{digest.name} has changed since it was written"
         except OSError as error:

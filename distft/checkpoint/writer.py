@@ -1,4 +1,4 @@
-"""Checkpoints behind the training: a step stalls only for the copy out of live tensors.
+"""Asynchronous saving: training pauses only while its tensors are copied; threads write the files.
 
 A thread on each rank hashes and writes; rank 0's commits. They talk through a connection of their own to the
 rendezvous store, so that no collective of the training waits for them, nor they for it. One save is under way at a
@@ -164,7 +164,9 @@ class Writer:
     def _write_tensors(self, path: Path, part: Part) -> Digest:
         def check(name: str, tensor: torch.Tensor) -> None:
             if not name.endswith("|buffer") and not finite(tensor):
-                raise RunFailed(f"{name} is not finite after step {part.step}; that is not saved. Use a lower train.lr")
+                raise RunFailed(
+                    f"{name} is not finite after step {part.step}, so nothing was saved; use a lower train.lr"
+                )
 
         try:
             digest = store.write_tensors(path, part.tensors, check)

@@ -1,4 +1,4 @@
-"""The command line. Nothing is imported before stop signals are heard: they count from the first millisecond."""
+"""The command line. It listens for stop signals before it imports anything slow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all commands share: the program, and options that several of them have."""
+"""The Typer app, and the options that several commands share."""
 
 from __future__ import annotations
 

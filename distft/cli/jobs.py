@@ -1,4 +1,4 @@
-"""Commands that start, send and stop runs. Imports are lazy: `--help` answers at once on a login node."""
+"""Commands that start, submit, resume and cancel runs (lazy imports keep `--help` fast)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def train(
 
     recipe = load(Path(config), overrides or []) if config is not None else None
     if recipe is None and run_dir is None:
-        raise UserError("name a recipe or a run folder: distft train CONFIG, or distft train --run-dir DIR")
+        raise UserError("give a recipe or a run folder: distft train CONFIG, or distft train --run-dir DIR")
     folder = run_dir or Path("runs") / str(recipe.name if recipe else "")
     mode: Mode = "prepare" if prepare else "run"
     resources = Resources(nproc=nproc, max_restarts=max_restarts)
@@ -58,7 +58,7 @@ def train(
 def process_of_a_node(run_dir: Path | None) -> int:
     """What a launcher starts: a rank, or the process from which the ranks of a node are forked."""
     if run_dir is None:
-        raise UserError("RANK is set, so this is one rank of a run, and it needs --run-dir")
+        raise UserError("RANK is set, so this process is one rank of a run and needs --run-dir")
     if environment.FORKSERVER_FD in os.environ:
         from distft.training import forkserver
 

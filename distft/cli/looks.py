@@ -1,4 +1,4 @@
-"""Commands that look at runs, or check and send what they recorded. Imports are lazy."""
+"""Commands that inspect runs, verify resume and sync metrics (lazy imports)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def status(
     elif statuses:
         report.show(statuses)
     elif not broken:
-        print("no runs in ./runs; name a run folder")
+        print("no runs in ./runs; give a run folder")
 
 
 @app.command()
@@ -86,7 +86,7 @@ def verify_resume(
     from distft.recipe.load import load
 
     if kills >= steps:
-        raise UserError(f"--kills {kills} needs more steps than {steps}: each kill is after another step")
+        raise UserError(f"--kills {kills} needs more than {steps} steps: no two kills come after the same step")
     recipe = load(config, overrides or [])
     from distft.commands import verify_resume
 

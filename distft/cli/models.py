@@ -1,4 +1,4 @@
-"""Commands that use what a run has trained. Imports are lazy."""
+"""Commands that use a trained run: predict, eval, export (lazy imports)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands about recipes alone. Imports are lazy."""
+"""Commands about recipes alone (lazy imports)."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ def config(
     if schema:
         print(json.dumps(json_schema(), indent=2))
     elif config is None:
-        raise UserError("name a recipe, or give --schema")
+        raise UserError("give a recipe, or --schema")
     else:
         print(dump(load(config, overrides or [])), end="")

@@ -1,4 +1,4 @@
-"""All commands, in the order of `distft --help`, and what happens around each."""
+"""The table of commands, in the order of `distft --help`."""
 
 from __future__ import annotations
 

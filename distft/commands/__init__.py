@@ -1,1 +1,1 @@
-"""Commands that only look, and a few small ones."""
+"""Commands that inspect runs, and a few small ones."""

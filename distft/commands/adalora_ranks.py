@@ -1,4 +1,4 @@
-"""What AdaLoRA did: the rank of each weight, as a table and as a picture."""
+"""`distft ranks`: the rank that AdaLoRA gave each weight, as a table and a picture."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from distft.errors import UserError
+from distft.recipe.adapters import AdaLora
 from distft.recipe.load import load_resolved
-from distft.recipe.schema import AdaLora
 from distft.run.files import complete_file
 from distft.run.folder import RunDir
 
@@ -45,10 +45,10 @@ def of(run: RunDir) -> Ranks:
     run.read()
     adapter = load_resolved(run.config).adapter
     if not isinstance(adapter, AdaLora):
-        raise UserError(f"{run.path} has no ranks that change: its recipe has adapter.type {adapter.type}, not adalora")
+        raise UserError(f"{run.path} has fixed ranks: its recipe has adapter.type {adapter.type}, not adalora")
     newest = [record for record in run.records() if "ranks" in record]
     if not newest:
-        raise UserError(f"{run.path} has not given out ranks anew yet; the first time is soon after adapter.tinit")
+        raise UserError(f"{run.path} has no rank allocation yet; the first one comes soon after step adapter.tinit")
     cells: Cells = {}
     given = newest[-1]["ranks"]
     whole = len({place(name) for name in given}) < len(given)  # an encoder and a decoder
@@ -77,7 +77,7 @@ def show(ranks: Ranks) -> None:
     console = Console()
     for begin in range(0, len(ranks.layers), FEW_LAYERS):
         layers = ranks.layers[begin : begin + FEW_LAYERS]
-        table = Table(title=f"rank after step {ranks.step}, by layer; {ranks.initial} in the beginning")
+        table = Table(title=f"rank after step {ranks.step}, by layer; {ranks.initial} at the start")
         table.add_column("weight", no_wrap=True)
         for layer in layers:
             table.add_column(str(layer), justify="right")

@@ -1,4 +1,4 @@
-"""What a rank said, as it says it."""
+"""`distft logs`: print the log of a rank, and follow it."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def log_of(run: RunDir, attempt: int | None, rank: int) -> Path:
     run.read()
     known = attempts(run)
     if not known:
-        raise UserError(f"{run.path} has no logs yet; nothing has run")
+        raise UserError(f"{run.path} has no logs yet: it has not run")
     path = run.attempt_logs(attempt if attempt is not None else known[-1]) / f"rank-{rank}.log"
     if path.exists():
         return path
     if attempt is not None and attempt not in known:
-        raise UserError(f"{run.path} has no attempt {attempt}; there are {known[0]} to {known[-1]}")
+        raise UserError(f"{run.path} has no attempt {attempt}; its attempts are {known[0]} to {known[-1]}")
     ranks = sorted(int(found.stem.rpartition("-")[2]) for found in path.parent.glob("rank-*.log"))
     raise UserError(f"no {path}; ranks with a log: {', '.join(map(str, ranks)) or 'none'}")
 

@@ -1,4 +1,4 @@
-"""One rank of `submit --check`: says what it runs on, sums a vector with the others, and measures how fast."""
+"""`distft submit --check`, one rank of it: report the device, and time an all-reduce with the others."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def main() -> None:
     if ranks.first:
         # what each link carries: 2 (n - 1) / n of the vector (Patarasuk and Yuan 2009, ring all-reduce)
         rate = 2 * (ranks.world - 1) / ranks.world * ELEMENTS * 4 / seconds / 1e9
-        verdict = "right" if not wrong else "WRONG"
-        print(f"all-reduce of 64 MiB over {ranks.world} ranks: {verdict}, {seconds:.3f} s, {rate:.2f} GB/s a link")
+        verdict = "correct" if not wrong else "WRONG"
+        print(f"all-reduce of 64 MiB over {ranks.world} ranks: {verdict}, {seconds:.3f} s, {rate:.2f} GB/s per link")
         if not wrong:
             (Path(os.environ[environment.CHECK]) / "agreed").touch()
     distributed.leave()

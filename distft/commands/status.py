@@ -1,4 +1,4 @@
-"""How runs are doing, read from their folders alone."""
+"""`distft status`: the state of runs, read from their folders alone."""
 
 from __future__ import annotations
 
@@ -176,13 +176,13 @@ def lines(status: Status) -> Iterator[str | Table]:
     if status.reason:
         yield f"held: {escape(status.reason)}"
     if status.excluded:
-        yield f"not used any more, because attempts failed there twice: {escape(', '.join(status.excluded))}"
+        yield f"excluded nodes (attempts failed there twice): {escape(', '.join(status.excluded))}"
     if status.job is not None:
         yield escape(
             f"job {status.job.job}: {status.job.state}" + (f", {status.job.detail}" if status.job.detail else "")
         )
         if status.job.state == "gone" and status.state != "done":
-            yield f"continue it by: distft resume {escape(status.run_dir)}"
+            yield f"continue it with: distft resume {escape(status.run_dir)}"
     if status.attempts:
         yield table(status.attempts)
 

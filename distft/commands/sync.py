@@ -1,4 +1,4 @@
-"""The local record as one W&B run without gaps, sent from a machine that has internet; safe to repeat."""
+"""`distft sync`: send metrics.jsonl to W&B as one run without gaps; safe to repeat."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def sync(run: RunDir, offline: bool) -> str:
     """
     name, recipe, rows = run.read().wandb_id, load_resolved(run.config), whole_history(run)
     if not rows:
-        raise UserError(f"{run.path} has recorded nothing yet")
+        raise UserError(f"{run.path} has no metrics yet; train first")
     try:
         target, first = (name, 0) if offline else choose(name, len(rows), lambda one: rows_held(recipe, one))
         if first < len(rows):
@@ -34,10 +34,10 @@ def sync(run: RunDir, offline: bool) -> str:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"W&B did not take it: {error}; {run.metrics} has everything") from error
+        raise UserError(f"sending to W&B failed: {error}; {run.metrics} still has everything") from error
     if offline:
         folder = Path(to.dir).parent
-        return f"{len(rows)} rows are written; send them from a machine with internet: wandb sync {folder}"
+        return f"{len(rows)} rows written; send them from a machine with internet: wandb sync {folder}"
     return f"{len(rows) - first} of {len(rows)} rows sent to the W&B run {target}"
 
 
@@ -74,4 +74,4 @@ def choose(name: str, rows: int, steps: Callable[[str], list[int]]) -> tuple[str
         found = steps(candidate)
         if found == list(range(len(found))) and len(found) <= rows:
             return candidate, len(found)
-    raise UserError(f"the W&B runs {name} and {name}-whole both have gaps; remove the second and repeat")
+    raise UserError(f"the W&B runs {name} and {name}-whole both have gaps; delete the second one and run this again")

@@ -1,4 +1,4 @@
-"""Does this recipe come back bit for bit on this machine? A short run without kills beside one with kills."""
+"""`distft verify-resume`: a short run with kills must equal one without, bit for bit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from safetensors import safe_open
 from distft.checkpoint import store
 from distft.errors import DONE, FAILED, UserError
 from distft.process.console import Bar, Console
-from distft.recipe.schema import AdaLora, Recipe
+from distft.recipe.adapters import AdaLora
+from distft.recipe.schema import Recipe
 from distft.run.folder import RunDir
 
 POLL_SECONDS = 0.02
@@ -108,7 +109,7 @@ def attempt(command: tuple[str, ...], run: RunDir, bar: Bar, until: int | None) 
     if code not in (DONE, -signal.SIGKILL):
         text = run.path.with_suffix(".out").read_text(errors="replace")
         said = text.rpartition("distft: error: ")[2].strip().splitlines()[-5:]
-        raise UserError("\n".join([f"the run did not get to its end (exit code {code}):", *said]))
+        raise UserError("\n".join([f"the run failed (exit code {code}):", *said]))
 
 
 def of_losses(run: RunDir) -> dict[str, object]:

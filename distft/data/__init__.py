@@ -1,1 +1,1 @@
-"""From files to rows of tokens: sources, formats, templates, the token cache, packing and order."""
+"""The data pipeline: sources, record formats, chat templates, token cache, packing, order."""

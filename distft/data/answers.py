@@ -1,4 +1,4 @@
-"""The answers of a record to a question about its context, in the forms in which data have them."""
+"""Answer spans of question-answering records, in the forms that data sets use."""
 
 from __future__ import annotations
 

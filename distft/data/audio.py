@@ -1,4 +1,4 @@
-"""Recordings: found, decoded, averaged to one channel, and brought to the rate that a model hears."""
+"""Audio loading: find, decode, mix to mono, and resample for the model."""
 
 from __future__ import annotations
 

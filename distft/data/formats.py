@@ -1,4 +1,4 @@
-"""The record formats that are understood, and what they all become: a conversation, or plain text."""
+"""Record formats that distft recognizes, and how each becomes a conversation or plain text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which rows are fed when, and by whom: a pure function of the seed, the step and the rank."""
+"""The data loader: a pure function of seed, step and rank gives each rank its rows."""
 
 from __future__ import annotations
 

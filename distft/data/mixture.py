@@ -1,4 +1,4 @@
-"""Micro-batches of several tasks in turn: a pure function of the seed and the position, as all orders are."""
+"""The order of tasks in multi-task training: a pure function of the seed and the position."""
 
 from __future__ import annotations
 

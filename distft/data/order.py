@@ -1,4 +1,4 @@
-"""Orders that depend on a seed and nothing else: no random stream, so the same on every numpy and platform."""
+"""The order of rows: a permutation that depends on the seed alone, the same on every platform."""
 
 from __future__ import annotations
 

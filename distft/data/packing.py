@@ -1,4 +1,4 @@
-"""Which documents share a row of tokens."""
+"""Packing: which documents share a row of tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processors in transformers' sense, tokenizer and feature extractor in one: made from texts, and told apart."""
+"""Processors (tokenizer plus feature extractor): train a small one, and compare two."""
 
 from __future__ import annotations
 

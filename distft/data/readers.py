@@ -1,4 +1,4 @@
-"""Records from one file, by its format. What cannot be read comes as `Broken`, and reading goes on behind it.
+"""File readers, one per format. A broken record becomes a `Broken`, and reading continues after it.
 
 Each reader takes a path, which may end in .gz, and streams, but for JSON that is one value. What is wrong with the
 file as a whole raises UserError.

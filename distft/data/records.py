@@ -1,4 +1,4 @@
-"""What travels between the stages: a record as read, a document as the model sees it."""
+"""The data types between pipeline stages: a record as read, a document as the model sees it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records from files, from folders written by `datasets`, and from the hub."""
+"""Data sources: files, folders written by `datasets`, and the Hugging Face hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a conversation or a text to tokens: which the model sees, and which of them it learns to predict."""
+"""Chat templates: turn conversations and texts into tokens, and mark those to predict."""
 
 from __future__ import annotations
 

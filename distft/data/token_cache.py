@@ -1,4 +1,4 @@
-"""The token cache: documents written once, found by what they were made from, and memory-mapped from then on."""
+"""The token cache: tokenized documents, written once under a digest of their inputs, then memory-mapped."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The engine behind the training loop."""
+"""The training engine: DeepSpeed, optimizers and learning-rate schedules."""

@@ -1,4 +1,4 @@
-"""The only file that knows DeepSpeed: set-up, a step, and where ZeRO keeps the state of each parameter."""
+"""The DeepSpeed adapter, the only file that imports it: set-up, a step, and each parameter's ZeRO state."""
 
 from __future__ import annotations
 

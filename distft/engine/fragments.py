@@ -1,4 +1,4 @@
-"""Pieces of a model's trained state, as one rank holds them under ZeRO; the checkpoint is made of these."""
+"""Fragments: the pieces of the trained state that one rank holds under ZeRO."""
 
 from __future__ import annotations
 

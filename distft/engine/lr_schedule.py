@@ -1,4 +1,4 @@
-"""The learning rate, as a pure function of the step: nothing to store, nothing to restore."""
+"""Learning-rate schedules as pure functions of the step, with no state to save."""
 
 from __future__ import annotations
 

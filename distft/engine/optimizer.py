@@ -1,4 +1,4 @@
-"""Optimizers as values: how each is made, and what it keeps for every parameter."""
+"""Optimizers as values: how to build each one, and the state it keeps per parameter."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A trained run applied to records."""
+"""Prediction and evaluation with a trained run."""

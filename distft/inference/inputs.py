@@ -1,4 +1,4 @@
-"""How a file is read that a trained run is asked about."""
+"""How `predict` and `eval` read their input file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One pass of a trained run over records, by any number of ranks: `distft predict` and `distft eval`.
+"""`distft predict` and `distft eval`: one pass over records by any number of ranks, resumable.
 
 The ranks share a folder and nothing else. Records are cut into parts of a fixed size; rank r does the parts r,
 r + world, ... that nobody has done yet, each a file that exists when it is whole. So a pass that was killed goes on

@@ -1,4 +1,4 @@
-"""A trained run, ready to predict: records in, outcomes out."""
+"""A trained model ready to predict: records in, predictions out."""
 
 from __future__ import annotations
 

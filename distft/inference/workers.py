@@ -1,4 +1,4 @@
-"""The processes of `distft predict` and `distft eval`: started here, or by something else (srun)."""
+"""The worker processes of `distft predict` and `distft eval`, started here or by srun."""
 
 from __future__ import annotations
 

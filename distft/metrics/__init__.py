@@ -1,1 +1,1 @@
-"""Scores and reports."""
+"""Scores of predictions, and reports of them."""

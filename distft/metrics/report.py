@@ -1,4 +1,4 @@
-"""A report for people and for programs: on the terminal, as JSON, as pictures."""
+"""Evaluation reports: tables on the terminal, JSON, and plots."""
 
 from __future__ import annotations
 

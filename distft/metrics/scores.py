@@ -1,4 +1,4 @@
-"""What predictions are worth: from what is right and what was predicted to scores, tables and curves.
+"""Scores: from true and predicted labels to metrics, tables and curves.
 
 The numbers come from the libraries that define them. Of no examples all functions give a report without scores. They
 take labels that nothing in the data has, and data whose labels are not among `labels`; the order of the examples does

@@ -1,1 +1,1 @@
-"""The model of a run: found, loaded, adapted, exported."""
+"""The model of a run: load, initialize, adapt, export."""

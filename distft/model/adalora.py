@@ -1,4 +1,4 @@
-"""AdaLoRA (Zhang et al. 2023, arXiv:2303.10512) under any ZeRO stage: which singular values a run may keep.
+"""AdaLoRA (Zhang et al. 2023, arXiv:2303.10512) under any ZeRO stage: which singular values to keep.
 
 PEFT supplies the layers, W + B diag(E) A. Its allocator needs whole gradients and weights in one process; here every
 rank works on the fragments it holds, and only one score a singular value is summed over the ranks.
@@ -24,7 +24,7 @@ from distft.engine.fragments import Fragment
 from distft.errors import UserError
 from distft.process import distributed
 from distft.recipe.adalora_phases import Schedule, schedule
-from distft.recipe.schema import AdaLora
+from distft.recipe.adapters import AdaLora
 
 SENSITIVITY, UNCERTAINTY = "sensitivity", "uncertainty"  # smoothed, by entry; they are saved like moments
 Pattern = dict[str, list[bool]]

@@ -1,4 +1,4 @@
-"""Adapters onto a model, and what of it is trained; the layers are PEFT's."""
+"""Adapters: add PEFT layers to a model, and choose which parameters to train."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 
 from distft.errors import UserError
 from distft.recipe.adalora_phases import schedule
-from distft.recipe.schema import AdaLora, Adapter, Layers, Lora, NoAdapter, Partial, Train
+from distft.recipe.adapters import AdaLora, Adapter, Layers, Lora, NoAdapter, Partial
+from distft.recipe.schema import Train
 from distft.tasks.multi_task import Shared
 from distft.tasks.protocol import ModelSpec
 

@@ -1,4 +1,4 @@
-"""Base models and tokenizers: found, loaded, identified."""
+"""Base models and tokenizers: find, load and identify them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run is made of: its tasks, its labels, its base model and its tokenizer, found once and handed on."""
+"""The run context: tasks, labels, base model and tokenizer of a run, built once and handed on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trained run in the formats of PEFT and transformers, made from its newest checkpoint alone.
+"""Export of a trained run to the formats of PEFT and transformers, from a checkpoint alone.
 
 No process group is needed: the checkpoint holds whole tensors whatever ZeRO stage wrote it.
 """
@@ -19,7 +19,7 @@ from distft.data.templates import Template
 from distft.errors import UserError
 from distft.model import adapters, base_model
 from distft.model.context import RunContext
-from distft.recipe.schema import AdaLora, Lora, NoAdapter, Partial
+from distft.recipe.adapters import AdaLora, Lora, NoAdapter, Partial
 from distft.run.files import complete_folder
 from distft.tasks.shared.generation import stops
 

@@ -1,4 +1,4 @@
-"""Small random models of real architectures, with a tokenizer trained on the data: `model.init`."""
+"""`model.init`: small random models of real architectures, with a tokenizer trained on the data."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""One process among others: signals, signs of life, ranks."""
+"""The processes of a run: signals, heartbeats, ranks, console."""

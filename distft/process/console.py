@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a progress bar on a terminal, plain lines elsewhere.
+"""Console output during a run: a progress bar on a terminal, plain lines elsewhere.
 
 A rank's own output goes to its log; rank 0 has in addition the console of whoever started the run
 (DISTFT_CONSOLE_FD), and writes here what is meant for people.

@@ -1,4 +1,4 @@
-"""The time limit of a job: whether another step, and the save after it, still fit before it."""
+"""The time limit of a job: does another step, plus the save after it, still fit?"""
 
 from __future__ import annotations
 

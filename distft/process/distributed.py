@@ -1,4 +1,4 @@
-"""The ranks of an attempt: who this process is, and the few things ranks do together.
+"""The ranks of an attempt: this process's place among them, and the few things they do together.
 
 Rank and world size come from the environment (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT),
 whoever started the process.
@@ -54,7 +54,7 @@ def init(timeout_seconds: int) -> Ranks:
         local_rank = int(os.environ.setdefault("LOCAL_RANK", str(rank)))
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     except (KeyError, ValueError) as error:
-        raise RunFailed(f"the environment of a rank is incomplete: {error}; start it by `distft train`") from None
+        raise RunFailed(f"this rank's environment is incomplete: {error}; start ranks with `distft train`") from None
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:

@@ -1,4 +1,4 @@
-"""Places at which a test has this rank killed: DISTFT_FAILPOINT=RANK:PLACE. Without it nothing happens here.
+"""Failpoints for tests: DISTFT_FAILPOINT=RANK:PLACE kills a rank at a named place in the code.
 
 A place may be given without what follows its first comma, and RANK may be `*`. Every place of `pulse.at` is one, and so
 is each boundary between two writes of a checkpoint (`checkpoint.store`). ATTEMPT/RANK:PLACE kills in one attempt only;

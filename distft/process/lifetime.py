@@ -1,4 +1,4 @@
-"""A process of an attempt: when it is to die, what it is called, and how it leaves."""
+"""Process lifetime: die with the parent, set the process name, exit at once."""
 
 from __future__ import annotations
 

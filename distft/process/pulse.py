@@ -1,4 +1,4 @@
-"""Signs of life of a rank, for its light parent on the same node: that it is scheduled, and how far it has come.
+"""Heartbeat and progress of a rank, in memory shared with its light parent.
 
 The parent hands over a file that both map into memory (DISTFT_PULSE_FD). A thread counts beats, which stop when the
 process is stopped or its machine hangs. The work counts the places it passes, in the same order on all ranks, so that

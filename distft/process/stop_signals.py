@@ -1,4 +1,4 @@
-"""A request to stop: signals set a flag, and nothing else happens in a handler.
+"""Stop signals: a handler only sets a flag, and the training loop acts on it.
 
 TERM, USR1, USR2 and INT all mean the same: stop at the next step and save. Which of them a cluster
 sends, and when, is in docs/architecture.md. The flag is local to a process; the training loop makes

@@ -1,4 +1,4 @@
-"""Who reads what a command says. That they leave changes nothing in the run."""
+"""Standard output and error: a reader that goes away must not disturb the run."""
 
 from __future__ import annotations
 

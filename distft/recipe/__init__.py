@@ -1,1 +1,1 @@
-"""Recipes: what a user writes, checked and frozen."""
+"""Recipes: the YAML file that describes a run, checked and frozen."""

@@ -1,10 +1,10 @@
-"""How many ranks AdaLoRA keeps, by optimizer step: arithmetic alone, so a recipe is refused before anything starts."""
+"""The AdaLoRA rank schedule by step: plain arithmetic, so a bad recipe is refused before the run starts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from distft.recipe.schema import AdaLora
+from distft.recipe.adapters import AdaLora
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def schedule(adapter: AdaLora, total: int) -> Schedule:
     between = total - tinit - tfinal
     if between < 1:
         raise ValueError(
-            f"tinit {tinit} + tfinal {tfinal} = {tinit + tfinal} leaves no step of {total} in which ranks can change; "
-            "give less of them, or a longer run"
+            f"tinit {tinit} + tfinal {tfinal} = {tinit + tfinal} leaves none of the {total} steps to change ranks; "
+            "make them shorter, or the run longer"
         )
     return Schedule(total, tinit, tfinal, adapter.delta_t or max(1, min(10, between // 10)))

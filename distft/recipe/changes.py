@@ -1,4 +1,4 @@
-"""What may differ between two attempts of one run: by itself, where it is asked for by name, or not at all."""
+"""What may change between two attempts of a run: freely, with `--allow`, or not at all."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Difference:
     new: object
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.old!r} there, {self.new!r} now"
+        return f"{self.key}: {self.old!r} before, {self.new!r} now"
 
     @property
     def name(self) -> str:
@@ -81,7 +81,7 @@ def check_allowed(names: Iterable[str]) -> frozenset[str]:
     """
     names = frozenset(names)
     if unknown := sorted(names - ALLOWABLE):
-        raise UserError(f"--allow {unknown[0]}: what may be allowed is {', '.join(sorted(ALLOWABLE))}")
+        raise UserError(f"--allow {unknown[0]}: unknown; the possible values are {', '.join(sorted(ALLOWABLE))}")
     return names
 
 
@@ -104,7 +104,7 @@ def agree(found: Sequence[Difference], allowed: frozenset[str], what: str) -> No
     lines = [f"{what}; {remedy}:"]
     for title, group in (
         ("refused", refused),
-        ("to be allowed", wanting),
+        ("needs --allow", wanting),
         ("harmless or allowed", [item for item in found if item not in wanting and item not in refused]),
     ):
         lines += [f"  {title}: {item}" for item in group]

@@ -1,4 +1,4 @@
-"""Recipes: strict YAML and overrides in, a frozen `Recipe` or one `UserError` out.
+"""The recipe loader: strict YAML and overrides in, a frozen `Recipe` or one `UserError` out.
 
 The keys themselves are in `distft.recipe.schema`. Everything wrong with a recipe is reported at once, a line a problem.
 """
@@ -17,10 +17,11 @@ from pydantic import ValidationError
 from distft.errors import UserError
 from distft.recipe import yamlfile
 from distft.recipe.adalora_phases import schedule
+from distft.recipe.adapters import AdaLora, Lora
 from distft.recipe.changes import Difference
 from distft.recipe.messages import did_you_mean, explain
 from distft.recipe.plugin_tasks import recipe_class_of
-from distft.recipe.schema import AdaLora, Data, Lora, Recipe
+from distft.recipe.schema import Data, Recipe
 from distft.recipe.yamlfile import Draft, Keys
 
 _DATA_SUFFIXES = (
@@ -159,7 +160,7 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     yield from _contradictions_of_task(recipe)
     if isinstance(adapter, AdaLora):
         if engine.offload_optimizer:
-            text = "does not go with adapter.type adalora, whose optimizer state is small; leave it out"
+            text = "cannot be used with adapter.type adalora, whose optimizer state is small; leave it out"
             yield ("engine", "offload_optimizer"), text
         if recipe.train.steps is not None:
             try:
@@ -177,7 +178,10 @@ def _contradictions_of_task(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     parts = recipe.parts()
     held_out = any(part.eval is not None for part in parts)
     if parts[0].keys != ("data",) and (data.train is not None or data.eval is not None):
-        yield ("data", "train" if data.train else "eval"), f"task.type {task.type} names its data in task.tasks"
+        yield (
+            ("data", "train" if data.train else "eval"),
+            f"task.type {task.type} takes its data from task.tasks; leave it out",
+        )
     for part in parts:
         if part.train is None:
             yield (*part.keys, "train"), f"missing; give it: {Data.model_fields['train'].description}"
@@ -185,9 +189,9 @@ def _contradictions_of_task(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
         fits = " or ".join(task.OVERLONG)
         yield ("data", "overlong"), f"got '{data.overlong}'; task.type {task.type} can {fits}"
     if recipe.train.head_lr is not None and not task.HAS_HEAD:
-        yield ("train", "head_lr"), f"task.type {task.type} puts no head of its own on the model; leave it out"
+        yield ("train", "head_lr"), f"task.type {task.type} adds no head to the model; leave it out"
     if best is not None and not held_out:
-        yield ("train", "best"), "needs held-out data; name them in data.eval"
+        yield ("train", "best"), "needs held-out data; set data.eval"
     if best is not None and best not in task.SCORES:
         hint = did_you_mean(best, task.SCORES)
         yield ("train", "best"), f"got '{best}'; {hint}task.type {task.type} has the scores {', '.join(task.SCORES)}"
@@ -195,10 +199,10 @@ def _contradictions_of_task(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
         known = part.task.FIELDS
         for name in part.fields:
             if known and name not in known:
-                text = f"task.type {part.task.type} reads no such field; it reads {', '.join(known)}"
+                text = f"task.type {part.task.type} has no such field; its fields are {', '.join(known)}"
                 yield (*part.keys, "fields", name), text
         if best is not None and part.name == best.partition(".")[0] and held_out and part.eval is None:
-            yield ("train", "best"), f"got '{best}', and that task has no held-out data; name them in its `eval`"
+            yield ("train", "best"), f"got '{best}', but that task has no held-out data; set its `eval`"
 
 
 def _make_paths_absolute(draft: Draft) -> None:

@@ -1,4 +1,4 @@
-"""What pydantic found wrong with a recipe or a site profile, in the words of the user's file."""
+"""Error messages for recipes and site profiles: pydantic's findings in the words of the user's file."""
 
 from __future__ import annotations
 

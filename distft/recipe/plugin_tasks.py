@@ -1,4 +1,4 @@
-"""Recipes of tasks that other packages bring: the same keys, and a `task` section of theirs."""
+"""Recipes for plugin tasks: the usual keys, with the plugin's own `task` section."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def recipe_class_of(values: Mapping[str, Any]) -> type[Recipe]:
     if not (isinstance(section, type) and issubclass(section, TaskSection)) or type_of(section) != name:
         raise UserError(
             f"task.type: the entry point '{name}' in {plugins.TASK_SECTIONS} must be a subclass of TaskSection whose "
-            f'`type` is Literal["{name}"]; mend the package that brings it'
+            f'`type` is Literal["{name}"]; fix the package that provides it'
         )
     return recipe_class_with(section)
 

@@ -1,4 +1,4 @@
-"""What every section of a recipe has in common."""
+"""The base class of all recipe sections."""
 
 from __future__ import annotations
 

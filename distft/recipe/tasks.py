@@ -1,4 +1,4 @@
-"""The `task` section of a recipe: what is learned, and the names of its scores."""
+"""The `task` section of a recipe: one class per task, with the names of its scores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TaskName = str | None  # of one of several tasks; None: the only task of a run
 def _distinct(labels: list[str]) -> list[str]:
     [(label, count)] = Counter(labels).most_common(1)
     if count > 1:
-        raise ValueError(f"{label!r} is there {count} times; name each label once")
+        raise ValueError(f"{label!r} is listed {count} times; list each label once")
     return labels
 
 
@@ -72,7 +72,7 @@ class SequenceClassification(TaskSection):
     @model_validator(mode="after")
     def _numbers_have_no_labels(self) -> SequenceClassification:
         if self.kind == "regression" and self.labels is not None:
-            raise ValueError("labels do not go with kind: regression, which predicts a number; leave them out")
+            raise ValueError("labels cannot be used with kind: regression, which predicts a number; leave them out")
         return self
 
     @property

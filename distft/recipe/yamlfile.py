@@ -1,4 +1,4 @@
-"""Strict YAML: plain values, the place each was written in, and every problem at once.
+"""A strict YAML reader that keeps the line of each value and reports all problems at once.
 
 Scalars mean what they mean in YAML 1.2; tags, keys given twice and numbers without end are refused.
 """
@@ -129,7 +129,7 @@ class Draft:
         place = start._replace(line=node.start_mark.line + 1)
         self.size += 1
         if self.size > _MOST_VALUES or len(key) > _DEEPEST:
-            raise UserError(f"{place}: too many or too deep values for a recipe; check the aliases (*name)")
+            raise UserError(f"{place}: too many or too deeply nested values for a recipe; check the aliases (*name)")
         self.places.setdefault(key, place)
         if isinstance(node, yaml.MappingNode) and node.tag == _MAP:
             return self._mapping(node, key, start)
@@ -165,7 +165,7 @@ class Draft:
             return self._lose(place, key, f"{short(text)} is not what its tag says; remove the tag")
         value = meaning(text) if len(text) <= _LONGEST_NUMBER else math.inf
         if value is not None and not math.isfinite(value):
-            return self._lose(place, key, f"{short(text)} is not a finite number; write one of ordinary size")
+            return self._lose(place, key, f"{short(text)} is not a finite number; write a smaller one")
         return value
 
     def _lose(self, place: Place, key: Keys, problem: str) -> Any:
@@ -181,7 +181,7 @@ class Draft:
             self.problems.append((place, (), "not key.path=value; write for example train.steps=100"))
             return
         if " #" in re.sub(r"'[^']*'|\"(?:[^\"\\]|\\.)*\"", "", value) and value.lstrip()[:1] not in ("|", ">"):
-            self.problems.append((place, key, "' #' begins a comment in YAML; put the value in quotes"))
+            self.problems.append((place, key, "' #' starts a comment in YAML; put the value in quotes"))
             return
         section = self.values
         for depth, part in enumerate(key[:-1], start=1):

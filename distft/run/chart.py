@@ -1,4 +1,4 @@
-"""The loss chart of a run as a picture."""
+"""The loss chart of a run (loss.png)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Digests, and those of big files computed once: what a file was like then tells whether it may have changed since."""
+"""SHA-256 digests, cached for large files by their size and times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files and folders that are complete or absent: written aside, made durable, put in place by one rename."""
+"""Atomic writes: a file or folder is complete or absent, never half written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run on disk. The folder is the run: whoever holds it can continue, inspect or export it.
+"""The run folder: everything about a run, enough to continue, inspect or export it.
 
     config.yaml        the resolved recipe
     run.json           name, state, wandb_id, one entry an attempt
@@ -101,9 +101,11 @@ class RunDir:
     def create(self, name: str, config: str) -> None:
         """Make the folder of a new run. `run.json` comes last: with it the run exists."""
         if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} is a file; a run folder is wanted (--run-dir)")
+            raise UserError(f"{self.path} is a file; give a folder (--run-dir)")
         if self.config.exists() and self.config.read_text(encoding="utf-8", errors="replace") != config:
-            raise UserError(f"{self.config} is there and of no run; remove it, or name another folder with --run-dir")
+            raise UserError(
+                f"{self.config} exists but the folder holds no run; remove it, or give another folder with --run-dir"
+            )
         for folder in (self.path, self.logs, self.checkpoints):
             folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.config, config)
@@ -120,9 +122,9 @@ class RunDir:
             attempts = [Attempt(**attempt) for attempt in stored.pop("attempts")]
             return Run(attempts=attempts, **stored)
         except FileNotFoundError:
-            raise UserError(f"{self.path} holds no run: there is no run.json in it") from None
+            raise UserError(f"{self.path} holds no run: it has no run.json") from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{self.json} is not what distft wrote ({error}); restore it from a copy") from None
+            raise UserError(f"{self.json} is damaged ({error}); restore it from a copy") from None
 
     def write(self, run: Run) -> None:
         write_atomically(self.json, json.dumps(dataclasses.asdict(run), indent=2) + "\n")

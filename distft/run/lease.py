@@ -1,4 +1,4 @@
-"""Who may write into a run folder: one attempt at a time, by a lock on its machine and by a lease between machines.
+"""The lease of a run: one attempt may write at a time, by flock on a machine and a lease between machines.
 
 `lock` is held with flock and falls with its last holder; that is enough on one machine. Between machines it is not:
 locks cross some file systems and not others, and a node that was cut off keeps its processes, and its lock, while the
@@ -107,9 +107,9 @@ class Fence:
             return
         found = read(self.run)
         if found is None and not self.run.path.exists():
-            raise RunFailed(f"{self.run.path} is gone; put it back and run the same command again")
+            raise RunFailed(f"{self.run.path} has disappeared; restore it and run the same command again")
         if found is None or found.token != self.token:
-            who = str(found) if found else "somebody"
+            who = str(found) if found else "another process"
             raise RunFailed(f"{who} has taken over {self.run.path}; nothing more is written by this attempt")
 
 
@@ -184,7 +184,7 @@ def _in_the_way(
         return None
     locked = _locked(descriptor, fcntl.LOCK_EX)
     if locked is False:
-        return str(lease) if lease is not None and not lease.released else "another process that is just starting"
+        return str(lease) if lease is not None and not lease.released else "another process that has just started"
     if lease is None or lease.released:
         return None
     if lease.host == this_host():

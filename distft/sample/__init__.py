@@ -1,1 +1,1 @@
-"""The embedded sample: the help desk of Larkmoor, an invented maker of electric bikes."""
+"""The built-in sample data: the help desk of Larkmoor, an invented maker of electric bikes."""

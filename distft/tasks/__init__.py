@@ -1,1 +1,1 @@
-"""Tasks: what a batch means. One file a task; nothing else knows which task runs."""
+"""Training tasks, one file per task. The rest of the program does not know which task runs."""

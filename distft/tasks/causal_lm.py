@@ -1,4 +1,4 @@
-"""Causal language modelling: predict marked tokens from those before them in the same document."""
+"""Task causal-lm: predict each marked token from the tokens before it in its document."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Speech to text by an encoder alone: connectionist temporal classification (Graves et al. 2006)."""
+"""Task ctc: speech to text by an encoder and CTC, connectionist temporal classification (Graves et al. 2006)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290): of two answers, make one likelier."""
+"""Task dpo: direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from distft.data.records import Column, Document, Encoded, Record
 from distft.data.templates import Marked, Template
 from distft.errors import UserError
 from distft.metrics.scores import Report
-from distft.recipe.schema import AdaLora, Lora
+from distft.recipe.adapters import AdaLora, Lora
 from distft.recipe.tasks import DPO
 from distft.run.digest import of_parts
 from distft.tasks.causal_lm import Causal, CausalBatch

@@ -1,4 +1,4 @@
-"""What a starting model made of pairs of answers, written down before its weights change."""
+"""Reference log-probabilities for DPO, recorded before the first step changes the weights."""
 
 from __future__ import annotations
 

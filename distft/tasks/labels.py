@@ -1,4 +1,4 @@
-"""The label set of a run: found in the training data, or named in the recipe, and kept with the run from then on."""
+"""The label set of a run: from the recipe or the training data, then fixed for the whole run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def read(path: Path) -> dict[str, list[str]] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} is not what distft wrote ({error}); restore it from a copy") from None
+        raise UserError(f"{path} is damaged ({error}); restore it from a copy") from None
 
 
 def named_in(parts: Sequence[TaskPart]) -> dict[str, list[str]]:

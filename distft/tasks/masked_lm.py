@@ -1,4 +1,4 @@
-"""Masked language modelling: predict hidden tokens from all around them (Devlin et al. 2018, arXiv:1810.04805)."""
+"""Task masked-lm: predict hidden tokens from both sides (Devlin et al. 2018, arXiv:1810.04805)."""
 
 from __future__ import annotations
 

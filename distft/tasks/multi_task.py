@@ -1,4 +1,4 @@
-"""Several tasks over one encoder, a head each. A micro-batch is of one task, the same on all ranks."""
+"""Task multi-task: several tasks on one encoder, one head each; a micro-batch holds one task on all ranks."""
 
 from __future__ import annotations
 

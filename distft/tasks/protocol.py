@@ -1,4 +1,4 @@
-"""What the rest of the program asks of a task, and nothing more."""
+"""The interface of a task: all that the rest of the program needs from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Extractive question answering: where in a context the answer to a question is (Devlin et al. 2018, section 4.2)."""
+"""Task question-answering: find the answer span in a context (Devlin et al. 2018, section 4.2)."""
 
 from __future__ import annotations
 

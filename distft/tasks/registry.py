@@ -1,4 +1,4 @@
-"""From the `task` section of a recipe to the file that knows that task: one line a task."""
+"""The task registry: from `task.type` to the file that implements it, one line per task."""
 
 from __future__ import annotations
 

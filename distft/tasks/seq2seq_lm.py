@@ -1,4 +1,4 @@
-"""Sequence to sequence: a target text for a source text (Sutskever et al. 2014, arXiv:1409.3215)."""
+"""Task seq2seq-lm: generate a target text from a source text (Sutskever et al. 2014, arXiv:1409.3215)."""
 
 from __future__ import annotations
 

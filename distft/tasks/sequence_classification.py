@@ -1,4 +1,4 @@
-"""A label for a text or a pair of texts; any number of labels; or a number."""
+"""Task sequence-classification: one label, several labels or a number for a text or a pair of texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Speech to text by an encoder and a decoder: the Whisper family (Radford et al. 2022, arXiv:2212.04356)."""
+"""Task speech-seq2seq: speech to text by an encoder-decoder, Whisper (Radford et al. 2022, arXiv:2212.04356)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""From a run folder to a trained model."""
+"""Training: from a run folder to a trained model."""

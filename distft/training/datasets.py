@@ -1,4 +1,4 @@
-"""What a run is fed: from the data that a recipe names to loaders of micro-batches."""
+"""The data sets of a run: from the `data` section of a recipe to loaders of micro-batches."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def length(recipe: Recipe, rows: int) -> tuple[int, int | None]:
     steps = math.ceil(total / recipe.train.global_batch)
     if recipe.train.warmup >= steps:
         raise UserError(
-            f"train.warmup {recipe.train.warmup} leaves no step for the schedule: {recipe.train.epochs:g} epochs of "
+            f"train.warmup {recipe.train.warmup} leaves no steps for the schedule: {recipe.train.epochs:g} epochs of "
             f"{rows:,} rows are {steps} steps; give warmup 0 to {steps - 1}, or more epochs"
         )
     return steps, total

@@ -1,4 +1,4 @@
-"""Scores of the held-out data during a run, and what follows from them: the best checkpoint, an early end."""
+"""Evaluation on held-out data during a run: scores, best checkpoint, early stopping."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process from which the ranks of a node are forked: it has imported what they need, once for all of them.
+"""The fork server of a node: it imports torch and DeepSpeed once, then forks the ranks.
 
 Its light parent orders ranks over a socket (DISTFT_FORKSERVER_FD), and is told of their beginning and end. It outlives
 an attempt, so that the next one in the same allocation starts without imports.

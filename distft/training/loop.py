@@ -1,4 +1,4 @@
-"""The training loop: how a batch becomes a step, and how a stop becomes a checkpoint."""
+"""The training loop: steps, evaluations, saves, and an orderly stop."""
 
 from __future__ import annotations
 

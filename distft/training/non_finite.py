@@ -1,4 +1,4 @@
-"""Numbers gone wrong. A step whose loss or gradient is not finite changes no weight; what follows the recipe says.
+"""Non-finite losses and gradients: the step changes no weight; then stop, skip or roll back.
 
 stop      the attempt ends and names the batch
 skip      the batch is passed over

@@ -1,4 +1,4 @@
-"""What DPO needs of the starting model where no adapter can be switched off: written down before the first step."""
+"""The reference pass of DPO: record the starting model's log-probabilities before the first step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything one attempt holds on one rank, and how it continues from a checkpoint."""
+"""The training session: everything that one attempt holds on one rank, and how it is restored."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def restore(
     if folder is None:
         return Progress(step=0, next_row=0, useful_tokens=0, last_eval=0)
     stored = state.Stored(folder)
-    changes.agree(differences(stored.identity, identity), allowed_here(), f"{folder} was written with something else")
+    changes.agree(differences(stored.identity, identity), allowed_here(), f"{folder} does not match this run")
     stored.load_into(engine)
     allocator.load(stored.adapter)
     console.say(f"continuing after step {stored.progress.step} ({folder})")

@@ -22,7 +22,8 @@ from distft.process import distributed, environment, pulse, stop_signals
 from distft.process.console import Console
 from distft.process.deadline import Clock
 from distft.process.distributed import Ranks
-from distft.recipe.schema import AdaLora, Recipe
+from distft.recipe.adapters import AdaLora
+from distft.recipe.schema import Recipe
 from distft.recipe.tasks import TaskName
 from distft.run import tracking
 from distft.run.digest import of_parts

@@ -1,4 +1,4 @@
-"""How fast and how big: useful tokens a second, model FLOPs utilisation, memory."""
+"""Throughput and memory: useful tokens per second, model FLOPs utilization, peak memory."""
 
 from __future__ import annotations
 

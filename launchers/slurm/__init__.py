@@ -1,1 +1,1 @@
-"""SLURM: sends runs to it through submitit, is their light parent on its nodes, and asks it what became of them."""
+"""The SLURM launcher: submits jobs, runs on their nodes, and decides about requeue."""

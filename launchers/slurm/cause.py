@@ -1,4 +1,4 @@
-"""Why an attempt ended, in one of a few words, from what SLURM kept and what the attempt said itself.
+"""The cause of an attempt's end, in a few fixed words, from SLURM's records and the attempt's own.
 
 preempted, time limit, node failure, node lost, out of memory, crash, hang, cancelled; details follow in brackets or
 after a colon.

@@ -1,4 +1,4 @@
-"""What srun starts, once a node: the light parent of that node's ranks.
+"""The program that srun starts once per node: the light parent of that node's ranks.
 
 The first node of the job leads: it takes the run's lease, writes run.json, and opens the socket the ranks meet on. It
 publishes where that is in the lease; the others wait for it there. Each node leaves its verdict in the run folder,

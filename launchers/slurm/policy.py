@@ -1,4 +1,4 @@
-"""The one owner of requeue: what the batch script runs after srun, with srun's exit code.
+"""The requeue policy: the batch script runs it after srun; nothing else requeues a job.
 
 75 is requeued. A crash is requeued until three attempts in a row committed nothing; then the run is held. Wrong input
 and a finished run are not. Where SLURM itself has ended the job (preempted without grace, node failure, cancelled),

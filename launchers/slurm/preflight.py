@@ -1,4 +1,4 @@
-"""What the login node can find out before a job waits a night for nothing."""
+"""Checks on the login node, before a job waits a night for nothing."""
 
 from __future__ import annotations
 

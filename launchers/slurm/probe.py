@@ -1,4 +1,4 @@
-"""`submit --check`, once a node: has one rank a device say where it is, and all of them sum something."""
+"""`distft submit --check`, once per node: the ranks report where they are, and sum a vector together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What SLURM says, by its own commands. Each is given a few seconds; without an answer nothing is known."""
+"""Queries to SLURM by its own commands, with a time limit of a few seconds each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The batch script of a job, from a site profile. The only file that knows submitit."""
+"""The batch script of a job, made from a site profile. The only file that imports submitit."""
 
 from __future__ import annotations
 

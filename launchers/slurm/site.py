@@ -1,4 +1,4 @@
-"""A site profile: what is special about one cluster, said once, in TOML. Every key, its type and its meaning.
+"""Site profiles: a TOML file with the settings of one cluster. Every key, its type and meaning.
 
 Values end up in a batch script, so each is checked here against what it may contain. The keys that are shell on
 purpose (`setup`) are single lines. No secret may stand in a profile: it is a file that people share.

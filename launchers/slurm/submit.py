@@ -1,4 +1,4 @@
-"""The SLURM launcher: checks what can be checked on the login node, then sends the job."""
+"""The SLURM launcher's commands: check on the login node, then submit, resume or cancel."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def jobs_of(run: RunDir) -> list[Sent]:
     except FileNotFoundError:
         return []
     except (ValueError, TypeError) as error:
-        raise UserError(f"{run.path}/slurm/jobs.json is not what distft wrote ({error}); remove it") from None
+        raise UserError(f"{run.path}/slurm/jobs.json is damaged ({error}); remove it") from None
 
 
 class SlurmLauncher:

@@ -1,4 +1,4 @@
-"""How an attempt, and a start of a job, ended on each node: files in the run folder.
+"""Verdicts: files in the run folder that say how an attempt or a job ended on each node.
 
 slurm/job-JOB-RESTART/attempt-003/node-1.json     how attempt 3 ended on the second node; its ranks have ended then
 slurm/job-JOB-RESTART/node-0.json                 how this start of the job ended; the requeue policy reads it

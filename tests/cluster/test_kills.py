@@ -53,7 +53,7 @@ def test_a_kill_around_the_requeue(cluster: Cluster, victim: str, moment: str) -
     cluster.call("scancel", "-s", "USR1", run.job)
     if (victim, moment) == ("script", "before"):
         run.until(lambda: run.state() == "FAILED", "the job has failed", 60.0)
-        assert f"continue it by: distft resume {run.path}" in cluster.call(*cluster.distft, "status", run.path)
+        assert f"continue it with: distft resume {run.path}" in cluster.call(*cluster.distft, "status", run.path)
         run.job = cluster.call(*cluster.distft, "resume", run.path).split()[1]
     run.until_done()
     assert (run.path.parent / f"killer-{victim}-{moment}" / "once").is_dir()
@@ -118,7 +118,7 @@ def test_a_node_that_failed_twice_is_not_used_again(cluster: Cluster) -> None:
     assert bad not in third["hosts"]
     assert run.status()["excluded"] == [bad]
     said = cluster.call(*cluster.distft, "status", run.path)
-    assert f"not used any more, because attempts failed there twice: {bad}" in said
+    assert f"excluded nodes (attempts failed there twice): {bad}" in said
 
 
 # --- 5: nodes ---------------------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ import torch
 
 from distft.model.adalora import RankAllocator
 from distft.recipe.adalora_phases import schedule
-from distft.recipe.schema import AdaLora, Lora, Recipe
+from distft.recipe.adapters import AdaLora, Lora
+from distft.recipe.schema import Recipe
 from distft.recipe.load import load
 from tests.dist import scenario
 from tests.dist.exactness import combinations, compare_losses, plain_schedule

@@ -63,7 +63,7 @@ def test_another_recipe_in_the_run_folder(preempted: Made) -> None:
     command = ("train", "recipe.yaml", "data.eval=eval.jsonl", "train.lr=0.5", "--run-dir", preempted.run)
     ended = preempted.place.run(*command, "--nproc", "2")
     assert ended.code == 2
-    assert "train.lr: 0.01 there, 0.5 now" in ended.sentence
+    assert "train.lr: 0.01 before, 0.5 now" in ended.sentence
     assert contents(preempted.run) == before
 
 
@@ -162,14 +162,14 @@ def test_nothing_not_finite_is_saved(results: dict[str, Result]) -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("changed data", "add --allow data.content, or use the same values:\n  to be allowed: data.content: '"),
+        ("changed data", "add --allow data.content, or use the same values:\n  needs --allow: data.content: '"),
         ("changed base", "use another --run-dir, or the same values:\n  refused: model.content: '"),
     ],
 )
 def test_changed_between_attempts(results: dict[str, Result], preempted: Made, name: str, told: str) -> None:
     ended, run = results[name].ended, results[name].run
     assert ended.code == 2, ended.err
-    assert f" was written with something else; {told}" in ended.sentence
+    assert f" does not match this run; {told}" in ended.sentence
     assert about(run)["attempts"][1]["cause"] == ended.sentence
     assert losses(run) == losses(preempted.run)
     assert [folder.name for folder in checkpoints(run)] == [folder.name for folder in checkpoints(preempted.run)]

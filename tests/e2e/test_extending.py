@@ -97,7 +97,7 @@ def test_a_task_and_a_tracker_of_another_package(place: Workplace, package: Path
     assert json.loads(answered.out)["label"] in ("True", "False")
     other = distft(place, package, "train", package / "recipe.yaml", "task.prefix=text: ", "--run-dir", run)
     assert other.code == 2
-    assert "refused: task.prefix: 'review: ' there, 'text: ' now" in other.sentence
+    assert "refused: task.prefix: 'review: ' before, 'text: ' now" in other.sentence
 
 
 def test_its_keys_are_checked_like_any_other(place: Workplace, package: Path) -> None:

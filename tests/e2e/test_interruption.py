@@ -342,7 +342,7 @@ def test_what_changes_the_losses_has_to_be_asked_for(preempted: Made) -> None:
     try:
         ended = place.run(*command)
         assert ended.code == 2
-        assert "add --allow data.content, or use the same values:\n  to be allowed: data.content: '" in ended.sentence
+        assert "add --allow data.content, or use the same values:\n  needs --allow: data.content: '" in ended.sentence
         assert place.run(*command, "--allow", "data.content").code == 0
     finally:
         shutil.copy(place.folder / "grown.jsonl", place.folder / "train.jsonl")

@@ -101,7 +101,7 @@ def test_a_run_folder_that_vanishes_and_comes_back(place: Workplace, unbroken: M
         shutil.move(run, away)
         ended = first.end(60.0)
     assert ended.code == 1
-    assert ended.sentence == f"{run} is gone; put it back and run the same command again"
+    assert ended.sentence == f"{run} has disappeared; restore it and run the same command again"
     shutil.rmtree(run, ignore_errors=True)
     shutil.move(away, run)
     assert checkpoints(run)

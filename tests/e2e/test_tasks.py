@@ -243,7 +243,7 @@ def test_another_base_or_label_set_is_refused(trained: Trained, command: Here, t
     run = tmp_path / "moved"
     shutil.copytree(trained("classification").run, run)
     kept, config = (run / "labels.json").read_text(), run / "base" / "config.json"
-    for labels, told in (('["negative"]', "still the run's own"), ('"np"', "is not what distft wrote")):
+    for labels, told in (('["negative"]', "still the run's own"), ('"np"', "is damaged")):
         (run / "labels.json").write_text(f'{{"label": {labels}}}')
         ended = command("predict", run, "--prompt", "Fine.")
         assert (ended.code, told in ended.err) == (2, True), ended.err

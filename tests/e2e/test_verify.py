@@ -16,5 +16,5 @@ def test_a_recipe_is_verified(place: Workplace) -> None:
 def test_a_recipe_that_cannot_run_is_told(place: Workplace) -> None:
     ended = place.run("verify-resume", "recipe.yaml", "data.train=nowhere.jsonl", "--nproc", "1")
     assert ended.code == 2
-    assert "the run did not get to its end (exit code 2)" in ended.sentence
+    assert "the run failed (exit code 2)" in ended.sentence
     assert "nowhere.jsonl" in ended.sentence

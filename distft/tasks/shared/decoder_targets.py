@@ -1,4 +1,4 @@
-"""What the decoder of an encoder-decoder is to write for a text."""
+"""Target tokens for decoders: languages, start and end tokens, maximum length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tasks with a decoder have in common: it is taught with the right beginning, and writes by beam search."""
+"""Encoder-decoder models: teacher forcing in training, beam search in generation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts written by a model, by transformers' own generation."""
+"""Text generation with transformers' `generate`."""
 
 from __future__ import annotations
 

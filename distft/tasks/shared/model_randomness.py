@@ -1,4 +1,4 @@
-"""What models of transformers draw at random beside dropout, made to depend on nothing but the batch."""
+"""Random draws inside models other than dropout, made to depend on the batch alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents as rows of tokens that are padded to the longest, for models that see all of a row at once."""
+"""Padded batches: documents as rows of tokens, padded to the longest in the batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many tokens a model takes."""
+"""Position limits: how many tokens a model accepts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well a language model told the tokens it was asked for: what causal and masked models have in common."""
+"""Loss, accuracy and perplexity of language models, causal and masked."""
 
 from __future__ import annotations
 

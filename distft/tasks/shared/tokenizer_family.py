@@ -1,4 +1,4 @@
-"""What models that read the same kind of input have in common: which tokenizer, which stacks, which limits."""
+"""Tokenizer families: what models with the same kind of input have in common."""
 
 from __future__ import annotations
 

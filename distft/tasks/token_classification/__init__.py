@@ -1,1 +1,1 @@
-"""A tag for each word, with or without a CRF."""
+"""Task token-classification: a tag for each word, with or without a CRF."""

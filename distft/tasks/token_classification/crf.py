@@ -1,4 +1,4 @@
-"""A linear-chain conditional random field (Lafferty et al. 2001; for tagging: Lample et al. 2016, arXiv:1603.01360).
+"""A linear-chain CRF (Lafferty et al. 2001; for tagging: Lample et al. 2016, arXiv:1603.01360).
 
 The score of tags y for emissions e of n positions is start[y1] + sum e[t, yt] + sum transitions[yt-1, yt] + end[yn],
 and p(y) = exp(score) / sum of exp(score) over all y. Sums and maxima over paths are exact (forward-backward, Viterbi:

@@ -1,4 +1,4 @@
-"""Words with tags, from records to documents."""
+"""From records with tagged words to tokenized documents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tag for each word, with or without a CRF over the tags."""
+"""The token-classification task: model head, loss and scores, with or without a CRF."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_a_manifest_that_was_made_to_fit_does_not_help(tmp_path: Path, canary: b
     (folder / store.MANIFEST).write_text(store.manifest_of(corrupt.NEW, digests))
     chosen, _ = state.newest(tmp_path / "checkpoints")
     assert chosen == folder
-    with pytest.raises(UserError, match="is not what distft wrote") as caught:
+    with pytest.raises(UserError, match="is not a valid checkpoint") as caught:
         state.Stored(folder)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "sung").exists()

@@ -253,7 +253,7 @@ def test_truncation_and_growth_are_found(two: Path, name: str) -> None:
     whole = path.read_bytes()
     for size in (0, 1, len(whole) - 1):
         path.write_bytes(whole[:size])
-        assert_previous_is_chosen(two, f"{name} has {size} bytes in place of {len(whole)}")
+        assert_previous_is_chosen(two, f"{name} has {size} bytes instead of {len(whole)}")
     path.write_bytes(whole + b"\0")
     assert_previous_is_chosen(two, f"{name} has {len(whole) + 1} bytes")
 

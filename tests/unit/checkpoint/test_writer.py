@@ -70,5 +70,5 @@ def test_bytes_that_come_back_changed_are_told(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(RunFailed, match="came back from the file system with other bytes"):
+    with pytest.raises(RunFailed, match="was read back with other bytes"):
         store.read_back(path, digest)

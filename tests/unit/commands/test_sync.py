@@ -65,14 +65,14 @@ def test_what_is_there_is_completed_or_done_anew(there: dict[str, list[int]], wa
 
 
 def test_two_runs_with_gaps_are_told() -> None:
-    with pytest.raises(UserError, match="the W&B runs id and id-whole both have gaps; remove the second and repeat"):
+    with pytest.raises(UserError, match="the W&B runs id and id-whole both have gaps; delete the second one"):
         choose("id", 6, lambda name: [0, 2])
 
 
 def test_offline_it_is_one_folder_with_every_row_once(run: RunDir) -> None:
     said = sync(run, offline=True)
     [path] = (run.path / "wandb").glob("offline-run-*/*.wandb")
-    assert said == f"6 rows are written; send them from a machine with internet: wandb sync {path.parent}"
+    assert said == f"6 rows written; send them from a machine with internet: wandb sync {path.parent}"
     expected = [(number, row["step"]) for number, row in enumerate(whole_history(run))]
     deadline = time.monotonic() + 60.0
     while len(rows_in(path)) < len(expected) and time.monotonic() < deadline:
@@ -101,5 +101,5 @@ def rows_in(path: Path) -> list[tuple[int, int]]:
 def test_nothing_recorded_is_told(tmp_path: Path) -> None:
     made = RunDir(tmp_path / "run")
     made.create("x", dump(recipe()))
-    with pytest.raises(UserError, match="has recorded nothing yet"):
+    with pytest.raises(UserError, match="has no metrics yet"):
         sync(made, offline=True)

@@ -163,8 +163,8 @@ def test_another_recipe_is_refused_and_shown(saved: RunDir) -> None:
     first, *rest = str(caught.value).splitlines()
     assert first == (f"{run.path} holds a run of another recipe; add --allow train.steps, or use the same values:")
     assert rest == [
-        "  to be allowed: train.steps: 5 there, 6 now",
-        "  harmless or allowed: engine.zero_stage: 2 there, 1 now",
+        "  needs --allow: train.steps: 5 before, 6 now",
+        "  harmless or allowed: engine.zero_stage: 2 before, 1 now",
     ]
     assert run.config.read_bytes() == before
 
@@ -192,15 +192,13 @@ def test_run_json_reads_back(run: RunDir) -> None:
 @pytest.mark.parametrize("content", [b"", b"{", b"3", b"null", b"[]", b"{}", b'{"attempts": []}', b"\xff", b'"x"'])
 def test_a_broken_run_json_is_one_sentence(run: RunDir, content: bytes) -> None:
     run.json.write_bytes(content)
-    with pytest.raises(
-        UserError, match=r"run\.json is not what distft wrote \(.*\); restore it from a copy$"
-    ) as caught:
+    with pytest.raises(UserError, match=r"run\.json is damaged \(.*\); restore it from a copy$") as caught:
         run.read()
     assert "\n" not in str(caught.value)
 
 
 def test_no_run_json_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no run: there is no run\.json in it"):
+    with pytest.raises(UserError, match=r"holds no run: it has no run\.json"):
         RunDir(tmp_path).read()
 
 

@@ -486,8 +486,8 @@ def test_a_damaged_run_hides_no_other(run: RunDir, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(folder.parent)
     statuses, broken = status.of_all([])
     assert [found.name for found in statuses] == ["x"]
-    assert "b/run.json is not what distft wrote" in broken[0]
-    with pytest.raises(UserError, match="is not what distft wrote"):
+    assert "b/run.json is damaged" in broken[0]
+    with pytest.raises(UserError, match="is damaged"):
         status.of_all([folder / "b"])
 
 

@@ -15,7 +15,7 @@ from distft.engine.fragments import Fragment
 from distft.errors import UserError
 from distft.model import adalora
 from distft.model.adalora import SENSITIVITY, UNCERTAINTY, RankAllocator, part_of_scores, weights
-from distft.recipe.schema import AdaLora
+from distft.recipe.adapters import AdaLora
 
 
 @settings(deadline=None)

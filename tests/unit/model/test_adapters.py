@@ -16,7 +16,8 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 from distft.errors import UserError
 from distft.model import adapters, base_model
 from distft.model.export import tied_target
-from distft.recipe.schema import Adapter, Recipe, Train
+from distft.recipe.adapters import Adapter
+from distft.recipe.schema import Recipe, Train
 from distft.recipe.tasks import CausalLM, MultiTask
 from distft.tasks import causal_lm
 from distft.tasks.multi_task import join_models, whole
@@ -135,7 +136,7 @@ def test_a_target_that_is_another_layers_weight_too_is_found() -> None:
         ({"type": "lora", "targets": "norm"}, ["adapter.targets", "not supported"]),
         ({"type": "lora", "modules_to_save": ["head"]}, ["adapter.modules_to_save", "'head'", "lm_head"]),
         ({"type": "partial", "train": ["model.layer.1.*"]}, ["adapter.train", "'model.layer.1.*'", "model.layers.1."]),
-        ({"type": "adalora", "tinit": 70}, ["tinit 70 + tfinal 30 = 100 leaves no step of 100"]),
+        ({"type": "adalora", "tinit": 70}, ["tinit 70 + tfinal 30 = 100 leaves none of the 100 steps"]),
         ({"type": "lora", "from": "no/where"}, ["adapter.from", "no/where", "no adapter"]),
         ({"type": "lora", "r": 8, "dora": True, "from": "STORED"}, ["adapter.from", "another base or shape"]),
         ({"type": "lora", "r": 4, "from": "STORED"}, ["adapter.from", "use_dora True, the recipe False"]),

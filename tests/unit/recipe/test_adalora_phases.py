@@ -9,7 +9,7 @@ from peft import AdaLoraConfig
 from peft.tuners.adalora.layer import RankAllocator
 
 from distft.recipe.adalora_phases import Schedule, schedule
-from distft.recipe.schema import AdaLora
+from distft.recipe.adapters import AdaLora
 
 
 def adapter(**given: int | None) -> AdaLora:
@@ -29,7 +29,7 @@ def test_what_is_not_given_fits_any_run(total: int) -> None:
 @given(total=st.integers(2, 400), tinit=st.integers(0, 200), tfinal=st.integers(0, 200), delta_t=st.integers(1, 20))
 def test_the_budget_is_that_of_peft(total: int, tinit: int, tfinal: int, delta_t: int) -> None:
     if tinit + tfinal >= total:
-        with pytest.raises(ValueError, match=f"tinit {tinit} .* tfinal {tfinal} = {tinit + tfinal} .* of {total}"):
+        with pytest.raises(ValueError, match=f"tinit {tinit} .* tfinal {tfinal} = {tinit + tfinal} .* {total} steps"):
             schedule(adapter(tinit=tinit, tfinal=tfinal), total)
         return
     phases = Schedule(total, tinit, tfinal, delta_t)

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from distft.errors import UserError
+from distft.recipe.adapters import Layers
 from distft.recipe.changes import ALLOWABLE, HARMLESS, Difference, agree, check_allowed
 from distft.recipe.load import differences, dump, json_schema, load, load_resolved
-from distft.recipe.schema import Layers, Recipe
+from distft.recipe.schema import Recipe
 from distft.recipe.section import Section
 from distft.recipe.tasks import Generation, TaskSection
 
@@ -230,7 +231,7 @@ track: on
             "adapter.targets: got {'x': 1}; must be text (in quotes if it looks like a number) or a list",
         ),
         ("adapter: {type: lora, targets: [q, 1]}", "adapter.targets"),
-        ("name: &a [*a]", "too many or too deep values for a recipe; check the aliases (*name)"),
+        ("name: &a [*a]", "too many or too deeply nested values for a recipe; check the aliases (*name)"),
         ("name: !x y", "name: the tag '!x' is refused; write plain text, numbers and lists"),
         ("name: !!str [y]", "name: the tag '!!str' is refused"),
         ("name: !!int y", "name: 'y' is not what its tag says; remove the tag"),
@@ -240,7 +241,7 @@ track: on
         ("null: b", "null: this key is not text; put it in quotes or remove it"),
         (
             "adapter: {type: adalora, init_r: 4, target_r: 6}",
-            "adapter: target_r 6 leaves AdaLoRA no rank of init_r 4 to take away; give target_r 1 to 3, or a larger",
+            "adapter: target_r 6 leaves AdaLoRA no rank to remove from init_r 4; give target_r 1 to 3, or a larger",
         ),
         ("adapter: {type: adalora, tinit: 5}", "adapter: tinit 5 + tfinal "),
         ("adapter: {type: partial}", "adapter.train: missing; give it: names of the parameters to train"),
@@ -273,7 +274,7 @@ def test_missing_keys_are_reported_at_their_section(write: Write) -> None:
         ),
         (
             "{steps: 3, warmup: 3}",
-            "train: warmup 3 leaves no step of 3 for the schedule; give warmup 0 to 2, or more steps",
+            "train: warmup 3 leaves none of the 3 steps for the schedule; give warmup 0 to 2, or more steps",
         ),
     ],
 )
@@ -345,7 +346,7 @@ def test_odd_names_stay_on_one_line(write: Write) -> None:
         ('a: 1\nb: "\\ud800"', "recipe.yaml:2: not valid YAML: a character that no text holds"),
         ('a: 1\nb: "\\UFFFFFFFF"', "recipe.yaml:2: not valid YAML: nested too deep, or an escape out of range"),
         ("[" * 20000, "recipe.yaml:1: not valid YAML: nested too deep"),
-        ("a: " + "[" * 40 + "]" * 40, "recipe.yaml:1: too many or too deep values"),
+        ("a: " + "[" * 40 + "]" * 40, "recipe.yaml:1: too many or too deeply nested values"),
         (b"a: 1\nb: \xff", "recipe.yaml:2: not UTF-8 text; save the recipe as UTF-8"),
         (SMALL.encode("utf-16"), "recipe.yaml:1: not UTF-8 text"),
         (b"#" * (1 << 20) + b"\n", "recipe.yaml: larger than 1 MiB"),
@@ -492,9 +493,9 @@ def test_parallel_files_start_from_the_recipes_folder(write: Write, tmp_path: Pa
         ("task: {type: sequence-classification, labels: [1]}\n", "task.labels.0: got 1; must be text (in quotes"),
         (
             "task: {type: sequence-classification, labels: [b, a, b, c]}\n",
-            "task.labels: 'b' is there 2 times; name each label once",
+            "task.labels: 'b' is listed 2 times; list each label once",
         ),
-        ("task: {type: token-classification, labels: [O, O, O]}\n", "task.labels: 'O' is there 3 times; name each"),
+        ("task: {type: token-classification, labels: [O, O, O]}\n", "task.labels: 'O' is listed 3 times; list each"),
         ("task: {type: multi-task}\n", "task.tasks: missing; give it: {name: {task: ..., train: ..., eval: ...}}"),
     ],
 )
@@ -513,11 +514,11 @@ def test_problem_of_a_task_in_words(write: Write, text: str, expected: str) -> N
             ["data.overlong=split"],
             "data.overlong: got 'split'; task.type sequence-classification can truncate or drop",
         ),
-        (SMALL, ["train.best=loss"], "train.best: needs held-out data; name them in data.eval"),
+        (SMALL, ["train.best=loss"], "train.best: needs held-out data; set data.eval"),
         (
             SMALL,
             ["train.head_lr=1e-3"],
-            "train.head_lr: task.type causal-lm puts no head of its own on the model; leave it out",
+            "train.head_lr: task.type causal-lm adds no head to the model; leave it out",
         ),
         (
             SMALL,
@@ -527,15 +528,15 @@ def test_problem_of_a_task_in_words(write: Write, text: str, expected: str) -> N
         (
             SMALL,
             ["data.eval=x", "train.patience=2"],
-            "train: patience needs `best`, the score to look at, and `eval_every`",
+            "train: patience needs `best` (the score to watch) and `eval_every`",
         ),
         (
             LONE + TWO,
             ["train.best=f1"],
             "train.best: got 'f1'; did you mean b.f1? task.type multi-task has the scores loss, a.loss, ",
         ),
-        (LONE + TWO, ["data.train=x"], "data.train: task.type multi-task names its data in task.tasks"),
-        (LONE + TWO, ["data.eval=x"], "data.eval: task.type multi-task names its data in task.tasks"),
+        (LONE + TWO, ["data.train=x"], "data.train: task.type multi-task takes its data from task.tasks"),
+        (LONE + TWO, ["data.eval=x"], "data.eval: task.type multi-task takes its data from task.tasks"),
         (LONE + TWO, ["task.tasks.a.weight=2.0"], "task: give a weight to all tasks or to none; b has none"),
     ],
 )
@@ -568,7 +569,7 @@ def test_what_fits_is_taken(write: Write, text: str, overrides: list[str]) -> No
         ("task.tasks.a.trian=x", "task.tasks.a.trian: unknown key; did you mean train? valid keys: task, train, eval"),
         ("task.tasks.a.task.mas=1", "task.tasks.a.task.mas: unknown key; did you mean mask? valid keys: type, mask"),
         ("task.tasks.a.task.type=dpo", "task.tasks.a.task.type: got 'dpo'; must be 'masked-lm' or 'sequence-"),
-        ("task.tasks.b.task.labels=[O, O]", "task.tasks.b.task.labels: 'O' is there 2 times; name each label once"),
+        ("task.tasks.b.task.labels=[O, O]", "task.tasks.b.task.labels: 'O' is listed 2 times; list each label once"),
         ("task.tasks.a=3", "task.tasks.a: got 3; write keys under it, or leave it out: task, train, eval"),
         (
             "task.tasks.train={task: {type: masked-lm}, zz: 1}",
@@ -591,7 +592,8 @@ def test_what_is_wrong_between_keys_is_told_beside_what_is_wrong_in_them(write: 
     )
     assert complaint(write(text)).splitlines() == [
         "recipe.yaml:4: train.lr: got 'abc'; must be a number",
-        "recipe.yaml:4: train: warmup 20 leaves no step of 10 for the schedule; give warmup 0 to 9, or more steps",
+        "recipe.yaml:4: train: warmup 20 leaves none of the 10 steps for the schedule; "
+        "give warmup 0 to 9, or more steps",
         "recipe.yaml:5: engine: offload_optimizer needs zero_stage 1, 2 or 3",
         "recipe.yaml:6: track.wandb: got 'onlin'; did you mean online? must be 'off', 'offline' or 'online'",
     ]
@@ -601,8 +603,8 @@ def test_between_sections_too(write: Write) -> None:
     lines = complaint(write("model: {path: x}\ntrain: {steps: 10, lr: abc, best: loss, head_lr: 1.0}\n")).splitlines()
     assert [line.partition(":1: ")[2] or line.partition(":2: ")[2] for line in lines][1:] == [
         "train.lr: got 'abc'; must be a number",
-        "train.head_lr: task.type causal-lm puts no head of its own on the model; leave it out",
-        "train.best: needs held-out data; name them in data.eval",
+        "train.head_lr: task.type causal-lm adds no head to the model; leave it out",
+        "train.best: needs held-out data; set data.eval",
     ] or pytest.fail("\n".join(lines))
 
 
@@ -858,13 +860,13 @@ def test_differences_are_shown_sorted_and_named() -> None:
         agree(found, frozenset({"train.lr"}), "x")
     assert str(caught.value).splitlines() == [
         "x; add --allow data.fields, or use the same values:",
-        "  to be allowed: data.fields.prompt: None there, 'q' now",
-        "  harmless or allowed: train.lr: 0.1 there, 0.2 now",
-        "  harmless or allowed: engine.zero_stage: 2 there, 3 now",
+        "  needs --allow: data.fields.prompt: None before, 'q' now",
+        "  harmless or allowed: train.lr: 0.1 before, 0.2 now",
+        "  harmless or allowed: engine.zero_stage: 2 before, 3 now",
     ]
-    with pytest.raises(UserError, match=r"use another --run-dir, or the same values:\n  refused: adapter.r: 8 there"):
+    with pytest.raises(UserError, match=r"use another --run-dir, or the same values:\n  refused: adapter.r: 8 before"):
         agree([*found, Difference("adapter.r", 8, 4)], ALLOWABLE, "x")
-    with pytest.raises(UserError, match=r"^--allow train.x: what may be allowed is .*train.lr"):
+    with pytest.raises(UserError, match=r"^--allow train.x: unknown; the possible values are .*train.lr"):
         check_allowed(["train.lr", "train.x"])
 
 
@@ -887,7 +889,7 @@ def test_schema_is_closed_titled_and_described() -> None:
     found = list(objects(described))
     bases = {Layers, TaskSection, Generation}
     sections = {*Section.__subclasses__(), *(one for base in bases for one in base.__subclasses__())} - bases
-    sections = {section for section in sections if section.__module__ in (Recipe.__module__, Generation.__module__)}
+    sections = {section for section in sections if section.__module__ in (Recipe.__module__, Generation.__module__, Layers.__module__)}
     assert len(found) == len(sections)
     assert all(item["additionalProperties"] is False for item in found)
     assert described["$defs"]["Data"]["properties"]["seed"]["description"] == "seed of the order of rows"

@@ -142,6 +142,6 @@ def test_no_token_means_no_fence_and_a_damaged_lease_stops_a_writer(run: RunDir)
     Fence(run, None).check()
     (run.path / "lease.json").write_text("{")
     assert lease.read(run) is None
-    with pytest.raises(RunFailed, match="somebody has taken over"):
+    with pytest.raises(RunFailed, match="another process has taken over"):
         Held(run, ELSEWHERE, lock=-1).check()
     assert run.read() == Run("x", wandb_id=run.read().wandb_id, created=run.read().created)

@@ -175,7 +175,7 @@ def test_records_without_any_label_are_refused(data: Any) -> None:
 
 
 def test_labels_of_a_regression_are_refused_in_words() -> None:
-    with pytest.raises(ValidationError, match="labels do not go with kind: regression"):
+    with pytest.raises(ValidationError, match="labels cannot be used with kind: regression"):
         recipe({**SEVERAL, "kind": "regression", "labels": ["x"]})
 
 
@@ -231,5 +231,5 @@ def test_what_is_refused_is_not_kept(data: Any, tmp_path: Path) -> None:
 def test_a_damaged_file_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "labels.json"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"labels\.json is not what distft wrote .*; restore it from a copy"):
+    with pytest.raises(UserError, match=r"labels\.json is damaged .*; restore it from a copy"):
         labels.read(path)
