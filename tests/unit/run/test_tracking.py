@@ -18,6 +18,7 @@ from distft.recipe.schema import Recipe
 from distft.run import tracking
 from distft.run.folder import RunDir
 from distft.run.records import Record, latest
+from distft.run.tensorboard_tracker import TensorBoardTracker
 from distft.run.tracking import All, InBackground, Jsonl, check, trackers
 
 TRACKER = """\
@@ -186,6 +187,19 @@ def test_a_run_that_began_without_tensorboard_gets_its_past(run: RunDir) -> None
     run.metrics.write_text("".join(json.dumps({**trained(s, 1.0 / s), "time": 1.0}) + "\n" for s in (1, 2)))
     record(run, trained(3, 8.0))
     assert curves(run)["loss"] == [(1, 1.0), (2, 0.5), (3, 8.0)]
+
+
+def test_records_that_wait_in_the_queue_are_appended(run: RunDir) -> None:
+    """They are in metrics.jsonl already when the thread begins; a file made anew for each would never keep up."""
+    waiting = [{**trained(step, 1.0), "time": 1.0} for step in (1, 2, 3)]
+    run.metrics.write_text("".join(json.dumps(one) + "\n" for one in waiting))
+    track = TensorBoardTracker(run, lines=1)
+    [file] = (run.path / "tensorboard").iterdir()
+    for one in waiting[1:]:
+        track.log(one)
+    track.finish()
+    assert list((run.path / "tensorboard").iterdir()) == [file]
+    assert curves(run)["loss"] == [(1, 1.0), (2, 1.0), (3, 1.0)]
 
 
 def test_latest_keeps_of_each_step_what_counts() -> None:
