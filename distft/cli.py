@@ -38,6 +38,22 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="key=value pairs tha
 
 
 @app.command()
+def new(
+    task: Annotated[str, typer.Argument(help="a task.type; or `site`, `sbatch`: files to describe a cluster")],
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="training data; COLUMN=FILE, repeated: parallel files")
+    ] = None,
+    held_out: Annotated[list[str] | None, typer.Option("--eval", metavar="FILE", help="held-out data")] = None,
+    out: Annotated[Path | None, typer.Option(help="the file to write; default: TASK.yaml here")] = None,
+) -> None:
+    """Write a recipe to start from, with the columns of your data filled in."""
+    from distft.commands import new as starter
+
+    written = starter.write(task, data or [], held_out or [], out)
+    print("\n".join(written.lines()))
+
+
+@app.command()
 def train(
     config: Annotated[
         str | None, typer.Argument(help="the recipe (YAML); not needed where the run folder has one")
@@ -53,7 +69,9 @@ def train(
 ) -> None:
     """Run or continue a run here. The same command continues whatever was interrupted; a finished run is a no-op."""
     if "RANK" in os.environ or "DISTFT_FORKSERVER_FD" in os.environ:
-        raise typer.Exit(process_of_a_node(run_dir))
+        from distft.training import node_process
+
+        raise typer.Exit(node_process.run(run_dir))
     from distft.launcher import Job, Mode, Resources, find_launcher
     from distft.recipe.changes import check_allowed
     from distft.recipe.load import load
@@ -66,19 +84,6 @@ def train(
     resources = Resources(nproc=nproc, max_restarts=max_restarts)
     streams.may_leave()  # the run does not end because its terminal does
     raise typer.Exit(find_launcher("local").launch(Job(folder, recipe, resources, mode, check_allowed(allow or []))))
-
-
-def process_of_a_node(run_dir: Path | None) -> int:
-    """What a launcher starts: a rank, or the process from which the ranks of a node are forked."""
-    if run_dir is None:
-        raise UserError("RANK is set, so this is one rank of a run, and it needs --run-dir")
-    if "DISTFT_FORKSERVER_FD" in os.environ:
-        from distft.training import forkserver
-
-        return forkserver.serve(run_dir)
-    from distft.training.loop import run_attempt
-
-    return run_attempt(run_dir)
 
 
 @app.command()

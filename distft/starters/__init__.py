@@ -13,7 +13,7 @@ from pathlib import Path
 FOLDER = Path(str(files("distft.starters")))
 SITE, SBATCH = FOLDER / "sites" / "example.toml", FOLDER / "train.sbatch"
 _SAMPLE = Path(str(files("distft.sample")))
-_PLAIN = re.compile(r"[A-Za-z0-9/._-]+")
+_PLAIN = re.compile(r"(?!(?i:true|false|null|yes|no|on|off|y|n)\Z)(\.{0,2}/|[A-Za-z_])[A-Za-z0-9/._-]*")
 
 
 def names() -> list[str]:
@@ -29,4 +29,4 @@ def recipe(name: str) -> str:
 
 def quoted(text: str) -> str:
     """A text as a YAML value, in quotes unless it is sure to need none."""
-    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=not text.isprintable())

@@ -53,5 +53,15 @@ def paths(where: str | dict[str, str] | None) -> list[str]:
 
 
 def test_a_path_with_odd_characters_stays_one_value() -> None:
-    for path in ("/opt/a b/x.json", "/a, b: {c} #d/x", "/ä'\"\\/x", "/plain-1.0/x_y.json"):
+    for path in (
+        "/opt/a b/x.json",
+        "/a, b: {c} #d/x",
+        "/ä'\"\\/x",
+        "/plain-1.0/x_y.json",
+        "./x.tsv",
+        "no",
+        "True",
+        "1",
+        "2e-4",
+    ):
         assert yaml.safe_load(f"{{train: {starters.quoted(path)}, eval: 1}}") == {"train": path, "eval": 1}
