@@ -27,3 +27,22 @@ def config(
         raise UserError("give a recipe, or --schema")
     else:
         print(dump(load(config, overrides or [])), end="")
+
+
+@app.command()
+def new(
+    task: Annotated[str, typer.Argument(help="a task.type; or `site`, `sbatch`: files that describe a cluster")],
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="training data; for parallel files COLUMN=FILE, repeated")
+    ] = None,
+    held_out: Annotated[list[str] | None, typer.Option("--eval", metavar="FILE", help="held-out data")] = None,
+    out: Annotated[Path | None, typer.Option(help="file to create; default: TASK.yaml in the current folder")] = None,
+) -> None:
+    """Write a recipe to start from.
+
+    With the columns of your data filled in.
+    """
+    from distft.commands import new as starter
+
+    written = starter.write(task, data or [], held_out or [], out)
+    print("\n".join(written.lines()))

@@ -20,10 +20,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from distft import starters
 from distft.errors import DONE, PREEMPTED
 from distft.run.folder import RunDir
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 QUESTIONS = Path(str(files("distft.sample"))) / "questions.jsonl"
 POLL_SECONDS = 0.1
 
@@ -49,12 +49,12 @@ def main() -> None:
     base, lora = runs / "demo-base", runs / "demo"
     fresh(base, lora)
     title("1. A tiny base model and its tokenizer, from the handbook's plain text")
-    distft("train", str(CONFIGS / "demo-base.yaml"), "--run-dir", str(base), "--nproc", "2")
+    distft("train", recipe("demo-base"), "--run-dir", str(base), "--nproc", "2")
     distft("export", str(base), str(runs / "demo-base-model"))
     before = examine(base)
     show_one("before", before)
     title("2. LoRA on the conversations: 2 processes, ZeRO-2, interrupted half-way by SIGTERM")
-    command = ("train", str(CONFIGS / "demo.yaml"), "--run-dir", str(lora), "--nproc", "2")
+    command = ("train", recipe("demo"), "--run-dir", str(lora), "--nproc", "2")
     interrupt_half_way(RunDir(lora), command)
     title("3. The same command again")
     distft(*command)
@@ -69,6 +69,14 @@ def fresh(*folders: Path) -> None:
     for folder in folders:
         if folder.exists():
             folder.rename(folder.with_name(f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
+
+
+def recipe(name: str) -> str:
+    """A recipe that travels with the package, put where its paths are right: beside the runs."""
+    path = Path("runs") / f"{name}.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(starters.recipe(name), encoding="utf-8")
+    return str(path)
 
 
 def title(text: str) -> None:

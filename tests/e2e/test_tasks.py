@@ -115,7 +115,7 @@ def loaded_by_transformers(folder: Path, trial: Trial) -> None:
 def test_transformers_predicts_the_same(trained: Trained, command: Here, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    run = trained("classification").run
+    run = trained("sequence-classification").run
     source, out = write(tmp_path / "in.jsonl", TEXTS), tmp_path / "out.jsonl"
     assert command("predict", run, "--input", source, "--output", out).code == 0
     model = AutoModelForSequenceClassification.from_pretrained(run / "final").eval()
@@ -134,8 +134,8 @@ def test_transformers_predicts_the_same(trained: Trained, command: Here, tmp_pat
 @pytest.mark.parametrize(
     ("name", "lines"),
     [
-        ("classification", ["It came late.", "", "Great."]),
-        ("translation", ["The lamp is new.", "Where is the lock?"]),
+        ("sequence-classification", ["It came late.", "", "Great."]),
+        ("seq2seq-lm", ["The lamp is new.", "Where is the lock?"]),
         ("ctc", [record["audio"] for record in SOUNDS[:2]]),
     ],
 )
@@ -158,7 +158,7 @@ def test_the_best_checkpoint_is_exported(trained: Trained) -> None:
 
 
 def test_eval_with_any_number_of_ranks(trained: Trained, tmp_path: Path) -> None:
-    made = trained("classification")
+    made = trained("sequence-classification")
     lines = (SAMPLE / "reviews-heldout.tsv").read_text().splitlines(keepends=True)
     few = tmp_path / "few.tsv"
     few.write_text("".join(lines[:5]))
@@ -186,7 +186,7 @@ def test_eval_of_several_tasks_with_two_ranks(trained: Trained, command: Here) -
 
 
 def test_predict_goes_on_after_a_kill(trained: Trained, command: Here, tmp_path: Path) -> None:
-    made = trained("classification")
+    made = trained("sequence-classification")
     (tmp_path / "in.txt").write_text("".join(f"word{number}\n" for number in range(5000)))  # 20 parts
     undisturbed, out = tmp_path / "undisturbed.jsonl", tmp_path / "out.jsonl"
     ended = command("predict", made.run, "--input", tmp_path / "in.txt", "--output", undisturbed)
@@ -213,7 +213,7 @@ def test_predict_goes_on_after_a_kill(trained: Trained, command: Here, tmp_path:
 
 
 def test_a_second_command_at_the_same_output_is_refused(trained: Trained, command: Here, tmp_path: Path) -> None:
-    made = trained("classification")
+    made = trained("sequence-classification")
     (tmp_path / "in.txt").write_text("It came late.\n")
     arguments = ("predict", made.run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.jsonl")
     with workers.alone_in(tmp_path / ".out.jsonl.parts"):
@@ -226,11 +226,11 @@ def test_a_second_command_at_the_same_output_is_refused(trained: Trained, comman
 def test_what_a_text_may_hold_ends_no_record(trained: Trained, command: Here, tmp_path: Path) -> None:
     """Python's splitlines() takes U+2028 for the end of a line."""
     data = write(tmp_path / "odd.jsonl", [{"source": "a\u2028b", "target": "c\u2028d"}])
-    assert command("eval", trained("translation").run, "--data", data).code == 0
+    assert command("eval", trained("seq2seq-lm").run, "--data", data).code == 0
 
 
 def test_held_out_data_of_that_name_have_a_report_of_their_own(trained: Trained, command: Here, tmp_path: Path) -> None:
-    made = trained("classification")
+    made = trained("sequence-classification")
     assert command("eval", made.run).code == 0
     before = (made.run / "evaluations" / "eval.json").read_bytes()
     (tmp_path / "eval.tsv").write_text("Fine.\tpositive\n")
@@ -241,7 +241,7 @@ def test_held_out_data_of_that_name_have_a_report_of_their_own(trained: Trained,
 
 def test_another_base_or_label_set_is_refused(trained: Trained, command: Here, tmp_path: Path) -> None:
     run = tmp_path / "moved"
-    shutil.copytree(trained("classification").run, run)
+    shutil.copytree(trained("sequence-classification").run, run)
     kept, config = (run / "labels.json").read_text(), run / "base" / "config.json"
     for labels, told in (('["negative"]', "still the run's own"), ('"np"', "is damaged")):
         (run / "labels.json").write_text(f'{{"label": {labels}}}')
@@ -261,7 +261,7 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in.txt").write_text("Fine.\n")
     (tmp_path / "folder").mkdir()
-    ended = command("predict", trained("classification").run, "--input", "in.txt", "--output", out)
+    ended = command("predict", trained("sequence-classification").run, "--input", "in.txt", "--output", out)
     assert (ended.code, "--output" in ended.err) == (2, True), ended.err
     assert (tmp_path / "in.txt").read_text() == "Fine.\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "in.txt"]
@@ -288,19 +288,31 @@ class Wrong:
 
 CONTEXT = {"question": "What does it cost?", "context": "It costs 20 euros."}
 WRONG = {
-    "label": Wrong("classification", "x.tsv", ["Fine.\tpositive", "So so.\tneutral"], ":2", ["'neutral'", "negative"]),
-    "column": Wrong("classification", "x.tsv", ["Fine.\tpositive", "So so."], ":2", ["1 columns"]),
+    "label": Wrong(
+        "sequence-classification", "x.tsv", ["Fine.\tpositive", "So so.\tneutral"], ":2", ["'neutral'", "negative"]
+    ),
+    "column": Wrong("sequence-classification", "x.tsv", ["Fine.\tpositive", "So so."], ":2", ["1 columns"]),
     "kind": Wrong("numbers", "x.jsonl", [{"text": "Fine.", "label": "many"}], ":1", ["a number", "'many'"]),
     "tags": Wrong(
-        "tagging", "x.jsonl", [{"tokens": ["In", "Graz", "."], "tags": ["O", "B-LOC"]}], ":1", ["3 words", "2 tags"]
+        "token-classification",
+        "x.jsonl",
+        [{"tokens": ["In", "Graz", "."], "tags": ["O", "B-LOC"]}],
+        ":1",
+        ["3 words", "2 tags"],
     ),
-    "no tag": Wrong("tagging", "x.conll", ["In O", "Graz", ""], ":2", ["'Graz'", "tag is missing"]),
-    "forbidden tags": Wrong("tagging", "x.conll", ["In O", "Graz I-LOC", ""], ":1", ["'I-LOC'", "cannot follow 'O'"]),
+    "no tag": Wrong("token-classification", "x.conll", ["In O", "Graz", ""], ":2", ["'Graz'", "tag is missing"]),
+    "forbidden tags": Wrong(
+        "token-classification", "x.conll", ["In O", "Graz I-LOC", ""], ":1", ["'I-LOC'", "cannot follow 'O'"]
+    ),
     "answer": Wrong(
-        "answering", "x.jsonl", [{**CONTEXT, "answers": ["30 euros"]}], ":1", ["'30 euros'", "is not in the context"]
+        "question-answering",
+        "x.jsonl",
+        [{**CONTEXT, "answers": ["30 euros"]}],
+        ":1",
+        ["'30 euros'", "is not in the context"],
     ),
     "place of an answer": Wrong(
-        "answering",
+        "question-answering",
         "x.jsonl",
         [{**CONTEXT, "answers": {"text": ["20 euros"], "answer_start": [3]}}],
         ":1",
@@ -309,9 +321,13 @@ WRONG = {
     "no audio": Wrong("ctc", "x.jsonl", [{"audio": "gone.wav", "text": "low"}], ":1", ["gone.wav", "does not exist"]),
     "audio": Wrong("ctc", "x.jsonl", [{"audio": "x.jsonl", "text": "low"}], ":1", ["x.jsonl", "cannot be decoded"]),
     "member": Wrong(
-        "whisper", "x.jsonl", [{"audio": f"{SAMPLE}/tones.tar.gz#a.wav", "text": "low"}], ":1", ["no such member"]
+        "speech-seq2seq",
+        "x.jsonl",
+        [{"audio": f"{SAMPLE}/tones.tar.gz#a.wav", "text": "low"}],
+        ":1",
+        ["no such member"],
     ),
-    "target": Wrong("translation", "x.jsonl", [{"source": "Where?"}], ":1", ["'target'", "data.fields"]),
+    "target": Wrong("seq2seq-lm", "x.jsonl", [{"source": "Where?"}], ":1", ["'target'", "data.fields"]),
     "preference": Wrong("dpo", "x.jsonl", [{"prompt": "Why?", "chosen": "So."}], ":1", ["'rejected'"]),
 }
 
@@ -331,7 +347,7 @@ def test_wrong_data(trained: Trained, command: Here, tmp_path: Path, case: str) 
 @pytest.mark.parametrize(
     ("name", "options", "told"),
     [
-        ("classification", ("--task", "sentiment"), "one task only"),
+        ("sequence-classification", ("--task", "sentiment"), "one task only"),
         ("multi-task", ("--task", "parsing"), "entities, sentiment"),
         ("multi-task", (), "entities, sentiment"),
     ],
@@ -359,7 +375,7 @@ def test_wrong_name_of_a_task(
 )
 def test_wrong_recipe(command: Here, tmp_path: Path, overrides: list[str], told: list[str]) -> None:
     run = tmp_path / "run"
-    ended = command("train", CONFIGS / "classification.yaml", *overrides, "--run-dir", run)
+    ended = command("train", CONFIGS / "sequence-classification.yaml", *overrides, "--run-dir", run)
     assert ended.code == 2, ended.err
     assert "\n" not in ended.sentence
     for part in told:
@@ -369,22 +385,25 @@ def test_wrong_recipe(command: Here, tmp_path: Path, overrides: list[str], told:
 
 def test_wrong_in_a_rank(trained: Trained, place: Workplace) -> None:
     """Labels, columns and models that do not fit the task; found by a rank of a run, two runs at a time."""
-    model = {name: f"model={{path: {trained(name).run / 'base'}}}" for name in ("translation", "classification", "dpo")}
+    model = {
+        name: f"model={{path: {trained(name).run / 'base'}}}"
+        for name in ("seq2seq-lm", "sequence-classification", "dpo")
+    }
     handbook = f"data={{train: {SAMPLE}/handbook.jsonl, row_tokens: 128}}"
     three = "task.labels=[negative, neutral, positive]"
     cases: dict[str, tuple[Sequence[str], Sequence[str]]] = {
-        "empty class": (("classification", *ENCODER, three), ("task.labels", "'neutral'", "reviews.tsv")),
+        "empty class": (("sequence-classification", *ENCODER, three), ("task.labels", "'neutral'", "reviews.tsv")),
         "no pair": (
-            ("classification", *ENCODER, "data.fields={text_pair: reply}"),
+            ("sequence-classification", *ENCODER, "data.fields={text_pair: reply}"),
             ("reviews.tsv:1", "'reply'", "text_pair"),
         ),
-        "t5 in dpo": (("dpo", model["translation"]), ("model.path", "t5", "seq2seq-lm")),
+        "t5 in dpo": (("dpo", model["seq2seq-lm"]), ("model.path", "t5", "seq2seq-lm")),
         "t5 in causal-lm": (
-            ("dpo", "task={type: causal-lm}", handbook, model["translation"]),
+            ("dpo", "task={type: causal-lm}", handbook, model["seq2seq-lm"]),
             ("model.path", "t5", "seq2seq-lm"),
         ),
-        "llama in seq2seq-lm": (("translation", model["dpo"]), ("model.path", "llama", "seq2seq-lm")),
-        "bert in seq2seq-lm": (("translation", model["classification"]), ("model.path", "bert", "seq2seq-lm")),
+        "llama in seq2seq-lm": (("seq2seq-lm", model["dpo"]), ("model.path", "llama", "seq2seq-lm")),
+        "bert in seq2seq-lm": (("seq2seq-lm", model["sequence-classification"]), ("model.path", "bert", "seq2seq-lm")),
     }
 
     def bad(name: str) -> Ended:

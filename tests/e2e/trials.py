@@ -59,7 +59,7 @@ class Trial:
 
 
 def other_sample(name: str) -> str:
-    """An override, as the comments of configs/classification.yaml have it."""
+    """An override, as the comments of configs/sequence-classification.yaml have it."""
     stem, _, suffix = name.partition(".")
     return f"data={{train: {SAMPLE}/{name}, eval: {SAMPLE}/{stem}-heldout.{suffix}, row_tokens: 128}}"
 
@@ -71,8 +71,8 @@ TAGGED = [{"tokens": ["Anna", "lives", "in", "Graz"]}, {"text": "Nobody at Ostwi
 SEQUENCES = "AutoModelForSequenceClassification"
 
 TRIALS = {
-    "classification": Trial(
-        "classification",
+    "sequence-classification": Trial(
+        "sequence-classification",
         ENCODER,
         SEQUENCES,
         {"loss", "accuracy", "f1", "macro_f1", "auc"},
@@ -80,7 +80,7 @@ TRIALS = {
         {"label", "scores"},
     ),
     "pairs": Trial(
-        "classification",
+        "sequence-classification",
         (*ENCODER, other_sample("pairs.jsonl")),
         SEQUENCES,
         {"loss", "accuracy", "f1", "macro_f1", "auc"},
@@ -88,7 +88,7 @@ TRIALS = {
         {"label", "scores"},
     ),
     "several labels": Trial(
-        "classification",
+        "sequence-classification",
         (*ENCODER, "task.kind=multi-label", other_sample("topics.jsonl")),
         SEQUENCES,
         {"loss", "accuracy", "f1", "macro_f1", "auc"},
@@ -96,31 +96,31 @@ TRIALS = {
         {"label", "scores"},
     ),
     "numbers": Trial(
-        "classification",
+        "sequence-classification",
         (*ENCODER, "task.kind=regression", "train.best=pearson", other_sample("stars.csv")),
         SEQUENCES,
         {"loss", "mse", "mae", "pearson", "spearman"},
         TEXTS,
         {"value"},
     ),
-    "tagging": Trial(
-        "tagging",
+    "token-classification": Trial(
+        "token-classification",
         ENCODER,
         "AutoModelForTokenClassification",
         {"loss", "precision", "recall", "f1", "macro_f1", "accuracy"},
         TAGGED,
         {"tags", "scores", "entities"},
     ),
-    "answering": Trial(
-        "answering",
+    "question-answering": Trial(
+        "question-answering",
         ENCODER,
         "AutoModelForQuestionAnswering",
         {"loss", "exact_match", "f1"},
         [{"question": f"{word} does it cost?", "context": COSTS} for word in ("What", "Why", "How")],
         {"answer", "score", "start", "end"},
     ),
-    "translation": Trial(
-        "translation",
+    "seq2seq-lm": Trial(
+        "seq2seq-lm",
         (BYTES, T5),
         "AutoModelForSeq2SeqLM",
         {"loss", "bleu", "chrf", "rouge1", "rouge2", "rougeL"},
@@ -128,8 +128,8 @@ TRIALS = {
         {"text"},
     ),
     "ctc": Trial("ctc", (WAV2VEC2,), "AutoModelForCTC", {"loss", "wer", "cer"}, SOUNDS, {"text"}),
-    "whisper": Trial(
-        "whisper",
+    "speech-seq2seq": Trial(
+        "speech-seq2seq",
         ("model.init.vocab_size=380", WHISPER),
         "AutoModelForSpeechSeq2Seq",
         {"loss", "wer", "cer"},
@@ -145,8 +145,8 @@ TRIALS = {
         {"answer"},
         ("--max-tokens", "4"),
     ),
-    "masked": Trial(
-        "masked",
+    "masked-lm": Trial(
+        "masked-lm",
         ENCODER,
         "AutoModelForMaskedLM",
         {"loss", "perplexity", "accuracy"},

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RUNGS = [  # lowest first; whole packages, and the modules directly in distft
-    {"errors", "sample"},
+    {"errors", "sample", "starters"},
     {"plugins"},
     {"process", "recipe", "exit_codes"},
     {"run"},

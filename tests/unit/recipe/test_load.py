@@ -889,7 +889,11 @@ def test_schema_is_closed_titled_and_described() -> None:
     found = list(objects(described))
     bases = {Layers, TaskSection, Generation}
     sections = {*Section.__subclasses__(), *(one for base in bases for one in base.__subclasses__())} - bases
-    sections = {section for section in sections if section.__module__ in (Recipe.__module__, Generation.__module__, Layers.__module__)}
+    sections = {
+        section
+        for section in sections
+        if section.__module__ in (Recipe.__module__, Generation.__module__, Layers.__module__)
+    }
     assert len(found) == len(sections)
     assert all(item["additionalProperties"] is False for item in found)
     assert described["$defs"]["Data"]["properties"]["seed"]["description"] == "seed of the order of rows"
