@@ -9,15 +9,15 @@ from collections.abc import Callable
 from distft.errors import DONE, FAILED, PREEMPTED, USAGE, Preempted, RunFailed, UserError, in_words, no_space
 
 
-def outcome(command: Callable[[], object]) -> int:
+def run_command(command: Callable[[], object]) -> int:
     """Run a command. Returns its exit code."""
     try:
         command()
         return DONE
     except UserError as error:
-        return complain(error, USAGE)
+        return report_error(error, USAGE)
     except RunFailed as error:
-        return complain(error, FAILED)
+        return report_error(error, FAILED)
     except Preempted as stop:
         print(f"distft: {stop}", file=sys.stderr)
         return PREEMPTED
@@ -27,10 +27,10 @@ def outcome(command: Callable[[], object]) -> int:
         if (sentence := in_words(error)) is None:
             raise
         # On a rank most of these are the node's doing, and another one may do better; a full disk is full for all.
-        return complain(sentence, FAILED if "RANK" in os.environ and not no_space(error) else USAGE)
+        return report_error(sentence, FAILED if "RANK" in os.environ and not no_space(error) else USAGE)
 
 
-def complain(error: Exception | str, code: int) -> int:
+def report_error(error: Exception | str, code: int) -> int:
     sys.stdout.flush()
     print(
         f"\ndistft: error: {error}" if "RANK" in os.environ else f"distft: error: {error}", file=sys.stderr, flush=True

@@ -13,7 +13,7 @@ from distft.recipe.tasks import LOWER_IS_BETTER
 from distft.run.folder import RunDir
 
 
-def noted(progress: Progress, train: Train, scores: dict[str, float]) -> Progress:
+def note_scores(progress: Progress, train: Train, scores: dict[str, float]) -> Progress:
     """The progress after an evaluation. What the run started from is no candidate: there is no checkpoint of it."""
     progress = replace(progress, last_eval=progress.step)
     if train.best is None or progress.step == 0:
@@ -28,7 +28,7 @@ def noted(progress: Progress, train: Train, scores: dict[str, float]) -> Progres
     return replace(progress, stale=progress.stale + 1)
 
 
-def chosen(run: RunDir, recipe: Recipe) -> Stored:
+def choose_checkpoint(run: RunDir, recipe: Recipe) -> Stored:
     """The checkpoint that a run is for: the best by the score that the recipe names, else the newest.
 
     Raises:
@@ -40,7 +40,7 @@ def chosen(run: RunDir, recipe: Recipe) -> Stored:
     stored = Stored(folder)
     progress = stored.progress
     if progress.last_eval < progress.step:  # it was saved before the evaluation that a stop had broken off
-        progress = noted(progress, recipe.train, scores_at(run, progress.step))
+        progress = note_scores(progress, recipe.train, scores_at(run, progress.step))
     best = store.folder_of(run.checkpoints, progress.best_step)
     if recipe.train.best is None or best == folder or not progress.best_step:
         return stored

@@ -38,7 +38,7 @@ class Saved:
 
 
 @dataclass(frozen=True)
-class Part:
+class PendingSave:
     """What one rank writes; `description` is rank 0's."""
 
     number: int  # of the save in this attempt: after a rollback a step is saved again
@@ -101,7 +101,7 @@ class Writer:
         if self._ranks.first:
             description = {**state.describe(engine, progress, self._identity, adapter), "written_by": self._fence.token}
         self._saves += 1
-        part = Part(self._saves, progress.step, progress.best_step, tensors, description, engine.state_bytes)
+        part = PendingSave(self._saves, progress.step, progress.best_step, tensors, description, engine.state_bytes)
         stall = time.monotonic() - began
         self._thread = threading.Thread(target=self._run, args=(part, began, stall), name="checkpoint", daemon=True)
         self._thread.start()
@@ -129,14 +129,14 @@ class Writer:
         found, self._news = self._news, []
         return found
 
-    def _run(self, part: Part, began: float, stall: float) -> None:
+    def _run(self, part: PendingSave, began: float, stall: float) -> None:
         try:
             self._write(part)
             self._done = Saved(part.step, time.monotonic() - began, stall)
         except BaseException as error:  # noqa: BLE001 - it is raised in the training thread
             self._failure = error
 
-    def _write(self, part: Part) -> None:
+    def _write(self, part: PendingSave) -> None:
         checkpoints, step, rank = self._checkpoints, part.step, self._ranks.rank
         owner = self._fence.token or ""
         staged = store.stage(checkpoints, step, owner)
@@ -161,7 +161,7 @@ class Writer:
         else:
             self._hear(part, "committed")
 
-    def _write_tensors(self, path: Path, part: Part) -> Digest:
+    def _write_tensors(self, path: Path, part: PendingSave) -> Digest:
         def check(name: str, tensor: torch.Tensor) -> None:
             if not name.endswith("|buffer") and not finite(tensor):
                 raise RunFailed(
@@ -176,10 +176,10 @@ class Writer:
         store.read_back(path, digest)
         return digest
 
-    def _tell(self, part: Part, what: str, value: str = "") -> None:
+    def _tell(self, part: PendingSave, what: str, value: str = "") -> None:
         self._store.set(f"save {part.number}: {what}", value)
 
-    def _hear(self, part: Part, what: str) -> str:
+    def _hear(self, part: PendingSave, what: str) -> str:
         """Wait for what another rank tells; where that rank fails, the attempt ends, and this thread with it."""
         key = f"save {part.number}: {what}"
         while not self._store.check([key]):

@@ -51,7 +51,7 @@ def train(
     folder = run_dir or Path("runs") / str(recipe.name if recipe else "")
     mode: Mode = "prepare" if prepare else "run"
     resources = Resources(nproc=nproc, max_restarts=max_restarts)
-    streams.may_leave()  # the run does not end because its terminal does
+    streams.tolerate_closed_streams()  # the run does not end because its terminal does
     raise typer.Exit(find_launcher(HERE).launch(Job(folder, recipe, resources, mode, check_allowed(allow or []))))
 
 

@@ -28,7 +28,7 @@ def status(
     if watch:
         report.watch(run_dirs or [])
         return
-    statuses, broken = report.of_all(run_dirs or [])
+    statuses, broken = report.all_statuses(run_dirs or [])
     for sentence in broken:
         print(f"distft: error: {sentence}", file=sys.stderr)
     if as_json:
@@ -66,7 +66,7 @@ def ranks(run_dir: RunFolder) -> None:
     from distft.run.folder import RunDir
 
     run = RunDir(run_dir)
-    found = given_out.of(run)
+    found = given_out.read_ranks(run)
     given_out.show(found)
     print(f"picture: {given_out.draw(run, found)}")
 

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from distft.cli import jobs, looks, models, recipes  # noqa: F401 - each adds its commands
 from distft.cli.app import app
-from distft.exit_codes import outcome
+from distft.exit_codes import run_command
 from distft.process import lifetime
 
 
@@ -17,7 +17,7 @@ def main() -> NoReturn:
     """Run a command; turn an error into one sentence and an exit code."""
     os.umask(0o077)
     warnings.simplefilter("ignore", FutureWarning)  # what libraries tell each other is of no use to a user
-    code = outcome(app)
+    code = run_command(app)
     if "RANK" in os.environ:
         lifetime.leave(code)
     sys.exit(code)

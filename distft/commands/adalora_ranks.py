@@ -19,7 +19,7 @@ Cells = dict[str, dict[int, int]]  # rank by kind of weight and layer
 
 
 @dataclass(frozen=True)
-class Ranks:
+class RankTable:
     """After the allocation of `step`."""
 
     step: int
@@ -36,7 +36,7 @@ class Ranks:
         return self.initial * sum(map(len, self.cells.values()))
 
 
-def of(run: RunDir) -> Ranks:
+def read_ranks(run: RunDir) -> RankTable:
     """The newest ranks of a run.
 
     Raises:
@@ -56,7 +56,7 @@ def of(run: RunDir) -> Ranks:
         kind, layer = place(name, whole)
         cells.setdefault(kind, {})[layer] = rank
     layers = sorted({layer for row in cells.values() for layer in row})
-    return Ranks(newest[-1]["step"], adapter.init_r, cells, layers)
+    return RankTable(newest[-1]["step"], adapter.init_r, cells, layers)
 
 
 def place(module: str, whole: bool = False) -> tuple[str, int]:
@@ -73,7 +73,7 @@ def place(module: str, whole: bool = False) -> tuple[str, int]:
     return ".".join(filter(None, [before, *parts[at + 1 :]])), int(parts[at])
 
 
-def show(ranks: Ranks) -> None:
+def show(ranks: RankTable) -> None:
     console = Console()
     for begin in range(0, len(ranks.layers), FEW_LAYERS):
         layers = ranks.layers[begin : begin + FEW_LAYERS]
@@ -89,7 +89,7 @@ def show(ranks: Ranks) -> None:
     console.print(f"{ranks.total} of {ranks.possible} ranks are left")
 
 
-def draw(run: RunDir, ranks: Ranks) -> str:
+def draw(run: RunDir, ranks: RankTable) -> str:
     """Write the heat map, weights by layers. Returns its path."""
     import matplotlib
 

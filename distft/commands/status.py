@@ -44,7 +44,7 @@ class Status:
     job: Outlook | None  # what its scheduler says
 
 
-def of(run: RunDir) -> Status:
+def status_of(run: RunDir) -> Status:
     """The status of one run.
 
     Raises:
@@ -119,12 +119,12 @@ def find(folders: list[Path]) -> list[RunDir]:
     return [RunDir(path.parent) for path in sorted(Path("runs").glob("*/run.json"))]
 
 
-def of_all(folders: list[Path]) -> tuple[list[Status], list[str]]:
+def all_statuses(folders: list[Path]) -> tuple[list[Status], list[str]]:
     """The status of each run, and what is wrong with runs that nobody named; one that was named raises UserError."""
     statuses, broken = [], []
     for run in find(folders):
         try:
-            statuses.append(of(run))
+            statuses.append(status_of(run))
         except UserError as error:
             if folders:
                 raise
@@ -142,7 +142,7 @@ def watch(folders: list[Path]) -> None:
     try:
         with Live(console=console, auto_refresh=False) as live:
             while True:
-                statuses, broken = of_all(folders)
+                statuses, broken = all_statuses(folders)
                 live.update(
                     Group(*(part for status in statuses for part in lines(status)), *map(escape, broken)), refresh=True
                 )

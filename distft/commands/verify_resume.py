@@ -112,7 +112,7 @@ def attempt(command: tuple[str, ...], run: RunDir, bar: Bar, until: int | None) 
         raise UserError("\n".join([f"the run failed (exit code {code}):", *said]))
 
 
-def of_losses(run: RunDir) -> dict[str, object]:
+def read_losses(run: RunDir) -> dict[str, object]:
     """All values recorded for a step; one that was trained twice must have one value."""
     found: dict[str, set[float]] = {}
     for record in run.records():
@@ -122,7 +122,7 @@ def of_losses(run: RunDir) -> dict[str, object]:
     return dict(found)
 
 
-def of_samples(run: RunDir) -> dict[str, object]:
+def read_samples(run: RunDir) -> dict[str, object]:
     found: dict[str, set[str]] = {}
     for path in run.logs.glob("*/rank-*.samples.jsonl"):
         for line in path.read_text().splitlines():
@@ -133,7 +133,7 @@ def of_samples(run: RunDir) -> dict[str, object]:
     return dict(found)
 
 
-def of_tensors(wanted: Callable[[str], bool]) -> Callable[[RunDir], dict[str, object]]:
+def read_tensors(wanted: Callable[[str], bool]) -> Callable[[RunDir], dict[str, object]]:
     """The bytes of the tensors in the last checkpoint whose kind is wanted."""
 
     def read(run: RunDir) -> dict[str, object]:
@@ -148,10 +148,10 @@ def of_tensors(wanted: Callable[[str], bool]) -> Callable[[RunDir], dict[str, ob
 
 
 PARTS: dict[str, Callable[[RunDir], dict[str, object]]] = {
-    "losses and gradient norms": of_losses,
-    "sample ids of micro-batches": of_samples,
-    "weights (masters)": of_tensors(lambda kind: kind == "master"),
-    "moments": of_tensors(lambda kind: kind not in ("master", "buffer")),  # and what AdaLoRA keeps
+    "losses and gradient norms": read_losses,
+    "sample ids of micro-batches": read_samples,
+    "weights (masters)": read_tensors(lambda kind: kind == "master"),
+    "moments": read_tensors(lambda kind: kind not in ("master", "buffer")),  # and what AdaLoRA keeps
 }
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from distft.data.records import Broken, Record
 from distft.errors import UserError
 
-Rows = Iterator[Record | Broken]
+RecordStream = Iterator[Record | Broken]
 
 _BLANKS = re.compile(r"[ \t]+")  # not \s: a token may hold a no-break space
 
@@ -71,7 +71,7 @@ def bare(line: str) -> str:
     return line.removesuffix("\n").removesuffix("\r")
 
 
-def text(path: Path, keep_empty: bool = False) -> Rows:
+def text(path: Path, keep_empty: bool = False) -> RecordStream:
     """Each line a record {"text": line}; lines of nothing but blanks are none, unless `keep_empty`."""
     for number, line in enumerate(lines(path), 1):
         if isinstance(line, Broken):
@@ -80,7 +80,7 @@ def text(path: Path, keep_empty: bool = False) -> Rows:
             yield Record(f"{path}:{number}", {"text": bare(line)})
 
 
-def conll(path: Path) -> Rows:
+def conll(path: Path) -> RecordStream:
     """Sentences {"tokens", "tags"} from lines of columns, first the token and last its tag; blank lines between."""
     sentence: list[tuple[int, str | Broken]] = []
     for number, line in enumerate(chain(lines(path), ("",)), 1):
@@ -110,7 +110,7 @@ def _sentence(path: Path, found: Sequence[tuple[int, str | Broken]]) -> Record |
     return Record(f"{path}:{begin}", {"tokens": tokens, "tags": tags})
 
 
-def jsonl(path: Path) -> Rows:
+def jsonl(path: Path) -> RecordStream:
     for number, line in enumerate(lines(path), 1):
         if isinstance(line, Broken):
             yield line
@@ -118,7 +118,7 @@ def jsonl(path: Path) -> Rows:
             yield _record(f"{path}:{number}", _parse(line.strip(), path, number))
 
 
-def json_file(path: Path) -> Rows:
+def json_file(path: Path) -> RecordStream:
     """An array of objects, or SQuAD's articles; else it is read as JSON lines, which is what such files hold."""
     first = next((line for line in lines(path) if isinstance(line, Broken) or line.strip()), "")
     start = first.strip() if isinstance(first, str) else ""
@@ -210,7 +210,7 @@ def _record(where: str, value: Any) -> Record | Broken:
     return Record(where, value)
 
 
-def table(path: Path, delimiter: str, columns: Sequence[str] = (), from_right: bool = False) -> Rows:
+def table(path: Path, delimiter: str, columns: Sequence[str] = (), from_right: bool = False) -> RecordStream:
     """Columns with `delimiter` between them, named by the first line unless by `columns`. Only commas allow quotes.
 
     Args:
@@ -285,7 +285,7 @@ def _taking(rest: Iterator[str | Broken], again: deque[str | Broken], taken: lis
         yield line
 
 
-def parquet(path: Path) -> Rows:
+def parquet(path: Path) -> RecordStream:
     import pyarrow  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
 

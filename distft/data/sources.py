@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distft.data import readers
-from distft.data.readers import Rows, cause
+from distft.data.readers import RecordStream, cause
 from distft.data.records import Broken, Record
 from distft.errors import UserError
 from distft.process import pulse
@@ -86,7 +86,7 @@ def read(source: Source) -> Iterator[Record]:
     return _all_whole(read_leniently(source))
 
 
-def _all_whole(rows: Rows) -> Iterator[Record]:
+def _all_whole(rows: RecordStream) -> Iterator[Record]:
     for row in rows:
         if isinstance(row, Broken):
             raise readers.refusal(row)
@@ -183,7 +183,7 @@ def suffix_of(path: Path) -> str:
     return (Path(path.stem) if readers.is_gzip(path) else path).suffix.lower()
 
 
-def _reader(path: Path, source: Source) -> partial[Rows]:
+def _reader(path: Path, source: Source) -> partial[RecordStream]:
     """The call that reads a file, but for its path."""
     suffix = suffix_of(path)
     if source.format == "conll":
@@ -219,7 +219,7 @@ def _parallel(spec: Mapping[str, str]) -> dict[str, Path]:
     return files
 
 
-def _read_parallel(files: Mapping[str, Path]) -> Rows:
+def _read_parallel(files: Mapping[str, Path]) -> RecordStream:
     """Line i of each file makes record i, also where it is empty."""
     rest = {column: readers.lines(path) for column, path in files.items()}
     first = next(iter(files.values()))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from distft.checkpoint import store
-from distft.checkpoint.best import chosen
+from distft.checkpoint.best import choose_checkpoint
 from distft.checkpoint.state import Stored
 from distft.data import sources
 from distft.data.records import Broken, Record
@@ -192,7 +192,7 @@ def put_together(work: Pass, count: int, out: Path) -> int:
 def checkpoint_of(run: RunDir, recipe: Recipe) -> Stored:
     """The one to predict with; of ranks that were started here the one that their parent has chosen."""
     named = os.environ.get(CHECKPOINT)
-    return Stored(Path(named)) if named else chosen(run, recipe)
+    return Stored(Path(named)) if named else choose_checkpoint(run, recipe)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from distft.tasks.protocol import Outcome
 from distft.tasks.shared.generation import Decoding
 from distft.tasks.shared.padding import SPLIT
 from distft.tasks.shared.position_limits import check_source, source_positions
-from distft.training.evaluation import report_of, settled
+from distft.training.evaluation import report_of, with_fixed_draw
 from distft.training.reference_pass import recall
 
 NOTES = "notes"  # key of what a record lost before it was predicted
@@ -54,7 +54,7 @@ class Predictor:
         if stored is None:
             model = context.load_model().eval()
         else:
-            model = export.tuned(context, stored, adapters.quantized(self.recipe.adapter))
+            model = export.load_trained(context, stored, adapters.quantized(self.recipe.adapter))
         on_gpu = torch.cuda.is_available()
         self._device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
         model = model.to(self._device).eval()
@@ -91,7 +91,7 @@ class Predictor:
                     raise
                 wrong[index] = str(error)
                 continue
-            documents += [replace(settled(document), record=index) for document in encoded.documents]
+            documents += [replace(with_fixed_draw(document), record=index) for document in encoded.documents]
             lost = [note for note in encoded.notes if note != SPLIT]  # pieces are joined again
             notes[index] = {NOTES: lost} if lost and not answered else {}
             if not encoded.documents:

@@ -23,7 +23,7 @@ from distft.engine.deepspeed import Engine
 from distft.engine.fragments import Fragment
 from distft.errors import UserError
 from distft.process import distributed
-from distft.recipe.adalora_phases import Schedule, schedule
+from distft.recipe.adalora_phases import Phases, plan_phases
 from distft.recipe.adapters import AdaLora
 
 SENSITIVITY, UNCERTAINTY = "sensitivity", "uncertainty"  # smoothed, by entry; they are saved like moments
@@ -99,7 +99,7 @@ class RankAllocator:
 
     def __init__(self, adapter: AdaLora, total: int, clip: float, engine: Engine) -> None:
         self._adapter, self._clip, self._engine = adapter, clip, engine
-        self._schedule: Schedule = schedule(adapter, total)
+        self._schedule: Phases = plan_phases(adapter, total)
         self._weights = list(weights(engine.shapes))
         self._by_name = {name: weight for weight in self._weights for name in (weight.a, weight.e, weight.b)}
         self._initial = adapter.init_r * len(self._weights)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from distft.errors import UserError
-from distft.recipe.adalora_phases import schedule
+from distft.recipe.adalora_phases import plan_phases
 from distft.recipe.adapters import AdaLora, Adapter, Layers, Lora, NoAdapter, Partial
 from distft.recipe.schema import Train
 from distft.tasks.multi_task import Shared
@@ -106,17 +106,17 @@ def configuration(
     return CONFIGURATIONS[type(adapter)](adapter, total_steps, common)
 
 
-def lora(adapter: Lora, total_steps: int, common: dict[str, Any]) -> Any:
+def lora_configuration(adapter: Lora, total_steps: int, common: dict[str, Any]) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(r=adapter.r, use_rslora=adapter.rslora, use_dora=adapter.dora, **common)
 
 
-def adalora(adapter: AdaLora, total_steps: int, common: dict[str, Any]) -> Any:
+def adalora_configuration(adapter: AdaLora, total_steps: int, common: dict[str, Any]) -> Any:
     from peft import AdaLoraConfig
 
     try:
-        phases = schedule(adapter, total_steps)
+        phases = plan_phases(adapter, total_steps)
     except ValueError as error:
         raise UserError(f"adapter: {error}") from None
     return AdaLoraConfig(
@@ -133,7 +133,10 @@ def adalora(adapter: AdaLora, total_steps: int, common: dict[str, Any]) -> Any:
     )
 
 
-CONFIGURATIONS: dict[type[Layers], Callable[[Any, int, dict[str, Any]], Any]] = {Lora: lora, AdaLora: adalora}
+CONFIGURATIONS: dict[type[Layers], Callable[[Any, int, dict[str, Any]], Any]] = {
+    Lora: lora_configuration,
+    AdaLora: adalora_configuration,
+}
 
 
 def listed(names: str | list[str]) -> list[str]:

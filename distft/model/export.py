@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from distft.checkpoint.best import chosen
+from distft.checkpoint.best import choose_checkpoint
 from distft.checkpoint.state import Stored
 from distft.data.templates import Template
 from distft.errors import UserError
@@ -26,7 +26,7 @@ from distft.tasks.shared.generation import stops
 MARK = "distft.json"  # in every export: which run and step it is of, and that it may be written over
 
 
-def tuned(context: RunContext, stored: Stored, quantized: bool = False) -> Any:
+def load_trained(context: RunContext, stored: Stored, quantized: bool = False) -> Any:
     """The model of a run in host memory, base and adapter with the weights of a checkpoint.
 
     Args:
@@ -74,8 +74,8 @@ def write(context: RunContext, out: Path, merged: bool = False) -> None:
     run, recipe = context.run, context.recipe
     if merged and isinstance(recipe.adapter, NoAdapter | Partial):
         raise UserError("--merged: this run trained the model itself, so there is no adapter to merge; leave it out")
-    stored = chosen(run, recipe)
-    model = tuned(context, stored)
+    stored = choose_checkpoint(run, recipe)
+    model = load_trained(context, stored)
     if merged and (tied := tied_target(model)) is not None:
         raise UserError(f"--merged: {tied} shares its weight with another layer, which would change too; leave it out")
     if merged:

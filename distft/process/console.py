@@ -17,7 +17,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from distft.process import environment
-from distft.process.streams import Audience
+from distft.process.streams import TolerantStream
 
 LINE_SECONDS = 10.0  # between two plain lines
 
@@ -32,7 +32,7 @@ class Console:
 
     def __init__(self, first: bool) -> None:
         descriptor = os.environ.get(environment.CONSOLE_FD)
-        file = Audience(os.fdopen(int(descriptor), "w")) if first and descriptor else sys.stderr
+        file = TolerantStream(os.fdopen(int(descriptor), "w")) if first and descriptor else sys.stderr
         self._rich = RichConsole(file=cast(TextIO, file), highlight=False, soft_wrap=True, quiet=not first)
 
     def say(self, text: str) -> None:

@@ -7,7 +7,7 @@ import sys
 from typing import Any, TextIO, cast
 
 
-class Audience:
+class TolerantStream:
     """A text stream that may break (a closed terminal, a pipe that nobody reads, a full disk); silent from then on.
 
     Args:
@@ -47,6 +47,6 @@ class Audience:
         return getattr(self._stream, name)
 
 
-def may_leave() -> None:
+def tolerate_closed_streams() -> None:
     """Of this process, in which a run is at work and not what it prints is the product."""
-    sys.stdout, sys.stderr = cast(TextIO, Audience(sys.stdout)), cast(TextIO, Audience(sys.stderr))
+    sys.stdout, sys.stderr = cast(TextIO, TolerantStream(sys.stdout)), cast(TextIO, TolerantStream(sys.stderr))

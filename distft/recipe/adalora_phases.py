@@ -8,7 +8,7 @@ from distft.recipe.adapters import AdaLora
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Phases:
     """The phases of a run: all ranks, fewer and fewer, and the last steps in which the pattern is fixed.
 
     Steps are counted from 1. Ranks are given out anew after each step at which `allocates` says so.
@@ -41,7 +41,7 @@ class Schedule:
         return int((initial - target) * left**3 + target)
 
 
-def schedule(adapter: AdaLora, total: int) -> Schedule:
+def plan_phases(adapter: AdaLora, total: int) -> Phases:
     """The phases of a run of `total` optimizer steps, as far as the recipe does not give them.
 
     Raises:
@@ -55,4 +55,4 @@ def schedule(adapter: AdaLora, total: int) -> Schedule:
             f"tinit {tinit} + tfinal {tfinal} = {tinit + tfinal} leaves none of the {total} steps to change ranks; "
             "make them shorter, or the run longer"
         )
-    return Schedule(total, tinit, tfinal, adapter.delta_t or max(1, min(10, between // 10)))
+    return Phases(total, tinit, tfinal, adapter.delta_t or max(1, min(10, between // 10)))

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from distft.errors import UserError
 from distft.recipe import yamlfile
-from distft.recipe.adalora_phases import schedule
+from distft.recipe.adalora_phases import plan_phases
 from distft.recipe.adapters import AdaLora, Lora
 from distft.recipe.changes import Difference
 from distft.recipe.messages import did_you_mean, explain
@@ -164,7 +164,7 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
             yield ("engine", "offload_optimizer"), text
         if recipe.train.steps is not None:
             try:
-                schedule(adapter, recipe.train.steps)
+                plan_phases(adapter, recipe.train.steps)
             except ValueError as error:
                 yield ("adapter",), str(error)
     if isinstance(adapter, Lora) and adapter.quantize is not None and engine.zero_stage == 3:

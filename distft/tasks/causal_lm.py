@@ -23,7 +23,7 @@ from distft.tasks.protocol import ModelSpec, Outcome, Setting, TaskSpec, mean, o
 from distft.tasks.shared.generation import continued
 from distft.tasks.shared.padding import DROPPED, SPLIT
 from distft.tasks.shared.position_limits import positions
-from distft.tasks.shared.token_scores import added, scored, told
+from distft.tasks.shared.token_scores import add_outcomes, report_token_scores, score_tokens
 from distft.tasks.shared.tokenizer_family import DECODER
 
 TOKENS = "tokens"  # the name of the loss and of its count
@@ -212,7 +212,7 @@ class Causal:
         if batch.documents and all(document.targets == 0 for document in batch.documents):
             return self._answers(model, batch)
         logits = self.logits(model, batch).flatten(0, 1)[batch.at].float()
-        return told(logits, batch.targets, batch.owners, len(batch.documents))
+        return score_tokens(logits, batch.targets, batch.owners, len(batch.documents))
 
     def _answers(self, model: Any, batch: CausalBatch) -> list[Outcome]:
         """An answer is as long as the model has places for it behind the prompt, whatever the others in the batch."""
@@ -235,11 +235,11 @@ class Causal:
         return self._setting, template.end_of_turn.strip()
 
     def score(self, outcomes: Sequence[Outcome]) -> Report:
-        return scored(outcomes)
+        return report_token_scores(outcomes)
 
     def join(self, parts: Sequence[Outcome]) -> Outcome:
         """The pieces of a text that was longer than a row."""
-        return added(parts) if "targets" in parts[0] else only(parts)
+        return add_outcomes(parts) if "targets" in parts[0] else only(parts)
 
     def answer(self, outcome: Outcome) -> Outcome:
         return outcome

@@ -21,7 +21,7 @@ from distft.recipe.adapters import AdaLora, Lora
 from distft.recipe.tasks import DPO
 from distft.run.digest import of_parts
 from distft.tasks.causal_lm import Causal, CausalBatch
-from distft.tasks.dpo_reference import COLUMNS, Entry, RecordedReference, Reference, evaluating, key
+from distft.tasks.dpo_reference import COLUMNS, Entry, RecordedReference, Reference, evaluating, pair_key
 from distft.tasks.protocol import ModelSpec, Outcome, Setting, TaskSpec, mean, only
 from distft.tasks.shared.generation import unwrapped
 from distft.tasks.shared.padding import DROPPED
@@ -191,7 +191,7 @@ class Preference:
         """What a `RecordedReference` is made of: log-probabilities under the weights as they are."""
         with evaluating(model):
             logps = self._logps(model, batch).tolist()
-        return [(key(d), chosen, rejected) for d, (chosen, rejected) in zip(batch.documents, logps, strict=True)]
+        return [(pair_key(d), chosen, rejected) for d, (chosen, rejected) in zip(batch.documents, logps, strict=True)]
 
     def predict(self, model: Any, batch: Pairs) -> list[Outcome]:
         """The rewards of both answers; where there are none, an answer."""

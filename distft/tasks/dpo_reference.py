@@ -73,7 +73,7 @@ class RecordedReference:
         return next((document for document in documents if self._place(document) is None), None)
 
     def _place(self, document: Document) -> int | None:
-        wanted = np.uint64(key(document))
+        wanted = np.uint64(pair_key(document))
         place = int(np.searchsorted(self._keys, wanted))
         return place if place < len(self._keys) and self._keys[place] == wanted else None
 
@@ -82,7 +82,7 @@ class RecordedReference:
         return torch.from_numpy(np.stack(values) if values else np.zeros((0, 2), np.float32))
 
 
-def key(document: Document) -> int:
+def pair_key(document: Document) -> int:
     """XXH3 of 64 bits over the tokens of a pair and which of them are targets."""
     whole = xxhash.xxh3_64()
     for name in COLUMNS:

@@ -20,7 +20,7 @@ from distft.recipe.tasks import MaskedLM
 from distft.run.digest import of_parts
 from distft.tasks.protocol import ModelSpec, Outcome, Setting, TaskSpec, mean
 from distft.tasks.shared.padding import COLUMNS, DROPPED, SPLIT, TRUNCATED, Inputs, Padded, digest_of
-from distft.tasks.shared.token_scores import added, perplexity, scored, told
+from distft.tasks.shared.token_scores import add_outcomes, perplexity, report_token_scores, score_tokens
 from distft.tasks.shared.tokenizer_family import ENCODER
 
 TOKENS = "tokens"
@@ -139,13 +139,13 @@ class Masked:
         return {TOKENS: functional.cross_entropy(self._logits(model, batch), batch.targets, reduction="sum")}
 
     def predict(self, model: Any, batch: MaskedBatch) -> list[Outcome]:
-        return told(self._logits(model, batch), batch.targets, batch.owners, len(batch.padded))
+        return score_tokens(self._logits(model, batch), batch.targets, batch.owners, len(batch.padded))
 
     def score(self, outcomes: Sequence[Outcome]) -> Report:
-        return scored(outcomes)
+        return report_token_scores(outcomes)
 
     def join(self, parts: Sequence[Outcome]) -> Outcome:
-        return added(parts)
+        return add_outcomes(parts)
 
     def answer(self, outcome: Outcome) -> Outcome:
         """The pseudo-perplexity of a text, of the tokens that were hidden in it."""

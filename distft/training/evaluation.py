@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import xxhash
 
-from distft.checkpoint.best import noted
+from distft.checkpoint.best import note_scores
 from distft.data.records import Document
 from distft.metrics.scores import Report
 from distft.process import distributed, pulse
@@ -38,7 +38,7 @@ def evaluate_if_due(session: Session) -> bool:
     session.meter.restart()
     if scores is None:
         return True
-    session.progress = noted(session.progress, session.recipe.train, scores)
+    session.progress = note_scores(session.progress, session.recipe.train, scores)
     if (best := session.recipe.train.best) is not None and best not in scores:
         session.console.say(
             f"step {now}: {best} (train.best) cannot be computed of these predictions and held-out data"
@@ -71,7 +71,7 @@ def evaluate(session: Session) -> dict[str, float] | None:
     model.eval()
     mine: list[list[tuple[int, int, Outcome]]] = []
     for held in session.held_out:
-        outcomes = predicted(session, held)
+        outcomes = predict_held_out(session, held)
         if outcomes is None:
             model.train()
             return None
@@ -83,7 +83,7 @@ def evaluate(session: Session) -> dict[str, float] | None:
         found: dict[str, float] = {}
         for index, held in enumerate(session.held_out):
             in_order = sorted(itertools.chain(*(rank[index] for rank in everyone)), key=itemgetter(0))
-            report = scored(task_of(session.task, held.part), (rest for _, *rest in in_order))
+            report = score_records(task_of(session.task, held.part), (rest for _, *rest in in_order))
             found.update({f"{held.part}.{name}" if held.part else name: s for name, s in report.scores.items()})
         losses = [value for name, value in found.items() if name.rpartition(".")[2] == "loss"]
         return {"loss": sum(losses) / len(losses), **found} if losses else found
@@ -92,7 +92,7 @@ def evaluate(session: Session) -> dict[str, float] | None:
     return scores
 
 
-def predicted(session: Session, held: HeldOut) -> list[tuple[int, int, Outcome]] | None:
+def predict_held_out(session: Session, held: HeldOut) -> list[tuple[int, int, Outcome]] | None:
     """(index of a document, of its record, its outcome) of this rank; None if the ranks agreed to stop."""
     task = task_of(session.task, held.part)
     model = view_of(session.engine.model, held.part)
@@ -102,7 +102,7 @@ def predicted(session: Session, held: HeldOut) -> list[tuple[int, int, Outcome]]
         for micro in held.loader.step(number):
             rows = held.loader.documents(micro)
             records = [document.record for row in rows for document in row]
-            rows = [[settled(document) for document in row] for row in rows]
+            rows = [[with_fixed_draw(document) for document in row] for row in rows]
             outcomes = task.predict(model, task.collate(rows, session.ranks.device))
             found += zip(itertools.chain(*micro.samples), records, outcomes, strict=True)
         [stop] = distributed.sum_over_ranks([float(session.is_to_stop())])
@@ -111,13 +111,13 @@ def predicted(session: Session, held: HeldOut) -> list[tuple[int, int, Outcome]]
     return found
 
 
-def settled(document: Document) -> Document:
+def with_fixed_draw(document: Document) -> Document:
     """With a draw that depends on its content alone: what is random in a batch is the same whoever evaluates."""
     content = b"".join(document[name].tobytes() for name in sorted(document.columns))
     return replace(document, draw=xxhash.xxh3_64_intdigest(content) >> 1)
 
 
-def scored(task: Task[Any], outcomes: Iterable[Sequence[Any]]) -> Report:
+def score_records(task: Task[Any], outcomes: Iterable[Sequence[Any]]) -> Report:
     """Scores over records, from (index of the record, outcome of a document); those of a record in their order."""
     by_record: dict[int, list[Outcome]] = {}
     for record, outcome in outcomes:

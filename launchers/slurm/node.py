@@ -80,7 +80,7 @@ def place(variables: Mapping[str, str]) -> Place:
 
 def main() -> int:
     os.umask(0o077)
-    streams.may_leave()
+    streams.tolerate_closed_streams()
     try:
         run, here = RunDir(Path(os.environ[environment.RUN_DIR])), place(os.environ)
     except KeyError:

@@ -44,7 +44,7 @@ class Decision:
 def main() -> int:
     """`python -m launchers.slurm.policy EXIT_CODE`, within a job. Returns the exit code of the batch script."""
     os.umask(0o077)
-    streams.may_leave()
+    streams.tolerate_closed_streams()
     code, job = int(sys.argv[1]), os.environ["SLURM_JOB_ID"]
     restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     run = RunDir(Path(os.environ[environment.RUN_DIR]))

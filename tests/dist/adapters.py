@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from distft.model.adalora import RankAllocator
-from distft.recipe.adalora_phases import schedule
+from distft.recipe.adalora_phases import plan_phases
 from distft.recipe.adapters import AdaLora, Lora
 from distft.recipe.schema import Recipe
 from distft.recipe.load import load
@@ -150,7 +150,7 @@ class PaperAllocator:
 
     def __init__(self, model: Any, recipe: Recipe, steps: int) -> None:
         assert isinstance(recipe.adapter, AdaLora)
-        self._adapter, self._schedule = recipe.adapter, schedule(recipe.adapter, steps)
+        self._adapter, self._schedule = recipe.adapter, plan_phases(recipe.adapter, steps)
         self._parameters = {name: p for name, p in model.named_parameters() if ".lora_" in name and p.requires_grad}
         self._smooth = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in self._parameters.items()}
         self._modules = sorted({name.partition(".lora_")[0] for name in self._parameters})

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from distft.cli.table import app
-from distft.exit_codes import outcome
+from distft.exit_codes import run_command
 from distft.model import export
 from distft.recipe.load import load_resolved
 from distft.run.folder import RunDir
@@ -28,7 +28,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *ar
     """The command in this process, which has paid for the imports already."""
     monkeypatch.setattr(sys, "argv", ["distft", *map(str, args)])
     capfd.readouterr()
-    code = outcome(app)
+    code = run_command(app)
     captured = capfd.readouterr()
     return Ended(code, captured.out, captured.err)
 
@@ -43,7 +43,7 @@ def ours(run: Path) -> torch.Tensor:
     """Logits of the product's own model."""
     opened = RunDir(run)
     recipe = load_resolved(opened.config)
-    return logits(export.tuned(opened, recipe, export.chosen(opened, recipe)))
+    return logits(export.load_trained(opened, recipe, export.chosen(opened, recipe)))
 
 
 def of_base(run: Path, dtype: torch.dtype) -> Any:

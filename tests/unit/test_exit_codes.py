@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from distft.exit_codes import outcome
+from distft.exit_codes import run_command
 
 
 @pytest.mark.parametrize(
@@ -21,9 +21,9 @@ def test_a_refusal_on_a_node_is_not_the_users_mistake(
         raise OSError(number, os.strerror(number), "/scratch/run")
 
     monkeypatch.delenv("RANK", raising=False)
-    assert outcome(refused) == of_command
+    assert run_command(refused) == of_command
     monkeypatch.setenv("RANK", "0")
-    assert outcome(refused) == of_rank
+    assert run_command(refused) == of_rank
     assert capsys.readouterr().err.count("distft: error: ") == 2
 
 
@@ -32,4 +32,4 @@ def test_what_may_be_our_own_mistake_keeps_its_traceback() -> None:
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", "/scratch/run/x")
 
     with pytest.raises(FileNotFoundError):
-        outcome(lost)
+        run_command(lost)

@@ -15,7 +15,7 @@ _KEYS = ("loss", "right", "targets")
 _MOST = 700.0  # nats; exp of more is no float
 
 
-def told(logits: torch.Tensor, targets: torch.Tensor, owners: torch.Tensor, documents: int) -> list[Outcome]:
+def score_tokens(logits: torch.Tensor, targets: torch.Tensor, owners: torch.Tensor, documents: int) -> list[Outcome]:
     """One outcome a document.
 
     Args:
@@ -31,7 +31,7 @@ def told(logits: torch.Tensor, targets: torch.Tensor, owners: torch.Tensor, docu
     ]
 
 
-def added(parts: Sequence[Outcome]) -> Outcome:
+def add_outcomes(parts: Sequence[Outcome]) -> Outcome:
     """The outcome of a text from those of its pieces."""
     return {key: sum(part[key] for part in parts) for key in _KEYS}
 
@@ -40,7 +40,7 @@ def perplexity(loss: float, targets: int) -> float:
     return math.exp(min(loss / max(1, targets), _MOST))
 
 
-def scored(outcomes: Sequence[Outcome]) -> Report:
+def report_token_scores(outcomes: Sequence[Outcome]) -> Report:
     targets = sum(outcome["targets"] for outcome in outcomes)
     if not targets:
         return Report({})

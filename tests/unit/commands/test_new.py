@@ -238,7 +238,7 @@ def test_a_recipe_elsewhere_finds_its_data() -> None:
 def test_the_command_prints_what_to_check_and_loads_no_torch() -> None:
     data = table("a.tsv", "\t", REVIEWS, LABELS)
     code = (
-        "import sys; from distft.cli import app; "
+        "import sys; from distft.cli.table import app; "
         f"app(['new', 'sequence-classification', '--data', {data!r}], standalone_mode=False); "
         "print(sorted({'torch', 'transformers', 'deepspeed', 'peft'} & sys.modules.keys()))"
     )

@@ -474,7 +474,7 @@ def test_status_joins_what_slurm_says(run: RunDir, answer: Answer, squeue: str, 
     sent(run, "7")
     answer("squeue", squeue)
     answer("sacct", sacct)
-    assert status.of(run).state == state
+    assert status.status_of(run).state == state
 
 
 def test_a_damaged_run_hides_no_other(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -484,20 +484,20 @@ def test_a_damaged_run_hides_no_other(run: RunDir, monkeypatch: pytest.MonkeyPat
     (folder / "b").mkdir()
     (folder / "b" / "run.json").write_text("{")
     monkeypatch.chdir(folder.parent)
-    statuses, broken = status.of_all([])
+    statuses, broken = status.all_statuses([])
     assert [found.name for found in statuses] == ["x"]
     assert "b/run.json is damaged" in broken[0]
     with pytest.raises(UserError, match="is damaged"):
-        status.of_all([folder / "b"])
+        status.all_statuses([folder / "b"])
 
 
 def test_status_without_slurm_says_what_is_not_known(run: RunDir, answer: Answer) -> None:
     sent(run, "7")
-    found = status.of(run)
+    found = status.status_of(run)
     assert found.job is not None
     assert (found.job.state, "squeue does not answer" in found.job.detail) == ("unknown", True)
     answer("squeue", "")
-    found = status.of(run)
+    found = status.status_of(run)
     assert found.job is not None
     assert "there is no accounting" in found.job.detail
 

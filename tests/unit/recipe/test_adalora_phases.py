@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from peft import AdaLoraConfig
 from peft.tuners.adalora.layer import RankAllocator
 
-from distft.recipe.adalora_phases import Schedule, schedule
+from distft.recipe.adalora_phases import Phases, plan_phases
 from distft.recipe.adapters import AdaLora
 
 
@@ -18,7 +18,7 @@ def adapter(**given: int | None) -> AdaLora:
 
 @given(total=st.integers(1, 5000))
 def test_what_is_not_given_fits_any_run(total: int) -> None:
-    phases = schedule(adapter(), total)
+    phases = plan_phases(adapter(), total)
     allocations = [step for step in range(1, total + 1) if phases.allocates(step)]
     assert allocations
     assert allocations[-1] == phases.fixed_at
@@ -30,9 +30,9 @@ def test_what_is_not_given_fits_any_run(total: int) -> None:
 def test_the_budget_is_that_of_peft(total: int, tinit: int, tfinal: int, delta_t: int) -> None:
     if tinit + tfinal >= total:
         with pytest.raises(ValueError, match=f"tinit {tinit} .* tfinal {tfinal} = {tinit + tfinal} .* {total} steps"):
-            schedule(adapter(tinit=tinit, tfinal=tfinal), total)
+            plan_phases(adapter(tinit=tinit, tfinal=tfinal), total)
         return
-    phases = Schedule(total, tinit, tfinal, delta_t)
+    phases = Phases(total, tinit, tfinal, delta_t)
     theirs = RankAllocator.__new__(RankAllocator)
     theirs.peft_config = AdaLoraConfig(total_step=total, tinit=tinit, tfinal=tfinal, deltaT=delta_t)
     theirs.init_bgt, theirs.target_bgt = 144, 96

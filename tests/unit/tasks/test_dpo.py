@@ -24,7 +24,7 @@ from distft.run.folder import RunDir
 from distft.tasks import dpo
 from distft.tasks.causal_lm import Causal
 from distft.tasks.dpo import EQUAL, MUTE, PAIRS, DPOEncoder, Preference, interval
-from distft.tasks.dpo_reference import RecordedReference, Reference, key, write
+from distft.tasks.dpo_reference import RecordedReference, Reference, pair_key, write
 from distft.tasks.protocol import Setting
 from distft.tasks.shared.generation import Decoding
 from distft.tasks.shared.padding import DROPPED
@@ -324,7 +324,7 @@ def test_a_pair_is_known_by_what_is_in_it(tmp_path: Path) -> None:
         found.of(Document(other, DOCUMENTS[1].size, record=5))
     swapped = {"chosen": "rejected", "rejected": "chosen"}
     columns = {name: DOCUMENTS[1][name.replace(side, swapped[side])] for name in other for side in [name.split("_")[0]]}
-    assert len({key(DOCUMENTS[1]), key(Document(other, 10)), key(Document(columns, 10))}) == 3
+    assert len({pair_key(DOCUMENTS[1]), pair_key(Document(other, 10)), pair_key(Document(columns, 10))}) == 3
 
 
 class Sized(list[Document]):
@@ -429,7 +429,7 @@ def test_renamed_columns() -> None:
     fields = {"prompt": "q", "chosen": "good", "rejected": "bad"}
     found = encoder(fields=fields).encode(record(q="how are you?", good="the fox jumps", bad="the dog", prompt="no"))
     plain_one = encoder().encode(record(**SHAPES["texts"]))
-    assert key(found.documents[0]) == key(plain_one.documents[0])
+    assert pair_key(found.documents[0]) == pair_key(plain_one.documents[0])
     assert encoder(fields=fields).digest != encoder().digest
 
 

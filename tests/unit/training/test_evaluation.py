@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from distft.checkpoint.best import note_scores
 from distft.checkpoint.state import Progress
 from distft.data.loader import MicroBatch, RowLoader, Shuffle, Slots
 from distft.data.packing import one_per_row
@@ -21,7 +22,7 @@ from distft.recipe.tasks import CausalLM, SequenceClassification
 from distft.tasks import causal_lm, sequence_classification
 from distft.training import evaluation
 from distft.training.datasets import HeldOut, held_out
-from distft.training.evaluation import ended_early, is_due, noted, report_of, scored
+from distft.training.evaluation import ended_early, is_due, report_of, score_records
 
 
 def train(**given: Any) -> Train:
@@ -36,7 +37,7 @@ def walked(scores: list[float | None], **given: Any) -> list[Progress]:
     for score in scores:
         progress = evaluation.replace(progress, step=progress.step + 1)
         named = {"loss": 1.0} if score is None else {"loss": 1.0, str(settings.best): score}
-        progress = noted(progress, settings, named)
+        progress = note_scores(progress, settings, named)
         found.append(progress)
     return found
 
@@ -83,8 +84,8 @@ def test_what_is_no_number_is_never_the_best(best: str, nothing: float | None) -
 
 def test_what_the_run_starts_from_is_no_candidate() -> None:
     start = Progress(step=0, next_row=0, useful_tokens=0, last_eval=0)
-    assert noted(start, train(best="loss"), {"loss": 0.0}) == start
-    first = noted(evaluation.replace(start, step=1), train(best="loss"), {"loss": 9.0})
+    assert note_scores(start, train(best="loss"), {"loss": 0.0}) == start
+    first = note_scores(evaluation.replace(start, step=1), train(best="loss"), {"loss": 9.0})
     assert (first.best, first.best_step) == (9.0, 1)
 
 
@@ -129,7 +130,7 @@ def test_scores_are_of_records_in_their_order_whoever_predicted_them() -> None:
     for order in itertools.permutations(range(3)):
         mixed = [outcomes[2 * record + part] for part in (0, 1) for record in order]
         seen.clear()
-        assert scored(task, mixed).scores == {"words": 3, "order": 123.0}
+        assert score_records(task, mixed).scores == {"words": 3, "order": 123.0}
         assert [[part["part"] for part in parts] for parts in seen] == [[0, 1]] * 3
 
 
