@@ -72,13 +72,28 @@ def test_a_table_without_a_header_gets_names(suffix: str, delimiter: str, key: s
     assert "first line looks like data" in doubts
 
 
+@pytest.mark.parametrize(
+    ("first", "header"),
+    [(("great", "good"), False), (("opinion", "verdict"), None), (("remark", "Label"), True), (("x", "x"), False)],
+)
+def test_a_short_first_line_is_a_header_unless_its_words_come_again(
+    first: tuple[str, str], header: bool | None
+) -> None:
+    data = table("a.tsv", "\t", [first[0], *(f"so {n}" for n in range(9))], [first[1], *["good", "bad", "good"] * 3])
+    recipe, doubts = made("sequence-classification", data)
+    assert bool(recipe.data.columns) == (header is False)
+    assert ("is taken for the names" in doubts) == (header is None)
+
+
 def test_columns_come_in_any_order() -> None:
     recipe, _ = made("sequence-classification", table("a.tsv", "\t", range(12), LABELS, REVIEWS))
     assert recipe.data.columns == ["column1", "label", "text"]
 
 
 def test_exact_names_come_first() -> None:
-    rows = [{"sentence": "a", "text": f"some text {i}", "category": "x", "label": str(i % 2)} for i in range(9)]
+    rows = [
+        {"Text": "b", "sentence": "a", "text": f"some text {i}", "category": "x", "label": str(i % 2)} for i in range(9)
+    ]
     recipe, doubts = made("sequence-classification", objects("a.jsonl", *rows))
     assert (recipe.data.fields, doubts) == ({}, "")
 
@@ -178,6 +193,8 @@ def test_rows_hold_the_longest_and_so_does_the_model() -> None:
     assert recipe.data.row_tokens == 512  # 350 tokens
     assert recipe.model.init is not None
     assert recipe.model.init.config["max_position_embeddings"] == 512
+    Path("masked-lm.yaml").unlink()
+    assert made("masked-lm", objects("a.jsonl", {"text": "x" * 400}))[0].data.row_tokens == 128
     assert made("causal-lm", objects("b.jsonl", {"text": "short"}))[0].data.row_tokens == 64
     Path("causal-lm.yaml").unlink()
     assert made("causal-lm", objects("b.jsonl", {"text": "x" * 99_999}))[0].data.row_tokens == 4096
