@@ -863,7 +863,7 @@ def test_differences_are_shown_sorted_and_named() -> None:
         "  harmless or allowed: train.lr: 0.1 before, 0.2 now",
         "  harmless or allowed: engine.zero_stage: 2 before, 3 now",
     ]
-    with pytest.raises(UserError, match=r"use another --run-dir, or the same values:\n  refused: adapter.r: 8 there"):
+    with pytest.raises(UserError, match=r"use another --run-dir, or the same values:\n  refused: adapter.r: 8 before"):
         agree([*found, Difference("adapter.r", 8, 4)], ALLOWABLE, "x")
     with pytest.raises(UserError, match=r"^--allow train.x: unknown; the possible values are .*train.lr"):
         check_allowed(["train.lr", "train.x"])
