@@ -64,7 +64,7 @@ def in_this_allocation(
         if not restarts.again(run.read(), verdict, done):
             return verdict
         done += 1
-        print(f"distft: {verdict.cause}: starting the ranks again here, restart {done} of {restarts.most}", flush=True)
+        print(f"distft: {verdict.cause}: restarting the ranks here, restart {done} of {restarts.most}", flush=True)
         held.change_token()
 
 

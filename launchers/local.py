@@ -36,7 +36,7 @@ class LocalLauncher:
         nproc = job.resources.nproc or gpus() or 1
         run = RunDir(job.run_dir)
         if job.recipe is None and not run.exists():
-            raise UserError(f"{run.path} holds no run; name a recipe: distft train CONFIG --run-dir {run.path}")
+            raise UserError(f"{run.path} holds no run; give a recipe: distft train CONFIG --run-dir {run.path}")
         run.path.mkdir(parents=True, exist_ok=True)
         if job.mode == "prepare":  # in a batch script that is started again, whose last attempt may not be cold yet
             settle_recipe(run, job.recipe, job.allow)
@@ -69,11 +69,11 @@ class LocalLauncher:
         """Have the light parent stop its ranks; they save first."""
         found = lease.read(run)
         if found is None or found.released or not lease.alive(run):
-            raise UserError(f"{run.path} is not at work; there is nothing to cancel")
+            raise UserError(f"{run.path} is not running; there is nothing to cancel")
         if found.host != this_host():
-            raise UserError(f"{run.path} is at work on {found.host}; cancel it there")
+            raise UserError(f"{run.path} is running on {found.host}; cancel it there")
         os.kill(found.pid, signal.SIGTERM)
-        return f"told process {found.pid} to save and to stop; the same command continues the run"
+        return f"asked process {found.pid} to save and stop; the same command continues the run"
 
 
 def on_this_node(run: RunDir, recipe: Recipe, held: Held, nproc: int, attempt: Attempt, home: Household) -> Verdict:
@@ -113,7 +113,7 @@ def has_nothing_to_lose(run: RunDir) -> bool:
 def start_over(run: RunDir, old: Recipe, new: Recipe) -> None:
     """Remove what was made for the old recipe. What was recorded with it is kept with the logs of its last attempt."""
     keys = ", ".join(item.key for item in differences(old, new))
-    print(f"{run.path} has no checkpoint yet, so it starts with the new recipe; changed: {keys}")
+    print(f"{run.path} has no checkpoint yet, so it starts over with the new recipe; changed: {keys}")
     record = run.read()
     if record.attempts and run.metrics.exists():
         run.metrics.rename(run.attempt_logs(record.attempts[-1].number) / run.metrics.name)

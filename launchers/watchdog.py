@@ -79,7 +79,7 @@ class Watchdog:
         name, behind = min(ranks.items(), key=lambda item: item[1].passed)
         alone = behind.passed < max(seen.passed for seen in ranks.values())
         who = name if alone or len(ranks) == 1 else "all ranks"
-        return f"hang: {who} on {this_host()} did not get on for {self._standstill:.0f} s, in {behind.where}"
+        return f"hang: {who} on {this_host()} made no progress for {self._standstill:.0f} s, in {behind.where}"
 
 
 def cpu_seconds(pid: int | None) -> float:

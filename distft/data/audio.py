@@ -87,7 +87,7 @@ def _load(value: Any, base: Path, rate: int) -> Floats:
             return load(data, rate)
         value = value.get("path")
     if not isinstance(value, str) or not value:
-        raise Unheard(f"audio must be a path, or what datasets has there, not {type(value).__name__}")
+        raise Unheard(f"audio must be a path, or an audio value of the datasets library, not {type(value).__name__}")
     return load(_place(value, base), rate)
 
 
@@ -101,7 +101,7 @@ def _place(value: str, base: Path) -> Path | tuple[Path, str]:
         if member := _MEMBER.fullmatch(str(whole)):
             return Path(member[1]), member[2]
     except (RuntimeError, ValueError) as error:  # nobody's home, or characters that are in no path
-        raise Unheard(f"audio {value!r} is no path ({error}); name a file, or a member of an archive") from None
+        raise Unheard(f"audio {value!r} is not a path ({error}); give a file, or a member of an archive") from None
     return whole
 
 
@@ -156,7 +156,7 @@ def _fit(name: str, audio: Floats, found: Any, rate: int) -> Floats:
     if len(audio) == 0:
         raise Unheard(f"{name} is empty; leave the record out")
     if not np.isfinite(audio).all():
-        raise Unheard(f"{name} holds samples that are not finite; repair it, or leave the record out")
+        raise Unheard(f"{name} contains samples that are not finite; repair it, or leave the record out")
     if (loudest := float(np.abs(audio).max())) > _LOUDEST:
         raise Unheard(f"{name} has samples up to {loudest:g}; bring them between -1 and 1 (16 bits: divide by 32768)")
     if found == rate:
@@ -219,7 +219,7 @@ def _members(archive: Path) -> dict[str, Member]:
     except FileNotFoundError:
         raise Unheard(f"archive {archive} does not exist; paths start from the folder of the data file") from None
     except (tarfile.TarError, OSError, EOFError, zlib.error, LZMAError) as error:
-        raise Unheard(f"archive {archive} cannot be read ({error}); fetch or pack it again") from None
+        raise Unheard(f"archive {archive} cannot be read ({error}); download or pack it again") from None
     return members
 
 

@@ -29,7 +29,7 @@ def parse(record: Record, fields: Mapping[str, str]) -> Conversation | str:
     values = {name: value for name, value in record.fields.items() if value is not None}
     for ours, column in fields.items():
         if ours not in _NAMES:
-            raise UserError(f"data.fields names {ours!r}, which no format has; known are {', '.join(_NAMES)}")
+            raise UserError(f"data.fields: no format has a field {ours!r}; known are {', '.join(_NAMES)}")
         if column not in record.fields:
             raise UserError(f"{record.where} has no field {column!r} (data.fields.{ours}); it has {_names(record)}")
         values[ours] = record.fields[column]
@@ -89,11 +89,13 @@ def pair_of(record: Record, fields: Mapping[str, str]) -> Pair:
         shared = chosen[: next((i for i, (one, other) in enumerate(both) if one != other), len(both))]
         if not shared:
             raise UserError(
-                f"{record.where}: {'chosen and rejected begin differently' if both else 'there is no prompt'}; "
-                f"give what they answer in a column 'prompt' (data.fields: {{prompt: its name}})"
+                f"{record.where}: {'chosen and rejected begin differently' if both else 'the prompt is missing'}; "
+                f"give the prompt in a column 'prompt' (data.fields: {{prompt: its name}})"
             )
         if prompt is not None and _said(prompt[-1]) not in map(_said, shared):
-            raise UserError(f"{record.where}: chosen and rejected are whole conversations, but not with this prompt")
+            raise UserError(
+                f"{record.where}: chosen and rejected are whole conversations without this prompt; correct it"
+            )
         prompt, chosen, rejected = shared, chosen[len(shared) :], rejected[len(shared) :]
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         if answer[0]["role"] != "assistant":
@@ -145,7 +147,7 @@ def text_of(record: Record, name: str, fields: Mapping[str, str]) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{record.where} holds half of a surrogate pair; repair the text") from None
+        raise UserError(f"{record.where} contains half of a surrogate pair; repair the text") from None
     return value
 
 

@@ -47,7 +47,9 @@ def _opened(path: Path) -> Iterator[BufferedIOBase]:
         with gzip.open(path) if is_gzip(path) else path.open("rb") as file:
             yield file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"data file {path} is no whole gzip file ({cause(error)}); fetch or pack it again") from error
+        raise UserError(
+            f"data file {path} is not a complete gzip file ({cause(error)}); download or compress it again"
+        ) from error
     except OSError as error:
         raise UserError(f"cannot read data file {path}: {error.strerror}") from error
 
@@ -174,9 +176,9 @@ def _squad(path: Path, articles: Sequence[Any]) -> Iterator[Record]:
                     where = f"{path}[{a}].paragraphs[{p}].qas[{q}]"
                     yield Record(where, _question(where, article, paragraph["context"], question))
     except KeyError as error:
-        raise UserError(f"{where} lacks {error}, which SQuAD's files have there; add it") from error
+        raise UserError(f"{where} lacks {error}, which the SQuAD format requires; add it") from error
     except (TypeError, AttributeError) as error:
-        raise UserError(f"{where} is not built like SQuAD's files: a value has another type there") from error
+        raise UserError(f"{where} is not in the SQuAD format: a value has the wrong type") from error
 
 
 def _question(where: str, article: Mapping[str, Any], context: Any, question: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,14 +236,14 @@ def _each_once(where: str, header: list[str]) -> list[str]:
     """The names as they are; spreadsheets leave some empty."""
     twice = next((name for name, number in Counter(header).items() if number > 1 and name.strip()), None)
     if twice is not None:
-        raise UserError(f"{where} names the column {twice!r} more than once; rename one, its values would be lost")
+        raise UserError(f"{where} has the column {twice!r} more than once; rename one, or its values would be lost")
     return header
 
 
 def _named(where: str, row: Sequence[str], header: Sequence[str], expected: str, delimiter: str) -> Record | Broken:
     if len(row) == len(header):
         return Record(where, dict(zip(header, row, strict=True)))
-    advice = "quote fields with commas" if delimiter == "," else f"divided at {delimiter!r}, see data.delimiter"
+    advice = "quote fields with commas" if delimiter == "," else f"lines are split at {delimiter!r}, see data.delimiter"
     return Broken(where, f"has {len(row)} columns but {expected} {len(header)}; {advice}")
 
 

@@ -163,8 +163,8 @@ def _local(spec: str) -> Path | None:
     if path.is_dir():
         if not any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
             raise UserError(
-                f"data folder {spec} was not written by datasets' save_to_disk; "
-                f"name a file in it ({' '.join(_SUFFIXES)})"
+                f"data folder {spec} was not written by save_to_disk of the datasets library; "
+                f"give a file in it ({' '.join(_SUFFIXES)})"
             )
         return path
     if path.exists():
@@ -195,22 +195,22 @@ def _reader(path: Path, source: Source) -> partial[RecordStream]:
     if suffix in _TABLES or source.delimiter or source.columns:
         delimiter = source.delimiter or _TABLES.get(suffix)
         if delimiter is None and len(source.columns) > 1:
-            raise UserError(f"data file {path} has several columns; name what is between them in data.delimiter")
+            raise UserError(f"data file {path} has several columns; set data.delimiter to their separator")
         from_right = source.delimiter not in (None, ",")
         # One column is the whole line: nothing divides it.
         return partial(readers.table, delimiter=delimiter or "\n", columns=source.columns, from_right=from_right)
     if suffix in TEXTS:
         return partial(readers.text)
     raise UserError(
-        f"data file {path} has a suffix that is not known; known are {' '.join(_SUFFIXES)}, also with .gz; "
-        f"of another text file say data.format, or data.delimiter and data.columns"
+        f"data file {path} has an unknown suffix; known are {' '.join(_SUFFIXES)}, also with .gz; "
+        f"for other text files set data.format, or data.delimiter and data.columns"
     )
 
 
 def _parallel(spec: Mapping[str, str]) -> dict[str, Path]:
     files = {column: Path(file).expanduser() for column, file in spec.items()}
     if not files:
-        raise UserError("data of parallel files names none; write {column: file}")
+        raise UserError("parallel data lists no files; write {column: file}")
     for column, path in files.items():
         if path.is_dir():
             raise UserError(f"data file {path} (column {column}) is a folder; parallel files are files of lines")
@@ -230,7 +230,7 @@ def _read_parallel(files: Mapping[str, Path]) -> RecordStream:
         if len(row) < len(files):
             counts = {files[c]: number - (c not in row) + sum(1 for _ in lines) for c, lines in rest.items()}
             told = " but ".join(f"{path} has {lines} lines" for path, lines in counts.items())
-            raise UserError(f"parallel files must be of one length, and {told}")
+            raise UserError(f"parallel files must have the same number of lines, but {told}")
         broken = next((line for line in row.values() if isinstance(line, Broken)), None)
         fields = {column: readers.bare(line) for column, line in row.items() if isinstance(line, str)}
         yield broken or Record(f"{first}:{number}", fields)
@@ -267,6 +267,6 @@ def _load_hub(spec: str, source: Source) -> Any:
         return _undecoded(datasets.load_dataset(spec, source.hub_config, split=source.split))
     except Exception as error:  # of datasets, the hub's client, its HTTP library, or the file formats
         raise UserError(
-            f"data {spec!r} is no file or folder here, and could not be loaded from the hub as split {source.split!r}: "
+            f"data {spec!r} is neither a local file or folder nor a hub data set with split {source.split!r}: "
             f"{cause(error)}"
         ) from error

@@ -63,9 +63,11 @@ class Template:
         Raises UserError where the file cannot be read or the tokenizer lacks what is needed.
         """
         if not tokenizer.is_fast:
-            raise UserError(f"{type(tokenizer).__name__} is a slow tokenizer; distft needs one with a tokenizer.json")
+            raise UserError(f"{type(tokenizer).__name__} is a slow tokenizer; use a fast one (with a tokenizer.json)")
         if tokenizer.eos_token_id is None:
-            raise UserError(f"the tokenizer {tokenizer.name_or_path!r} has no eos token, so no text can end; set one")
+            raise UserError(
+                f"the tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token (eos_token); set one"
+            )
         if path is not None:
             try:
                 return cls(tokenizer, Path(path).expanduser().read_text(encoding="utf-8"))
@@ -150,7 +152,7 @@ class Template:
                 messages, chat_template=self.text, tokenize=False, add_generation_prompt=prompt
             )
         except (TemplateError, *_RENDER_ERRORS) as error:
-            raise UserError(f"the chat template refuses the conversation: {error}") from error
+            raise UserError(f"the chat template rejects the conversation: {error}") from error
         assert isinstance(text, str)
         return text
 
@@ -161,7 +163,7 @@ class Template:
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         spans = [self._close(text, *self._span(messages, i, text, prompt)) for i in turns]
         if any(end > start for (_, end), (start, _) in pairwise(spans)):
-            raise UserError("the chat template does not show the messages in their order")
+            raise UserError("the chat template does not keep the messages in order; use another one (data.template)")
         return spans
 
     def _generation_blocks(self, messages: list[Message], prompt: bool) -> list[Span]:
@@ -193,7 +195,7 @@ class Template:
         head, mark, tail = marked.partition(_MARK)
         if not mark or not text.startswith(head) or not text.endswith(tail) or len(head) + len(tail) > len(text):
             raise UserError(
-                f"message {i} cannot be found in what the chat template makes of the conversation; "
+                f"message {i} cannot be found in the output of the chat template; "
                 f"mark the assistant's turns with {{% generation %}} in a template of your own (data.template)"
             )
         start = len(before) if before is not None and head.startswith(before) else len(head)
@@ -254,7 +256,7 @@ class Template:
 
 
 def half_a_pair(error: UnicodeEncodeError) -> str:
-    return f"the text holds half of a surrogate pair ({error.object[error.start]!r}); repair it"
+    return f"the text contains half of a surrogate pair ({error.object[error.start]!r}); repair it"
 
 
 def _adds_bos(tokenizer: Any) -> bool:

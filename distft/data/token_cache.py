@@ -155,7 +155,7 @@ def _writable(root: Path) -> Iterator[None]:
         ):
             raise
         raise UserError(
-            f"cannot write the token cache in {root}: {error.strerror}; make room, or name another folder in data.cache"
+            f"cannot write the token cache in {root}: {error.strerror}; free some space, or change data.cache"
         ) from error
 
 
@@ -212,7 +212,7 @@ def _write(
         if meta.documents == 0:
             raise UserError(_why_empty(meta))
         if not unchanged():
-            raise UserError(f"data {source.name} were changed while they were read; run the same command again")
+            raise UserError(f"data {source.name} changed while being read; run the same command again")
         _dump(temporary / _META, json.dumps(asdict(meta), indent=1))
         temporary.rename(folder)
     except OSError:
@@ -225,9 +225,9 @@ def _write(
 
 def _why_empty(meta: Meta) -> str:
     if meta.records == 0:
-        return f"data {meta.source} holds no record"
+        return f"data {meta.source} has no records"
     why = "; ".join(f"{number:,} {note}" for note, number in meta.notes.items())
-    return f"nothing is left to learn of the {meta.records} records of {meta.source}{why and ': '}{why}"
+    return f"none of the {meta.records} records of {meta.source} can be used for training{why and ': '}{why}"
 
 
 def _dump(path: Path, text: str) -> None:

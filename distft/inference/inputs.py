@@ -26,7 +26,7 @@ def checked_part(recipe: Recipe, name: TaskName) -> TaskName:
     """Raises UserError if a task must be named and is not, or the reverse."""
     names = [part.name for part in recipe.parts() if part.name is not None]
     if names and name not in names:
-        raise UserError(f"--task: this run has the tasks {', '.join(names)}; name one")
+        raise UserError(f"--task: this run has the tasks {', '.join(names)}; choose one")
     if not names and name is not None:
         raise UserError(f"--task {name}: this run has one task only; leave it out")
     return name
@@ -40,7 +40,7 @@ def check_decoding(recipe: Recipe, decoding: Decoding) -> None:
     """Raises UserError where a choice of words is given to a task that makes none, or has its own settings."""
     if decoding != Decoding() and not all(spec.takes_decoding for spec in specs_of(recipe).values()):
         own = "; set task.beams and task.longest_target" if isinstance(recipe.task, Generation) else ""
-        raise UserError(f"--max-tokens, --temperature: task.type {recipe.task.type} takes neither{own}")
+        raise UserError(f"--max-tokens, --temperature: task.type {recipe.task.type} uses neither{own}")
 
 
 def source_like(run: RunDir, recipe: Recipe, path: Path, part: str | None, answered: bool) -> Source:

@@ -173,9 +173,9 @@ def predict_file(
 def check_output(source: Path, out: Path) -> None:
     """Raises UserError where there can be no such file, or it is what is read."""
     if out.is_dir() or not out.name:
-        raise UserError(f"--output {out}: this is a folder; name a file")
+        raise UserError(f"--output {out} is a folder; give a file")
     if source.exists() and out.exists() and out.samefile(source):
-        raise UserError(f"--output {out} is the input; name another file")
+        raise UserError(f"--output {out} is the input; give another file")
 
 
 def put_together(work: Pass, count: int, out: Path) -> int:
@@ -203,7 +203,7 @@ def while_it_trains(run: RunDir) -> Iterator[None]:
     except FileNotFoundError as error:
         if str(run.checkpoints) not in str(error):
             raise
-        raise UserError(f"{run.path} still trains and has removed the checkpoint in use; run this again") from None
+        raise UserError(f"{run.path} is still training and has removed the checkpoint in use; run this again") from None
 
 
 def predict_one(run_dir: Path, text: str, part: str | None, decoding: Decoding, base_only: bool) -> str:
@@ -239,9 +239,9 @@ def evaluate(run_dir: Path, data: Path | None, part: str | None, nproc: int) -> 
     for one in parts:
         checked_part(recipe, one)
     if data is None and all(sources.source_of(part_of(recipe, one), "eval") is None for one in parts):
-        raise UserError("this run has no held-out data; name a file (--data)")
+        raise UserError("this run has no held-out data; give a file (--data)")
     if data is not None and len(parts) > 1:
-        raise UserError("--data: this run has several tasks; name the one that is meant (--task)")
+        raise UserError("--data: this run has several tasks; choose one (--task)")
     stored, reports = checkpoint_of(run, recipe), dict[str, Report]()
     about = data.stem if data is not None else "eval"
     about = f"{about}-data" if data is not None and about == "eval" else about  # the held-out data have that name
@@ -275,7 +275,7 @@ def score(work: Pass, count: int) -> Report:
     left_out = [outcome[LEFT_OUT] for outcome in outcomes if LEFT_OUT in outcome]
     outcomes = [outcome for outcome in outcomes if LEFT_OUT not in outcome]
     if not outcomes:
-        raise UserError(left_out[0] if left_out else f"{work.source.name} holds no record")
+        raise UserError(left_out[0] if left_out else f"{work.source.name} has no records")
     if left_out:
-        print(f"{len(left_out)} of {len(left_out) + len(outcomes)} records are not scored: {left_out[0]}")
+        print(f"{len(left_out)} of {len(left_out) + len(outcomes)} records were not scored; the first: {left_out[0]}")
     return reporter(work.run, work.recipe, work.part)(outcomes)

@@ -95,7 +95,7 @@ class Predictor:
             lost = [note for note in encoded.notes if note != SPLIT]  # pieces are joined again
             notes[index] = {NOTES: lost} if lost and not answered else {}
             if not encoded.documents:
-                wrong[index] = f"{record.where}: nothing is left of it to predict"
+                wrong[index] = f"{record.where}: the record is empty after tokenization, so there is nothing to predict"
         by_document: dict[int, Outcome] = {}
         for batch in self._batches(documents):
             with torch.inference_mode():

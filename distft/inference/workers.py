@@ -27,7 +27,7 @@ def rank_and_world() -> tuple[int, int] | None:
     try:
         return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     except (KeyError, ValueError):
-        raise UserError("RANK is set, so WORLD_SIZE must be a number too") from None
+        raise UserError("RANK is set, so RANK and WORLD_SIZE must both be numbers") from None
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another command is at work in {folder}; wait for it or stop it first") from None
+            raise UserError(f"another command is using {folder}; wait for it or stop it first") from None
         except OSError:  # a file system without locks
             pass
         try:

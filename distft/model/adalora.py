@@ -191,18 +191,18 @@ class RankAllocator:
     def load(self, state: dict[str, Any]) -> None:
         pattern: Pattern = state.get("pattern", {})
         if {module: len(kept) for module, kept in pattern.items()} != {w.module: w.rank for w in self._weights}:
-            raise UserError("the checkpoint's pattern of ranks is of another adapter; use another checkpoint")
+            raise UserError("the checkpoint's rank pattern belongs to another adapter; use another checkpoint")
         self._pattern = {module: list(kept) for module, kept in pattern.items()}
 
     def verdict(self) -> str | None:
         ranks, shape = self._ranks(), self._schedule
         if all(all(kept) for kept in self._pattern.values()):
             return (
-                f"AdaLoRA: no rank ever changed in {shape.total} steps (tinit {shape.tinit}, tfinal {shape.tfinal}, "
-                f"delta_t {shape.delta_t}); this was LoRA of rank {self._adapter.init_r}"
+                f"AdaLoRA: no rank changed in {shape.total} steps (tinit {shape.tinit}, tfinal {shape.tfinal}, "
+                f"delta_t {shape.delta_t}); this was plain LoRA of rank {self._adapter.init_r}"
             )
-        spread = f"{min(ranks.values())} to {max(ranks.values())} a weight"
-        return f"AdaLoRA: {sum(ranks.values())} of {self._initial} ranks are left, {spread}; see distft ranks"
+        spread = f"{min(ranks.values())} to {max(ranks.values())} per weight"
+        return f"AdaLoRA: {sum(ranks.values())} of {self._initial} ranks are left, {spread}; `distft ranks` shows them"
 
 
 def weights(shapes: dict[str, tuple[int, ...]]) -> Iterator[Weight]:

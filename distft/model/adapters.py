@@ -162,7 +162,7 @@ def freeze_others(model: Any, adapter: Partial) -> Any:
     for pattern in adapter.train:
         if not any(fnmatchcase(name, pattern) for name in parameters):
             raise UserError(
-                f"adapter.train: no parameter is named like '{pattern}'; there are {nearest(pattern, set(parameters))}"
+                f"adapter.train: no parameter name matches '{pattern}'; near ones: {nearest(pattern, set(parameters))}"
             )
     trained = {id(p) for name, p in parameters.items() if any(fnmatchcase(name, pattern) for pattern in adapter.train)}
     for parameter in parameters.values():
@@ -181,29 +181,29 @@ def begin_with(model: Any, source: str) -> None:
         weights = load_peft_weights(source, device="cpu")
         stored_rank = getattr(stored, "rank_pattern", None) if stored.peft_type == "ADALORA" else None
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"adapter.from: {source} is no adapter that PEFT can load ({_first_line(error)})") from None
+        raise UserError(f"adapter.from: {source} is not an adapter that PEFT can load ({_first_line(error)})") from None
     if stored_rank and not all(all(kept) for kept in stored_rank.values()):
-        raise UserError(f"adapter.from: {source} is an AdaLoRA that gave up ranks; merge it into its base")
+        raise UserError(
+            f"adapter.from: {source} is an AdaLoRA with pruned ranks; merge it into its base model and start from that"
+        )
     mine = model.peft_config[NAME]
     if stored.peft_type != mine.peft_type:
         kinds = [str(getattr(config.peft_type, "value", config.peft_type)) for config in (stored, mine)]
-        raise UserError(f"adapter.from: {source} is {kinds[0]}, the recipe {kinds[1]}")
+        raise UserError(f"adapter.from: {source} is a {kinds[0]} adapter, the recipe asks for {kinds[1]}")
     patterns = ("alpha_pattern", *(["rank_pattern"] if stored.peft_type == "LORA" else []))
     for key in ("use_rslora", "use_dora", "lora_alpha", "bias", *patterns):
         there, here = getattr(stored, key, None), getattr(mine, key, None)
         if there != here:
-            raise UserError(
-                f"adapter.from: {source} has {key} {there}, the recipe {here}; its weights would mean something else"
-            )
+            raise UserError(f"adapter.from: {source} has {key} {there}, the recipe {here}; make them equal")
     try:
         result = set_peft_model_state_dict(model, weights)
     except KeyError as error:
-        raise UserError(f"adapter.from: {source} lacks {error}, which is trained whole here") from None
+        raise UserError(f"adapter.from: {source} lacks {error}, which adapter.modules_to_save trains") from None
     except RuntimeError as error:
-        raise UserError(f"adapter.from: {source} is of another base or shape: {_line_with_shape(error)}") from None
+        raise UserError(f"adapter.from: {source} has another base model or shape: {_line_with_shape(error)}") from None
     wrong = [*result.unexpected_keys, *(key for key in result.missing_keys if f".{NAME}" in key)]
     if wrong:
-        raise UserError(f"adapter.from: {source} is of another base model or other targets: they differ in {wrong[0]}")
+        raise UserError(f"adapter.from: {source} has another base model or other target modules: {wrong[0]} differs")
 
 
 def _first_line(error: BaseException) -> str:

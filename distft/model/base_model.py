@@ -46,10 +46,10 @@ def locate(model: Model, run: RunDir, make: Callable[[ModelInit, Path], None]) -
     folder = Path(model.path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").exists():
-            raise UserError(f"model.path: {folder} holds no config.json, so it is no transformers model")
+            raise UserError(f"model.path: {folder} has no config.json, so it is not a transformers model")
         return folder.absolute()
     if folder.is_absolute() or model.path.startswith((".", "~")):
-        raise UserError(f"model.path: there is no folder {folder}; give a local model or a hub id (owner/name)")
+        raise UserError(f"model.path: folder {folder} does not exist; give a local model or a hub id (owner/name)")
     return _fetch(model)
 
 
@@ -63,7 +63,7 @@ def _fetch(model: Model) -> Path:
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"model.path: '{model.path}' is no local folder and cannot be had from the hub ({reason}); "
+            f"model.path: '{model.path}' is not a local folder and cannot be downloaded from the hub ({reason}); "
             "check the name, or download it on a machine with internet and give the folder"
         ) from None
 
@@ -185,11 +185,13 @@ def _load(folder: Path, recipe: Recipe, spec: ModelSpec, labels: Labels, quantiz
         )
     except RuntimeError as error:
         if "ignore_mismatched_sizes" in str(error):
-            raise UserError(f"model.path: the weights in {folder} do not fit its config.json; fetch it again") from None
+            raise UserError(
+                f"model.path: the weights in {folder} do not match its config.json; download it again"
+            ) from None
         if "size mismatch" not in str(error):
             raise
         raise UserError(
-            f"model.path: {folder} has a head of another size, which ZeRO-3 cannot replace while it loads; "
+            f"model.path: {folder} has a head of another size, which ZeRO-3 cannot replace during loading; "
             "use engine.zero_stage 0, 1 or 2, or a model without that head"
         ) from None
     except (OSError, ValueError, ImportError, KeyError, *damaged) as error:
@@ -200,7 +202,7 @@ def _load(folder: Path, recipe: Recipe, spec: ModelSpec, labels: Labels, quantiz
     may_lack = spec.trains_head or spec.family.may_lack_head
     lost = sorted(name for name in missing if not (may_lack and is_head(loaded, name)))
     if lost:
-        raise UserError(f"model.path: {folder} lacks weights, {', '.join(lost[:3])} among them")
+        raise UserError(f"model.path: {folder} lacks weights, among them {', '.join(lost[:3])}; download it again")
     renew({name: parameter for name, parameter in loaded.named_parameters() if name in missing}, recipe.train.seed)
     known = {id(parameter) for parameter in loaded.parameters()}
     spec.extend(loaded, labels)
@@ -219,12 +221,12 @@ def check_architecture(folder: Path, recipe: Recipe, spec: ModelSpec) -> None:
     both = bool(settings.get("is_encoder_decoder")) or settings.get("model_type") in ("t5", "mt5", "umt5", "whisper")
     if both and spec.family.stacks == "one":
         raise UserError(
-            f"model.path: {folder} is a sequence to sequence model ({settings.get('model_type')}), and task.type "
-            f"{recipe.task.type} needs one stack; use task.type seq2seq-lm, or another model"
+            f"model.path: {folder} is an encoder-decoder model ({settings.get('model_type')}), but task.type "
+            f"{recipe.task.type} needs an encoder or a decoder alone; use task.type seq2seq-lm, or another model"
         )
     if not both and spec.family.stacks == "two":
         raise UserError(
-            f"model.path: {folder} is no sequence to sequence model ({settings.get('model_type')}), which task.type "
+            f"model.path: {folder} is not an encoder-decoder model ({settings.get('model_type')}), which task.type "
             f"{recipe.task.type} needs; use another task.type (causal-lm), or another model"
         )
 
@@ -243,8 +245,8 @@ def check_vocabulary(processor: Any, model: Any, family: TokenizerFamily, corpor
     largest = max([*around, *(corpus.largest_token() for corpus in corpora)])
     if largest >= known:
         raise UserError(
-            f"the tokenizer in {tokenizer.name_or_path} writes token {largest:,} and the model has embeddings for "
-            f"{known:,}; they are not of one model, or the embeddings were not resized"
+            f"the tokenizer in {tokenizer.name_or_path} has token {largest:,}, but the model has only "
+            f"{known:,} embeddings; use the model's own tokenizer, or resize the embeddings"
         )
 
 

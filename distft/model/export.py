@@ -37,7 +37,7 @@ def load_trained(context: RunContext, stored: Stored, quantized: bool = False) -
     """
     run, recipe = context.run, context.recipe
     if base_model.digest(context.base, run.path / "base.json") != stored.identity.base:
-        raise UserError(f"{context.base} is not the base model with which {run.path} was trained; put that back")
+        raise UserError(f"{context.base} is not the base model that {run.path} was trained with; restore that one")
     total_steps = int(stored.adapter.get("total", 0))
     loaded = context.load_model(quantized).eval()
     adapter = recipe.adapter
@@ -46,13 +46,13 @@ def load_trained(context: RunContext, stored: Stored, quantized: bool = False) -
     model = adapters.attach(loaded, adapter, context.model_spec, str(context.base), total_steps)
     parameters = dict(model.named_parameters())
     if missing := sorted(stored.shapes.keys() - parameters.keys()):
-        raise UserError(f"{stored.folder} holds weights that the model has not: {missing[0]} and others")
+        raise UserError(f"{stored.folder} has weights that the model lacks: {missing[0]} and others")
     with torch.no_grad():
         for name, value in stored.weights():
             if (shape := parameters[name].shape) != value.shape:
                 raise UserError(
-                    f"{name} has the shape {list(value.shape)} in {stored.folder} and {list(shape)} in the model; is "
-                    f"{run.labels} still the run's own?"
+                    f"{name} has the shape {list(value.shape)} in {stored.folder} and {list(shape)} in the model; "
+                    f"check that {run.labels} was not changed"
                 )
             parameters[name].copy_(value)
         buffers = dict(model.named_buffers())
@@ -123,9 +123,9 @@ def check_target(out: Path) -> None:
         UserError: see above.
     """
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; name a folder for the export")
+        raise UserError(f"{out} is a file; give a folder for the export")
     if out.is_dir() and any(out.iterdir()) and not (out / MARK).exists():
-        raise UserError(f"{out} holds other things; name a new folder for the export")
+        raise UserError(f"{out} is not empty and not an export; give a new folder")
 
 
 def _refuse_empty(folder: Path) -> None:

@@ -36,7 +36,7 @@ def create(
     try:
         known = AutoConfig.for_model(init.architecture)
     except ValueError:
-        raise UserError(f"model.init.architecture: transformers knows no '{init.architecture}'") from None
+        raise UserError(f"model.init.architecture: transformers does not know '{init.architecture}'") from None
     for key in init.config:
         if not hasattr(known, key):
             raise UserError(f"model.init.config.{key}: {init.architecture} has no such setting")
@@ -79,7 +79,7 @@ def _in_a_sentence(init: ModelInit) -> Iterator[None]:
         yield
     except (ValueError, TypeError, RuntimeError, KeyError, ZeroDivisionError, StrictDataclassError) as error:
         reason = f"it knows no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise UserError(f"model.init: {init.architecture} cannot be made with these sizes ({reason})") from None
+        raise UserError(f"model.init: {init.architecture} cannot be built with these sizes ({reason})") from None
 
 
 def texts(data: Sequence[tuple[TaskSpec, Source]]) -> Iterator[str]:

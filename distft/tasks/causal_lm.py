@@ -78,7 +78,7 @@ class CausalEncoder:
             except UserError as error:
                 raise UserError(f"{record.where}: {error}") from error
             if len(tokens) == 0:
-                raise UserError(f"{record.where}: there is nothing to continue")
+                raise UserError(f"{record.where}: the prompt is empty")
             return Encoded([Document({"tokens": tokens, "targets": np.zeros(len(tokens), bool)}, len(tokens), 0)])
         return pieces(self.template.encode(record, self.fields), self.row_tokens, self.drop)
 
@@ -224,7 +224,7 @@ class Causal:
             some = [d["tokens"].tolist() for d, its in zip(batch.documents, rooms, strict=True) if its == room]
             decoding = replace(setting.decoding, max_tokens=room)
             texts[room] = iter(continued(model, setting.processor(), some, decoding, mark))
-        full = f"the prompt leaves no room among the {limit} positions of the model; shorten it"
+        full = f"the prompt fills all {limit} positions of the model; shorten it"
         return [{"answer": next(texts[room])} if room > 0 else {"error": full} for room in rooms]
 
     @cached_property

@@ -48,11 +48,13 @@ def spec(settings: CTC, fields: Mapping[str, str]) -> TaskSpec:
         frames = getattr(model, "_get_feat_extract_output_lengths", None)
         if frames is None or model.main_input_name != "input_values":
             raise UserError(
-                f"task ctc takes models that hear samples, as wav2vec2 does; {model.config.model_type} does not"
+                f"task ctc needs a model that reads audio samples, like wav2vec2; {model.config.model_type} does not"
             )
         known, told = processor.tokenizer.vocab_size, model.config.vocab_size
         if known > told:
-            raise UserError(f"the tokenizer has {known} characters, the model tells {told} apart; set its vocab_size")
+            raise UserError(
+                f"the tokenizer has {known} characters, but the model predicts {told}; set its vocab_size to {known}"
+            )
         return CTCTask(processor, frames, model.config)
 
     model = ModelSpec(
@@ -66,7 +68,7 @@ def processor_of(setting: Setting, task: str) -> Any:
     processor = setting.processor()
     for part in ("feature_extractor", "tokenizer"):
         if not hasattr(processor, part):
-            raise UserError(f"task {task} needs a model with a {part.replace('_', ' ')}; only the other half is there")
+            raise UserError(f"task {task} needs a {part.replace('_', ' ')}, which this model folder lacks; add it")
     return processor
 
 

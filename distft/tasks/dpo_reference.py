@@ -62,9 +62,9 @@ class RecordedReference:
         place = self._place(document)
         if place is None:
             raise UserError(
-                f"record {document.record} (counted from 0): its log-probabilities under the starting model were not "
-                "recorded, which is done for data.train and data.eval before the first step; put it into data.eval of "
-                "a new run, or train an adapter that begins from nothing: the model without it is the reference then"
+                f"record {document.record} (counted from 0): the starting model's log-probabilities for it were not "
+                "recorded, because only data.train and data.eval are, before the first step; add it to data.eval of "
+                "a new run, or train a fresh adapter: then the model without the adapter is the reference"
             )
         return self._logps[place]  # type: ignore[no-any-return]
 

@@ -38,7 +38,7 @@ def settle(path: Path, parts: Sequence[TaskPart], begun: bool) -> dict[str, list
         if found.get(key) != labels:
             raise UserError(
                 f"task.labels: this run has {', '.join(found.get(key, []))}, the recipe {', '.join(labels)}; "
-                "a run keeps its labels, so start another one"
+                "a run keeps its labels, so start a new run"
             )
     return found
 
@@ -91,17 +91,21 @@ def _all(spec: LabelSpec, source: Source, named: list[str] | None, key: str) -> 
                 seen[label] = record.where
                 if len(seen) > MOST:
                     raise UserError(
-                        f"{record.where}: this is label {MOST + 1}; is the right column read (data.fields)?"
+                        f"{record.where}: this is label {MOST + 1} of at most {MOST}; check the column (data.fields)"
                     )
     if named is not None:
         if empty := [label for label in named if label not in seen]:
-            raise UserError(f"{key}: no record of {source.name} is labelled {empty[0]!r}; leave it out, or add some")
+            raise UserError(
+                f"{key}: no record of {source.name} has label {empty[0]!r}; remove that label, or add records"
+            )
         if unknown := [label for label in seen if label not in named]:
-            raise UserError(f"{seen[unknown[0]]}: label {unknown[0]!r} is not among {key}")
+            raise UserError(f"{seen[unknown[0]]}: label {unknown[0]!r} is not in {key}; correct it, or add it there")
     if not seen:
-        raise UserError(f"{source.name}: no record has a label")
+        raise UserError(f"{source.name}: no record has a label; add labels, or name their column (data.fields)")
     if len(seen) == 1 and spec.exclusive:
-        raise UserError(f"{source.name}: all records are labelled {next(iter(seen))!r}; there is nothing to tell apart")
+        raise UserError(
+            f"{source.name}: all records have the same label {next(iter(seen))!r}; at least two labels are needed"
+        )
     return sorted(seen, key=_rank) if named is None else named
 
 
@@ -110,7 +114,7 @@ def _check_text(label: str, where: str) -> None:
     try:
         label.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{where}: label {label!r} holds half of a surrogate pair; repair it") from None
+        raise UserError(f"{where}: label {label!r} contains half of a surrogate pair; repair it") from None
 
 
 def _rank(label: str) -> tuple[bool, bool, float, str]:

@@ -71,8 +71,8 @@ class AnsweringEncoder:
         room = self.row_tokens - self._half - self.tokenizer.num_special_tokens_to_add(pair=True)
         if self.stride >= room:
             raise UserError(
-                f"task.stride {self.stride} is too large for data.row_tokens {self.row_tokens}: beside a question of "
-                f"half a row there is room for {max(0, room)} tokens of the context, and windows must share fewer; "
+                f"task.stride {self.stride} is too large for data.row_tokens {self.row_tokens}: with a question of "
+                f"half a row, {max(0, room)} tokens are left for the context, and windows must overlap by fewer; "
                 "lower task.stride or raise data.row_tokens"
             )
 

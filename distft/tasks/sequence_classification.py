@@ -70,15 +70,17 @@ def make_padding_known(model: Any, processor: Callable[[], Any]) -> None:
         UserError: neither the model nor its tokenizer has a token for padding, or the model cannot be padded.
     """
     if getattr(model.config, "summary_type", None) == "last":  # XLNet: there the padding would be
-        raise UserError(f"model.path: {model.config.model_type} reads a text at its last place; take another model")
+        raise UserError(
+            f"model.path: {model.config.model_type} cannot be used for texts padded on the right; use another model"
+        )
     if getattr(model.config, "pad_token_id", None) is not None:
         return
     tokenizer = processor()
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if padding is None:
         raise UserError(
-            "model.path: the tokenizer has no token for padding and none for the end of a text, and this model "
-            "needs one of them; name a pad_token in its tokenizer_config.json"
+            "model.path: the tokenizer has neither a padding nor an end-of-sequence token, but this model "
+            "needs one of them; set pad_token in its tokenizer_config.json"
         )
     model.config.pad_token_id = padding
 
@@ -101,7 +103,7 @@ def names_of(record: Record, kind: str, fields: Mapping[str, str]) -> list[str]:
             try:
                 value = json.loads(value)
             except (ValueError, RecursionError):
-                raise UserError(f"{record.where}: label is no list of labels: {value[:60]}") from None
+                raise UserError(f"{record.where}: label is not a valid list of labels: {value[:60]}") from None
         values = value if isinstance(value, list | tuple) else value.split(",") if isinstance(value, str) else [value]
         return [str(one).strip() for one in values if one is not None and str(one).strip()]
     if value is None or isinstance(value, dict | list) or not str(value).strip():

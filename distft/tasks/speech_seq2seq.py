@@ -46,8 +46,8 @@ def encoder_for(settings: SpeechSeq2Seq, fields: Mapping[str, str], setting: Set
     encoder = SpeechEncoder(extractor, targets, fields, data.overlong == "drop")
     if data.row_tokens < encoder.window:
         raise UserError(
-            f"data.row_tokens {data.row_tokens} are milliseconds here, and the model takes {encoder.window} of any "
-            f"recording, what is missing as silence; set data.row_tokens to {encoder.window}"
+            f"data.row_tokens {data.row_tokens} milliseconds do not fit this model, which reads {encoder.window} "
+            f"milliseconds of every recording, padded with silence; set data.row_tokens to {encoder.window}"
         )
     return encoder
 
@@ -58,8 +58,8 @@ def task_for(settings: SpeechSeq2Seq, setting: Setting, model: Any) -> EncoderDe
     frames = 2 * model.config.max_source_positions  # the encoder halves them
     if (extractor.nb_max_frames, extractor.feature_size) != (frames, model.config.num_mel_bins):
         raise UserError(
-            f"the feature extractor makes {extractor.nb_max_frames} frames of {extractor.feature_size} numbers, "
-            f"and the model takes {frames} of {model.config.num_mel_bins}; they are not of one model"
+            f"the feature extractor produces {extractor.nb_max_frames} frames of {extractor.feature_size} numbers, "
+            f"but the model needs {frames} of {model.config.num_mel_bins}; use the model's own feature extractor"
         )
     return task_over(extractor, targets, settings)
 
@@ -69,7 +69,7 @@ def parts_of(settings: SpeechSeq2Seq, setting: Setting) -> tuple[Any, Targets]:
     processor = processor_of(setting, "speech-seq2seq")
     if not hasattr(processor.feature_extractor, "nb_max_frames"):
         name = type(processor.feature_extractor).__name__
-        raise UserError(f"task speech-seq2seq knows the Whisper family; {name} is of another")
+        raise UserError(f"task speech-seq2seq supports only Whisper models; {name} belongs to another family")
     speak(processor.tokenizer, settings.language)
     return processor.feature_extractor, Targets(processor.tokenizer, settings.longest_target, given=1)
 

@@ -41,7 +41,7 @@ def evaluate_if_due(session: Session) -> bool:
     session.progress = note_scores(session.progress, session.recipe.train, scores)
     if (best := session.recipe.train.best) is not None and best not in scores:
         session.console.say(
-            f"step {now}: {best} (train.best) cannot be computed of these predictions and held-out data"
+            f"step {now}: {best} (train.best) cannot be computed from these predictions and held-out data"
         )
     session.track.log({"step": now, **{f"eval_{name}": s for name, s in scores.items()}, "attempt": session.attempt})
     shown = " · ".join(f"{name} {score:.4f}" for name, score in scores.items() if name != "loss")

@@ -130,7 +130,7 @@ def survived_fork() -> bool:
 
 def start_afresh(run_dir: str, files: list[int]) -> None:
     """Do the imports again, in a new program."""
-    print("a library has started threads or CUDA at its import; this rank imports everything by itself", flush=True)
+    print("a library started threads or CUDA when it was imported; this rank imports everything itself", flush=True)
     for descriptor in files:
         try:
             os.set_inheritable(descriptor, True)

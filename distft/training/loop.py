@@ -64,7 +64,7 @@ def train(session: Session) -> int:
     note_saves(session)
     if stop:
         why = "on request" if stop_signals.requested() else "before the time limit"
-        session.console.say(f"stopped {why} after step {session.progress.step}; the same command continues")
+        session.console.say(f"stopped {why} after step {session.progress.step}; the same command continues the run")
         return PREEMPTED
     finish(session)
     return DONE

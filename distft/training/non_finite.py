@@ -1,9 +1,9 @@
 """Non-finite losses and gradients: the step changes no weight; then stop, skip or roll back.
 
 stop      the attempt ends and names the batch
-skip      the batch is passed over
+skip      the batch is skipped
 rollback  the newest checkpoint is loaded and the steps since are trained again: what a machine did wrong comes out
-          right then, and the run is as if nothing had happened. A batch that fails again is passed over.
+          right then, and the run is as if nothing had happened. A batch that fails again is skipped.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def handle(session: Session, trouble: Trouble) -> None:
     if train.non_finite == "stop" or math.isfinite(trouble.norm):
         session.writer.wait()  # the save that is under way is of a step before
         raise RunFailed(
-            f"{said}; nothing was saved after it. Look at the batch, start another run with a lower train.lr, or "
+            f"{said}; nothing was saved after it. Look at the batch, start a new run with a lower train.lr, or "
             "continue with train.non_finite=skip or rollback"
         )
     if count > train.non_finite_budget:
@@ -70,7 +70,7 @@ def handle(session: Session, trouble: Trouble) -> None:
     record = {"step": trouble.step, "attempt": session.attempt, "non_finite": str(trouble), "samples": samples}
     if not (go_back and may_go_back(session, count)):
         session.track.log({**record, "action": "skip"})
-        session.console.say(f"{said}: the batch is passed over ({count} of {train.non_finite_budget})")
+        session.console.say(f"{said}: the batch is skipped ({count} of {train.non_finite_budget})")
         session.allocator.after_step(trouble.step, None)
         session.progress = replace(passed_over(session, trouble.step), non_finite=count)
         return

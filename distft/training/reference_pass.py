@@ -67,10 +67,12 @@ def is_recorded(run: RunDir, corpora: Sequence[Corpus], base: str, step: int) ->
     """Whether it is there, whole, of this model and of these pairs. Raises UserError where it is not, and too late."""
     try:
         if not run.reference.exists():
-            raise UserError(f"{run.reference} is gone, and the starting model with it; start a new run")
+            raise UserError(
+                f"{run.reference} is missing and cannot be computed again after the first step; start a new run"
+            )
         known = RecordedReference.read(run.reference)
         if known.base != base:
-            raise UserError(f"{run.reference} is of another starting model; start a new run")
+            raise UserError(f"{run.reference} belongs to another starting model; start a new run")
         for corpus in corpora:
             if (new := known.lacks(corpus.document(index) for index in range(len(corpus)))) is not None:
                 known.of(new)
@@ -96,4 +98,4 @@ def _entries(
                 [stop] = distributed.sum_over_ranks([float(stop_signals.requested())])
                 if stop:
                     stop_signals.check()
-                    raise Preempted("a stop was requested of another rank")
+                    raise Preempted("another rank received a stop request")

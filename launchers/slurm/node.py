@@ -72,7 +72,9 @@ def place(variables: Mapping[str, str]) -> Place:
         hosts = variables[environment.HOSTS].split(",")
         ranks = int(variables.get(environment.RANKS) or gpus() or 1)
     except (KeyError, ValueError) as error:
-        raise UserError(f"this is started by srun in a job of distft, and {error} is not set as it would be") from None
+        raise UserError(
+            f"only the batch script of a distft job starts this program, with srun; {error} is missing or wrong"
+        ) from None
     ends = variables.get(environment.ENDS, "")
     restart = int(variables.get("SLURM_RESTART_COUNT") or 0)
     return Place(job, restart, index, hosts, ranks, float(ends) if ends.isdigit() else None)
@@ -110,7 +112,7 @@ def decide_without_the_script(run: RunDir, here: Place, verdict: Verdict) -> Non
         try:
             policy.in_place_of_the_script(run, here.job, here.restart, verdict)
         except (UserError, OSError) as error:  # said here: what ended the ranks is reported after it
-            print(f"distft: error: nothing was decided about the job: {error}", file=sys.stderr, flush=True)
+            print(f"distft: error: the requeue decision failed: {error}", file=sys.stderr, flush=True)
 
 
 def lead(run: RunDir, here: Place, ended: Verdicts) -> Verdict:
@@ -207,7 +209,9 @@ def meeting_point(run: RunDir, here: Place, ended: Verdicts, last: int) -> lease
         if last == 0 and (signals := stop_signals.received()):
             return Verdict(PREEMPTED, f"preempted ({signals[0].name}) before the ranks were started", weight=-1)
         time.sleep(POLL_SECONDS)
-    return Verdict(FAILED, f"{this_host()} did not hear of the first node, {here.hosts[0]}, in {LEADER_SECONDS:.0f} s")
+    return Verdict(
+        FAILED, f"{this_host()} heard nothing from the first node, {here.hosts[0]}, for {LEADER_SECONDS:.0f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def main() -> int:
     restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     run = RunDir(Path(os.environ[environment.RUN_DIR]))
     if (holder := somebody_else(run, job, restart)) is not None:
-        say(f"{holder} is at work on {run.path}; nothing is decided here")
+        say(f"{holder} is using {run.path}, so this job is not requeued")
         return code
     record = run.read()
     verdict = of_attempt(run, record, job, restart, code)
@@ -147,7 +147,7 @@ def keep(run: RunDir, record: Run) -> None:
     try:
         run.write(record)
     except OSError as error:
-        say(f"{run.json} keeps what it was: {in_words(error) or error}")
+        say(f"{run.json} could not be updated: {in_words(error) or error}")
 
 
 def of_start_of_job(record: Run, job: str, restart: int) -> Attempt | None:
@@ -178,9 +178,9 @@ def decide(record: Run, verdict: Verdict, state: str | None, cause: str | None =
     if verdict.code == DONE:
         return Decision("leave", "finished")
     if verdict.code == USAGE:
-        return Decision("leave", "wrong input is not tried again")
+        return Decision("leave", "wrong input is not retried")
     if state != "RUNNING" and cause not in OURS:
-        return Decision("leave", f"SLURM has ended the job ({state or 'it does not answer'})")
+        return Decision("leave", f"SLURM has ended the job ({state or 'no answer'})")
     count = fruitless(record)
     if count >= MOST_FRUITLESS:
         return Decision("hold", f"{count} attempts in a row committed nothing; the last one: {verdict.cause}")
@@ -191,18 +191,18 @@ def apply(run: RunDir, record: Run, job: str, decision: Decision) -> None:
     if decision.action == "hold":
         record.state, record.reason = "held", decision.reason
         keep(run, record)
-        say(f"held: {decision.reason}; mend it, then: distft resume {run.path}")
+        say(f"held: {decision.reason}; fix the cause, then: distft resume {run.path}")
     elif decision.action == "requeue":
         avoid = to_avoid(record, job)
         if avoid != record.excluded:
             record.excluded = avoid
             keep(run, record)
         if not scheduler.requeue(job):
-            say(f"{decision.reason}: SLURM does not requeue the job; continue by: distft resume {run.path}")
+            say(f"{decision.reason}: SLURM refuses to requeue the job; continue with: distft resume {run.path}")
             return
-        say(f"{decision.reason}: SLURM starts the job again")
+        say(f"{decision.reason}: SLURM requeues the job")
         if avoid and not scheduler.exclude(job, avoid):
-            say(f"SLURM does not take {','.join(avoid)} from the job's nodes, where attempts failed twice")
+            say(f"SLURM refuses to exclude {','.join(avoid)}, where attempts failed twice")
     else:
         say(decision.reason)
 

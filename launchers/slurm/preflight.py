@@ -44,7 +44,7 @@ def check(run: RunDir, recipe: Recipe, site: Site, request: Request) -> list[str
 
 def unprintable(path: Path) -> Iterator[str]:
     if not str(path).isprintable() or re.search(r"[%\\'\"]", str(path)):
-        yield f"run folder {str(path)!r}: SLURM takes no quotes, %, \\ or line breaks in it; give another --run-dir"
+        yield f"run folder {str(path)!r}: SLURM allows no quotes, %, \\ or line breaks in it; give another --run-dir"
 
 
 def places(run: RunDir, recipe: Recipe) -> dict[str, Path]:
@@ -79,7 +79,7 @@ def missing(recipe: Recipe, site: Site) -> Iterator[str]:
                 yield f"{key}: {value} does not exist"
         elif site.offline and not in_cache(value, "models" if key == "model.path" else "datasets", site):
             yield (
-                f"{key}: {value} is not in the hub's cache, and nodes have no internet; fetch it here first "
+                f"{key}: {value} is not in the hub's cache, and the nodes have no internet; download it here first "
                 "(hf download), or set offline = false in the site profile"
             )
 
@@ -98,11 +98,11 @@ def unshared(run: RunDir, recipe: Recipe, site: Site) -> Iterator[str]:
             continue
         if shared and not any(real.is_relative_to(os.path.realpath(folder)) for folder in shared):
             listed = ", ".join(map(str, shared))
-            yield f"{what}: {real} is not below a folder that the nodes share ({listed}: `shared` in the site profile)"
+            yield f"{what}: {real} is not in a folder that the nodes share ({listed}: `shared` in the site profile)"
         elif not shared and any(real.is_relative_to(folder) for folder in NOT_SHARED):
             yield (
-                f"{what}: {real} is on this machine only; use a folder that the nodes share, "
-                "or name it in `shared` in the site profile"
+                f"{what}: {real} exists on this machine only; use a folder that the nodes share, "
+                "or add it to `shared` in the site profile"
             )
 
 
@@ -110,7 +110,7 @@ def lead_warning(run: RunDir, site: Site, request: Request) -> Iterator[str]:
     """The signal's lead against the time limit, and against what a step and a save of this run took before."""
     limit = seconds_of(request.time)
     if site.signal_lead and 0 < limit < site.signal_lead + ROOM_SECONDS:
-        yield f"the time limit of {request.time} leaves hardly a minute before the signal ({site.signal_lead} s lead)"
+        yield f"the time limit of {request.time} leaves less than a minute before signal_lead ({site.signal_lead} s)"
     records = list(run.records())
     step = max((record["seconds"] for record in records[-200:] if "loss" in record), default=0.0)
     save = max((record["save_seconds"] for record in records if "save_seconds" in record), default=0.0)
@@ -118,7 +118,7 @@ def lead_warning(run: RunDir, site: Site, request: Request) -> Iterator[str]:
     if site.signal_lead and needed > site.signal_lead:
         yield (
             f"a step ({step:.0f} s) and a save ({save:.0f} s) of this run do not fit into signal_lead = "
-            f"{site.signal_lead}; set it to {needed:.0f} or more (the clock stops the run in time all the same)"
+            f"{site.signal_lead}; set it to {needed:.0f} or more (the run still stops in time, by the clock)"
         )
 
 
@@ -143,7 +143,7 @@ def send_probe(request: Request) -> int:
             request, name="distft-check", run_dir=folder, folder=folder, time="5", module=PROBE, policy=False
         )
         job = script.send(probe)
-        print(f"job {job} is sent to look around; waiting for it (Ctrl-C cancels it)", flush=True)
+        print(f"diagnostic job {job} submitted; waiting for it (Ctrl-C cancels it)", flush=True)
         try:
             ended = wait_for(job)
         except BaseException:

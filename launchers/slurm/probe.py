@@ -20,7 +20,9 @@ MEET_SECONDS = 60.0
 
 def main() -> int:
     here, folder = place(os.environ), Path(os.environ[environment.RUN_DIR])
-    ends = f"time limit at {time.strftime('%H:%M:%S', time.localtime(here.ends))}" if here.ends else "end not known"
+    ends = (
+        f"time limit at {time.strftime('%H:%M:%S', time.localtime(here.ends))}" if here.ends else "time limit unknown"
+    )
     print(
         f"{this_host()}: node {here.index + 1} of {len(here.hosts)}, {here.ranks} ranks, Python {sys.executable}, "
         f"{len(os.sched_getaffinity(0))} CPUs, job {here.job}, {ends}; sees {folder.parent}",
@@ -52,7 +54,9 @@ def meet(here: Place, folder: Path) -> Node:
     deadline = time.monotonic() + MEET_SECONDS
     while not path.exists():
         if time.monotonic() > deadline:
-            raise RunFailed(f"{this_host()} does not see what {here.hosts[0]} wrote into {folder}: it is not shared")
+            raise RunFailed(
+                f"{this_host()} cannot see what {here.hosts[0]} wrote to {folder}; use a folder that all nodes share"
+            )
         time.sleep(0.2)
     return Node(here.ranks, here.index, len(here.hosts), here.hosts[0], int(path.read_text()))
 

@@ -75,7 +75,7 @@ def ask(*command: str) -> str | None:
 def require(command: str) -> None:
     """Raises UserError where this machine has no such command."""
     if shutil.which(command) is None:
-        raise UserError(f"{command} is not found here; run this on a login node of your cluster")
+        raise UserError(f"{command} was not found; run this on a login node of your cluster")
 
 
 def queued(jobs: list[str]) -> dict[str, Queued] | None:

@@ -60,7 +60,7 @@ def send(request: Request) -> str:
         return str(_executor(request)._submit_command(_command(request)).job_id)
     except (FailedJobError, FailedSubmissionError) as error:
         said = re.findall(r"^\s*(sbatch: .*)$", str(error), re.MULTILINE)
-        raise UserError("\n".join(said) or f"sbatch did not take the job: {error}") from None
+        raise UserError("\n".join(said) or f"sbatch refused the job: {error}") from None
     finally:
         for leftover in request.folder.glob(".submission_file_*"):
             leftover.unlink()

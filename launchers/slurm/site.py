@@ -40,28 +40,30 @@ _OWNED_OPTIONS = {
 
 def _one_line(value: str) -> str:
     if not value.isprintable():
-        raise ValueError("has a line break or another character that cannot be printed; write it in one plain line")
+        raise ValueError("contains a line break or another unprintable character; write it on one plain line")
     return value
 
 
 def _no_secret(value: str) -> str:
     if _SECRET_VALUE.search(value) or (re.search(r"\w=", value) and _SECRET_NAME.search(value)):
-        raise ValueError("looks like a secret; keep it out of the profile, in your shell or in the tool's own login")
+        raise ValueError(
+            "looks like a secret; keep it out of the profile; export it in your shell or use the tool's login"
+        )
     return value
 
 
 def _environment_name(name: str) -> str:
     if _SECRET_NAME.search(name):
-        raise ValueError(f"{name} looks like a secret; export it in the shell you submit from, jobs inherit it")
+        raise ValueError(f"{name} looks like a secret; export it in the shell that you submit from; jobs inherit it")
     if _OURS.fullmatch(name):
-        raise ValueError(f"{name} is set by distft or SLURM")
+        raise ValueError(f"{name} is set by distft or SLURM; leave it out")
     return name
 
 
 def _raw_option(line: str) -> str:
     name = line.removeprefix("--").split("=", 1)[0]
     if name in _OWNED_OPTIONS:
-        raise ValueError(f"--{name} is set by distft")
+        raise ValueError(f"--{name} is set by distft; leave it out")
     return line
 
 
@@ -86,17 +88,17 @@ EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"), Aft
 
 
 class Gpus(Section):
-    """GPUs a node. Each becomes one rank."""
+    """GPUs per node. Each becomes one rank."""
 
-    request: Literal["gres", "gpus-per-node", "none"] = Field("gres", description="the option your SLURM wants")
-    count: Positive = Field(1, description="GPUs a node")
-    type: Name | None = Field(None, description="like a100")
+    request: Literal["gres", "gpus-per-node", "none"] = Field("gres", description="how your SLURM is asked for GPUs")
+    count: Positive = Field(1, description="GPUs per node")
+    type: Name | None = Field(None, description="GPU type, for example a100")
 
 
 class Mail(Section):
-    user: Address = Field(description="address")
+    user: Address = Field(description="mail address")
     events: list[Literal["BEGIN", "END", "FAIL", "REQUEUE", "TIME_LIMIT", "ALL"]] = Field(
-        ["END", "FAIL"], description="what to be told of"
+        ["END", "FAIL"], description="events that send a mail"
     )
 
 
@@ -106,7 +108,7 @@ class Scratch(Section):
     huggingface: Absolute | None = Field(None, description="HF_HOME")
     triton: Absolute | None = Field(None, description="TRITON_CACHE_DIR")
     torch_extensions: Absolute | None = Field(None, description="TORCH_EXTENSIONS_DIR")
-    distft: Absolute | None = Field(None, description="XDG_CACHE_HOME: the token cache")
+    distft: Absolute | None = Field(None, description="XDG_CACHE_HOME, for the token cache")
 
 
 class Container(Section):
@@ -115,46 +117,48 @@ class Container(Section):
     image: Line = Field(description="file or address of the image")
     runtime: Literal["pyxis", "apptainer"] = Field("pyxis", description="pyxis: srun --container-image")
     mounts: list[Line] = Field(default_factory=list, description="SOURCE:TARGET")
-    python: Absolute = Field("/usr/bin/python3", description="Python within the image")
+    python: Absolute = Field("/usr/bin/python3", description="Python inside the image")
 
 
 class Site(Section):
     """One cluster."""
 
-    partition: Names | None = Field(None, description="--partition; several by commas")
+    partition: Names | None = Field(None, description="--partition; separate several with commas")
     account: Name | None = Field(None, description="--account")
     qos: Name | None = Field(None, description="--qos")
     constraint: Constraint | None = Field(None, description="--constraint: features of nodes")
     reservation: Name | None = Field(None, description="--reservation")
-    exclude: Hosts | None = Field(None, description="--exclude: nodes not to use")
-    nodes: Positive = Field(1, description="nodes a job, unless --nodes says otherwise")
-    ranks: Positive | None = Field(None, description="ranks a node; default: one a GPU")
-    cpus: Positive | None = Field(None, description="CPUs a node (--cpus-per-task; there is one task a node)")
-    memory: Memory | None = Field(None, description="memory a node, like 64G; 0: all of it")
-    time: Time = Field("1:00:00", description="time limit, in SLURM's forms, unless --time says otherwise")
-    gpus: Gpus | None = Field(None, description="leave out for nodes without")
-    exclusive: bool = Field(False, description="whole nodes")
-    modules: list[Line] = Field(default_factory=list, description="`module load` these")
-    activate: Absolute | None = Field(None, description="virtual environment, or a script to source")
-    setup: list[Line] = Field(default_factory=list, description="lines of shell before the ranks are started")
+    exclude: Hosts | None = Field(None, description="--exclude: nodes to avoid")
+    nodes: Positive = Field(1, description="nodes per job; --nodes overrides it")
+    ranks: Positive | None = Field(None, description="ranks per node; default: one per GPU")
+    cpus: Positive | None = Field(None, description="CPUs per node (--cpus-per-task; there is one task per node)")
+    memory: Memory | None = Field(None, description="memory per node, for example 64G; 0: all of it")
+    time: Time = Field("1:00:00", description="time limit in a SLURM format; --time overrides it")
+    gpus: Gpus | None = Field(None, description="GPUs of a node; leave it out for nodes without GPUs")
+    exclusive: bool = Field(False, description="reserve whole nodes")
+    modules: list[Line] = Field(default_factory=list, description="environment modules to load (`module load`)")
+    activate: Absolute | None = Field(None, description="virtual environment, or shell script to source")
+    setup: list[Line] = Field(default_factory=list, description="shell lines to run before the ranks start")
     variables: dict[EnvironmentName, Line] = Field(default_factory=dict, description="environment variables")
-    offline: bool = Field(True, description="nodes have no internet: HF_HUB_OFFLINE=1")
-    interface: Interface | None = Field(None, description="network between ranks: NCCL_ and GLOO_SOCKET_IFNAME")
-    scratch: Scratch = Field(default_factory=Scratch, description="folders of caches")
-    container: Container | None = Field(None, description="image that the ranks run in")
+    offline: bool = Field(True, description="nodes have no internet (sets HF_HUB_OFFLINE=1)")
+    interface: Interface | None = Field(
+        None, description="network interface between ranks (NCCL_ and GLOO_SOCKET_IFNAME)"
+    )
+    scratch: Scratch = Field(default_factory=Scratch, description="cache folders")
+    container: Container | None = Field(None, description="container image for the ranks")
     mail: Mail | None = Field(None, description="--mail-user, --mail-type")
-    dependency: Dependency | None = Field(None, description="--dependency, like afterok:123")
+    dependency: Dependency | None = Field(None, description="--dependency, for example afterok:123")
     max_restarts: Annotated[int, Field(ge=0, le=1000)] = Field(
-        10, description="how often ranks that crashed or hung are started again before the job is given back"
+        10, description="how many times crashed or hung ranks are restarted in a job before it is requeued"
     )
     signal_lead: Annotated[int, Field(ge=0, le=65535)] = Field(
-        120, description="seconds before the time limit at which SLURM sends SIGUSR2; 0: no signal, the clock decides"
+        120, description="seconds before the time limit at which SLURM sends SIGUSR2; 0: no signal, only the clock"
     )
-    srun: list[Option] = Field(default_factory=list, description="further options of srun, like --mpi=none")
-    sbatch: list[Option] = Field(default_factory=list, description="further options of sbatch, like --licenses=x")
-    wckey: Name | None = Field(None, description="--wckey; submitit's own is left out")
+    srun: list[Option] = Field(default_factory=list, description="more options for srun, for example --mpi=none")
+    sbatch: list[Option] = Field(default_factory=list, description="more options for sbatch, for example --licenses=x")
+    wckey: Name | None = Field(None, description="--wckey; default: none")
     shared: list[Absolute] = Field(
-        default_factory=list, description="folders that all nodes share; what a run needs must be below one of them"
+        default_factory=list, description="folders that all nodes share; everything a run needs must be in one of them"
     )
 
     @model_validator(mode="after")
@@ -162,7 +166,7 @@ class Site(Section):
         if self.ranks is not None and self.gpus is not None and self.ranks > self.gpus.count:
             raise ValueError(f"ranks {self.ranks} is more than the {self.gpus.count} GPUs of a node")
         if self.container is not None and self.activate is not None:
-            raise ValueError("container and activate exclude each other: the image brings its own environment")
+            raise ValueError("container and activate cannot be used together: the image has its own environment")
         return self
 
     @property
@@ -178,7 +182,7 @@ def find(name: str | None) -> Path:
     """
     name = name or os.environ.get(environment.SITE)
     if not name:
-        raise UserError("name a site profile: --site NAME or FILE.toml, or set DISTFT_SITE (docs/slurm.md)")
+        raise UserError("give a site profile: --site NAME or FILE.toml, or set DISTFT_SITE (docs/slurm.md)")
     if name.endswith(".toml"):
         candidates = [Path(name)]
     else:
@@ -188,7 +192,7 @@ def find(name: str | None) -> Path:
             return path
     known = sorted({path.stem for folder in FOLDERS for path in folder.expanduser().glob("*.toml")})
     places = ", ".join(str(path) for path in candidates)
-    raise UserError(f"no site profile {name!r} ({places}); there are: {', '.join(known) or 'none'}")
+    raise UserError(f"no site profile {name!r} ({places}); known profiles: {', '.join(known) or 'none'}")
 
 
 def load(path: Path) -> Site:

@@ -56,7 +56,7 @@ class SlurmLauncher:
         profile_path = site.find(job.resources.site or (sent[-1].site if sent and job.recipe is None else None))
         profile = overridden(site.load(profile_path), job)
         if job.recipe is None and not run.exists():
-            raise UserError(f"{run.path} holds no run; name a recipe: distft submit CONFIG --run-dir {run.path}")
+            raise UserError(f"{run.path} holds no run; give a recipe: distft submit CONFIG --run-dir {run.path}")
         recipe = job.recipe or load_resolved(run.config)
         request = requested(run, recipe, profile, job)
         for warning in preflight.check(run, recipe, profile, request):
@@ -76,7 +76,7 @@ class SlurmLauncher:
             return DONE
         refuse_second_job(run)
         if run.exists() and job.recipe not in (None, load_resolved(run.config)) and lease.alive(run):
-            raise UserError(f"{run.path} is in use by {lease.read(run)}; stop it before its recipe is changed")
+            raise UserError(f"{run.path} is in use by {lease.read(run)}; stop it before you change its recipe")
         new = not run.path.exists()
         try:
             settle_recipe(run, job.recipe, job.allow)
@@ -91,7 +91,7 @@ class SlurmLauncher:
         entry = Sent(number, str(profile_path.absolute()), request.nodes, request.time, time.time())
         listed = json.dumps([asdict(item) for item in [*jobs_of(run), entry]], indent=1)
         write_atomically(run.path / "slurm" / "jobs.json", listed + "\n")
-        print(f"job {number} is sent; watch it: distft status --watch {run.path}")
+        print(f"job {number} submitted; watch it: distft status --watch {run.path}")
         return DONE
 
     def outlook(self, run: RunDir) -> Outlook | None:
@@ -102,14 +102,12 @@ class SlurmLauncher:
         causes = causes_of(run)
         entries = scheduler.queued([last])
         if entries is None:
-            return Outlook(
-                last, "unknown", "squeue does not answer; what SLURM does with it is not known", causes=causes
-            )
+            return Outlook(last, "unknown", "squeue does not answer, so the job's state is unknown", causes=causes)
         entry = entries.get(last)
         if entry is None or entry.state in scheduler.ENDED:
             known = scheduler.accounted(last)
             state = entry.state if entry is not None else known[-1].state if known else None
-            said = f"SLURM says: {state.lower()}" if state else "there is no accounting; its end is not known"
+            said = f"SLURM says: {state.lower()}" if state else "SLURM has no accounting, so how it ended is unknown"
             return Outlook(last, "gone", said, (state or "").startswith("CANCELLED"), causes)
         if entry.state == "PENDING":
             when = "" if entry.start in ("N/A", "") else f", expected {clock_time(entry.start)}"
@@ -121,10 +119,10 @@ class SlurmLauncher:
         entries = answered(scheduler.queued(job_ids(run)))
         alive = [entry for entry in entries.values() if entry.state not in scheduler.ENDED]
         if not alive:
-            raise UserError(f"{run.path} has no job that waits or runs; there is nothing to cancel")
+            raise UserError(f"{run.path} has no pending or running job; there is nothing to cancel")
         for entry in alive:
             if scheduler.ask("scancel", entry.job) is None:
-                raise UserError(f"scancel {entry.job} failed; try it by hand")
+                raise UserError(f"scancel {entry.job} failed; run it by hand")
         names = ", ".join(entry.job for entry in alive)
         return f"cancelled job {names}; distft resume {run.path} continues the run"
 
@@ -171,7 +169,7 @@ def after(dependency: str | None, earlier: Path | None) -> str | None:
     jobs = job_ids(first)
     entry = answered(scheduler.queued(jobs)).get(jobs[-1]) if jobs else None
     if entry is None or entry.state in scheduler.ENDED:
-        raise UserError(f"--after: {first.path} is not finished and has no job that waits or runs; resume it first")
+        raise UserError(f"--after: {first.path} is not finished and has no pending or running job; resume it first")
     return ",".join(filter(None, [dependency, f"afterok:{entry.job}"]))
 
 
@@ -184,7 +182,7 @@ def refuse_second_job(run: RunDir) -> None:
 def answered(entries: dict[str, Queued] | None) -> dict[str, Queued]:
     """Raises UserError where squeue did not answer: that is not the same as no job."""
     if entries is None:
-        raise UserError("squeue does not answer; what SLURM does with the run is not known. Try again later")
+        raise UserError("squeue does not answer, so the state of the run's jobs is unknown; try again later")
     return entries
 
 

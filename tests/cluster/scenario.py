@@ -136,7 +136,7 @@ class Cluster:
 
     def submit(self, name: str, variant: str = "lora-zero2", *more: str) -> Run:
         said = self.call(*self.distft, "submit", "recipe.yaml", f"--run-dir={name}", *VARIANTS[variant], *more)
-        found = re.search(r"job (\d+) is sent", said)
+        found = re.search(r"job (\d+) submitted", said)
         assert found, said
         return Run(self, self.folder / name, variant, found.group(1))
 

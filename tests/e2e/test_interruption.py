@@ -209,7 +209,7 @@ def test_restarts_here_end_where_they_lead_nowhere(place: Workplace) -> None:
     assert ended.code == 1
     assert len(about(run)["attempts"]) == 2  # the second one committed nothing either
     assert ended.err.count("starting the ranks again here") == 0
-    assert ended.out.count("starting the ranks again here, restart 1 of 9") == 1
+    assert ended.out.count("restarting the ranks here, restart 1 of 9") == 1
 
 
 def test_ranks_start_by_themselves_where_a_fork_is_not_safe(place: Workplace, unbroken: Made) -> None:
@@ -223,7 +223,7 @@ def test_ranks_start_by_themselves_where_a_fork_is_not_safe(place: Workplace, un
         ended = only.end()
     assert ended.code == 0, ended.err
     for rank in (0, 1):
-        assert "imports everything by itself" in (run / "logs" / "attempt-001" / f"rank-{rank}.log").read_text()
+        assert "imports everything itself" in (run / "logs" / "attempt-001" / f"rank-{rank}.log").read_text()
     assert losses(run)[1] == losses(unbroken.run)[1]
     assert sorted(losses(run)) == [1, 2, 3, 4, 5]
 

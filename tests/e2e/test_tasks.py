@@ -218,7 +218,7 @@ def test_a_second_command_at_the_same_output_is_refused(trained: Trained, comman
     arguments = ("predict", made.run, "--input", tmp_path / "in.txt", "--output", tmp_path / "out.jsonl")
     with workers.alone_in(tmp_path / ".out.jsonl.parts"):
         ended = made.place.run(*arguments)
-        assert (ended.code, "another command is at work" in ended.err) == (2, True)
+        assert (ended.code, "another command is using" in ended.err) == (2, True)
     assert command(*arguments).code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.jsonl"]
 
@@ -243,7 +243,7 @@ def test_another_base_or_label_set_is_refused(trained: Trained, command: Here, t
     run = tmp_path / "moved"
     shutil.copytree(trained("sequence-classification").run, run)
     kept, config = (run / "labels.json").read_text(), run / "base" / "config.json"
-    for labels, told in (('["negative"]', "still the run's own"), ('"np"', "is damaged")):
+    for labels, told in (('["negative"]', "labels.json was not changed"), ('"np"', "is damaged")):
         (run / "labels.json").write_text(f'{{"label": {labels}}}')
         ended = command("predict", run, "--prompt", "Fine.")
         assert (ended.code, told in ended.err) == (2, True), ended.err

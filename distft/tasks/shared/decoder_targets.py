@@ -32,7 +32,9 @@ def speak(tokenizer: Any, settings: Seq2SeqLM) -> None:
     wanted = {"src_lang": settings.source_language, "tgt_lang": settings.target_language}
     if not several:
         if any(wanted.values()):
-            raise UserError("task.source_language, task.target_language: this model's tokenizer knows no languages")
+            raise UserError(
+                "task.source_language, task.target_language: this model's tokenizer has no languages; leave them out"
+            )
         return
     if tokenizer.tgt_lang is None and not all(wanted.values()):
         raise UserError("this tokenizer knows several languages: set task.source_language and task.target_language")

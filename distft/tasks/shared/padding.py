@@ -94,7 +94,7 @@ def digest_of(tokenizer: Any) -> str:
         UserError: it is not one of the fast tokenizers, which alone tell where a token came from.
     """
     if not tokenizer.is_fast:
-        raise UserError(f"{type(tokenizer).__name__} is a slow tokenizer; distft needs one with a tokenizer.json")
+        raise UserError(f"{type(tokenizer).__name__} is a slow tokenizer; use a fast one (with a tokenizer.json)")
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     # Both are state that a call may leave behind; what is used here is named at each call.
     del backend["truncation"], backend["padding"]

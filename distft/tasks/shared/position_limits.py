@@ -21,7 +21,9 @@ def check_positions(model: Any, settings: Generation) -> None:
     names = ("max_target_positions", "max_decoder_position_embeddings", "max_position_embeddings")
     limit = first_of(model, names)
     if limit is not None and settings.longest_target > limit:
-        raise UserError(f"task.longest_target {settings.longest_target} is more than the decoder's {limit} positions")
+        raise UserError(
+            f"task.longest_target {settings.longest_target} is more than the decoder's {limit} positions; lower it"
+        )
 
 
 def source_positions(model: Any) -> int | None:
@@ -35,7 +37,7 @@ def check_source(limit: int | None, longest: int) -> None:
     """Raises UserError where an encoder has not as many positions as the longest source has tokens."""
     if limit is not None and longest > limit:
         raise UserError(
-            f"a source has {longest} tokens and the encoder {limit} positions; set data.row_tokens to {limit} or less"
+            f"a source has {longest} tokens, but the encoder {limit} positions; set data.row_tokens to {limit} or less"
         )
 
 

@@ -34,7 +34,7 @@ def words_of(record: Record, fields: Mapping[str, str], answered: bool = True) -
         try:
             word.encode()
         except UnicodeEncodeError:
-            raise UserError(f"{record.where}: {column}[{index}] holds half of a surrogate pair; repair it") from None
+            raise UserError(f"{record.where}: {column}[{index}] contains half of a surrogate pair; repair it") from None
     return words
 
 
@@ -58,7 +58,7 @@ def _listed(record: Record, name: str, fields: Mapping[str, str]) -> list[Any]:
             found = None
     if not isinstance(found, list | tuple):
         column = fields.get(name, name)
-        raise UserError(f"{record.where}: {column} must be a list, or one written in JSON, not {str(value)[:60]!r}")
+        raise UserError(f"{record.where}: {column} must be a list, or a list written in JSON, not {str(value)[:60]!r}")
     return list(found)
 
 
@@ -108,7 +108,7 @@ class TaggingEncoder:
     def _tags(self, record: Record, words: int) -> Column:
         names = names_of(record, self.fields)
         if len(names) != words:
-            raise UserError(f"{record.where} has {words} words but {len(names)} tags; give each word one")
+            raise UserError(f"{record.where} has {words} words but {len(names)} tags; give each word one tag")
         for name in names:
             if name not in self._places:
                 raise UserError(

@@ -141,7 +141,7 @@ def test_a_member_may_have_a_longer_name_than_files_have(tmp_path: Path) -> None
 def test_archives_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "broken.tar.gz"
     broken.write_bytes(pack(tmp_path / "whole.tar.gz", {"a.wav": file_of(tone())}).read_bytes()[:200])
-    with pytest.raises(Unheard, match=r"broken.tar.gz cannot be read .*; fetch or pack it again"):
+    with pytest.raises(Unheard, match=r"broken.tar.gz cannot be read .*; download or pack it again"):
         load((broken, "a.wav"), RATE)
     with pytest.raises(Unheard, match=r"archive .*none.tar does not exist"):
         load((tmp_path / "none.tar", "a.wav"), RATE)
@@ -163,22 +163,25 @@ def test_what_datasets_gives(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        (None, "audio must be a path, or what datasets has there, not NoneType"),
+        (None, "audio must be a path, or an audio value of the datasets library, not NoneType"),
         ({"bytes": None, "path": None}, "audio must be a path"),
         ("gone.wav", "audio gone.wav does not exist; paths start from the folder of the data file"),
         (".", "audio . cannot be read"),
-        ("~nobody-by-this-name/a.wav", r"audio '~nobody-by-this-name/a.wav' is no path \(.+\); name a file"),
-        ("a\0.wav", r"audio 'a\\x00.wav' is no path \(embedded null byte\); name a file"),
-        ("a\0.tar#b.wav", r"audio 'a\\x00.tar#b.wav' is no path \(embedded null byte\); name a file"),
+        ("~nobody-by-this-name/a.wav", r"audio '~nobody-by-this-name/a.wav' is not a path \(.+\); give a file"),
+        ("a\0.wav", r"audio 'a\\x00.wav' is not a path \(embedded null byte\); give a file"),
+        ("a\0.tar#b.wav", r"audio 'a\\x00.tar#b.wav' is not a path \(embedded null byte\); give a file"),
         (f"{'n' * 300}.wav", r"audio n+.wav cannot be read \(File name too long\)"),
-        (f"{'n' * 300}.tar#a.wav", r"archive n+.tar cannot be read \(.*File name too long.*\); fetch or pack it again"),
+        (
+            f"{'n' * 300}.tar#a.wav",
+            r"archive n+.tar cannot be read \(.*File name too long.*\); download or pack it again",
+        ),
         ({"bytes": "UklGRg=="}, "audio.bytes must be bytes, not str; in JSON, give a path"),
         ({"bytes": [82, 73, 70, 70]}, "audio.bytes must be bytes, not list; in JSON, give a path"),
         ({"bytes": [1, 2]}, "audio.bytes must be bytes, not list; in JSON, give a path"),
         ({"bytes": b"no sound at all"}, r"audio cannot be decoded \(.+\); convert it"),
         ({"bytes": file_of(np.zeros(0, np.float32))}, "audio is empty; leave the record out"),
-        ({"bytes": file_of([0.0, float("nan")], subtype="FLOAT")}, "audio holds samples that are not finite"),
-        ({"array": [0.0, float("inf")], "sampling_rate": RATE}, "audio holds samples that are not finite"),
+        ({"bytes": file_of([0.0, float("nan")], subtype="FLOAT")}, "audio contains samples that are not finite"),
+        ({"array": [0.0, float("inf")], "sampling_rate": RATE}, "audio contains samples that are not finite"),
         ({"array": [0, 12000], "sampling_rate": RATE}, "audio has samples up to 12000; bring them between -1 and 1"),
         ({"array": [[0.1], [0.2]], "sampling_rate": RATE}, "audio.array must be a flat list of numbers"),
         ({"array": ["a"], "sampling_rate": RATE}, "audio.array must be a flat list of numbers"),

@@ -153,12 +153,12 @@ def test_unknown_suffix_and_foreign_folder(tmp_path):
     message = complaint("a.doc")
     assert "known are .jsonl .json .parquet .conll .bio .iob .csv .tsv .txt .text, also with .gz" in message
     assert all(key in message for key in ("data.format", "data.delimiter", "data.columns"))
-    assert "was not written by datasets" in complaint("folder")
+    assert "was not written by save_to_disk" in complaint("folder")
 
 
 def test_hub_failure_is_one_sentence(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    assert "data 'someone/something' is no file or folder here" in complaint("someone/something")
+    assert "data 'someone/something' is neither a local file or folder" in complaint("someone/something")
 
 
 def test_hub_data_set_is_loaded_by_name_config_and_split(monkeypatch):
@@ -243,8 +243,8 @@ def test_a_damaged_gzip_is_one_sentence(tmp_path, harm):
     packed = gzip.compress("".join(f'{{"n": {i * i}}}\n' for i in range(50_000)).encode())
     for name in ("a.txt.gz", "a.jsonl.gz", "a.parquet.gz"):
         (tmp_path / name).write_bytes(harm(packed))
-        assert f"{tmp_path / name} is no whole gzip file" in complaint(tmp_path / name)
-        with pytest.raises(UserError, match="no whole gzip"):
+        assert f"{tmp_path / name} is not a complete gzip file" in complaint(tmp_path / name)
+        with pytest.raises(UserError, match="not a complete gzip"):
             list(read_leniently(source(tmp_path / name)))
 
 
@@ -296,7 +296,7 @@ def test_squad_becomes_a_flat_record_for_each_question(tmp_path, indent):
         ({"paragraphs": [{"context": "c", "qas": [{"id": "1"}]}]}, "[1].paragraphs[0].qas[0] lacks 'question'"),
         ({"paragraphs": [{"context": "c"}]}, "[1].paragraphs[0] lacks 'qas'"),
         ({"title": "no text"}, "[1] lacks 'paragraphs'"),
-        ({"paragraphs": [{"context": "c", "qas": ["Who?"]}]}, "[1].paragraphs[0].qas[0] is not built like SQuAD's"),
+        ({"paragraphs": [{"context": "c", "qas": ["Who?"]}]}, "[1].paragraphs[0].qas[0] is not in the SQuAD format"),
         (
             {"paragraphs": [{"context": "c", "qas": [{"question": "?", "answers": [{"text": "c"}]}]}]},
             "[1].paragraphs[0].qas[0] lacks 'answer_start'",
@@ -348,13 +348,13 @@ def test_tsv_has_no_quotes(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "how", "said"),
     [
-        ("a.tsv", "a\tb\n1\t2\n3\n", {}, ":3 has 1 columns but the header has 2; divided at '\\t'"),
+        ("a.tsv", "a\tb\n1\t2\n3\n", {}, ":3 has 1 columns but the header has 2; lines are split at '\\t'"),
         ("a.tsv", "1\t2\n3\t4\t5\n", {"columns": ("a", "b")}, ":2 has 3 columns but data.columns names 2"),
         ("a.txt", "1@2\n3\n", {"columns": ("a", "b"), "delimiter": "@"}, ":2 has 1 columns but data.columns names 2"),
         ("a.csv", "1,2\n3\n", {"columns": ("a", "b")}, ":2 has 1 columns but data.columns names 2; quote fields"),
-        ("a.txt", "1 2\n", {"columns": ("a", "b")}, " has several columns; name what is between them"),
-        ("a.csv", "a,b,a\n1,2,3\n", {}, ":1 names the column 'a' more than once; rename one"),
-        ("a.tsv", "a\tb\ta\n1\t2\t3\n", {}, ":1 names the column 'a' more than once; rename one"),
+        ("a.txt", "1 2\n", {"columns": ("a", "b")}, " has several columns; set data.delimiter"),
+        ("a.csv", "a,b,a\n1,2,3\n", {}, ":1 has the column 'a' more than once; rename one"),
+        ("a.tsv", "a\tb\ta\n1\t2\t3\n", {}, ":1 has the column 'a' more than once; rename one"),
     ],
 )
 def test_bad_columns_are_named(tmp_path, name, text, how, said):
@@ -455,7 +455,7 @@ def test_parallel_files_that_cannot_be_read(tmp_path):
     for files, said in [
         ({"source": good, "target": "nowhere.de"}, "data file nowhere.de does not exist"),
         ({"source": good, "target": str(tmp_path)}, "(column target) is a folder"),
-        ({}, "names none"),
+        ({}, "lists no files"),
     ]:
         with pytest.raises(UserError, match=re.escape(said)):
             read(Source(files))  # before the first record is asked for
@@ -516,7 +516,7 @@ def test_columns_of_no_name_may_be_several(tmp_path):
 
 def test_a_column_is_named_once(tmp_path):
     path = write(tmp_path / "a.csv", "1,2\n")
-    assert "data.columns names the column 'a' more than once" in complaint(path, columns=("a", "a"))
+    assert "data.columns has the column 'a' more than once" in complaint(path, columns=("a", "a"))
 
 
 def test_what_is_wrong_with_a_header_is_wrong_with_the_file(tmp_path):

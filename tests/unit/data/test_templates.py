@@ -214,8 +214,8 @@ def test_end_of_turn_of_plain_characters():
     ("text", "messages", "said"),
     [
         (MISTRAL, [{"role": "system", "content": "a"}], "roles must alternate"),
-        ("{% for %}", chat("a", "b"), "refuses the conversation"),
-        ("{{ messages[9]['content'] + 1 }}", chat("a", "b"), "refuses the conversation"),
+        ("{% for %}", chat("a", "b"), "rejects the conversation"),
+        ("{{ messages[9]['content'] + 1 }}", chat("a", "b"), "rejects the conversation"),
         ("{% for m in messages | reverse %}{{ m.content }}{% endfor %}", chat("a", "b", "c", "d"), "message"),
         ("{{ messages[0]['content'] }}", chat("a", "b"), "cannot be found"),
     ],
@@ -227,9 +227,9 @@ def test_template_that_does_not_work_is_an_error_that_names_the_record(text, mes
 
 
 def test_half_a_surrogate_pair_is_named():
-    with pytest.raises(UserError, match=r"a\.jsonl:7: the text holds half of a surrogate pair"):
+    with pytest.raises(UserError, match=r"a\.jsonl:7: the text contains half of a surrogate pair"):
         Template(BYTES, CHATML).encode(Record("a.jsonl:7", {"text": "\ud83d"}), {})
-    with pytest.raises(UserError, match=r"a\.jsonl:7: the text holds half of a surrogate pair"):
+    with pytest.raises(UserError, match=r"a\.jsonl:7: the text contains half of a surrogate pair"):
         Template(BYTES, CHATML).encode(Record("a.jsonl:7", {"messages": chat("a", "\ude42")}), {})
 
 
@@ -256,7 +256,7 @@ def test_load_takes_the_file_then_the_tokenizers_own_then_the_default(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.jinja"):
         Template.load(tokenizer, str(tmp_path / "nowhere.jinja"))
     tokenizer.eos_token = None
-    with pytest.raises(UserError, match="no eos token"):
+    with pytest.raises(UserError, match="no end-of-sequence token"):
         Template.load(tokenizer, None)
 
 
@@ -322,7 +322,7 @@ def test_other_keys_of_a_message_reach_the_template():
         ({"body": "a", "id": 3}, {}, "a:1 fits no format: it has the fields body, id"),
         ({}, {}, "data.fields"),
         ({"body": "a"}, {"text": "boddy"}, "a:1 has no field 'boddy' (data.fields.text); it has body"),
-        ({"body": "a"}, {"texts": "body"}, "names 'texts', which no format has"),
+        ({"body": "a"}, {"texts": "body"}, "no format has a field 'texts'"),
         ({"text": 3}, {}, "a:1: text must be a string, not int"),
         ({"messages": "hello"}, {}, "a:1: messages must be a list"),
         ({"messages": []}, {}, "not an empty list"),

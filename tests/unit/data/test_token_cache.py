@@ -108,8 +108,8 @@ def test_overlong_is_dropped(data):
 @pytest.mark.parametrize(
     ("records", "settings", "said"),
     [
-        ([], {}, "holds no record"),
-        ([{"text": ""}], {}, "nothing is left to learn of the 1 records .*: 1 without anything to predict"),
+        ([], {}, "has no records"),
+        ([{"text": ""}], {}, "none of the 1 records .*: 1 without anything to predict"),
         ([{"messages": [{"role": "user", "content": "a"}]}], {}, "1 without anything to predict were dropped"),
         ([{"text": "x" * 40}] * 2, {"overlong": "drop"}, "of the 2 records .*: 2 longer than a row were dropped"),
     ],
@@ -155,7 +155,9 @@ def test_any_columns_and_any_number_of_documents_a_record(data):
 
 def test_what_the_notes_say_is_said_where_nothing_is_left(data):
     settings = data([{"text": ""}] * 3)
-    with pytest.raises(UserError, match=r"nothing is left to learn of the 3 records of .*a\.jsonl: 3 were silent$"):
+    with pytest.raises(
+        UserError, match=r"none of the 3 records of .*a\.jsonl can be used for training: 3 were silent$"
+    ):
         build(Source(settings.train), Letters(), settings.cache, lambda: None, lambda number: None)
     assert left_over(settings) == []
 
@@ -233,7 +235,7 @@ def test_data_that_change_while_they_are_read_are_not_kept_under_their_old_name(
         path.write_text(json.dumps({"text": "howdy"}))
 
     monkeypatch.setattr(token_cache._Writer, "add", add_and_change)
-    with pytest.raises(UserError, match=r"a\.jsonl were changed while they were read; run the same command again"):
+    with pytest.raises(UserError, match=r"a\.jsonl changed while being read; run the same command again"):
         run(settings)
     assert left_over(settings) == []
 

@@ -75,7 +75,7 @@ def test_a_language_model_of_plain_texts_is_told_by_its_data(
 def test_a_choice_of_words_is_for_tasks_that_make_one() -> None:
     check_decoding(recipe({"type": "dpo"}), Decoding(max_tokens=3))
     check_decoding(recipe({"type": "seq2seq-lm"}), Decoding())
-    with pytest.raises(UserError, match=r"seq2seq-lm takes neither; set task.beams and task.longest_target"):
+    with pytest.raises(UserError, match=r"seq2seq-lm uses neither; set task.beams and task.longest_target"):
         check_decoding(recipe({"type": "seq2seq-lm"}), Decoding(max_tokens=3))
-    with pytest.raises(UserError, match=r"--temperature: task.type token-classification takes neither$"):
+    with pytest.raises(UserError, match=r"--temperature: task.type token-classification uses neither$"):
         check_decoding(recipe(TAGS), Decoding(temperature=0.5))

@@ -84,7 +84,7 @@ def test_a_finished_run_is_left_alone(run: RunDir, capsys: pytest.CaptureFixture
 
 
 def test_no_recipe_and_no_run_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no run; name a recipe"):
+    with pytest.raises(UserError, match="holds no run; give a recipe"):
         LocalLauncher().launch(Job(tmp_path / "run"))
 
 
@@ -144,7 +144,7 @@ def test_before_its_first_checkpoint_a_run_takes_a_corrected_recipe(
     assert settle_recipe(run, wanted) == wanted == load_resolved(run.config)
     said = capsys.readouterr().out
     assert said == (
-        f"{run.path} has no checkpoint yet, so it starts with the new recipe; changed: data.train, train.steps\n"
+        f"{run.path} has no checkpoint yet, so it starts over with the new recipe; changed: data.train, train.steps\n"
     )
     assert not run.base.exists()
     assert not any(path.exists() for path in made)

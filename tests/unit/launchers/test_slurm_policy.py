@@ -499,7 +499,7 @@ def test_status_without_slurm_says_what_is_not_known(run: RunDir, answer: Answer
     answer("squeue", "")
     found = status.status_of(run)
     assert found.job is not None
-    assert "there is no accounting" in found.job.detail
+    assert "SLURM has no accounting" in found.job.detail
 
 
 def test_a_job_that_a_batch_script_began_is_cancelled(run: RunDir, answer: Answer, tmp_path: Path) -> None:

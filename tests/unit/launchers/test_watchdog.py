@@ -85,7 +85,7 @@ def test_of_ranks_that_wait_for_each_other_the_one_behind_is_named(
 ) -> None:
     _, ranks = two
     said = watched(Watchdog(standstill=1.0), ranks, 10.0)
-    assert said == f"hang: rank 1 on {this_host()} did not get on for 1 s, in place 3"
+    assert said == f"hang: rank 1 on {this_host()} made no progress for 1 s, in place 3"
 
 
 def test_ranks_that_live_and_move_raise_no_alarm(two: tuple[list[subprocess.Popen[bytes]], list[Rank]]) -> None:

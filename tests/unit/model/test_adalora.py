@@ -87,11 +87,11 @@ def test_equal_scores_leave_as_many_as_the_budget_says(alone: tuple[NoTensors, R
     engine.masked.clear()
     assert again.after_step(8, None) == {}
     assert engine.masked["n.lora_E.x"] == [False, False, False]
-    assert "2 of 6 ranks are left, 0 to 2 a weight" in str(again.verdict())
+    assert "2 of 6 ranks are left, 0 to 2 per weight" in str(again.verdict())
 
 
 def test_a_run_whose_ranks_never_changed_says_so(alone: tuple[NoTensors, RankAllocator]) -> None:
-    assert "no rank ever changed in 10 steps (tinit 1, tfinal 3, delta_t 1)" in str(alone[1].verdict())
+    assert "no rank changed in 10 steps (tinit 1, tfinal 3, delta_t 1)" in str(alone[1].verdict())
 
 
 @pytest.mark.parametrize("state", [{}, {"pattern": {"m": [True] * 3}}, {"pattern": {"m": [True] * 3, "n": [True] * 2}}])

@@ -137,8 +137,8 @@ def test_a_target_that_is_another_layers_weight_too_is_found() -> None:
         ({"type": "lora", "modules_to_save": ["head"]}, ["adapter.modules_to_save", "'head'", "lm_head"]),
         ({"type": "partial", "train": ["model.layer.1.*"]}, ["adapter.train", "'model.layer.1.*'", "model.layers.1."]),
         ({"type": "adalora", "tinit": 70}, ["tinit 70 + tfinal 30 = 100 leaves none of the 100 steps"]),
-        ({"type": "lora", "from": "no/where"}, ["adapter.from", "no/where", "no adapter"]),
-        ({"type": "lora", "r": 8, "dora": True, "from": "STORED"}, ["adapter.from", "another base or shape"]),
+        ({"type": "lora", "from": "no/where"}, ["adapter.from", "no/where", "not an adapter"]),
+        ({"type": "lora", "r": 8, "dora": True, "from": "STORED"}, ["adapter.from", "another base model or shape"]),
         ({"type": "lora", "r": 4, "from": "STORED"}, ["adapter.from", "use_dora True, the recipe False"]),
         (
             {"type": "lora", "r": 4, "dora": True, "targets": ["q_proj"], "from": "STORED"},
@@ -148,7 +148,7 @@ def test_a_target_that_is_another_layers_weight_too_is_found() -> None:
             {"type": "lora", "r": 4, "dora": True, "targets": ["k_proj"], "from": "STORED"},
             ["adapter.from", "another base"],
         ),
-        ({"type": "adalora", "from": "STORED"}, ["adapter.from", "is LORA, the recipe ADALORA"]),
+        ({"type": "adalora", "from": "STORED"}, ["adapter.from", "is a LORA adapter, the recipe asks for ADALORA"]),
     ],
 )
 def test_what_does_not_fit(stored: Path, given: dict[str, Any], told: list[str]) -> None:

@@ -212,10 +212,10 @@ def test_a_model_has_the_tokens_of_its_tokenizer_as_it_is_read(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("architecture", "config", "said"),
     [
-        ("lama", {}, "model.init.architecture: transformers knows no 'lama'"),
+        ("lama", {}, "model.init.architecture: transformers does not know 'lama'"),
         ("bert", {"n_embd": 3}, "model.init.config.n_embd: bert has no such setting"),
-        ("bert", {"hidden_size": 15}, "model.init: bert cannot be made with these sizes"),
-        ("llama", {"hidden_size": 16}, "model.init: llama cannot be made with these sizes"),
+        ("bert", {"hidden_size": 15}, "model.init: bert cannot be built with these sizes"),
+        ("llama", {"hidden_size": 16}, "model.init: llama cannot be built with these sizes"),
     ],
 )
 def test_what_cannot_be_made_is_one_sentence(tmp_path: Path, architecture: str, config: Any, said: str) -> None:

@@ -394,12 +394,12 @@ def test_a_prompt_that_fills_the_model_is_told_in_its_place() -> None:
         model.generate,
     )
     told = task.predict(model, task.collate([[full], [long], [short]], CPU))
-    assert told[0] == {"error": "the prompt leaves no room among the 8 positions of the model; shorten it"}
+    assert told[0] == {"error": "the prompt fills all 8 positions of the model; shorten it"}
     assert sorted(written) == [2, 4]  # a long prompt costs its neighbours nothing
     [alone] = task.predict(model, task.collate([[short]], CPU))
     assert told[2] == alone
 
 
 def test_half_a_surrogate_pair_in_a_prompt_is_one_sentence() -> None:
-    with pytest.raises(UserError, match=r"a.jsonl:3: the text holds half of a surrogate pair"):
+    with pytest.raises(UserError, match=r"a.jsonl:3: the text contains half of a surrogate pair"):
         encoder().encode(record(prompt="say \ud83d"), answered=False)

@@ -450,9 +450,9 @@ def test_records_that_teach_nothing_are_dropped() -> None:
     ("fields", "message"),
     [
         ({"prompt": "a", "chosen": "b"}, "has no column 'rejected'"),
-        ({"chosen": "a", "rejected": "b"}, "there is no prompt; give"),
+        ({"chosen": "a", "rejected": "b"}, "the prompt is missing; give"),
         ({"chosen": [QUESTION, FINE], "rejected": [BAD, QUESTION]}, "begin differently; give"),
-        ({"prompt": "other", "chosen": [QUESTION, FINE], "rejected": [QUESTION, BAD]}, "not with this prompt"),
+        ({"prompt": "other", "chosen": [QUESTION, FINE], "rejected": [QUESTION, BAD]}, "without this prompt"),
         ({"prompt": "a", "chosen": "b", "rejected": None}, "rejected must be .*, not null"),
         ({"prompt": "a", "chosen": "b", "rejected": 3}, "rejected must be .*, not int"),
         ({"prompt": "a", "chosen": "b", "rejected": [{"role": "judge"}]}, r"rejected\[0\] has the role 'judge'"),

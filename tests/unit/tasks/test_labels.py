@@ -116,7 +116,7 @@ def test_of_several_tasks_each_has_its_own(data: Any, tmp_path: Path) -> None:
     assert find(several, data(mood=["b", "a"], topic=["y", "z"], lm=[])) == expected
     assert settle(tmp_path / "labels.json", several, data(mood=["b", "a"], topic=["y", "z"]), False) == expected
     assert settle(tmp_path / "labels.json", several, never, True) == expected
-    with pytest.raises(UserError, match=r"topic\.jsonl:2: label 'x' is not among task\.tasks\.topic\.task\.labels"):
+    with pytest.raises(UserError, match=r"topic\.jsonl:2: label 'x' is not in task\.tasks\.topic\.task\.labels"):
         find(several, data(mood=["a", "b"], topic=["y", "x", "z"]))
 
 
@@ -131,17 +131,19 @@ def test_the_order_of_the_recipe_is_kept(data: Any) -> None:
 
 
 def test_a_class_without_records_is_refused(data: Any) -> None:
-    with pytest.raises(UserError, match=r"task\.labels: no record of .*a\.jsonl is labelled 'bad'; leave it out"):
+    with pytest.raises(UserError, match=r"task\.labels: no record of .*a\.jsonl has label 'bad'; remove that label"):
         find(recipe({**CLASSES, "labels": ["good", "bad", "ugly"]}), data("good", "good", "ugly"))
 
 
 def test_a_label_that_is_not_named_is_refused_where_it_stands(data: Any) -> None:
-    with pytest.raises(UserError, match=r"a\.jsonl:3: label 'ugly' is not among task\.labels"):
+    with pytest.raises(UserError, match=r"a\.jsonl:3: label 'ugly' is not in task\.labels"):
         find(recipe({**CLASSES, "labels": ["good", "bad"]}), data("good", "bad", "ugly", "uglier", "ugly"))
 
 
 def test_one_class_is_nothing_to_tell_apart(data: Any) -> None:
-    with pytest.raises(UserError, match=r"a\.jsonl: all records are labelled 'a'; there is nothing to tell apart"):
+    with pytest.raises(
+        UserError, match=r"a\.jsonl: all records have the same label 'a'; at least two labels are needed"
+    ):
         find(recipe(CLASSES), data("a", "a"))
 
 
@@ -149,7 +151,9 @@ def test_one_class_is_nothing_to_tell_apart(data: Any) -> None:
 def test_one_class_that_the_recipe_names_is_nothing_to_tell_apart_either(
     data: Any, task: dict[str, Any], value: Any, column: str
 ) -> None:
-    with pytest.raises(UserError, match=r"a\.jsonl: all records are labelled 'a'; there is nothing to tell apart"):
+    with pytest.raises(
+        UserError, match=r"a\.jsonl: all records have the same label 'a'; at least two labels are needed"
+    ):
         find(recipe({**task, "labels": ["a"]}), data(value, value, column=column))
 
 
@@ -160,7 +164,7 @@ def test_one_class_that_the_recipe_names_is_nothing_to_tell_apart_either(
 def test_half_a_surrogate_pair_is_named_with_its_record(
     data: Any, task: dict[str, Any], value: Any, column: str
 ) -> None:
-    said = re.escape(r"a.jsonl:2: label '\ud800b' holds half of a surrogate pair; repair it")
+    said = re.escape(r"a.jsonl:2: label '\ud800b' contains half of a surrogate pair; repair it")
     with pytest.raises(UserError, match=said):
         find(recipe(task), data(["a"] if column == "tags" else "a", value, column=column))
 
@@ -181,7 +185,7 @@ def test_labels_of_a_regression_are_refused_in_words() -> None:
 
 def test_too_many_are_the_wrong_column(data: Any) -> None:
     assert len(find(recipe(CLASSES), data(*range(labels.MOST)))["label"]) == labels.MOST
-    with pytest.raises(UserError, match=r"a\.jsonl:1002: this is label 1001; is the right column read"):
+    with pytest.raises(UserError, match=r"a\.jsonl:1002: this is label 1001 of at most 1000"):
         find(recipe(CLASSES), data(0, *range(labels.MOST + 1)))
 
 

@@ -125,7 +125,7 @@ def test_a_text_without_any_token_is_dropped() -> None:
 def test_what_is_wrong_with_a_record_is_said() -> None:
     for text, said in (
         (3, "a.txt:7: text must be a text, not int"),
-        ("\ud800", "a.txt:7 holds half of a surrogate pair"),
+        ("\ud800", "a.txt:7 contains half of a surrogate pair"),
     ):
         with pytest.raises(UserError, match=re.escape(said)):
             encoder().encode(record(text))

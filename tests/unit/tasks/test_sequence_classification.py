@@ -159,12 +159,12 @@ def test_shapes_that_labels_come_in(way: str, value: Any, expected: list[str]) -
         ("single", ["good"], "a.csv:7 has no label"),
         ("single", "goood", "a.csv:7: label 'goood' is not one of this run's: bad, good, neutral; correct it, or name"),
         ("multi-label", ["good", "x"], "a.csv:7: label 'x' is not one of this run's: bad, good, neutral"),
-        ("multi-label", "[good", "a.csv:7: label is no list of labels: [good"),
+        ("multi-label", "[good", "a.csv:7: label is not a valid list of labels: [good"),
         ("regression", "x", "a.csv:7: label must be a number, not 'x'"),
         ("regression", None, "a.csv:7: label must be a number, not 'None'"),
         ("regression", "nan", "a.csv:7: label must be a number, not 'nan'"),
         ("regression", float("inf"), "a.csv:7: label must be a number, not 'inf'"),
-        ("multi-label", "[" * 100_000, "a.csv:7: label is no list of labels: [[["),
+        ("multi-label", "[" * 100_000, "a.csv:7: label is not a valid list of labels: [[["),
         (
             "regression",
             1e39,
@@ -370,7 +370,9 @@ def test_a_decoder_takes_the_end_of_a_text_for_a_filler_and_is_refused_where_the
     model.config.pad_token_id = None
     bare = deepcopy(tokenizer())
     bare.pad_token = bare.eos_token = None
-    with pytest.raises(UserError, match=r"model\.path: the tokenizer has no token for padding and none for the end"):
+    with pytest.raises(
+        UserError, match=r"model\.path: the tokenizer has neither a padding nor an end-of-sequence token"
+    ):
         spec_of().build(replace(setting(), processor=lambda: bare), model)
     bare.eos_token = bare.convert_ids_to_tokens(5)
     spec_of().build(replace(setting(), processor=lambda: bare), model)
@@ -380,7 +382,7 @@ def test_a_decoder_takes_the_end_of_a_text_for_a_filler_and_is_refused_where_the
 def test_a_model_that_reads_the_last_place_is_refused() -> None:
     model = make("single")
     model.config.summary_type = "last"
-    with pytest.raises(UserError, match=r"reads a text at its last place"):
+    with pytest.raises(UserError, match=r"cannot be used for texts padded on the right"):
         spec_of().build(setting(), model)
 
 

@@ -229,13 +229,17 @@ def test_languages() -> None:
 
 
 def test_models_and_settings_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(UserError, match=r"data.row_tokens 999 are milliseconds here, .* set data.row_tokens to 1000"):
+    with pytest.raises(
+        UserError, match=r"data.row_tokens 999 milliseconds do not fit this model, .* set data.row_tokens to 1000"
+    ):
         spec().encoder(setting(row_tokens=999))
-    with pytest.raises(UserError, match="makes 100 frames of 16 numbers, and the model takes 200 of 16"):
+    with pytest.raises(UserError, match="produces 100 frames of 16 numbers, but the model needs 200 of 16"):
         spec().build(setting(), make(max_source_positions=100))
     with pytest.raises(UserError, match=r"task.longest_target 33 is more than the decoder's 32 positions"):
         spec(longest_target=33).build(setting(), make())
-    with pytest.raises(UserError, match="knows the Whisper family; Wav2Vec2FeatureExtractor is of another"):
+    with pytest.raises(
+        UserError, match="supports only Whisper models; Wav2Vec2FeatureExtractor belongs to another family"
+    ):
         spec().encoder(setting(character_processor(iter(["a"]))))
 
 
