@@ -11,6 +11,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from distft.checkpoint.disk import checksum
 from distft.data.token_cache import Corpus
@@ -168,7 +169,6 @@ def shape(folder: Path, recipe: Recipe, specs: Mapping[TaskName, TaskSpec], labe
 
 def _load(folder: Path, recipe: Recipe, spec: ModelSpec, labels: Labels, quantized: bool) -> Any:
     import transformers
-    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     engine, damaged = recipe.engine, (SafetensorError, UnpicklingError, StrictDataclassError)
@@ -214,11 +214,17 @@ def _load(folder: Path, recipe: Recipe, spec: ModelSpec, labels: Labels, quantiz
 
 def check_architecture(folder: Path, recipe: Recipe, spec: ModelSpec) -> None:
     """Raises UserError where an encoder-decoder is given to a task of one stack, or the reverse."""
+    from transformers import AutoConfig
+
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"model.path: {folder / 'config.json'} cannot be read ({error})") from None
-    both = bool(settings.get("is_encoder_decoder")) or settings.get("model_type") in ("t5", "mt5", "umt5", "whisper")
+    try:  # a configuration leaves out what is the default of its class
+        whole = AutoConfig.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code)
+        both = bool(whole.is_encoder_decoder)
+    except (OSError, ValueError, KeyError, ImportError, StrictDataclassError):
+        return  # what is wrong with it is said where the model is loaded
     if both and spec.family.stacks == "one":
         raise UserError(
             f"model.path: {folder} is an encoder-decoder model ({settings.get('model_type')}), but task.type "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-import sys
+import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,11 +18,6 @@ from distft.errors import UserError
 from distft.process import environment
 from distft.recipe.messages import explain
 from distft.recipe.section import Positive, Section
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 FOLDERS = (Path("slurm/sites"), Path("~/.config/distft/sites"))
 _SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)S?(_|$|=)", re.IGNORECASE)

@@ -9,7 +9,7 @@ import pytest
 
 import distft.sample
 from tests.dist.launch import run_ranks
-from tests.dist.test_exactness import RECIPE
+from tests.dist.recipe import RECIPE
 
 MODULE = "tests.dist.adapters"
 STEPS = "10"

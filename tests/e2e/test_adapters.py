@@ -11,7 +11,7 @@ import torch
 
 from tests.e2e.command import Workplace, records
 from tests.e2e.conftest import Made
-from tests.e2e.test_export import here, logits, of_base, ours, tensors, with_adapter
+from tests.e2e.models import here, logits, of_base, ours, tensors, with_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what peft and transformers warn about is theirs
 

@@ -6,10 +6,10 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
-import tomllib
 
 from distft.run.folder import RunDir
 from tests.e2e.command import Ended, Workplace

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.e2e.command import Workplace, about, losses
-from tests.e2e.test_export import tensors, with_adapter
+from tests.e2e.models import tensors, with_adapter
 
 pytestmark = [pytest.mark.qlora, pytest.mark.filterwarnings("ignore")]
 

@@ -20,7 +20,7 @@ import torch
 from distft.inference import workers
 from tests.e2e.command import Ended, Workplace, records, until
 from tests.e2e.conftest import Made
-from tests.e2e.test_export import here
+from tests.e2e.models import here
 from tests.e2e.trials import CONFIGS, ENCODER, SAMPLE, SHORT, SOUNDS, TEXTS, TRIALS, Trial
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns about is its own

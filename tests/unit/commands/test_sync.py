@@ -13,7 +13,7 @@ from distft.commands.sync import choose, sync, whole_history
 from distft.errors import UserError
 from distft.recipe.load import dump
 from distft.run.folder import RunDir
-from tests.unit.launchers.test_parent import recipe
+from tests.unit.recipes import recipe
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from distft.run.lease import Lease
 from launchers.attempt import Verdict, fruitless
 from launchers.local import settle_recipe
 from launchers.slurm import cause, node, policy, scheduler, submit, verdicts
-from tests.unit.launchers.test_parent import recipe
+from tests.unit.recipes import recipe
 
 Answer = Callable[[str, str, int], None]
 

@@ -29,7 +29,7 @@ from distft.tasks.protocol import Setting
 from distft.tasks.shared.generation import Decoding
 from distft.tasks.shared.padding import DROPPED
 from distft.training import reference_pass
-from tests.unit.data.test_templates import BYTES, CHATML
+from tests.unit.data.chat_templates import BYTES, CHATML
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT asks for it
 CPU = torch.device("cpu")
