@@ -218,13 +218,14 @@ def set_up(folder: Path, ranks: int) -> None:
     from distft.data import token_cache
     from distft.data.loader import Slots
     from distft.data.packing import one_per_row
+    from distft.data.sources import training_source
     from distft.data.token_cache import Corpus
     from distft.model import random_init
     from distft.model.base_model import load_processor
     from distft.recipe.load import load
     from distft.recipe.schema import ModelInit
     from distft.tasks.protocol import Setting
-    from distft.tasks.registry import kind_of
+    from distft.tasks.registry import spec_of
     from distft.training import datasets
 
     texts = [f"{r['question']}\n{r['answer']}\n\n" for r in lines(DATA)]
@@ -235,14 +236,16 @@ def set_up(folder: Path, ranks: int) -> None:
         RECIPE.format(model=folder / "model", data=data, tokens=ROW_TOKENS, cache=folder / "cache", ranks=ranks)
     )
     recipe = load(folder / "recipe.yaml", [])
-    kind, source = kind_of(recipe), datasets.training_source(recipe)
+    [part] = recipe.parts()
+    spec, source = spec_of(part), training_source(part)
     if not (folder / "model").exists():
         init = ModelInit(architecture="llama", vocab_size=4096, config=dict(LLAMA))
-        random_init.create(init, kind, {}, [(kind, source)], folder / "model")
-    encoder = kind.encoder(Setting(recipe, {}, lambda: load_processor(folder / "model", recipe.model, kind)))
+        random_init.create(init, spec.model, (), [(spec, source)], folder / "model")
+    family = spec.model.family
+    encoder = spec.encoder(Setting(recipe, (), lambda: load_processor(folder / "model", recipe.model, family)))
     corpus = Corpus.open(token_cache.build(source, encoder, recipe.data.cache, lambda: None, lambda number: None))
     rows = datasets.Dataset(corpus, one_per_row(len(corpus)), "")
-    loader = datasets.training_loader(recipe, kind, {None: rows}, Slots(ranks, 1, 0, 1), None)
+    loader = datasets.training_loader(recipe, spec.model, {None: rows}, Slots(ranks, 1, 0, 1), None)
     with open(folder / "rows.jsonl", "w") as file:
         for step in range(STEPS_OF_ROWS):
             for micro in loader.step(step):

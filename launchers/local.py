@@ -17,7 +17,7 @@ from distft.process import environment
 from distft.recipe import changes
 from distft.recipe.load import check_sizes, differences, dump, load_resolved
 from distft.recipe.schema import Recipe
-from distft.run import lease
+from distft.run import lease, tracking
 from distft.run.files import write_atomically
 from distft.run.folder import Attempt, RunDir, new_wandb_id, this_host
 from distft.run.lease import Held
@@ -45,8 +45,10 @@ class LocalLauncher:
             agreed_recipe(run, job.recipe, job.allow)  # before anything is written, the lease included
         os.environ[environment.ALLOW] = ",".join(sorted(job.allow))  # the ranks see data, tokenizer and libraries
         with lease.hold(run, patience=PATIENCE_SECONDS) as held, household(run, nproc) as home:
-            if not finished(run, job):
-                check_sizes(job.recipe or load_resolved(run.config), nproc)  # before anything is written
+            if not finished(run, job):  # before anything is written
+                wanted = job.recipe or load_resolved(run.config)
+                check_sizes(wanted, nproc)
+                tracking.check(wanted)
             recipe = settle_recipe(run, job.recipe, job.allow)
             record = run.read()
             if record.state == "done":

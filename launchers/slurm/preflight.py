@@ -15,6 +15,7 @@ from pathlib import Path
 from distft.errors import DONE, FAILED, UserError
 from distft.recipe.load import check_sizes
 from distft.recipe.schema import Recipe
+from distft.run import tracking
 from distft.run.folder import RunDir
 from launchers.slurm import scheduler, script
 from launchers.slurm.script import Request
@@ -35,6 +36,7 @@ def check(run: RunDir, recipe: Recipe, site: Site, request: Request) -> list[str
     problems = [*unprintable(run.path), *missing(recipe, site), *unshared(run, recipe, site)]
     try:
         check_sizes(recipe, request.nodes * site.ranks_a_node)
+        tracking.check(recipe)
     except UserError as error:
         problems.append(str(error))
     if problems:

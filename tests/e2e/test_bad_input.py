@@ -58,6 +58,21 @@ def test_no_recipe(place: Workplace) -> None:
     assert "\n" not in ended.sentence
 
 
+def test_a_first_start_that_failed_takes_a_corrected_recipe(place: Workplace) -> None:
+    """Nothing was saved, so nothing can be lost."""
+    (place.folder / "broken.jsonl").write_text('{"prompt": "x"}\n')
+    run = place.folder / "corrected"
+    failed = place.run("train", "recipe.yaml", "data.train=broken.jsonl", "--run-dir", run)
+    assert failed.code == 2
+    assert "broken.jsonl:1" in failed.sentence
+    ended = place.run("train", "recipe.yaml", "train.steps=2", "--run-dir", run)
+    assert ended.code == 0, ended.err
+    assert "has no checkpoint yet, so it starts with the new recipe; changed: data.train, train.steps" in ended.out
+    assert list(losses(run)) == [1, 2]
+    refused = place.run("train", "recipe.yaml", "train.steps=3", "--run-dir", run)
+    assert "add --allow train.steps" in refused.sentence
+
+
 def test_another_recipe_in_the_run_folder(preempted: Made) -> None:
     before = contents(preempted.run)
     command = ("train", "recipe.yaml", "data.eval=eval.jsonl", "train.lr=0.5", "--run-dir", preempted.run)
