@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import shlex
@@ -15,6 +14,7 @@ from distft import starters
 from distft.commands.look import Look, Spec, look_at
 from distft.errors import UserError
 from distft.recipe import tasks
+from distft.recipe.messages import did_you_mean
 
 FILES = {"site": (starters.SITE, "site.toml"), "sbatch": (starters.SBATCH, "train.sbatch")}
 _SECTIONS: dict[str, type[tasks.TaskSection]] = {
@@ -175,9 +175,7 @@ def _flow(value: Any) -> str:
 def _check(name: str, data: Sequence[str], held_out: Sequence[str]) -> None:
     known = [*sorted(_SECTIONS), *FILES]
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"no starter is called '{name}'; {hint}there are: {', '.join(known)}")
+        raise UserError(f"no starter is called '{name}'; {did_you_mean(name, known)}there are: {', '.join(known)}")
     if held_out and not data:
         raise UserError("--eval needs --data, the training data that it goes with")
     if name == "multi-task" and data:
