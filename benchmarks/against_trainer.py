@@ -243,7 +243,7 @@ def set_up(folder: Path, ranks: int) -> None:
         random_init.create(init, spec.model, (), [(spec, source)], folder / "model")
     family = spec.model.family
     encoder = spec.encoder(Setting(recipe, (), lambda: load_processor(folder / "model", recipe.model, family)))
-    corpus = Corpus.open(token_cache.build(source, encoder, recipe.data.cache, lambda: None, lambda number: None))
+    corpus = Corpus.open(token_cache.build_cache(source, encoder, recipe.data.cache, lambda: None, lambda number: None))
     rows = datasets.Dataset(corpus, one_per_row(len(corpus)), "")
     loader = datasets.training_loader(recipe, spec.model, {None: rows}, Slots(ranks, 1, 0, 1), None)
     with open(folder / "rows.jsonl", "w") as file:

@@ -49,3 +49,8 @@ def in_words(error: OSError) -> str | None:
         said = error.strerror.lower() if error.strerror else "refused"
         return f"{os.fsdecode(error.filename)}: {said}; fix that, or give another folder with --run-dir"
     return None
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line: some libraries write paragraphs."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

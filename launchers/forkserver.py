@@ -125,7 +125,7 @@ class ForkServer(Child):
             self.end()
             return
         for rank in self._ranks:
-            if pulse.read(rank.memory).beats:  # before, the signal would leave a core file and no stacks
+            if pulse.read_sign(rank.memory).beats:  # before, the signal would leave a core file and no stacks
                 rank.send(pulse.STACKS)
                 rank.send(signal.SIGCONT)
         if self._ranks:

@@ -44,7 +44,7 @@ class LocalLauncher:
         if run.exists():
             agreed_recipe(run, job.recipe, job.allow)  # before anything is written, the lease included
         os.environ[environment.ALLOW] = ",".join(sorted(job.allow))  # the ranks see data, tokenizer and libraries
-        with lease.hold(run, patience=PATIENCE_SECONDS) as held, household(run, nproc) as home:
+        with lease.hold_run(run, patience=PATIENCE_SECONDS) as held, household(run, nproc) as home:
             if not finished(run, job):  # before anything is written
                 wanted = job.recipe or load_resolved(run.config)
                 check_sizes(wanted, nproc)
@@ -69,7 +69,7 @@ class LocalLauncher:
 
     def cancel(self, run: RunDir) -> str:
         """Have the light parent stop its ranks; they save first."""
-        found = lease.read(run)
+        found = lease.read_lease(run)
         if found is None or found.released or not lease.alive(run):
             raise UserError(f"{run.path} is not running; there is nothing to cancel")
         if found.host != this_host():

@@ -111,7 +111,7 @@ def run_ranks(run: RunDir, node: Node, claim: Claim, look_around: LookAround, ho
     if pending := stop_signals.received():
         return Verdict(PREEMPTED, f"preempted ({pending[0].name}) before the ranks were started", weight=-1)
     # Signals are held while the fork server starts: it inherits that, and so do ranks until they listen.
-    stop_signals.hold()
+    stop_signals.hold_back()
     try:
         server = home.server(claim.attempt, node.index)
     finally:

@@ -31,7 +31,7 @@ class Seen:
     moved_at: float = field(default_factory=time.monotonic)
 
     def look(self, child: Child, now: float) -> None:
-        sign, cpu = pulse.read(child.memory), cpu_seconds(child.pid)
+        sign, cpu = pulse.read_sign(child.memory), cpu_seconds(child.pid)
         if (sign.beats, cpu) != (self.beats, self.cpu):
             self.beats, self.cpu, self.alive_at = sign.beats, cpu, now
         if sign.moves != self.moves:

@@ -70,7 +70,7 @@ def _buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value for name, value in module.state_dict().items() if name in names}
 
 
-def describe(engine: Engine, progress: Progress, identity: Identity, adapter: dict[str, Any]) -> dict[str, Any]:
+def describe_state(engine: Engine, progress: Progress, identity: Identity, adapter: dict[str, Any]) -> dict[str, Any]:
     """The content of state.json.
 
     Args:

@@ -86,12 +86,12 @@ def folder_of(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step-{step:08d}"
 
 
-def stage(checkpoints: Path, step: int, owner: str = "") -> Path:
+def stage_folder(checkpoints: Path, step: int, owner: str = "") -> Path:
     """The folder into which the files of a checkpoint are written before it counts; each `owner` has its own."""
     return checkpoints / f".staged-{folder_of(checkpoints, step).name}{owner and '-'}{owner}"
 
 
-def prepare(
+def prepare_stage(
     checkpoints: Path, step: int, needed: int, owner: str = "", check: Callable[[], None] = lambda: None
 ) -> None:
     """Make an empty staging folder and remove those that a killed attempt left.
@@ -112,7 +112,7 @@ def prepare(
             f"no space left for the checkpoint of step {step}: it takes {needed / 1e6:,.0f} MB and "
             f"{free / 1e6:,.0f} MB are free in {checkpoints}; free some space and run the same command again"
         )
-    stage(checkpoints, step, owner).mkdir(parents=True)
+    stage_folder(checkpoints, step, owner).mkdir(parents=True)
 
 
 def discard(checkpoint: Path) -> None:
@@ -139,7 +139,7 @@ def commit(
         check: raises where another attempt has taken over; asked as late as can be, because every call before may
             have hung on a node that was cut off.
     """
-    staged, final = stage(checkpoints, step, owner), folder_of(checkpoints, step)
+    staged, final = stage_folder(checkpoints, step, owner), folder_of(checkpoints, step)
     write_text(staged / MANIFEST, manifest_of(step, digests))
     sync_folder(staged)
     check()

@@ -99,7 +99,10 @@ class Writer:
         tensors = self._memory.copy(list(state.owned(engine, with_buffers=self._ranks.first)))
         description = None
         if self._ranks.first:
-            description = {**state.describe(engine, progress, self._identity, adapter), "written_by": self._fence.token}
+            description = {
+                **state.describe_state(engine, progress, self._identity, adapter),
+                "written_by": self._fence.token,
+            }
         self._saves += 1
         part = PendingSave(self._saves, progress.step, progress.best_step, tensors, description, engine.state_bytes)
         stall = time.monotonic() - began
@@ -139,9 +142,9 @@ class Writer:
     def _write(self, part: PendingSave) -> None:
         checkpoints, step, rank = self._checkpoints, part.step, self._ranks.rank
         owner = self._fence.token or ""
-        staged = store.stage(checkpoints, step, owner)
+        staged = store.stage_folder(checkpoints, step, owner)
         if self._ranks.first:
-            store.prepare(checkpoints, step, part.needed, owner, self._fence.check)
+            store.prepare_stage(checkpoints, step, part.needed, owner, self._fence.check)
             self._tell(part, "staged")
         else:
             self._hear(part, "staged")

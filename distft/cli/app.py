@@ -41,7 +41,7 @@ Allow = Annotated[
 Nodes = Annotated[int | None, typer.Option(help="number of nodes; default: from the site profile")]
 RanksPerNode = Annotated[int | None, typer.Option(help="ranks per node; default: one per GPU")]
 TimeLimit = Annotated[str | None, typer.Option(help="time limit of a job; default: from the site profile")]
-Restarts = Annotated[
+RestartsOption = Annotated[
     int | None, typer.Option(min=0, help="automatic restarts of the ranks within a job; default: from the site profile")
 ]
 LauncherName = Annotated[

@@ -14,7 +14,7 @@ from distft.cli.app import (
     Nodes,
     Overrides,
     RanksPerNode,
-    Restarts,
+    RestartsOption,
     RunFolder,
     TimeLimit,
     app,
@@ -77,7 +77,7 @@ def submit(
     nodes: Nodes = None,
     nproc: RanksPerNode = None,
     time: TimeLimit = None,
-    max_restarts: Restarts = None,
+    max_restarts: RestartsOption = None,
     after: Annotated[Path | None, typer.Option(help="run folder of a run that has to finish first")] = None,
     allow: Allow = None,
     launcher: LauncherName = None,
@@ -107,7 +107,7 @@ def resume(
     nodes: Nodes = None,
     nproc: RanksPerNode = None,
     time: TimeLimit = None,
-    max_restarts: Restarts = None,
+    max_restarts: RestartsOption = None,
     allow: Allow = None,
     launcher: Annotated[
         str | None, typer.Option("--launcher", metavar="NAME", help="launcher that sends it; default: the run's own")

@@ -34,7 +34,7 @@ def status(
     if as_json:
         print(json.dumps(report.as_json(statuses), indent=2))
     elif statuses:
-        report.show(statuses)
+        report.show_tables(statuses)
     elif not broken:
         print("no runs in ./runs; give a run folder")
 
@@ -51,7 +51,7 @@ def logs(
     from distft.run.folder import RunDir
 
     try:
-        rank_logs.show(RunDir(run_dir), attempt, rank, follow)
+        rank_logs.print_log(RunDir(run_dir), attempt, rank, follow)
     except KeyboardInterrupt:
         raise typer.Exit(DONE) from None
 
@@ -67,8 +67,8 @@ def ranks(run_dir: RunFolder) -> None:
 
     run = RunDir(run_dir)
     found = given_out.read_ranks(run)
-    given_out.show(found)
-    print(f"picture: {given_out.draw(run, found)}")
+    given_out.show_ranks(found)
+    print(f"picture: {given_out.draw_ranks(run, found)}")
 
 
 @app.command(name="verify-resume")

@@ -55,7 +55,7 @@ def evaluate(
     from distft.inference import passes
     from distft.metrics import report
 
-    done = passes.evaluate(run_dir, data, task, nproc)
+    done = passes.evaluate_run(run_dir, data, task, nproc)
     if done is not None:
         found, files = done
         report.show(data.name if data else "held-out data", found)

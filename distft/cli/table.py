@@ -19,5 +19,5 @@ def main() -> NoReturn:
     warnings.simplefilter("ignore", FutureWarning)  # what libraries tell each other is of no use to a user
     code = run_command(app)
     if "RANK" in os.environ:
-        lifetime.leave(code)
+        lifetime.exit_at_once(code)
     sys.exit(code)

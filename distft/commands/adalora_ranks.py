@@ -73,7 +73,7 @@ def place(module: str, whole: bool = False) -> tuple[str, int]:
     return ".".join(filter(None, [before, *parts[at + 1 :]])), int(parts[at])
 
 
-def show(ranks: RankTable) -> None:
+def show_ranks(ranks: RankTable) -> None:
     console = Console()
     for begin in range(0, len(ranks.layers), FEW_LAYERS):
         layers = ranks.layers[begin : begin + FEW_LAYERS]
@@ -89,7 +89,7 @@ def show(ranks: RankTable) -> None:
     console.print(f"{ranks.total} of {ranks.possible} ranks are left")
 
 
-def draw(run: RunDir, ranks: RankTable) -> str:
+def draw_ranks(run: RunDir, ranks: RankTable) -> str:
     """Write the heat map, weights by layers. Returns its path."""
     import matplotlib
 

@@ -40,7 +40,7 @@ def log_of(run: RunDir, attempt: int | None, rank: int) -> Path:
     raise UserError(f"no {path}; ranks with a log: {', '.join(map(str, ranks)) or 'none'}")
 
 
-def show(run: RunDir, attempt: int | None, rank: int, follow: bool) -> None:
+def print_log(run: RunDir, attempt: int | None, rank: int, follow: bool) -> None:
     """Print a log. With `follow` until the attempt, or the run where none was named, has ended."""
     path = log_of(run, attempt, rank)
     for text in following(run, path, attempt, rank) if follow else [path.read_text(errors="replace")]:

@@ -18,7 +18,7 @@ from distft.recipe.messages import did_you_mean
 
 FILES = {"site": (starters.SITE, "site.toml"), "sbatch": (starters.SBATCH, "train.sbatch")}
 _SECTIONS: dict[str, type[tasks.TaskSection]] = {
-    tasks.type_of(section): section for section in get_args(get_args(tasks.Task)[0])
+    tasks.type_of(section): section for section in get_args(get_args(tasks.AnyTask)[0])
 }
 _MODELS = {
     "causal-lm": "a decoder (Llama, Qwen, GPT-2)",

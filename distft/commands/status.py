@@ -151,7 +151,7 @@ def watch(folders: list[Path]) -> None:
         return
 
 
-def show(statuses: list[Status]) -> None:
+def show_tables(statuses: list[Status]) -> None:
     """Tables for people."""
     console = Console(highlight=False)
     for status in statuses:

@@ -10,7 +10,7 @@ from distft.errors import UserError
 from distft.process.console import Console
 from distft.recipe.load import load_resolved
 from distft.run.folder import RunDir
-from distft.run.records import Record
+from distft.run.records import MetricsRecord
 from distft.run.wandb_tracker import Numbering, begin, rows_held
 
 
@@ -41,7 +41,7 @@ def sync(run: RunDir, offline: bool) -> str:
     return f"{len(rows) - first} of {len(rows)} rows sent to the W&B run {target}"
 
 
-def send(to: Any, rows: list[Record], first: int) -> None:
+def send(to: Any, rows: list[MetricsRecord], first: int) -> None:
     with Console(first=True).bar("rows", len(rows), first) as bar:
         for number, row in enumerate(rows[first:], start=first):
             to.log(row, step=number)
@@ -49,10 +49,10 @@ def send(to: Any, rows: list[Record], first: int) -> None:
     to.finish()
 
 
-def whole_history(run: RunDir) -> list[Record]:
+def whole_history(run: RunDir) -> list[MetricsRecord]:
     """Every thing that was recorded once, in order; where attempts have repeated it, as it was recorded last."""
     numbering = Numbering(run)
-    rows: dict[int, Record] = {}
+    rows: dict[int, MetricsRecord] = {}
     for record in run.records():
         rows[numbering.of(record)] = record
     return [rows[number] for number in range(len(rows))]

@@ -65,7 +65,7 @@ def verify(config: Path, overrides: list[str], recipe: Recipe, trial: Trial) -> 
         with console.bar("killed: step", trial.steps) as bar:
             for moment in [*moments, None]:
                 attempt(command, broken, bar, until=moment)
-        equal = show([compared(what, of(whole), of(broken)) for what, of in PARTS.items()], broken, moments)
+        equal = show_comparison([compared(what, of(whole), of(broken)) for what, of in PARTS.items()], broken, moments)
     finally:
         if equal:
             shutil.rmtree(folder, ignore_errors=True)
@@ -160,7 +160,7 @@ def compared(what: str, whole: dict[str, object], broken: dict[str, object]) -> 
     return Comparison(what, len(keys), sum(whole.get(key) != broken.get(key) for key in keys))
 
 
-def show(found: list[Comparison], broken: RunDir, moments: list[int]) -> bool:
+def show_comparison(found: list[Comparison], broken: RunDir, moments: list[int]) -> bool:
     """A table of what differs. Returns whether nothing does, and there was something to compare."""
     table = Table("", "compared", "different", "verdict", box=None, header_style="dim")
     for one in found:

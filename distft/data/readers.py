@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from distft.data.records import Broken, Record
-from distft.errors import UserError
+from distft.errors import UserError, first_line
 
 RecordStream = Iterator[Record | Broken]
 
@@ -30,11 +30,6 @@ _BLANKS = re.compile(r"[ \t]+")  # not \s: a token may hold a no-break space
 
 def refusal(broken: Broken) -> UserError:
     return UserError(f"{broken.where} {broken.why}")
-
-
-def cause(error: Exception) -> str:
-    """An error's first line: these libraries write paragraphs."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def is_gzip(path: Path) -> bool:
@@ -48,7 +43,7 @@ def _opened(path: Path) -> Iterator[BufferedIOBase]:
             yield file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(
-            f"data file {path} is not a complete gzip file ({cause(error)}); download or compress it again"
+            f"data file {path} is not a complete gzip file ({first_line(error)}); download or compress it again"
         ) from error
     except OSError as error:
         raise UserError(f"cannot read data file {path}: {error.strerror}") from error
@@ -300,7 +295,7 @@ def parquet(path: Path) -> RecordStream:
             batches = table.iter_batches(batch_size=1000)
             yield from numbered(str(path), (row for batch in batches for row in batch.to_pylist()))
     except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"data file {path} cannot be read as parquet: {cause(error)}") from error
+        raise UserError(f"data file {path} cannot be read as parquet: {first_line(error)}") from error
 
 
 def numbered(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[Record]:

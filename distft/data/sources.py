@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distft.data import readers
-from distft.data.readers import RecordStream, cause
+from distft.data.readers import RecordStream
 from distft.data.records import Broken, Record
-from distft.errors import UserError
+from distft.errors import UserError, first_line
 from distft.process import pulse
 from distft.recipe.tasks import TaskPart
 from distft.run.digest import remembered
@@ -242,7 +242,7 @@ def _load_folder(path: Path, split: str) -> Any:
     try:
         loaded = datasets.load_from_disk(str(path))
     except Exception as error:
-        raise UserError(f"data folder {path} cannot be loaded by datasets: {cause(error)}") from error
+        raise UserError(f"data folder {path} cannot be loaded by datasets: {first_line(error)}") from error
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
             raise UserError(f"data folder {path} has no split {split!r}; it has {', '.join(loaded)}")
@@ -268,5 +268,5 @@ def _load_hub(spec: str, source: Source) -> Any:
     except Exception as error:  # of datasets, the hub's client, its HTTP library, or the file formats
         raise UserError(
             f"data {spec!r} is neither a local file or folder nor a hub data set with split {source.split!r}: "
-            f"{cause(error)}"
+            f"{first_line(error)}"
         ) from error

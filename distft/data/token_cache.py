@@ -100,7 +100,7 @@ def _mapped(path: Path, dtype: str) -> npt.NDArray[Any]:
     return np.memmap(path, dtype, mode="r")
 
 
-def build(
+def build_cache(
     source: Source,
     encoder: Encoder,
     cache: str | None,

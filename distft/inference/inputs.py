@@ -53,7 +53,7 @@ def source_like(run: RunDir, recipe: Recipe, path: Path, part: str | None, answe
     text = suffix in sources.TEXTS
     if isinstance(like.spec, str) and sources.suffix_of(Path(like.spec)) == suffix:
         same = Source(str(path), like.split, None, like.delimiter, like.columns, like.format)
-        known = (labels.read(run.labels) or {}).get(labels.key_of(part), [])
+        known = (labels.read_labels(run.labels) or {}).get(labels.key_of(part), [])
         if (like.columns or like.delimiter or like.format != "auto") and (
             answered or not text or looks_like(same, known)
         ):

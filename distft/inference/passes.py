@@ -26,7 +26,7 @@ from distft.data.records import Broken, Record
 from distft.data.sources import Source
 from distft.errors import UserError
 from distft.inference.inputs import check_decoding, checked_part, column_of, part_of, source_like
-from distft.inference.workers import CHECKPOINT, STARTED_HERE, alone_in, rank_and_world, start_ranks, wait_for
+from distft.inference.workers import CHECKPOINT, STARTED_HERE, alone_in, rank_and_world, start_workers, wait_for
 from distft.metrics import report
 from distft.metrics.scores import Report, merged
 from distft.process.console import Console
@@ -130,7 +130,7 @@ def carry_out(work: Pass, nproc: int, console: Console) -> int | None:
         return as_one_of_several(work, *among, console)
     begin(work)
     if nproc > 1:
-        start_ranks(nproc, work.part, work.stored.folder if work.stored is not None else None)
+        start_workers(nproc, work.part, work.stored.folder if work.stored is not None else None)
     return do_parts(work, console)
 
 
@@ -226,7 +226,7 @@ def predict_one(run_dir: Path, text: str, part: str | None, decoding: Decoding, 
     return str(answer["answer"]) if set(answer) == {"answer"} else json.dumps(answer, ensure_ascii=False)
 
 
-def evaluate(run_dir: Path, data: Path | None, part: str | None, nproc: int) -> tuple[Report, list[Path]] | None:
+def evaluate_run(run_dir: Path, data: Path | None, part: str | None, nproc: int) -> tuple[Report, list[Path]] | None:
     """Scores of a run on `data`, or on its held-out data, and the files in which they are; None on other ranks.
 
     Raises:

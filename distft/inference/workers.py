@@ -55,7 +55,7 @@ def alone_in(folder: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def start_ranks(nproc: int, part: str | None, checkpoint: Path | None) -> None:
+def start_workers(nproc: int, part: str | None, checkpoint: Path | None) -> None:
     """This very command, several times; of several tasks for `part` alone. All use the checkpoint that is named: a run
     that still trains makes others."""
     threads = max(1, (os.cpu_count() or 1) // nproc)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from distft.errors import UserError
+from distft.errors import UserError, first_line
 from distft.recipe.adalora_phases import plan_phases
 from distft.recipe.adapters import AdaLora, Adapter, Layers, Lora, NoAdapter, Partial
 from distft.recipe.schema import Train
@@ -181,7 +181,7 @@ def begin_with(model: Any, source: str) -> None:
         weights = load_peft_weights(source, device="cpu")
         stored_rank = getattr(stored, "rank_pattern", None) if stored.peft_type == "ADALORA" else None
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"adapter.from: {source} is not an adapter that PEFT can load ({_first_line(error)})") from None
+        raise UserError(f"adapter.from: {source} is not an adapter that PEFT can load ({first_line(error)})") from None
     if stored_rank and not all(all(kept) for kept in stored_rank.values()):
         raise UserError(
             f"adapter.from: {source} is an AdaLoRA with pruned ranks; merge it into its base model and start from that"
@@ -204,10 +204,6 @@ def begin_with(model: Any, source: str) -> None:
     wrong = [*result.unexpected_keys, *(key for key in result.missing_keys if f".{NAME}" in key)]
     if wrong:
         raise UserError(f"adapter.from: {source} has another base model or other target modules: {wrong[0]} differs")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _line_with_shape(error: BaseException) -> str:

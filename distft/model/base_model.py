@@ -16,7 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from distft.checkpoint.disk import checksum
 from distft.data.token_cache import Corpus
 from distft.engine.deepspeed import fill
-from distft.errors import UserError
+from distft.errors import UserError, first_line
 from distft.process import stop_signals
 from distft.recipe.schema import Engine, Model, ModelInit, Recipe
 from distft.recipe.tasks import TaskName
@@ -107,7 +107,7 @@ def load_processor(folder: Path, model: Model, family: TokenizerFamily) -> Any:
         )
     except (OSError, ValueError, ImportError, TypeError) as error:
         what = "processor" if family.hears else "tokenizer"
-        raise UserError(f"model.path: no {what} can be loaded from {folder} ({_first_line(error)})") from None
+        raise UserError(f"model.path: no {what} can be loaded from {folder} ({first_line(error)})") from None
 
 
 def attention(model: Model, engine: Engine) -> str:
@@ -196,7 +196,7 @@ def _load(folder: Path, recipe: Recipe, spec: ModelSpec, labels: Labels, quantiz
         ) from None
     except (OSError, ValueError, ImportError, KeyError, *damaged) as error:
         raise UserError(
-            f"model.path: {folder} cannot be loaded for task.type {recipe.task.type}: {_first_line(error)}"
+            f"model.path: {folder} cannot be loaded for task.type {recipe.task.type}: {first_line(error)}"
         ) from None
     missing = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     may_lack = spec.trains_head or spec.family.may_lack_head
@@ -291,11 +291,6 @@ def _four_bits(engine: Engine) -> dict[str, Any]:
         bnb_4bit_compute_dtype=DTYPES[engine.dtype],
     )
     return {"quantization_config": settings}
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def digest(folder: Path, memory: Path) -> str:

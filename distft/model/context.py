@@ -58,7 +58,7 @@ class RunContext:
         """
 
         def settle() -> dict[str, list[str]]:
-            kept = labels.read(self.run.labels)
+            kept = labels.read_labels(self.run.labels)
             begun = not self.starts or self.run.newest_commit() > 0
             found = labels.settle(self.run.labels, self.recipe.parts(), begun)
             if kept is not None and kept != found:

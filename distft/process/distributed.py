@@ -75,7 +75,7 @@ def init(timeout_seconds: int) -> Ranks:
     return Ranks(rank, local_rank, world, device, PrefixStore("distft", store))
 
 
-def leave() -> None:
+def leave_group() -> None:
     """Leave the process group together, so that nobody sees a closed connection."""
     if td.is_initialized():
         td.barrier()

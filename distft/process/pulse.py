@@ -92,6 +92,6 @@ def moving() -> None:
     _pulse.moving()
 
 
-def read(memory: mmap.mmap) -> Sign:
+def read_sign(memory: mmap.mmap) -> Sign:
     beats, moves, passed, length = _HEADER.unpack(memory[: _HEADER.size])
     return Sign(beats, moves, passed, memory[_HEADER.size : _HEADER.size + length].decode(errors="replace"))

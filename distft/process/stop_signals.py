@@ -31,7 +31,7 @@ def listen() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-def hold() -> None:
+def hold_back() -> None:
     """Keep stop signals pending. A child started now inherits this, so that a signal which reaches
     it before it listens is delivered late instead of killing it."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

@@ -23,7 +23,7 @@ HARMLESS = frozenset(
 """Keys of a recipe that leave the losses alone."""
 
 CONTENT, TOKENIZER, VERSIONS = "data.content", "data.tokenizer", "versions"
-BASE = "model.content"
+BASE_CONTENT = "model.content"
 ALLOWABLE = (
     frozenset(
         {

@@ -11,7 +11,7 @@ from pydantic import Field, create_model
 from distft import plugins
 from distft.errors import UserError
 from distft.recipe.schema import Recipe
-from distft.recipe.tasks import BUILT_IN, CausalLM, Task, TaskSection, type_of
+from distft.recipe.tasks import BUILT_IN, AnyTask, CausalLM, TaskSection, type_of
 
 
 def recipe_class_of(values: Mapping[str, Any]) -> type[Recipe]:
@@ -35,6 +35,6 @@ def recipe_class_of(values: Mapping[str, Any]) -> type[Recipe]:
 
 @cache
 def recipe_class_with(section: type[TaskSection]) -> type[Recipe]:
-    built_in: Any = get_args(Task)[0]
+    built_in: Any = get_args(AnyTask)[0]
     tasks: Any = Annotated[built_in | section, Field(discriminator="type")]
     return create_model("Recipe", __base__=Recipe, task=(tasks, Field(default_factory=CausalLM)))

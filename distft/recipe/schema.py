@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from distft.recipe.adapters import Adapter, NoAdapter
 from distft.recipe.section import Fraction, Positive, Scalar, Section, Text
-from distft.recipe.tasks import CausalLM, MultiTask, Overlong, Task, TaskPart
+from distft.recipe.tasks import AnyTask, CausalLM, MultiTask, Overlong, TaskPart
 
 
 class ModelInit(Section):
@@ -202,7 +202,7 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")] | None = Field(
         None, description="name of the run; default: the name of the recipe file; the run folder is runs/NAME"
     )
-    task: Task = Field(default_factory=CausalLM)
+    task: AnyTask = Field(default_factory=CausalLM)
     model: Model
     data: Data = Field(default_factory=Data)
     adapter: Adapter = Field(default_factory=NoAdapter)

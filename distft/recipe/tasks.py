@@ -219,7 +219,7 @@ class MultiTask(TaskSection):
         return self
 
 
-Task = Annotated[
+AnyTask = Annotated[
     CausalLM
     | MaskedLM
     | SequenceClassification
@@ -239,7 +239,7 @@ def type_of(section: type[TaskSection]) -> str:
     return str(next(iter(get_args(section.model_fields["type"].annotation)), ""))
 
 
-BUILT_IN = frozenset(map(type_of, get_args(get_args(Task)[0])))
+BUILT_IN = frozenset(map(type_of, get_args(get_args(AnyTask)[0])))
 
 
 @dataclass(frozen=True)

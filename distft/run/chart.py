@@ -6,7 +6,7 @@ from distft.run.files import complete_file
 from distft.run.folder import RunDir
 
 
-def draw(run: RunDir) -> None:
+def draw_chart(run: RunDir) -> None:
     """Write loss.png: training and held-out loss by step, and where attempts began."""
     import matplotlib
 

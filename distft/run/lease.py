@@ -89,7 +89,7 @@ class Held:
             os.utime(_path(self.run))
 
     def release(self) -> None:
-        if (found := read(self.run)) and found.token == self.lease.token:
+        if (found := read_lease(self.run)) and found.token == self.lease.token:
             with suppress(OSError):  # a full disk; it will go stale
                 _write(self.run, dataclasses.replace(self.lease, released=True))
 
@@ -105,7 +105,7 @@ class Fence:
         """Raises RunFailed where another attempt has taken over."""
         if self.token is None:
             return
-        found = read(self.run)
+        found = read_lease(self.run)
         if found is None and not self.run.path.exists():
             raise RunFailed(f"{self.run.path} has disappeared; restore it and run the same command again")
         if found is None or found.token != self.token:
@@ -113,7 +113,7 @@ class Fence:
             raise RunFailed(f"{who} has taken over {self.run.path}; nothing more is written by this attempt")
 
 
-def read(run: RunDir) -> Lease | None:
+def read_lease(run: RunDir) -> Lease | None:
     """The lease in a run folder, if there is one. A damaged one counts as none: the lock and renewal decide."""
     try:
         return Lease(**json.loads(_path(run).read_text(encoding="utf-8")))
@@ -123,7 +123,7 @@ def read(run: RunDir) -> Lease | None:
 
 def alive(run: RunDir) -> bool:
     """Whether an attempt is at work in this folder, here or elsewhere."""
-    lease = read(run)
+    lease = read_lease(run)
     if lease is not None and not lease.released and lease.host != this_host():
         return _seconds_since_renewal(run) < STALE_SECONDS
     try:
@@ -140,7 +140,7 @@ def alive(run: RunDir) -> bool:
 
 
 @contextmanager
-def hold(
+def hold_run(
     run: RunDir,
     job: str | None = None,
     restart: int = 0,
@@ -178,7 +178,7 @@ def _in_the_way(
     run: RunDir, descriptor: int, job: str | None, restart: int, is_over: Callable[[str], bool]
 ) -> str | None:
     """Who else holds the run, in words; None where it may be taken."""
-    lease = read(run)
+    lease = read_lease(run)
     if lease is not None and lease.job is not None and lease.job == job and lease.restart < restart:
         _locked(descriptor, fcntl.LOCK_EX)  # the scheduler gave that attempt up; one that lives on is fenced off
         return None

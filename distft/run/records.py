@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-Record = dict[str, Any]
+MetricsRecord = dict[str, Any]
 KINDS = ("loss", "eval_loss", "save_seconds", "non_finite", "ranks")  # each record has one of these keys
 
 
-def kind(record: Record) -> str:
+def kind(record: MetricsRecord) -> str:
     """The one of KINDS that a record is of; "" if it is of none."""
     return next((name for name in KINDS if name in record), "")
 
 
-def latest(records: Iterable[Record]) -> list[Record]:
+def latest(records: Iterable[MetricsRecord]) -> list[MetricsRecord]:
     """One gapless curve: each kind of each step once, as it was recorded last.
 
     A step that is trained again makes void what was recorded of later steps before it: the attempt that recorded
     them was lost, or went back to a checkpoint.
     """
-    kept: dict[tuple[str, int], Record] = {}
+    kept: dict[tuple[str, int], MetricsRecord] = {}
     trained = 0  # the newest step with a loss
     for record in records:
         name, step = kind(record), int(record["step"])

@@ -14,7 +14,7 @@ from typing import Any
 
 from distft.run.files import complete_file
 from distft.run.folder import RunDir, this_host
-from distft.run.records import Record, kind, latest
+from distft.run.records import MetricsRecord, kind, latest
 
 NOT_DRAWN = {"step", "time", "attempt"}  # keys of all records that are no figures
 
@@ -32,7 +32,7 @@ class TensorBoardTracker:
         self._newest: dict[str, int] = {}  # step of the last record of each kind
         self._writer = self._rewrite()
 
-    def log(self, record: Record) -> None:
+    def log(self, record: MetricsRecord) -> None:
         self._lines += 1
         if int(record["step"]) <= self._newest.get(kind(record), -1):
             self._writer.close()
@@ -65,13 +65,13 @@ class TensorBoardTracker:
         numbers = [int(part) for file in old for part in file.name.split(".") if part.isdecimal() and len(part) == 10]
         return max([int(time.time()), *(number + 1 for number in numbers)])
 
-    def _write(self, writer: Any, record: Record) -> None:
+    def _write(self, writer: Any, record: MetricsRecord) -> None:
         self._newest[kind(record)] = int(record["step"])
         if figures := drawn(record):
             writer.write(event(record, figures))
 
 
-def drawn(record: Record) -> dict[str, float]:
+def drawn(record: MetricsRecord) -> dict[str, float]:
     """The figures of a record by their tag; texts and lists are none."""
     return {
         key: float(value)
@@ -103,7 +103,7 @@ def all_before_is_void() -> bytes:
     return content
 
 
-def event(record: Record, figures: dict[str, float]) -> bytes:
+def event(record: MetricsRecord, figures: dict[str, float]) -> bytes:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
 

@@ -21,7 +21,7 @@ from distft import plugins
 from distft.errors import UserError
 from distft.recipe.schema import Recipe
 from distft.run.folder import RunDir
-from distft.run.records import Record
+from distft.run.records import MetricsRecord
 from distft.run.tensorboard_tracker import TensorBoardTracker
 from distft.run.wandb_tracker import WandbTracker
 
@@ -29,7 +29,7 @@ FINISH_SECONDS = 10.0  # less than what is left of a job that stops before its t
 
 
 class Tracker(Protocol):
-    def log(self, record: Record) -> None:
+    def log(self, record: MetricsRecord) -> None:
         """Keep one record; it has one of the keys in `records.KINDS`."""
 
     def finish(self) -> None:
@@ -39,7 +39,7 @@ class Tracker(Protocol):
 class Nothing:
     """Keeps nothing: ranks other than 0."""
 
-    def log(self, record: Record) -> None:
+    def log(self, record: MetricsRecord) -> None:
         pass
 
     def finish(self) -> None:
@@ -55,7 +55,7 @@ class Jsonl:
         if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
             os.write(self._descriptor, b"\n")  # a line that a crash cut off
 
-    def log(self, record: Record) -> None:
+    def log(self, record: MetricsRecord) -> None:
         os.write(self._descriptor, (json.dumps(record) + "\n").encode())
 
     def finish(self) -> None:
@@ -72,11 +72,11 @@ class InBackground:
 
     def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
         self._name, self._make = name, make
-        self._queue: queue.Queue[Record | None] = queue.Queue()
+        self._queue: queue.Queue[MetricsRecord | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
-    def log(self, record: Record) -> None:
+    def log(self, record: MetricsRecord) -> None:
         if self._thread.is_alive():
             self._queue.put(record)
 
@@ -109,7 +109,7 @@ class All:
     def __init__(self, local: Tracker, others: Sequence[InBackground]) -> None:
         self._local, self._others = local, others
 
-    def log(self, record: Record) -> None:
+    def log(self, record: MetricsRecord) -> None:
         record = {**record, "time": time.time()}
         self._local.log(record)
         for other in self._others:

@@ -6,7 +6,7 @@ from typing import Any
 
 from distft.recipe.schema import Recipe
 from distft.run.folder import RunDir
-from distft.run.records import Record, kind
+from distft.run.records import MetricsRecord, kind
 
 
 class Numbering:
@@ -20,7 +20,7 @@ class Numbering:
         for record in run.records():
             self.of(record)
 
-    def of(self, record: Record) -> int:
+    def of(self, record: MetricsRecord) -> int:
         return self._numbers.setdefault((kind(record), int(record["step"])), len(self._numbers))
 
 
@@ -31,7 +31,7 @@ class WandbTracker:
         self._numbering = Numbering(run)
         self._run = begin(recipe, run, run.read().wandb_id, online=recipe.track.wandb == "online")
 
-    def log(self, record: Record) -> None:
+    def log(self, record: MetricsRecord) -> None:
         self._run.log(record, step=self._numbering.of(record))
 
     def finish(self) -> None:

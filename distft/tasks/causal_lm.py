@@ -80,7 +80,7 @@ class CausalEncoder:
             if len(tokens) == 0:
                 raise UserError(f"{record.where}: the prompt is empty")
             return Encoded([Document({"tokens": tokens, "targets": np.zeros(len(tokens), bool)}, len(tokens), 0)])
-        return pieces(self.template.encode(record, self.fields), self.row_tokens, self.drop)
+        return split_to_rows(self.template.encode(record, self.fields), self.row_tokens, self.drop)
 
     def _opening(self, asked: list[Message] | str) -> Column:
         if isinstance(asked, str) and self.continues:
@@ -88,7 +88,7 @@ class CausalEncoder:
         return self.template.prompt(asked_by(asked) if isinstance(asked, str) else asked)
 
 
-def pieces(marked: Marked, size: int, drop: bool) -> Encoded:
+def split_to_rows(marked: Marked, size: int, drop: bool) -> Encoded:
     """A document, or several where it is longer than a row; those without anything to predict are left out."""
     length = len(marked.tokens)
     if length > size and drop:

@@ -29,7 +29,7 @@ from distft.tasks.shared.padding import DROPPED, TRUNCATED, column, pack_json, u
 from distft.tasks.shared.tokenizer_family import CHARACTERS
 
 UTTERANCES = "utterances"
-UNKNOWN = "with characters that the tokenizer does not know"
+UNKNOWN_CHARACTERS = "with characters that the tokenizer does not know"
 UNSPELLABLE = "without any character that the tokenizer knows were dropped"
 FAST = "with more characters than their audio has time for were dropped"
 SPEECH_COLUMNS: Mapping[str, str] = {"samples": "int16", **TARGET_COLUMNS}
@@ -136,7 +136,7 @@ class CTCEncoder:
         if needed(labels) > max(1, (len(samples) - self.width) // self.stride + 1):
             return Encoded([], {FAST: 1})
         document = Document({"samples": samples, "labels": labels, "about": pack_json(text)}, size)
-        return Encoded([document], {UNKNOWN: 1} if unknown.any() else {})
+        return Encoded([document], {UNKNOWN_CHARACTERS: 1} if unknown.any() else {})
 
 
 def needed(labels: Column) -> int:

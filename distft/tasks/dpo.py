@@ -21,7 +21,7 @@ from distft.recipe.adapters import AdaLora, Lora
 from distft.recipe.tasks import DPO
 from distft.run.digest import of_parts
 from distft.tasks.causal_lm import Causal, CausalBatch
-from distft.tasks.dpo_reference import COLUMNS, Entry, RecordedReference, Reference, evaluating, pair_key
+from distft.tasks.dpo_reference import PAIR_COLUMNS, Entry, RecordedReference, Reference, evaluating, pair_key
 from distft.tasks.protocol import ModelSpec, Outcome, Setting, TaskSpec, mean, only
 from distft.tasks.shared.generation import unwrapped
 from distft.tasks.shared.padding import DROPPED
@@ -67,7 +67,7 @@ class DPOEncoder:
     fields: Mapping[str, str]
     row_tokens: int
 
-    columns = dict(zip(COLUMNS, ("int32", "bool", "int32", "bool"), strict=True))  # noqa: RUF012 - a constant
+    columns = dict(zip(PAIR_COLUMNS, ("int32", "bool", "int32", "bool"), strict=True))  # noqa: RUF012 - a constant
 
     @cached_property
     def digest(self) -> str:
@@ -102,7 +102,7 @@ class DPOEncoder:
 
 
 def _document(columns: Sequence[Column], targets: int) -> Document:
-    return Document(dict(zip(COLUMNS, columns, strict=True)), max(len(columns[0]), len(columns[2])), targets)
+    return Document(dict(zip(PAIR_COLUMNS, columns, strict=True)), max(len(columns[0]), len(columns[2])), targets)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from distft.data.records import Document
 from distft.errors import UserError
 from distft.run.files import complete_file
 
-COLUMNS = ("chosen", "chosen_targets", "rejected", "rejected_targets")  # of a pair of answers
-BASE = "base"  # key of the file's metadata
+PAIR_COLUMNS = ("chosen", "chosen_targets", "rejected", "rejected_targets")  # of a pair of answers
+BASE_KEY = "base"  # key of the file's metadata
 Entry = tuple[int, float, float]  # key of a pair, log-probabilities of its chosen and its rejected answer
 
 
@@ -50,7 +50,7 @@ class RecordedReference:
 
         try:
             with safe_open(path, framework="numpy") as file:
-                base = (file.metadata() or {})[BASE]
+                base = (file.metadata() or {})[BASE_KEY]
                 return cls(file.get_tensor("keys"), file.get_tensor("logps"), base)
         except (OSError, SafetensorError, KeyError) as error:
             raise UserError(
@@ -85,7 +85,7 @@ class RecordedReference:
 def pair_key(document: Document) -> int:
     """XXH3 of 64 bits over the tokens of a pair and which of them are targets."""
     whole = xxhash.xxh3_64()
-    for name in COLUMNS:
+    for name in PAIR_COLUMNS:
         data = np.ascontiguousarray(document[name]).tobytes()
         whole.update(len(data).to_bytes(8, "little") + data)
     return whole.intdigest()
@@ -99,7 +99,7 @@ def write(path: Path, entries: Iterable[Entry], base: str) -> None:
     keys = np.array([entry[0] for entry in found], np.uint64)
     logps = np.array([entry[1:] for entry in found], np.float32).reshape(-1, 2)
     with complete_file(path) as temporary:
-        temporary.write_bytes(save({"keys": keys, "logps": logps}, {BASE: base}))
+        temporary.write_bytes(save({"keys": keys, "logps": logps}, {BASE_KEY: base}))
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def settle(path: Path, parts: Sequence[TaskPart], begun: bool) -> dict[str, list
     Raises:
         UserError: the recipe names other labels than the run has, or a class is empty, or there are too many.
     """
-    kept = read(path)
+    kept = read_labels(path)
     found = kept if begun else None
     named = named_in(parts)
     if found is None:
@@ -43,7 +43,7 @@ def settle(path: Path, parts: Sequence[TaskPart], begun: bool) -> dict[str, list
     return found
 
 
-def read(path: Path) -> dict[str, list[str]] | None:
+def read_labels(path: Path) -> dict[str, list[str]] | None:
     """The labels kept in `path`, None where there is no such file."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))

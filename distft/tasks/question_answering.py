@@ -22,7 +22,7 @@ from distft.tasks.shared.padding import COLUMNS, SPLIT, Inputs, Padded, column, 
 from distft.tasks.shared.tokenizer_family import ENCODER
 
 SPANS = "spans"
-CUT = "with a question longer than half a row, which was cut"
+QUESTION_CUT = "with a question longer than half a row, which was cut"
 UNHELD = "with an answer that no window holds whole"
 
 
@@ -98,7 +98,7 @@ class AnsweringEncoder:
         texts = None if answers is None else [answer.text for answer in answers]
         abouts = [pack_json({"context": context, "answers": texts}), *[pack_json(None)] * (len(windows) - 1)]
         unheld = bool(answers) and not any(span.any() for span in spans)
-        notes = {SPLIT: len(windows) > 1, CUT: asked != question, UNHELD: unheld}
+        notes = {SPLIT: len(windows) > 1, QUESTION_CUT: asked != question, UNHELD: unheld}
         documents = [
             Document({**window, "span": span, "about": about}, len(window["tokens"]))
             for window, span, about in zip(windows, spans, abouts, strict=True)

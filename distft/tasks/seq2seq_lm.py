@@ -16,14 +16,14 @@ from distft.metrics.scores import score_texts
 from distft.recipe.tasks import Seq2SeqLM
 from distft.run.digest import of_parts
 from distft.tasks.protocol import ModelSpec, Setting, TaskSpec
-from distft.tasks.shared.decoder_targets import TARGET_COLUMNS, UNANSWERED, Targets, speak
+from distft.tasks.shared.decoder_targets import TARGET_COLUMNS, UNANSWERED, Targets, set_languages
 from distft.tasks.shared.encoder_decoder import EncoderDecoder, Sources
 from distft.tasks.shared.model_randomness import keep_all_layers
 from distft.tasks.shared.padding import COLUMNS, DROPPED, TRUNCATED, Inputs, tokens_of
 from distft.tasks.shared.position_limits import check_positions
 from distft.tasks.shared.tokenizer_family import SEQ2SEQ
 
-EMPTY = "with an empty source or target were dropped"
+EMPTY_SIDE = "with an empty source or target were dropped"
 
 
 def spec(settings: Seq2SeqLM, fields: Mapping[str, str]) -> TaskSpec:
@@ -35,7 +35,7 @@ def spec(settings: Seq2SeqLM, fields: Mapping[str, str]) -> TaskSpec:
         tokenizer = setting.processor()
         if tokenizer.eos_token_id is None:
             raise UserError("task: seq2seq-lm needs a tokenizer with an end-of-sequence token; this one has none")
-        speak(tokenizer, settings)
+        set_languages(tokenizer, settings)
         return Targets(tokenizer, settings.longest_target)
 
     def encoder(setting: Setting) -> Seq2SeqEncoder:
@@ -44,7 +44,7 @@ def spec(settings: Seq2SeqLM, fields: Mapping[str, str]) -> TaskSpec:
 
     def build(setting: Setting, model: Any) -> EncoderDecoder:
         check_positions(model, settings)
-        return task_over(targets(setting), settings, model)
+        return seq2seq_task(targets(setting), settings, model)
 
     model = ModelSpec(
         "AutoModelForSeq2SeqLM",
@@ -84,14 +84,14 @@ class Seq2SeqEncoder:
             return Encoded([Document({**columns, **UNANSWERED}, size, 0)], notes)
         target = text_of(record, "target", self.fields).strip()
         if not target or not source.strip():
-            return Encoded([], {EMPTY: 1})
+            return Encoded([], {EMPTY_SIDE: 1})
         if long and self.drop:
             return Encoded([], {DROPPED: 1})
         written, cut = self.targets.columns(target)
         return Encoded([Document({**columns, **written}, size, len(written["labels"]))], {**notes, **cut})
 
 
-def task_over(targets: Targets, settings: Seq2SeqLM, model: Any) -> EncoderDecoder:
+def seq2seq_task(targets: Targets, settings: Seq2SeqLM, model: Any) -> EncoderDecoder:
     """The task for any encoder-decoder of transformers that reads text."""
     inputs = Inputs(model, targets.tokenizer)
 

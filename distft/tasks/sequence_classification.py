@@ -39,7 +39,7 @@ def spec(settings: SequenceClassification, fields: Mapping[str, str]) -> TaskSpe
         make_padding_known(model, setting.processor)
         return Classification(kind, tuple(setting.labels), Inputs(model, setting.processor()))
 
-    labels = LabelSpec(lambda record: names_of(record, kind, fields), exclusive=kind == "single")
+    labels = LabelSpec(lambda record: label_names(record, kind, fields), exclusive=kind == "single")
     return TaskSpec(
         ModelSpec(
             "AutoModelForSequenceClassification",
@@ -91,7 +91,7 @@ def texts_of(record: Record, fields: Mapping[str, str]) -> list[str]:
     return [text_of(record, name, fields) for name in (["text", "text_pair"] if paired else ["text"])]
 
 
-def names_of(record: Record, kind: str, fields: Mapping[str, str]) -> list[str]:
+def label_names(record: Record, kind: str, fields: Mapping[str, str]) -> list[str]:
     """The label of a record, or all of its labels: names, or numbers as names.
 
     Raises:
@@ -166,7 +166,7 @@ class ClassificationEncoder:
     def _label(self, record: Record) -> np.ndarray[Any, Any]:
         if self.kind == "regression":
             return np.array([number_of(record, self.fields)], np.float32)
-        names = names_of(record, self.kind, self.fields)
+        names = label_names(record, self.kind, self.fields)
         for name in names:
             if name not in self.labels:
                 raise UserError(

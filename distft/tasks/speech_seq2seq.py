@@ -25,8 +25,8 @@ from distft.tasks.shared.model_randomness import keep_all_layers
 from distft.tasks.shared.position_limits import check_positions
 from distft.tasks.shared.tokenizer_family import SPEECH
 
-TRUNCATED = "longer than the model hears at once were truncated"
-DROPPED = "longer than the model hears at once were dropped"
+WINDOW_TRUNCATED = "longer than the model hears at once were truncated"
+WINDOW_DROPPED = "longer than the model hears at once were dropped"
 
 
 def spec(settings: SpeechSeq2Seq, fields: Mapping[str, str]) -> TaskSpec:
@@ -61,7 +61,7 @@ def task_for(settings: SpeechSeq2Seq, setting: Setting, model: Any) -> EncoderDe
             f"the feature extractor produces {extractor.nb_max_frames} frames of {extractor.feature_size} numbers, "
             f"but the model needs {frames} of {model.config.num_mel_bins}; use the model's own feature extractor"
         )
-    return task_over(extractor, targets, settings)
+    return speech_task(extractor, targets, settings)
 
 
 def parts_of(settings: SpeechSeq2Seq, setting: Setting) -> tuple[Any, Targets]:
@@ -70,11 +70,11 @@ def parts_of(settings: SpeechSeq2Seq, setting: Setting) -> tuple[Any, Targets]:
     if not hasattr(processor.feature_extractor, "nb_max_frames"):
         name = type(processor.feature_extractor).__name__
         raise UserError(f"task speech-seq2seq supports only Whisper models; {name} belongs to another family")
-    speak(processor.tokenizer, settings.language)
+    set_language(processor.tokenizer, settings.language)
     return processor.feature_extractor, Targets(processor.tokenizer, settings.longest_target, given=1)
 
 
-def speak(tokenizer: Any, language: str | None) -> None:
+def set_language(tokenizer: Any, language: str | None) -> None:
     """Set the tokenizer to a language. Raises UserError if it does not know the language."""
     from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
@@ -110,19 +110,19 @@ class SpeechEncoder:
     def encode(self, record: Record, answered: bool = True) -> Encoded:
         samples = samples_of(record, self.fields, self.extractor.sampling_rate)
         long = len(samples) > self.extractor.n_samples
-        notes = {TRUNCATED: 1} if long else {}
+        notes = {WINDOW_TRUNCATED: 1} if long else {}
         samples = samples[: self.extractor.n_samples]
         if not answered:
             return Encoded([Document({"samples": samples, **UNANSWERED}, self.window, 0)], notes)
         text = text_of(record, "text", self.fields).strip()
         if long and self.drop:
-            return Encoded([], {DROPPED: 1})
+            return Encoded([], {WINDOW_DROPPED: 1})
         written, cut = self.targets.columns(text)
         document = Document({"samples": samples, **written}, self.window, len(written["labels"]))
         return Encoded([document], {**notes, **cut})
 
 
-def task_over(extractor: Any, targets: Targets, settings: SpeechSeq2Seq) -> EncoderDecoder:
+def speech_task(extractor: Any, targets: Targets, settings: SpeechSeq2Seq) -> EncoderDecoder:
     """The task for Whisper and its like.
 
     The model is given log-mel spectra, fp32 [B, mels, frames], and a mask [B, frames], within which SpecAugment stays.

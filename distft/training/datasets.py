@@ -63,7 +63,7 @@ def open_dataset(context: RunContext, part: TaskPart, which: Which, ranks: Ranks
                 bar.at(number, "")
 
             encoder = context.encoder(part.name)
-            return str(token_cache.build(source, encoder, recipe.data.cache, stop_signals.check, show))
+            return str(token_cache.build_cache(source, encoder, recipe.data.cache, stop_signals.check, show))
 
     folder = Path(distributed.on_rank_0(ranks, f"tokens/{name}", build_cache))
     stop_signals.check()
@@ -75,12 +75,12 @@ def open_dataset(context: RunContext, part: TaskPart, which: Which, ranks: Ranks
         rows = pack(corpus.sizes, data.row_tokens, data.seed)
     else:
         rows = bucket(corpus.sizes, data.row_tokens, data.seed)
-    console.say(describe(name, corpus, rows, recipe))
+    console.say(describe_rows(name, corpus, rows, recipe))
     digest = hashlib.sha256(f"{folder.name} {data.row_tokens} {packs(recipe, spec)} {data.seed}".encode())
     return Dataset(corpus, rows, digest.hexdigest())
 
 
-def describe(name: str, corpus: Corpus, rows: Rows, recipe: Recipe) -> str:
+def describe_rows(name: str, corpus: Corpus, rows: Rows, recipe: Recipe) -> str:
     meta = corpus.meta
     text = f"data.{name}: {meta.documents:,} documents, {meta.size:,} tokens ({meta.targets:,} to predict)"
     text += f" in {len(rows):,} rows"

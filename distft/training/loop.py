@@ -20,7 +20,7 @@ from distft.model import export
 from distft.process import distributed, pulse, stop_signals
 from distft.process.console import Bar, Console
 from distft.recipe.load import load_resolved
-from distft.run.chart import draw
+from distft.run.chart import draw_chart
 from distft.run.folder import RunDir
 from distft.training import non_finite
 from distft.training.evaluation import ended_early, evaluate_if_due, is_due
@@ -45,8 +45,8 @@ def run_attempt(run_dir: Path) -> int:
     code = train(session)
     session.track.finish()
     if ranks.first and code == DONE:  # an attempt that was told to stop has better to do with its last seconds
-        draw(run)
-    distributed.leave()
+        draw_chart(run)
+    distributed.leave_group()
     return code
 
 
@@ -112,7 +112,7 @@ def step(session: Session, bar: Bar) -> bool:
         useful_tokens=session.progress.useful_tokens + int(useful),
     )
     found = {f"loss.{name}": value for name, value in zip(named, by_name, strict=True)}
-    record(session, bar, {"loss": mean, **found}, rate, norm, int(useful))
+    record_step(session, bar, {"loss": mean, **found}, rate, norm, int(useful))
     if allocated:
         session.track.log({"step": number, **allocated, "attempt": session.attempt})
     return stop > 0
@@ -158,7 +158,7 @@ def note_samples(session: Session, number: int, micros: list[MicroBatch]) -> Non
             file.write(json.dumps({"step": number, "micro_batch": micro.index, "samples": micro.samples}) + "\n")
 
 
-def record(session: Session, bar: Bar, losses: dict[str, float], rate: float, norm: float, useful: int) -> None:
+def record_step(session: Session, bar: Bar, losses: dict[str, float], rate: float, norm: float, useful: int) -> None:
     """Record a step. `losses`: "loss", and what each named loss adds to it as "loss.NAME"."""
     if session.ranks.first:
         session.fence.check()

@@ -26,7 +26,7 @@ def recall(run: RunDir, task: Any) -> None:
         task.reference = RecordedReference.read(run.reference)
 
 
-def record(
+def record_reference(
     run: RunDir,
     task: Any,
     engine: Engine,

@@ -106,7 +106,7 @@ def allowed_here() -> frozenset[str]:
 
 def differences(stored: Identity, now: Identity) -> list[Difference]:
     """Between what a checkpoint was written with and what there is now."""
-    found = [Difference(changes.BASE, stored.base[:12], now.base[:12])] if stored.base != now.base else []
+    found = [Difference(changes.BASE_CONTENT, stored.base[:12], now.base[:12])] if stored.base != now.base else []
     if stored.tokenizer != now.tokenizer:
         found.append(Difference(changes.TOKENIZER, stored.tokenizer[:12], now.tokenizer[:12]))
     elif stored.rows != now.rows:

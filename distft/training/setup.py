@@ -59,7 +59,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     pulse.at("the model")
     rows = sum(len(one.rows) for one in train.values())
     total_steps, total_rows = datasets.length(recipe, rows)
-    engine, task = build(context, ranks, total_steps)
+    engine, task = build_engine(context, ranks, total_steps)
     corpora = [one.corpus for one in train.values()] + [one.corpus for one in held_out]
     check_tokens(context, engine, corpora)
     allocator = make_allocator(recipe, total_steps, engine)
@@ -73,7 +73,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     if isinstance(task, Causal) and packs and progress.step == 0:  # later it was tried
         check_packing(task, engine, ranks)
     data = next(iter(train.values())), held_out
-    reference_pass.record(run, task, engine, data, progress.step, identity.base, ranks, console)
+    reference_pass.record_reference(run, task, engine, data, progress.step, identity.base, ranks, console)
     stop_signals.check()
     slots = Slots(recipe.train.global_batch, recipe.train.micro_batch, ranks.rank, ranks.world)
     fence = Fence(run, os.environ.get(environment.TOKEN))
@@ -123,7 +123,7 @@ def identify(context: RunContext, train: dict[TaskName, Dataset], ranks: Ranks) 
     return Identity(digest, rows[0] if len(rows) == 1 else of_parts(*rows), tokenizer, versions)
 
 
-def build(context: RunContext, ranks: Ranks, total_steps: int) -> tuple[Engine, Learned[Any]]:
+def build_engine(context: RunContext, ranks: Ranks, total_steps: int) -> tuple[Engine, Learned[Any]]:
     """The model with its adapter under the engine, and the task over it."""
     recipe, spec = context.recipe, context.model_spec
     # transformers 5.23 cannot load wav2vec2 and Whisper straight into shards: each rank loads such models whole

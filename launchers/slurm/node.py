@@ -42,7 +42,7 @@ FIRST_PORT, PORTS = 20000, 20000
 
 
 @dataclass(frozen=True)
-class Place:
+class NodePlace:
     """This node in its job."""
 
     job: str
@@ -61,7 +61,7 @@ class Place:
         return verdict if verdict.host is None else replace(verdict, host=self.hosts[self.index])
 
 
-def place(variables: Mapping[str, str]) -> Place:
+def place(variables: Mapping[str, str]) -> NodePlace:
     """From what SLURM and the batch script set; an image of a container needs none of SLURM's commands.
 
     Raises:
@@ -77,7 +77,7 @@ def place(variables: Mapping[str, str]) -> Place:
         ) from None
     ends = variables.get(environment.ENDS, "")
     restart = int(variables.get("SLURM_RESTART_COUNT") or 0)
-    return Place(job, restart, index, hosts, ranks, float(ends) if ends.isdigit() else None)
+    return NodePlace(job, restart, index, hosts, ranks, float(ends) if ends.isdigit() else None)
 
 
 def main() -> int:
@@ -106,7 +106,7 @@ def main() -> int:
     return verdict.code
 
 
-def decide_without_the_script(run: RunDir, here: Place, verdict: Verdict) -> None:
+def decide_without_the_script(run: RunDir, here: NodePlace, verdict: Verdict) -> None:
     """SLURM asked for a stop; where that was because the batch script was killed, nobody else starts the job again."""
     if stop_signals.requested() and verdict.code in (PREEMPTED, FAILED):
         try:
@@ -115,10 +115,10 @@ def decide_without_the_script(run: RunDir, here: Place, verdict: Verdict) -> Non
             print(f"distft: error: the requeue decision failed: {error}", file=sys.stderr, flush=True)
 
 
-def lead(run: RunDir, here: Place, ended: Verdicts) -> Verdict:
+def lead(run: RunDir, here: NodePlace, ended: Verdicts) -> Verdict:
     """The first node: holds the run and records the attempts."""
     with (
-        lease.hold(run, here.job, here.restart, OTHER_HOLDER_SECONDS, scheduler.is_over) as held,
+        lease.hold_run(run, here.job, here.restart, OTHER_HOLDER_SECONDS, scheduler.is_over) as held,
         household(run, here.ranks) as home,
     ):
         record = run.read()
@@ -145,7 +145,7 @@ def lead(run: RunDir, here: Place, ended: Verdicts) -> Verdict:
 
 
 def leading(
-    run: RunDir, recipe: Recipe, here: Place, ended: Verdicts, held: Held, attempt: Attempt, home: Household
+    run: RunDir, recipe: Recipe, here: NodePlace, ended: Verdicts, held: Held, attempt: Attempt, home: Household
 ) -> Verdict:
     listener = listen_near(FIRST_PORT + (int(here.job) * 31 + (here.restart + attempt.number) * 7) % PORTS)
     port = listener.getsockname()[1]
@@ -174,7 +174,7 @@ def listen_near(port: int) -> socket.socket:
     return socket.create_server(("", 0), backlog=128)
 
 
-def follow(run: RunDir, here: Place, ended: Verdicts) -> Verdict:
+def follow(run: RunDir, here: NodePlace, ended: Verdicts) -> Verdict:
     """Another node: its ranks join those of the first, in each attempt that the first begins."""
     timeout, last = load_resolved(run.config).engine.timeout, 0
     with household(run, here.ranks) as home:
@@ -184,7 +184,7 @@ def follow(run: RunDir, here: Place, ended: Verdicts) -> Verdict:
         return found
 
 
-def join(run: RunDir, here: Place, ended: Verdicts, found: lease.Lease, timeout: float, home: Household) -> Verdict:
+def join(run: RunDir, here: NodePlace, ended: Verdicts, found: lease.Lease, timeout: float, home: Household) -> Verdict:
     run.attempt_logs(found.attempt).mkdir(parents=True, exist_ok=True)
     node = Node(here.ranks, here.index, len(here.hosts), found.address, found.port, None, here.ends, timeout)
     fence, verdicts = lease.Fence(run, found.token), ended.of(found.attempt)
@@ -196,11 +196,11 @@ def join(run: RunDir, here: Place, ended: Verdicts, found: lease.Lease, timeout:
     return here.named(run_ranks(run, node, Claim(found.attempt, found.token), look_around, home))
 
 
-def meeting_point(run: RunDir, here: Place, ended: Verdicts, last: int) -> lease.Lease | Verdict:
+def meeting_point(run: RunDir, here: NodePlace, ended: Verdicts, last: int) -> lease.Lease | Verdict:
     """Wait for the first node to say where the ranks of the attempt after `last` meet, or how it ended."""
     deadline = time.monotonic() + LEADER_SECONDS
     while time.monotonic() < deadline:
-        found = lease.read(run)
+        found = lease.read_lease(run)
         ours = found is not None and (found.job, found.restart) == (here.job, here.restart) and not found.released
         if found is not None and ours and found.port and found.attempt > last:
             return found

@@ -65,7 +65,7 @@ def main() -> int:
 
 def somebody_else(run: RunDir, job: str, restart: int) -> Lease | None:
     """Who is at work in place of this start of the job: a later one, because this was given up, or another job."""
-    holder = lease.read(run)
+    holder = lease.read_lease(run)
     if holder is None or holder.released:
         return None
     if holder.job == job:

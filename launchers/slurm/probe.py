@@ -13,7 +13,7 @@ from distft.process import environment
 from distft.run.files import write_atomically
 from distft.run.folder import this_host
 from launchers.parent import Claim, Node, rank_environment
-from launchers.slurm.node import Place, listen_near, place
+from launchers.slurm.node import NodePlace, listen_near, place
 
 MEET_SECONDS = 60.0
 
@@ -44,7 +44,7 @@ def main() -> int:
     return DONE if not any(codes) else FAILED
 
 
-def meet(here: Place, folder: Path) -> Node:
+def meet(here: NodePlace, folder: Path) -> Node:
     """The first node writes its port into the folder; that the others read it shows that they share it."""
     path = folder / "port"
     if here.leads:

@@ -76,7 +76,7 @@ class SlurmLauncher:
             return DONE
         refuse_second_job(run)
         if run.exists() and job.recipe not in (None, load_resolved(run.config)) and lease.alive(run):
-            raise UserError(f"{run.path} is in use by {lease.read(run)}; stop it before you change its recipe")
+            raise UserError(f"{run.path} is in use by {lease.read_lease(run)}; stop it before you change its recipe")
         new = not run.path.exists()
         try:
             settle_recipe(run, job.recipe, job.allow)

@@ -29,8 +29,8 @@ def make(checkpoints: Path) -> None:
     """Two checkpoints of a model of two parameters on two ranks, as the writer leaves them."""
     checkpoints.mkdir()
     for step in (OLD, NEW):
-        store.prepare(checkpoints, step, needed=0)
-        staged, digests = store.stage(checkpoints, step), []
+        store.prepare_stage(checkpoints, step, needed=0)
+        staged, digests = store.stage_folder(checkpoints, step), []
         for rank in range(2):
             tensors = [
                 (f"weight|{rank * 40}|{kind}", torch.full((40,), step + rank + 0.5))

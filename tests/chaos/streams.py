@@ -76,7 +76,7 @@ def sequence(run: RunDir, home: Household, attempts: list[tuple[int, int | None]
     is to come after the last step but one may find the run finished."""
     recipe = load(Path("recipe.yaml"), [*SETTINGS, "data.packing=false"])
     for kills, (ranks, moment) in enumerate(attempts):
-        with lease.hold(run, patience=10.0) as held:
+        with lease.hold_run(run, patience=10.0) as held:
             settle_recipe(run, recipe)
             done = threading.Event()
             if moment is not None:

@@ -25,7 +25,7 @@ def test_a_dry_run_prints_the_script_and_changes_nothing(cluster: Cluster) -> No
 
 def test_a_check_sums_over_all_ranks(cluster: Cluster) -> None:
     said = cluster.call(*cluster.distft, "submit", "recipe.yaml", "--run-dir=looked", "--check")
-    assert "all-reduce of 64 MiB over 4 ranks: right" in said
+    assert "all-reduce of 64 MiB over 4 ranks: correct" in said
     assert re.search(r"[\d.]+ GB/s per link", said)
     for number in range(4):
         assert f"rank {number} of 4 on node" in said

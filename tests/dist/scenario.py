@@ -124,5 +124,5 @@ def join() -> Ranks:
 
 def leave() -> NoReturn:
     """End as a rank of the product does: a thread of gloo that outlives the interpreter may abort the process."""
-    distributed.leave()
-    lifetime.leave(0)
+    distributed.leave_group()
+    lifetime.exit_at_once(0)

@@ -251,7 +251,7 @@ def test_another_base_or_label_set_is_refused(trained: Trained, command: Here, t
     config.write_text(config.read_text() + "\n")
     for arguments in (("predict", run, "--prompt", "Fine."), ("eval", run), ("export", run, tmp_path / "out")):
         ended = command(*arguments)
-        assert (ended.code, "is not the base model any more" in ended.err) == (2, True), ended.err
+        assert (ended.code, "is not the base model that" in ended.err) == (2, True), ended.err
 
 
 @pytest.mark.parametrize("out", ["in.txt", "folder", ""])

@@ -19,10 +19,10 @@ from distft.tasks.shared.padding import digest_of, pack_json
 
 TARGET_COLUMNS: Mapping[str, str] = {"labels": "int32", "about": "uint8"}
 UNANSWERED: Mapping[str, Column] = {"labels": np.zeros(0, np.int32), "about": np.zeros(0, np.uint8)}
-CUT = "with a target longer than task.longest_target had it cut"
+TARGET_CUT = "with a target longer than task.longest_target had it cut"
 
 
-def speak(tokenizer: Any, settings: Seq2SeqLM) -> None:
+def set_languages(tokenizer: Any, settings: Seq2SeqLM) -> None:
     """Sets the languages of a tokenizer that knows several (mBART, NLLB).
 
     Raises:
@@ -92,7 +92,7 @@ class Targets:
         ids = self(text)
         cut = len(ids) > self.longest
         labels = np.array(self(text, self.longest) if cut else ids, np.int32)
-        return {"labels": labels, "about": pack_json(text)}, {CUT: 1} if cut else {}
+        return {"labels": labels, "about": pack_json(text)}, {TARGET_CUT: 1} if cut else {}
 
     @property
     def digest(self) -> str:

@@ -19,7 +19,7 @@ from distft.tasks.shared.padding import COLUMNS, DROPPED, SPLIT, TRUNCATED, dige
 from distft.tasks.token_classification.crf import allowed_transitions
 
 TAGS = "tags"  # a column, and a field of records
-EMPTY = "without any word were dropped"
+WITHOUT_WORDS = "without any word were dropped"
 
 
 def words_of(record: Record, fields: Mapping[str, str], answered: bool = True) -> list[str]:
@@ -38,7 +38,7 @@ def words_of(record: Record, fields: Mapping[str, str], answered: bool = True) -
     return words
 
 
-def names_of(record: Record, fields: Mapping[str, str]) -> list[str]:
+def tag_names(record: Record, fields: Mapping[str, str]) -> list[str]:
     """The tags of a record: names, or numbers as names."""
     tags = _listed(record, TAGS, fields)
     for index, tag in enumerate(tags):
@@ -92,7 +92,7 @@ class TaggingEncoder:
         words = words_of(record, self.fields, answered)
         tags = self._tags(record, len(words)) if answered else np.zeros(0, np.int32)
         if answered and not words:
-            return Encoded([], {EMPTY: 1})
+            return Encoded([], {WITHOUT_WORDS: 1})
         found = self.tokenizer(
             [f" {word}" for word in words] if self._spaced else words,
             is_split_into_words=True,
@@ -106,7 +106,7 @@ class TaggingEncoder:
         return Encoded(documents, {SPLIT if len(documents) > 1 else TRUNCATED: 1} if long else {})
 
     def _tags(self, record: Record, words: int) -> Column:
-        names = names_of(record, self.fields)
+        names = tag_names(record, self.fields)
         if len(names) != words:
             raise UserError(f"{record.where} has {words} words but {len(names)} tags; give each word one tag")
         for name in names:
@@ -159,7 +159,7 @@ class TaggingEncoder:
         sizes = np.bincount(owners[inner], minlength=len(words))
         room = self.row_tokens - len(before) - len(after)
         documents = []
-        for begin, end in pieces(sizes.tolist(), room) if split else [(0, len(words))]:
+        for begin, end in split_words(sizes.tolist(), room) if split else [(0, len(words))]:
             own = sizes[begin:end]
             offsets = np.cumsum(own) - own
             starts = np.where((own > 0) & (offsets < room), len(before) + offsets, -1)
@@ -177,7 +177,7 @@ class TaggingEncoder:
         return documents
 
 
-def pieces(sizes: Sequence[int], room: int) -> list[tuple[int, int]]:
+def split_words(sizes: Sequence[int], room: int) -> list[tuple[int, int]]:
     """Runs of words, (begin, end), that have at most `room` tokens together, or of words with tokens just one.
 
     Args:

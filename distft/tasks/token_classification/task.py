@@ -29,7 +29,7 @@ from distft.tasks.token_classification.crf import (
     log_likelihood,
     marginals,
 )
-from distft.tasks.token_classification.encoder import TAGS, TaggingEncoder, names_of, words_of
+from distft.tasks.token_classification.encoder import TAGS, TaggingEncoder, tag_names, words_of
 
 FIRST, INNER, LAST = frozenset("BSU"), frozenset("IEL"), frozenset("ELSU")  # prefixes of tags by place in an entity
 
@@ -59,7 +59,7 @@ def spec(settings: TokenClassification, fields: Mapping[str, str]) -> TaskSpec:
         lambda record: [" ".join(words_of(record, fields))],
         encoder,
         build,
-        labels=LabelSpec(lambda record: names_of(record, fields)),
+        labels=LabelSpec(lambda record: tag_names(record, fields)),
     )
 
 

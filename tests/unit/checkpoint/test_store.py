@@ -33,8 +33,8 @@ FILES = {"rank-00000.safetensors": "abc" * 20, "rank-00001.safetensors": "xyz" *
 
 def put(checkpoints: Path, step: int, files: dict[str, str] = FILES) -> Path:
     """A committed checkpoint of small text files."""
-    store.prepare(checkpoints, step, needed=0)
-    staged = store.stage(checkpoints, step)
+    store.prepare_stage(checkpoints, step, needed=0)
+    staged = store.stage_folder(checkpoints, step)
     return store.commit(checkpoints, step, [store.write_text(staged / name, text) for name, text in files.items()])
 
 
@@ -90,8 +90,8 @@ def test_a_file_is_never_overwritten(tmp_path: Path) -> None:
 
 
 def test_commit_makes_the_checkpoint_appear_at_once(tmp_path: Path) -> None:
-    store.prepare(tmp_path, 3, needed=0)
-    digest = store.write_text(store.stage(tmp_path, 3) / "a", "text")
+    store.prepare_stage(tmp_path, 3, needed=0)
+    digest = store.write_text(store.stage_folder(tmp_path, 3) / "a", "text")
     assert store.newest_verified(store.committed(tmp_path)) == (None, [])
     folder = store.commit(tmp_path, 3, [digest])
     assert store.newest_verified(store.committed(tmp_path)) == (folder, [])
@@ -133,7 +133,7 @@ def test_prune_goes_on_where_a_killed_one_stopped(tmp_path: Path) -> None:
     (doomed / "half").touch()
     store.prune(store.committed(tmp_path), 1, store.folder_of(tmp_path, 2))
     assert store.committed(tmp_path) == [store.folder_of(tmp_path, 2)]
-    store.prepare(tmp_path, 3, needed=0)
+    store.prepare_stage(tmp_path, 3, needed=0)
     assert not doomed.exists()
 
 
@@ -157,8 +157,10 @@ def test_an_attempt_that_wakes_up_touches_nothing_of_the_one_that_took_over(
             if owner == "old" and taken_over[0]:
                 raise RunFailed("taken over")
 
-        store.prepare(tmp_path, step, 0, owner, check)
-        digest = store.write_text(store.stage(tmp_path, step, owner) / "rank-00000.safetensors", f"{step} of {owner}")
+        store.prepare_stage(tmp_path, step, 0, owner, check)
+        digest = store.write_text(
+            store.stage_folder(tmp_path, step, owner) / "rank-00000.safetensors", f"{step} of {owner}"
+        )
         before = store.committed(tmp_path)
         newest = store.commit(tmp_path, step, [digest], owner, check)
         store.prune(before, keep, newest)
@@ -182,9 +184,9 @@ def test_what_cannot_be_removed_is_no_checkpoint_and_no_failure(
     with monkeypatch.context() as patch:
         patch.setattr(os, "rmdir", Mock(side_effect=OSError(errno.ENOTEMPTY, "Directory not empty")))
         store.prune(store.committed(tmp_path), 1, store.folder_of(tmp_path, 2))
-        store.prepare(tmp_path, 3, 0, "x")
+        store.prepare_stage(tmp_path, 3, 0, "x")
         assert store.committed(tmp_path) == [store.folder_of(tmp_path, 2)]
-    store.prepare(tmp_path, 4, 0, "x")
+    store.prepare_stage(tmp_path, 4, 0, "x")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".staged-step-00000004-x", "step-00000002"]
 
 
@@ -199,20 +201,20 @@ def test_other_things_in_the_folder_are_no_checkpoints(two: Path) -> None:
 
 
 def test_what_a_killed_attempt_staged_is_ignored_and_then_removed(two: Path) -> None:
-    leftover = store.stage(two, 15)
+    leftover = store.stage_folder(two, 15)
     leftover.mkdir()
     store.write_text(leftover / "rank-00000.safetensors", "half")
     assert store.newest_verified(store.committed(two)) == (store.folder_of(two, 10), [])
-    store.prepare(two, 20, needed=0)
+    store.prepare_stage(two, 20, needed=0)
     assert not leftover.exists()
-    assert list(store.stage(two, 20).iterdir()) == []
+    assert list(store.stage_folder(two, 20).iterdir()) == []
 
 
 def test_prepare_empties_the_same_steps_staging(two: Path) -> None:
-    store.prepare(two, 15, needed=0)
-    store.write_text(store.stage(two, 15) / "old", "x")
-    store.prepare(two, 15, needed=0)
-    assert list(store.stage(two, 15).iterdir()) == []
+    store.prepare_stage(two, 15, needed=0)
+    store.write_text(store.stage_folder(two, 15) / "old", "x")
+    store.prepare_stage(two, 15, needed=0)
+    assert list(store.stage_folder(two, 15).iterdir()) == []
 
 
 def test_commit_replaces_a_flawed_checkpoint_of_the_same_step(two: Path) -> None:
@@ -226,10 +228,10 @@ def test_a_failed_write_leaves_the_previous_checkpoint(two: Path, monkeypatch: p
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    store.prepare(two, 15, needed=0)
+    store.prepare_stage(two, 15, needed=0)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        store.write_text(store.stage(two, 15) / "a", "x")
+        store.write_text(store.stage_folder(two, 15) / "a", "x")
     assert store.newest_verified(store.committed(two)) == (store.folder_of(two, 10), [])
 
 
@@ -321,5 +323,5 @@ def test_when_none_is_left_every_one_is_named(two: Path) -> None:
 
 def test_no_room_is_said_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no space left for the checkpoint of step 7: it takes 1,000,000,000 MB"):
-        store.prepare(tmp_path, 7, needed=10**15)
+        store.prepare_stage(tmp_path, 7, needed=10**15)
     assert list(tmp_path.iterdir()) == []

@@ -84,8 +84,8 @@ def recording(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Oper
 
 def save(checkpoints: Path, step: int, keep: int) -> None:
     """As `Writer` does it, from one process."""
-    store.prepare(checkpoints, step, needed=0)
-    staged = store.stage(checkpoints, step)
+    store.prepare_stage(checkpoints, step, needed=0)
+    staged = store.stage_folder(checkpoints, step)
     digests = [store.write_text(staged / name, f"{step}{text}") for name, text in FILES.items()]
     before = store.committed(checkpoints)
     store.prune(before, keep, newest=store.commit(checkpoints, step, digests))
@@ -140,8 +140,8 @@ def test_every_prefix_of_a_save_loads_the_old_or_the_new_state(
     for step in (5, 10):
         save(root, step, keep=2)
     if leftover:
-        store.prepare(root, 12, needed=0)
-        store.write_text(store.stage(root, 12) / "rank-00000.safetensors", "half")
+        store.prepare_stage(root, 12, needed=0)
+        store.write_text(store.stage_folder(root, 12) / "rank-00000.safetensors", "half")
     shutil.copytree(root, before)
     with recording(root, monkeypatch) as operations:
         save(root, 15, keep)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from distft.checkpoint import store
-from distft.commands.verify_resume import PARTS, compared, show
+from distft.commands.verify_resume import PARTS, compared, show_comparison
 from distft.run.folder import RunDir
 
 
@@ -23,10 +23,10 @@ def made(folder: Path, loss: float = 0.5, sample: int = 7, weight: float = 1.0, 
         run.attempt_logs(attempt).mkdir()
         line = json.dumps({"step": 2, "micro_batch": 0, "samples": [samples]})
         (run.attempt_logs(attempt) / "rank-0.samples.jsonl").write_text(f'{line}\n{{"step": 3, "mic')
-    store.prepare(run.checkpoints, 2, needed=0)
+    store.prepare_stage(run.checkpoints, 2, needed=0)
     values = {"w|0|master": weight, "w|0|exp_avg": moment, "w|0|exp_avg_sq": 3.0}
     tensors = [(name, torch.tensor([value])) for name, value in values.items()]
-    path = store.stage(run.checkpoints, 2) / "rank-00000.safetensors"
+    path = store.stage_folder(run.checkpoints, 2) / "rank-00000.safetensors"
     store.commit(run.checkpoints, 2, [store.write_tensors(path, tensors)])
     return run
 
@@ -46,9 +46,9 @@ def test_one_bit_is_a_difference(tmp_path: Path, changed: dict[str, float], what
     found = [compared(name, of(whole), of(broken)) for name, of in PARTS.items()]
     assert [one.what for one in found if one.different] == ([what] if what else [])
     assert all(one.number for one in found)
-    assert show(found, broken, [1]) is (what is None)
+    assert show_comparison(found, broken, [1]) is (what is None)
 
 
 def test_nothing_to_compare_is_not_equal(tmp_path: Path) -> None:
     run = made(tmp_path / "run")
-    assert not show([compared("nothing", {}, {})], run, [])
+    assert not show_comparison([compared("nothing", {}, {})], run, [])

@@ -16,7 +16,7 @@ from distft.data import token_cache
 from distft.data.records import Document, Encoded
 from distft.data.sources import Source
 from distft.data.templates import Template
-from distft.data.token_cache import Corpus, build, root_of
+from distft.data.token_cache import Corpus, build_cache, root_of
 from distft.errors import UserError
 from distft.recipe.schema import Data
 from distft.tasks.causal_lm import CausalEncoder
@@ -52,7 +52,7 @@ def data(tmp_path):
 
 def run(data, check_stop=lambda: None, progress=lambda records: None, template=TEMPLATE):
     encoder = CausalEncoder(template, data.fields, data.row_tokens, drop=data.overlong == "drop")
-    return build(Source(data.train, data.train_split), encoder, data.cache, check_stop, progress)
+    return build_cache(Source(data.train, data.train_split), encoder, data.cache, check_stop, progress)
 
 
 def texts(corpus):
@@ -140,7 +140,9 @@ class Letters:
 
 def test_any_columns_and_any_number_of_documents_a_record(data):
     settings = data([{"text": "ab"}, {"text": ""}, {"text": "xyz"}])
-    corpus = Corpus.open(build(Source(settings.train), Letters(), settings.cache, lambda: None, lambda number: None))
+    corpus = Corpus.open(
+        build_cache(Source(settings.train), Letters(), settings.cache, lambda: None, lambda number: None)
+    )
     found = [corpus.document(i) for i in range(len(corpus))]
     assert [chr(document["small"][0]) for document in found] == list("abxyz")
     assert [document["real"].tolist() for document in found] == [[], [0.0], [], [0.0], [0.0, 0.5]]
@@ -158,7 +160,7 @@ def test_what_the_notes_say_is_said_where_nothing_is_left(data):
     with pytest.raises(
         UserError, match=r"none of the 3 records of .*a\.jsonl can be used for training: 3 were silent$"
     ):
-        build(Source(settings.train), Letters(), settings.cache, lambda: None, lambda number: None)
+        build_cache(Source(settings.train), Letters(), settings.cache, lambda: None, lambda number: None)
     assert left_over(settings) == []
 
 
@@ -166,7 +168,7 @@ def test_another_encoder_or_other_columns_have_a_cache_of_their_own(data, monkey
     settings = data([{"text": "ab"}])
 
     def made(encoder):
-        return build(Source(settings.train), encoder, settings.cache, lambda: None, lambda number: None)
+        return build_cache(Source(settings.train), encoder, settings.cache, lambda: None, lambda number: None)
 
     folders = {made(Letters()), made(Letters("others")), run(settings)}
     monkeypatch.setattr(Letters, "columns", {**Letters.columns, "real": "float64"})

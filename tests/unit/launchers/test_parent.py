@@ -212,7 +212,7 @@ def test_a_line_cut_off_by_a_crash_is_passed_over_and_closed(run: RunDir) -> Non
 
 def test_an_attempt_whose_parent_was_killed_is_closed_by_the_next(run: RunDir) -> None:
     record = Run("x", state="running", attempts=[attempt()])
-    with lease.hold(run, job="12", restart=3) as held:
+    with lease.hold_run(run, job="12", restart=3) as held:
         begin(run, record, recipe(), held, ["node7", "node8"], world=4)
     first, second = run.read().attempts
     assert (first.cause, first.exit_code, first.end) == ("killed", FAILED, first.start)
@@ -257,12 +257,12 @@ def test_meter_measures_a_step() -> None:
 
 
 def test_chart_of_two_attempts_is_a_picture(run: RunDir) -> None:
-    chart.draw(run)
+    chart.draw_chart(run)
     assert not run.chart.exists()  # nothing recorded yet
     records: list[dict[str, Any]] = [{"step": n, "loss": 3.0 / n, "attempt": 1 + n // 4} for n in range(1, 7)]
     records += [{"step": n, "eval_loss": 4.0 - n / 6, "attempt": 1 + n // 4} for n in (0, 6)]
     run.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
-    chart.draw(run)
+    chart.draw_chart(run)
     content = run.chart.read_bytes()
     assert content.startswith(b"\x89PNG\r\n")
     assert len(content) > 10_000

@@ -338,7 +338,7 @@ def test_a_suspect_is_avoided_where_enough_nodes_of_its_kind_are_left(
 
 
 def test_a_node_is_blamed_by_slurms_name_of_it() -> None:
-    here = node.Place("7", 0, 1, ["n1", "n2"], 1, None)
+    here = node.NodePlace("7", 0, 1, ["n1", "n2"], 1, None)
     assert here.named(Verdict(FAILED, "x", host="n2.cluster.local")).host == "n2"
     assert here.named(STOPPED).host is None
 

@@ -117,7 +117,7 @@ def test_long_names_of_places_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     made._memory = mmap.mmap(-1, pulse.BYTES)
     made.at("x" * 1000)
     made.at("ä" * 500)
-    sign = pulse.read(made._memory)
+    sign = pulse.read_sign(made._memory)
     assert (sign.passed, sign.moves) == (2, 2)
     assert len(sign.place.encode()) <= pulse.BYTES
     assert cpu_seconds(os.getpid()) > 0

@@ -17,7 +17,7 @@ from distft.errors import UserError
 from distft.recipe.schema import Recipe
 from distft.run import tracking
 from distft.run.folder import RunDir
-from distft.run.records import Record, latest
+from distft.run.records import MetricsRecord, latest
 from distft.run.tensorboard_tracker import TensorBoardTracker
 from distft.run.tracking import All, InBackground, Jsonl, check, trackers
 
@@ -46,7 +46,7 @@ def run(tmp_path: Path) -> RunDir:
     return made
 
 
-def trained(step: int, loss: float, attempt: int = 1) -> Record:
+def trained(step: int, loss: float, attempt: int = 1) -> MetricsRecord:
     return {"step": step, "loss": loss, "lr": 1e-4, "attempt": attempt}
 
 
@@ -56,11 +56,11 @@ class Kept:
     def __init__(self, fails: int = -1, wait: Callable[[], object] = lambda: None) -> None:
         if fails == 0:
             raise OSError("no such host")
-        self.records: list[Record] = []
+        self.records: list[MetricsRecord] = []
         self.finished = False
         self._fails, self._wait = fails, wait
 
-    def log(self, record: Record) -> None:
+    def log(self, record: MetricsRecord) -> None:
         self._wait()
         if record["step"] == self._fails:
             raise SystemExit("out of quota")
@@ -127,7 +127,7 @@ def curves(run: RunDir) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
 
 
-def record(run: RunDir, *records: Record) -> None:
+def record(run: RunDir, *records: MetricsRecord) -> None:
     """An attempt that logs these."""
     track = trackers(recipe(tensorboard=True), run, first=True)
     for one in records:

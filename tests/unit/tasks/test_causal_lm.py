@@ -24,7 +24,7 @@ from distft.errors import UserError
 from distft.recipe.schema import Recipe
 from distft.recipe.tasks import CausalLM
 from distft.tasks import causal_lm
-from distft.tasks.causal_lm import TOKENS, Causal, CausalEncoder, pieces
+from distft.tasks.causal_lm import TOKENS, Causal, CausalEncoder, split_to_rows
 from distft.tasks.protocol import Setting
 from distft.tasks.shared.generation import Decoding, continued
 
@@ -230,7 +230,7 @@ def record(**fields: Any) -> Record:
 def test_pieces_are_all_of_a_document_that_can_be_learned(targets: list[bool], size: int) -> None:
     marked = Marked(np.arange(len(targets), dtype=np.int32), np.array(targets, np.bool_))
     before = marked.targets.copy()
-    found = pieces(marked, size, drop=False)
+    found = split_to_rows(marked, size, drop=False)
     assert all(0 < document.size <= size for document in found.documents)
     assert all(document.targets == document["targets"].sum() > 0 for document in found.documents)
     learned = [t for document in found.documents for t in document["tokens"][document["targets"]].tolist()]
@@ -246,7 +246,7 @@ def test_pieces_are_all_of_a_document_that_can_be_learned(targets: list[bool], s
 @pytest.mark.parametrize("length", [16, 17])
 def test_a_long_document_is_dropped_whole(length: int) -> None:
     marked = Marked(np.arange(length, dtype=np.int32), np.arange(length) > 0)
-    found = pieces(marked, 16, drop=True)
+    found = split_to_rows(marked, 16, drop=True)
     assert [document.size for document in found.documents] == ([16] if length == 16 else [])
     assert found.notes == ({} if length == 16 else {"longer than a row were dropped": 1})
 

@@ -20,7 +20,7 @@ from distft.recipe.schema import Recipe
 from distft.recipe.tasks import CTC
 from distft.run.digest import of_parts
 from distft.tasks import ctc
-from distft.tasks.ctc import FAST, UNKNOWN, UNSPELLABLE, USUAL, UTTERANCES, CTCEncoder, CTCTask, needed
+from distft.tasks.ctc import FAST, UNKNOWN_CHARACTERS, UNSPELLABLE, USUAL, UTTERANCES, CTCEncoder, CTCTask, needed
 from distft.tasks.protocol import Setting
 
 CPU = torch.device("cpu")
@@ -252,7 +252,7 @@ def melody(text: str) -> dict[str, Any]:
         ("ABC", "ab\tC ", "AB C", {}),
         ("abc", "AB C", "ab c", {}),
         ("aBc", "aB c", "aB c", {}),
-        ("abc", "axb", "axb", {UNKNOWN: 1}),
+        ("abc", "axb", "axb", {UNKNOWN_CHARACTERS: 1}),
         ("abc", "", "", {}),
     ],
 )

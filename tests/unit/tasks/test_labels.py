@@ -200,12 +200,12 @@ def test_a_record_without_a_label_is_named(data: Any, value: Any) -> None:
 
 def test_kept_from_the_first_checkpoint_on(data: Any, tmp_path: Path) -> None:
     path = tmp_path / "labels.json"
-    assert labels.read(path) is None
+    assert labels.read_labels(path) is None
     assert settle(path, recipe(CLASSES), data("ä", "b", "bb"), begun=False) == {"label": ["b", "bb", "ä"]}
     # a start that failed at its data, which were corrected
     assert settle(path, recipe(CLASSES), data("ä", "b"), begun=False) == {"label": ["b", "ä"]}
     assert json.loads(path.read_text(encoding="utf-8")) == {"label": ["b", "ä"]}
-    assert labels.read(path) == {"label": ["b", "ä"]}
+    assert labels.read_labels(path) == {"label": ["b", "ä"]}
     for again in (recipe(CLASSES), recipe({**CLASSES, "labels": ["b", "ä"]})):
         assert settle(path, again, never, begun=True) == {"label": ["b", "ä"]}
 
@@ -213,7 +213,7 @@ def test_kept_from_the_first_checkpoint_on(data: Any, tmp_path: Path) -> None:
 def test_a_task_without_labels_keeps_that_too(tmp_path: Path) -> None:
     path = tmp_path / "labels.json"
     assert settle(path, recipe({"type": "causal-lm"}), nowhere, begun=False) == {}
-    assert labels.read(path) == {}
+    assert labels.read_labels(path) == {}
 
 
 @pytest.mark.parametrize("named", [["ä", "b"], ["b"], ["b", "ä", "c"]])
@@ -236,4 +236,4 @@ def test_a_damaged_file_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "labels.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"labels\.json is damaged .*; restore it from a copy"):
-        labels.read(path)
+        labels.read_labels(path)

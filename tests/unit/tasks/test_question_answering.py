@@ -20,12 +20,12 @@ from distft.data import sources
 from distft.data.answers import Answer, placed
 from distft.data.records import Document, Encoded, Record
 from distft.data.sources import Source
-from distft.data.token_cache import Corpus, build
+from distft.data.token_cache import Corpus, build_cache
 from distft.errors import UserError
 from distft.recipe.tasks import QuestionAnswering
 from distft.tasks import question_answering
 from distft.tasks.protocol import Outcome
-from distft.tasks.question_answering import CUT, SPANS, UNHELD, Answering, AnsweringEncoder
+from distft.tasks.question_answering import QUESTION_CUT, SPANS, UNHELD, Answering, AnsweringEncoder
 from distft.tasks.shared.padding import Inputs, unpack_json
 
 CPU = torch.device("cpu")
@@ -277,14 +277,14 @@ def test_what_is_to_be_predicted_needs_no_answer() -> None:
 def test_a_question_that_leaves_no_room_is_cut_to_half_a_row(name: str, word: str) -> None:
     question = f"a{word * 60}" if name != "bert" else f"{word} " * 60  # half a row ends within a balloon
     encoded = encoder(name).encode(record("1798", question=question))
-    assert encoded.notes[CUT] == 1
+    assert encoded.notes[QUESTION_CUT] == 1
     specials = tokenizer_of(name).num_special_tokens_to_add(pair=True)
     asked = encoded.documents[0].size - specials - len(offsets_of(encoded.documents[0]))
     assert ROW // 2 - 6 <= asked <= ROW // 2
     covered = {place for document in encoded.documents for begin, end in offsets_of(document) for place in (begin, end)}
     assert {0, len(CONTEXT)} <= covered
     whole = encoder(name, 1024, 64).encode(record("1798", question="unbelievably " * 45))
-    assert CUT not in whole.notes
+    assert QUESTION_CUT not in whole.notes
 
 
 def test_the_documents_go_through_the_cache(tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_the_documents_go_through_the_cache(tmp_path: Path) -> None:
     ]
     file.write_text(json.dumps({"data": [{"title": "t", "paragraphs": [{"context": CONTEXT, "qas": asked}]}]}))
     made = encoder(unanswerable=True)
-    corpus = Corpus.open(build(Source(str(file)), made, str(tmp_path / "cache"), lambda: None, lambda done: None))
+    corpus = Corpus.open(build_cache(Source(str(file)), made, str(tmp_path / "cache"), lambda: None, lambda done: None))
     expected = [document for r in sources.read(Source(str(file))) for document in made.encode(r).documents]
     assert len(corpus) == len(expected)
     for index, document in enumerate(expected):

@@ -25,8 +25,8 @@ from distft.recipe.schema import Recipe
 from distft.recipe.tasks import Seq2SeqLM
 from distft.tasks import seq2seq_lm
 from distft.tasks.protocol import Setting
-from distft.tasks.seq2seq_lm import EMPTY, Seq2SeqEncoder
-from distft.tasks.shared.decoder_targets import CUT, Targets
+from distft.tasks.seq2seq_lm import EMPTY_SIDE, Seq2SeqEncoder
+from distft.tasks.shared.decoder_targets import TARGET_CUT, Targets
 from distft.tasks.shared.encoder_decoder import TOKENS, EncoderDecoder
 from distft.tasks.shared.position_limits import check_positions, check_source, source_positions
 
@@ -212,7 +212,7 @@ def test_targets_are_cut_before_their_end() -> None:
     encoder = seq2seq_lm.spec(settings(longest_target=4, prefix="say: "), {}).encoder(setting(tokenizer()))
     encoded = encoder.encode(record("a", "abcdef"))
     [document] = encoded.documents
-    assert encoded.notes == {CUT: 1}
+    assert encoded.notes == {TARGET_CUT: 1}
     assert tokenizer().decode(document["labels"]) == f"abc{END}"
     assert tokenizer().decode(document["tokens"]) == f"say: a{END}"
     assert document["types"].tolist() == [0] * document.size
@@ -230,7 +230,7 @@ def test_what_does_not_fit_is_told() -> None:
     encoder = spec.encoder(setting(tokenizer(), row_tokens=8, overlong="drop"))
     whole = Record("d.jsonl:3", {"en": "one", "target": "eins"})
     assert len(encoder.encode(whole).documents) == 1
-    assert encoder.encode(Record("d.jsonl:3", {"en": "one", "target": " "})).notes == {EMPTY: 1}
+    assert encoder.encode(Record("d.jsonl:3", {"en": "one", "target": " "})).notes == {EMPTY_SIDE: 1}
     long = encoder.encode(Record("d.jsonl:3", {"en": "much too long", "target": "eins"}))
     assert (long.documents, long.notes) == ([], {"longer than a row were dropped": 1})
     with pytest.raises(UserError, match=r"^d.jsonl:3 has no column 'target'"):

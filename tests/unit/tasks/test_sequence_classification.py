@@ -25,7 +25,7 @@ from distft.tasks.sequence_classification import (
     SEQUENCES,
     Classification,
     ClassificationEncoder,
-    names_of,
+    label_names,
     texts_of,
 )
 from distft.tasks.shared.padding import DROPPED, TRUNCATED
@@ -146,9 +146,9 @@ def task_of(way: str, model: Any) -> Classification:
     ],
 )
 def test_shapes_that_labels_come_in(way: str, value: Any, expected: list[str]) -> None:
-    assert names_of(record(label=value), way, {}) == expected
+    assert label_names(record(label=value), way, {}) == expected
     renamed = Record("x:1", {"text": "t", "stars": value})
-    assert names_of(renamed, way, {"label": "stars"}) == expected
+    assert label_names(renamed, way, {"label": "stars"}) == expected
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from distft.recipe.tasks import SpeechSeq2Seq
 from distft.tasks import speech_seq2seq
 from distft.tasks.protocol import Setting, TaskSpec
 from distft.tasks.shared.encoder_decoder import TOKENS, EncoderDecoder
-from distft.tasks.speech_seq2seq import DROPPED, TRUNCATED, SpeechEncoder
+from distft.tasks.speech_seq2seq import WINDOW_DROPPED, WINDOW_TRUNCATED, SpeechEncoder
 
 CPU = torch.device("cpu")
 RATE = 16000
@@ -189,8 +189,8 @@ def test_masks_start_from_the_documents() -> None:
 def test_what_does_not_fit_is_told() -> None:
     cutting, dropping = spec().encoder(setting()), spec().encoder(setting(overlong="drop"))
     cut = cutting.encode(record(seconds=1.5))
-    assert (cut.notes, len(cut.documents[0]["samples"])) == ({TRUNCATED: 1}, RATE)
-    assert dropping.encode(record(seconds=1.5)).notes == {DROPPED: 1}
+    assert (cut.notes, len(cut.documents[0]["samples"])) == ({WINDOW_TRUNCATED: 1}, RATE)
+    assert dropping.encode(record(seconds=1.5)).notes == {WINDOW_DROPPED: 1}
     assert len(cutting.encode(record(" ")).documents[0]["labels"]) == 2  # silence ends at once
     assert cutting.digest != dropping.digest
     with pytest.raises(UserError, match=r"^d.jsonl:1: text must be a text, not null"):
@@ -210,7 +210,7 @@ def test_predictions_need_no_text() -> None:
     asked = Record("d.jsonl:1", {"audio": record(seconds=2.0).fields["audio"]})
     encoded = spec().encoder(setting(overlong="drop")).encode(asked, answered=False)
     [document] = encoded.documents
-    assert (document.targets, len(document["labels"]), encoded.notes) == (0, 0, {TRUNCATED: 1})
+    assert (document.targets, len(document["labels"]), encoded.notes) == (0, 0, {WINDOW_TRUNCATED: 1})
     [outcome] = task.predict(model, task.collate([[document]], CPU))
     assert outcome.keys() == {"text"}
 

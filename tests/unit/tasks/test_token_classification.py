@@ -22,7 +22,7 @@ from distft.recipe.tasks import TokenClassification
 from distft.tasks.shared.padding import DROPPED, TRUNCATED, Inputs, unpack_json
 from distft.tasks.token_classification import task as token_classification
 from distft.tasks.token_classification.crf import CRF, allowed_transitions, constrained, log_likelihood
-from distft.tasks.token_classification.encoder import EMPTY, SPLIT, pieces
+from distft.tasks.token_classification.encoder import SPLIT, WITHOUT_WORDS, split_words
 from distft.tasks.token_classification.task import Tagging, TaggingEncoder, crf_of, entities
 
 CPU = torch.device("cpu")
@@ -223,7 +223,7 @@ def test_a_crf_refuses_tags_that_its_scheme_does_not_allow(labels: Sequence[str]
 
 
 def test_a_record_without_words_is_dropped_or_has_no_tags() -> None:
-    assert encoder().encode(record([], [])) == Encoded([], {EMPTY: 1})
+    assert encoder().encode(record([], [])) == Encoded([], {WITHOUT_WORDS: 1})
     for name in ("letters", "gpt2"):
         document = only(encoder(name=name).encode(record([]), answered=False))
         assert document.size == len(document["tokens"]) == len(document["types"]) >= 1
@@ -250,10 +250,10 @@ LONG = record("abc de fghi j klm nopqrstuvwxyz ab c", "B-PER I-PER I-PER I-PER I
 
 
 def test_pieces_are_as_long_as_fits_and_an_overlong_word_is_alone() -> None:
-    assert pieces([3, 2, 4, 1], 6) == [(0, 2), (2, 4)]
-    assert pieces([0, 9, 0, 1, 2], 6) == [(0, 3), (3, 5)]
-    assert pieces([9, 9], 6) == [(0, 1), (1, 2)]
-    assert pieces([], 6) == [(0, 0)]
+    assert split_words([3, 2, 4, 1], 6) == [(0, 2), (2, 4)]
+    assert split_words([0, 9, 0, 1, 2], 6) == [(0, 3), (3, 5)]
+    assert split_words([9, 9], 6) == [(0, 1), (1, 2)]
+    assert split_words([], 6) == [(0, 0)]
 
 
 @pytest.mark.parametrize("crf", [False, True])
