@@ -33,6 +33,7 @@ class LocalLauncher:
     """All ranks on this machine, under one light parent."""
 
     def launch(self, job: Job) -> int:
+        refuse_what_needs_a_scheduler(job)
         nproc = job.resources.nproc or gpus() or 1
         run = RunDir(job.run_dir)
         if job.recipe is None and not run.exists():
@@ -76,6 +77,19 @@ class LocalLauncher:
             raise UserError(f"{run.path} is running on {found.host}; cancel it there")
         os.kill(found.pid, signal.SIGTERM)
         return f"asked process {found.pid} to save and stop; the same command continues the run"
+
+
+def refuse_what_needs_a_scheduler(job: Job) -> None:
+    """Raises UserError if the job asks for something that one machine without a scheduler cannot do."""
+    asked = job.resources
+    given = {"--nodes": asked.nodes, "--time": asked.time, "--site": asked.site, "--after": asked.after}
+    flags = [flag for flag, value in given.items() if value is not None]
+    flags += {"show": ["--dry-run"], "check": ["--check"]}.get(job.mode, [])
+    if flags:
+        raise UserError(
+            f"{', '.join(flags)}: the launcher '{job.launcher}' runs on this machine and submits no job; leave it out, "
+            "or name another launcher (--launcher)"
+        )
 
 
 def on_this_node(run: RunDir, recipe: Recipe, held: Held, nproc: int, attempt: Attempt, home: Household) -> Verdict:

@@ -14,7 +14,7 @@ import torch
 
 from distft.engine.lr_schedule import learning_rate
 from distft.errors import DONE, FAILED, PREEMPTED, USAGE, UserError
-from distft.launcher import Job, Resources
+from distft.launcher import Job, Mode, Resources
 from distft.process import console
 from distft.recipe.load import check_sizes, load_resolved
 from distft.recipe.schema import Train
@@ -77,6 +77,23 @@ def test_a_finished_run_is_left_alone(run: RunDir, capsys: pytest.CaptureFixture
     assert LocalLauncher().launch(Job(run.path, None, Resources(nproc=1))) == DONE
     assert capsys.readouterr().out == f"{run.path} is finished; nothing to do\n"
     assert run.read().attempts == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "mode", "told"),
+    [
+        (Resources(nodes=2, site="s"), "run", "--nodes, --site"),
+        (Resources(time="1", after=Path("x")), "run", "--time, --after"),
+        (Resources(nproc=1, max_restarts=2), "show", "--dry-run"),
+        (Resources(), "check", "--check"),
+    ],
+)
+def test_this_machine_does_nothing_that_needs_a_scheduler(
+    tmp_path: Path, asked: Resources, mode: Mode, told: str
+) -> None:
+    with pytest.raises(UserError, match=rf"^{told}: the launcher 'local' runs on this machine and submits no job"):
+        LocalLauncher().launch(Job(tmp_path / "run", recipe(), asked, mode))
+    assert not (tmp_path / "run").exists()
 
 
 def test_no_recipe_and_no_run_is_said(tmp_path: Path) -> None:
