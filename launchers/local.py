@@ -40,6 +40,7 @@ class LocalLauncher:
             raise UserError(f"{run.path} holds no run; give a recipe: distft train CONFIG --run-dir {run.path}")
         run.path.mkdir(parents=True, exist_ok=True)
         if job.mode == "prepare":  # in a batch script that is started again, whose last attempt may not be cold yet
+            refuse_to_start_over_at_work(run, job.recipe)
             settle_recipe(run, job.recipe, job.allow)
             return DONE
         if run.exists():
@@ -112,7 +113,8 @@ def settle_recipe(run: RunDir, wanted: Recipe | None, allowed: frozenset[str] = 
     agreed, stored = agreed_recipe(run, wanted, allowed), load_resolved(run.config)
     if agreed != stored:
         if has_nothing_to_lose(run):
-            start_over(run, stored, agreed)
+            if replaced := effective(stored, agreed):
+                start_over(run, agreed, replaced)
         elif reopened(run, agreed):
             record = run.read()
             record.state = "new"
@@ -126,15 +128,30 @@ def has_nothing_to_lose(run: RunDir) -> bool:
     return run.newest_commit() == 0 and run.read().state != "done"
 
 
-def start_over(run: RunDir, old: Recipe, new: Recipe) -> None:
+def effective(old: Recipe, new: Recipe) -> list[str]:
+    """Keys on which two recipes differ, without those that leave the losses alone."""
+    return [item.key for item in differences(old, new) if item.rule != "harmless"]
+
+
+def refuse_to_start_over_at_work(run: RunDir, wanted: Recipe | None) -> None:
+    """For a batch script, which does not hold the run. Raises UserError if an attempt is at work whose recipe would be
+    replaced; one of the same recipe may be this script's own last one."""
+    if wanted is None or not run.exists() or not has_nothing_to_lose(run):
+        return
+    if effective(load_resolved(run.config), wanted) and lease.alive(run):
+        holder = lease.read_lease(run) or "another process that is just starting"
+        raise UserError(f"{run.path} is in use by {holder}; stop it before you change its recipe")
+
+
+def start_over(run: RunDir, new: Recipe, changed: list[str]) -> None:
     """Remove what was made for the old recipe. What was recorded with it is kept with the logs of its last attempt."""
-    keys = ", ".join(item.key for item in differences(old, new))
-    print(f"{run.path} has no checkpoint yet, so it starts over with the new recipe; changed: {keys}")
+    print(f"{run.path} has no checkpoint yet, so it starts over with the new recipe; changed: {', '.join(changed)}")
     record = run.read()
     if record.attempts and run.metrics.exists():
         run.metrics.rename(run.attempt_logs(record.attempts[-1].number) / run.metrics.name)
-    shutil.rmtree(run.base, ignore_errors=True)
-    for made in (run.labels, run.reference, run.path / "base.json"):
+    for folder in (run.base, run.path / "tensorboard"):
+        shutil.rmtree(folder, ignore_errors=True)
+    for made in (run.labels, run.reference, run.path / "base.json", run.chart):
         made.unlink(missing_ok=True)
     run.write(dataclasses.replace(record, name=new.name or record.name, wandb_id=new_wandb_id()))
 

@@ -151,7 +151,8 @@ def test_before_its_first_checkpoint_a_run_takes_a_corrected_recipe(
     run.attempt_logs(1).mkdir(parents=True)
     run.write(dataclasses.replace(before, state="failed", attempts=[attempt()]))
     run.base.mkdir()
-    made = [run.labels, run.reference, run.path / "base.json"]
+    made = [run.labels, run.reference, run.path / "base.json", run.chart]
+    (run.path / "tensorboard").mkdir()
     for path in [*made, run.metrics]:
         path.write_text("{}\n")
     wanted = recipe(data={"train": "/corrected"}, train={"steps": 6})
@@ -161,12 +162,38 @@ def test_before_its_first_checkpoint_a_run_takes_a_corrected_recipe(
         f"{run.path} has no checkpoint yet, so it starts over with the new recipe; changed: data.train, train.steps\n"
     )
     assert not run.base.exists()
+    assert not (run.path / "tensorboard").exists()
     assert not any(path.exists() for path in made)
     assert not run.metrics.exists()
     assert (run.attempt_logs(1) / "metrics.jsonl").read_text() == "{}\n"  # nothing that was recorded is lost
     assert run.read().wandb_id != before.wandb_id
     assert settle_recipe(run, wanted) == wanted
     assert capsys.readouterr().out == ""
+
+
+def test_what_leaves_the_losses_alone_makes_nothing_again(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    run.base.mkdir()
+    run.metrics.write_text("{}\n")
+    before = run.read()
+    wanted = recipe(checkpoint={"every": 7}, data={"train": "/d", "eval": "/e"})
+    assert settle_recipe(run, wanted) == wanted == load_resolved(run.config)
+    assert run.base.exists()
+    assert run.metrics.exists()
+    assert run.read() == before
+    assert capsys.readouterr().out == ""
+
+
+def test_a_batch_script_replaces_no_recipe_of_an_attempt_at_work(run: RunDir) -> None:
+    other = Job(run.path, recipe(train={"steps": 6}), mode="prepare")
+    harmless = Job(run.path, recipe(checkpoint={"every": 7}), mode="prepare")
+    run.base.mkdir()
+    with lease.hold_run(run) as held:
+        with pytest.raises(UserError, match=rf"is in use by process {held.lease.pid} on .*; stop it before you change"):
+            LocalLauncher().launch(other)
+        assert (load_resolved(run.config), run.base.exists()) == (recipe(), True)
+        assert LocalLauncher().launch(harmless) == DONE
+    assert LocalLauncher().launch(other) == DONE
+    assert load_resolved(run.config) == other.recipe
 
 
 def test_another_recipe_is_refused_and_shown(saved: RunDir) -> None:
