@@ -1,8 +1,11 @@
 """The only file that knows TensorBoard: one event file in RUN/tensorboard, which shows one gapless curve.
 
-A file is made whole from metrics.jsonl when an attempt begins, and again when a step is repeated; the older file goes
-when the new one is in place. The records go through TensorBoard's own writer, one event per record and without torch:
-torch's `SummaryWriter` makes an event per value, which takes several times as long and twice the space.
+A file is made whole from metrics.jsonl when an attempt begins, and again when a step is repeated. The older file is
+emptied when the new one is in place, and removed when the next attempt begins: a TensorBoard without its data server
+waits for ever for a file that is gone, and goes on to the next one from a file that has ended.
+
+The records go through TensorBoard's own writer, one event per record and without torch: torch's `SummaryWriter` makes
+an event per value, which takes several times as long and twice the space.
 """
 
 from __future__ import annotations
@@ -29,6 +32,9 @@ class TensorBoardTracker:
         self._run, self._lines = run, lines
         self._folder = run.path / "tensorboard"
         self._folder.mkdir(exist_ok=True)
+        for file in self._files():
+            if file.stat().st_size == 0:
+                file.unlink()
         self._newest: dict[str, int] = {}  # step of the last record of each kind
         self._writer = self._rewrite()
 
@@ -45,8 +51,8 @@ class TensorBoardTracker:
         self._writer.close()
 
     def _rewrite(self) -> Any:
-        """A writer that appends to a new file, in which all is that counts so far. No other file is left."""
-        old = sorted(self._folder.glob("*tfevents*"))
+        """A writer that appends to a new file, in which all is that counts so far. All other files are emptied."""
+        old = self._files()
         path = self._folder / f"events.out.tfevents.{self._number(old):010d}.{this_host()}"
         self._newest = {}
         with complete_file(path) as temporary:
@@ -57,8 +63,11 @@ class TensorBoardTracker:
                 self._write(writer, record)
             writer.close()
         for file in old:
-            file.unlink(missing_ok=True)
+            os.truncate(file, 0)
         return writer_to(path)
+
+    def _files(self) -> list[Path]:
+        return sorted(self._folder.glob("*tfevents*"))
 
     def _number(self, old: list[Path]) -> int:
         """TensorBoard reads files in the order of their names: now, in seconds, but above all that are there."""

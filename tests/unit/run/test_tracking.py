@@ -135,6 +135,10 @@ def record(run: RunDir, *records: MetricsRecord) -> None:
     track.finish()
 
 
+def full_files(run: RunDir) -> list[Path]:
+    return [file for file in (run.path / "tensorboard").iterdir() if file.stat().st_size]
+
+
 def test_tensorboard_has_each_number_of_each_record(run: RunDir) -> None:
     samples = {"step": 2, "non_finite": "the loss of step 2 is nan", "samples": [3], "action": "skip", "attempt": 1}
     saved = {"step": 2, "save_seconds": 0.25, "stall_seconds": 0.125, "attempt": 1}
@@ -160,7 +164,7 @@ def test_attempts_that_repeat_steps_are_one_curve(run: RunDir) -> None:
     record(run, {**evaluated, "eval_loss": 6.0}, trained(3, 1.5, 3), trained(4, 0.75, 3))
     assert curves(run)["loss"] == [(1, 3.0), (2, 2.0), (3, 1.5), (4, 0.75)]
     assert curves(run)["eval_loss"] == [(2, 6.0)]
-    assert len(list((run.path / "tensorboard").iterdir())) == 1
+    assert len(full_files(run)) == 1
 
 
 def test_a_rollback_within_an_attempt_is_one_curve(run: RunDir) -> None:
@@ -171,16 +175,27 @@ def test_a_rollback_within_an_attempt_is_one_curve(run: RunDir) -> None:
     assert "eval_loss" not in curves(run)  # until it is evaluated again
 
 
+def test_a_tensorboard_that_is_open_follows_the_curve(run: RunDir) -> None:
+    """Its reader without the data server looks for ever at a file that was removed."""
+    record(run, trained(1, 4.0), trained(2, 3.0), trained(3, 2.0))
+    reader = EventAccumulator(str(run.path / "tensorboard"), size_guidance={"scalars": 0})
+    assert [point.step for point in reader.Reload().Scalars("loss")] == [1, 2, 3]
+    record(run, trained(3, 2.5), trained(4, 1.0))
+    assert [(point.step, point.value) for point in reader.Reload().Scalars("loss")] == curves(run)["loss"]
+    record(run, trained(4, 1.5), trained(5, 0.5), trained(4, 1.25))
+    assert [(point.step, point.value) for point in reader.Reload().Scalars("loss")] == curves(run)["loss"]
+
+
 def test_an_event_file_of_before_is_void_if_a_kill_left_it(run: RunDir) -> None:
     record(run, trained(1, 3.0), trained(2, 2.0))
     [old] = (run.path / "tensorboard").iterdir()
     content = old.read_bytes()
     record(run, trained(2, 1.0))
     old.write_bytes(content)
-    assert len(list((run.path / "tensorboard").iterdir())) == 2
+    assert len(full_files(run)) == 2
     assert curves(run)["loss"] == [(1, 3.0), (2, 1.0)]
     record(run)
-    assert len(list((run.path / "tensorboard").iterdir())) == 1
+    assert len(full_files(run)) == 1
 
 
 def test_a_run_that_began_without_tensorboard_gets_its_past(run: RunDir) -> None:
