@@ -20,6 +20,7 @@ PULSE_FD = "DISTFT_PULSE_FD"  # memory for signs of life
 
 # From the batch script to the light parents and the policy.
 RUN_DIR = "DISTFT_RUN_DIR"  # the run folder
+LAUNCHER = "DISTFT_LAUNCHER"  # the name under which the launcher was found; run.json keeps it
 HOSTS = "DISTFT_HOSTS"  # the job's nodes, separated by commas; the first leads
 RANKS = "DISTFT_RANKS"  # ranks per node; by default one per GPU
 ENDS = "DISTFT_ENDS"  # when the time limit ends the job, in seconds since the epoch

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distft.errors import DONE, FAILED, PREEMPTED, USAGE, RunFailed, UserError
+from distft.launcher import CLUSTER
 from distft.process import streams
 from distft.recipe.load import check_sizes, load_resolved
 from distft.recipe.schema import Recipe
@@ -128,7 +129,7 @@ def lead(run: RunDir, here: NodePlace, ended: Verdicts) -> Verdict:
         recipe, world = load_resolved(run.config), len(here.hosts) * here.ranks
         check_sizes(recipe, world)
         settle(run, record)
-        record.launcher = "slurm"
+        record.launcher = os.environ.get(environment.LAUNCHER) or CLUSTER  # a script written by hand says nothing
         run.write(record)
         most = int(os.environ.get(environment.MAX_RESTARTS) or MAX_RESTARTS)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distft.errors import UserError
+from distft.launcher import CLUSTER
 from distft.process import environment
 from launchers.slurm.site import Container, Site
 
@@ -35,6 +36,7 @@ class Request:
     time: str
     dependency: str | None = None
     allow: frozenset[str] = frozenset()  # what may differ from the attempts before
+    launcher: str = CLUSTER  # the name that run.json keeps
     module: str = NODE  # what runs once a node
     policy: bool = True  # whether the job may ask to be started again
 
@@ -160,6 +162,7 @@ def _variables(request: Request) -> dict[str, str]:
     site = request.site
     quoted = {
         environment.RUN_DIR: shlex.quote(str(request.run_dir)),
+        environment.LAUNCHER: shlex.quote(request.launcher),
         environment.SIGNAL_LEAD: str(site.signal_lead),
         environment.MAX_RESTARTS: str(site.max_restarts),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shlex
@@ -349,3 +350,8 @@ def test_a_lead_that_cannot_fit_is_warned_of(tmp_path: Path) -> None:
     run.metrics.write_text('{"step": 1, "loss": 1.0, "seconds": 90.0}\n{"step": 1, "save_seconds": 60.0}\n')
     [warning] = checked(tmp_path, recipe(tmp_path), time="1:00:00", signal_lead=120)
     assert "set it to 225 or more" in warning
+
+
+def test_the_job_keeps_the_name_of_its_launcher(tmp_path: Path) -> None:
+    asked = dataclasses.replace(request(Site()), launcher="big one")
+    assert "export DISTFT_LAUNCHER='big one'" in script.text(asked).splitlines()
