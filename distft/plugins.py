@@ -44,5 +44,9 @@ def find(group: str, name: str, what: str) -> Any:
     [(package, point)] = points.items()
     try:
         return point.load()
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"the {what} '{name}' of the package {package} cannot be loaded ({error})") from error
+    except Exception as error:  # somebody else's package may raise anything when it is imported
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"the {what} '{name}' of the package {package} cannot be loaded from {point.value} ({said}); repair or "
+            "uninstall that package"
+        ) from error
