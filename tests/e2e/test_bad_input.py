@@ -67,7 +67,7 @@ def test_a_first_start_that_failed_takes_a_corrected_recipe(place: Workplace) ->
     assert "broken.jsonl:1" in failed.sentence
     ended = place.run("train", "recipe.yaml", "train.steps=2", "--run-dir", run)
     assert ended.code == 0, ended.err
-    assert "has no checkpoint yet, so it starts with the new recipe; changed: data.train, train.steps" in ended.out
+    assert "has no checkpoint yet, so it starts over with the new recipe; changed: data.train, train.steps" in ended.out
     assert list(losses(run)) == [1, 2]
     refused = place.run("train", "recipe.yaml", "train.steps=3", "--run-dir", run)
     assert "add --allow train.steps" in refused.sentence

@@ -95,7 +95,7 @@ def test_a_task_and_a_tracker_of_another_package(place: Workplace, package: Path
     assert {int(step): float(loss) for step, loss in (line.split(",") for line in lines)} == losses
     answered = distft(place, package, "predict", run, "--prompt", "a fine lamp")
     assert json.loads(answered.out)["label"] in ("True", "False")
-    other = distft(place, package, "train", package / "recipe.yaml", "task.prefix=text: ", "--run-dir", run)
+    other = distft(place, package, "train", package / "recipe.yaml", "task.prefix='text: '", "--run-dir", run)
     assert other.code == 2
     assert "refused: task.prefix: 'review: ' before, 'text: ' now" in other.sentence
 
@@ -122,7 +122,8 @@ def test_two_packages_with_one_name_are_refused(place: Workplace, package: Path,
     ) as command:
         ended = command.end()
     assert ended.code == 2
-    assert ended.sentence == "the packages my-package and other-package both bring a launcher 'echo'; uninstall one"
+    both = "the packages my-package and other-package both provide a launcher 'echo'"
+    assert ended.sentence == f"{both}; uninstall one of them"
 
 
 def test_a_term_that_is_a_mean_over_forward_passes(place: Workplace, package: Path, tmp_path: Path) -> None:
