@@ -125,7 +125,9 @@ def settle_recipe(run: RunDir, wanted: Recipe | None, allowed: frozenset[str] = 
 
 def has_nothing_to_lose(run: RunDir) -> bool:
     """True if no checkpoint was committed, so that any recipe may take over."""
-    return run.newest_commit() == 0 and run.read().state != "done"
+    record = run.read()  # checkpoints may have been removed by hand since
+    committed = run.newest_commit() > 0 or any(attempt.commit_after > 0 for attempt in record.attempts)
+    return not committed and record.state != "done"
 
 
 def effective(old: Recipe, new: Recipe) -> list[str]:

@@ -43,7 +43,8 @@ def test_adalora_in_plain_peft(adalora: Made) -> None:
     assert sum(ranks.values()) == len(ranks)  # target_r 1
     assert 0 in ranks.values()
     assert all(tensor.numel() for tensor in tensors(run / "final").values())
-    assert re.search(rf"AdaLoRA: {len(ranks)} of {6 * len(ranks)} ranks are left, 0 to \d a weight", adalora.ended.err)
+    left = rf"AdaLoRA: {len(ranks)} of {6 * len(ranks)} ranks are left, 0 to \d per weight"
+    assert re.search(left, adalora.ended.err)
 
 
 def test_adalora_merged(adalora: Made, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distft.errors import UserError
 from distft.recipe.schema import Recipe
@@ -20,6 +19,10 @@ from distft.run.folder import RunDir
 from distft.run.records import MetricsRecord, latest
 from distft.run.tensorboard_tracker import TensorBoardTracker
 from distft.run.tracking import All, InBackground, Jsonl, check, trackers
+
+EventAccumulator: Any = pytest.importorskip(
+    "tensorboard.backend.event_processing.event_accumulator", reason="needs distft[tensorboard]"
+).EventAccumulator
 
 TRACKER = """\
 class Csv:
