@@ -27,7 +27,8 @@ def test_a_command_goes_on_when_nobody_reads_it(redirection: str) -> None:
 
 
 def test_a_terminal_of_another_encoding_is_still_there() -> None:
-    code = "from distft.process.streams import tolerate_closed_streams; tolerate_closed_streams(); print('gr\\u00fc\\u017c'); print('after')"
+    begin = "from distft.process.streams import tolerate_closed_streams as begin; begin()"
+    code = f"{begin}; print('gr\\u00fc\\u017c'); print('after')"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, check=True, env={"PYTHONIOENCODING": "latin-1"}, timeout=60
     )
