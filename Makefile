@@ -18,8 +18,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## train, interrupt, continue and question a model on the embedded sample
 	@$(BIN)/python -m distft.commands.demo
 
-test: check ## everything: lint, types, unit tests, several processes, the command line, a real SLURM
-	@$(BIN)/python -m pytest
+test: check unit ## everything: lint, types, unit tests, several processes, the command line, a real SLURM
+	@$(BIN)/python -m pytest --ignore tests/unit
 
 check: $(INSTALLED) ## lint and types
 	@$(BIN)/ruff check .
@@ -27,7 +27,7 @@ check: $(INSTALLED) ## lint and types
 	@$(BIN)/mypy
 
 unit: $(INSTALLED) ## the tests that take under a minute
-	@$(BIN)/python -m pytest tests/unit
+	@$(BIN)/python -m pytest -n 2 tests/unit
 
 cluster-test: $(INSTALLED) ## all that a cluster does to a job, an hour and a half; GSM8K where ../shared/data is there
 	@DISTFT_GSM8K=1 $(BIN)/python -m pytest -m "" tests/cluster
