@@ -164,7 +164,7 @@ class DPO(TaskSection):
     FIELDS = ("prompt", "conversations", "messages", "chosen", "rejected")
 
 
-SingleTask = Annotated[
+_Single = (
     CausalLM
     | MaskedLM
     | SequenceClassification
@@ -173,9 +173,9 @@ SingleTask = Annotated[
     | Seq2SeqLM
     | CTC
     | SpeechSeq2Seq
-    | DPO,
-    Field(discriminator="type"),
-]
+    | DPO
+)
+SingleTask = Annotated[_Single, Field(discriminator="type")]
 EncoderTask = Annotated[
     MaskedLM | SequenceClassification | TokenClassification | QuestionAnswering, Field(discriminator="type")
 ]
@@ -219,19 +219,7 @@ class MultiTask(TaskSection):
         return self
 
 
-AnyTask = Annotated[
-    CausalLM
-    | MaskedLM
-    | SequenceClassification
-    | TokenClassification
-    | QuestionAnswering
-    | Seq2SeqLM
-    | CTC
-    | SpeechSeq2Seq
-    | DPO
-    | MultiTask,
-    Field(discriminator="type"),
-]
+AnyTask = Annotated[_Single | MultiTask, Field(discriminator="type")]
 
 
 def type_of(section: type[TaskSection]) -> str:

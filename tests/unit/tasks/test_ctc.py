@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -38,14 +37,6 @@ SIZES: dict[str, Any] = {
     "ctc_zero_infinity": True,
 } | {f"{where}_dropout": 0.0 for where in ("hidden", "attention", "activation", "feat_proj", "final")}
 SPOKEN = [("ab", 0.5), ("aab c", 0.9), ("c", 0.3), ("", 0.2)]  # and seconds
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @cache

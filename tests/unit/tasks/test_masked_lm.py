@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -27,14 +26,6 @@ from distft.tasks.shared.padding import DROPPED, TRUNCATED
 CPU = torch.device("cpu")
 TEXTS = ["a", "the old cat met the other cat", "no, no, no, it is not so", "what is it that it is not? " * 3]
 SPEC = masked_lm.spec(MaskedLM(type="masked-lm"), {})
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @cache

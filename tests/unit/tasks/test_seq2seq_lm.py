@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -41,14 +40,6 @@ SIZES: dict[str, dict[str, Any]] = {
     "mbart": BART,
 }
 PAIRS = [("one two", "eins zwei"), ("three", "drei"), ("four five six seven", "vier"), ("eight", "acht neun zehn")]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
@@ -39,14 +39,6 @@ ANSWERS: dict[str, list[Any]] = {
     "regression": [1, -0.5, "2.25", 0.0],
 }
 TEXTS = ["a", "the old cat met the other cat", "no, no, no", "what is it that it is not?"]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def spec_of(way: str = "single", **fields: str) -> TaskSpec:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -42,14 +41,6 @@ SIZES: dict[str, Any] = {
     "begin_suppress_tokens": None,
 }
 SPOKEN_TEXTS = [("one", 0.2), ("two three", 0.5), ("a", 0.9)]  # and seconds
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @cache
