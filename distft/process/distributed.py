@@ -20,10 +20,12 @@ from torch._C._distributed_c10d import TCPStore
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from distft.errors import RunFailed
-from distft.process import environment, stop_signals
+from distft.process import environment, pulse, stop_signals
 from distft.process.lifetime import die_with_parent
+from distft.process.lone_work import lone_work
 
-POLL_SECONDS = 0.1
+POLL_SECONDS, LONGEST_POLL_SECONDS = 0.1, 1.0  # of waiting for rank 0, at first and in the long run
+HEAD_START_SECONDS = 30.0  # by which rank 0's node calls its work a hang sooner than the others do
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,9 @@ def barrier() -> None:
 def on_rank_0(ranks: Ranks, key: str, work: Callable[[], Any]) -> Any:
     """Rank 0 works, the others wait for its result; no collective, so nothing times out however long it takes.
 
+    The others show that they live as long as the work gets on, and those on other nodes somewhat longer: if it hangs,
+    rank 0's own node is to name it.
+
     Args:
         key: a name used once in an attempt.
         work: returns something JSON can hold.
@@ -120,11 +125,27 @@ def on_rank_0(ranks: Ranks, key: str, work: Callable[[], Any]) -> Any:
     Raises:
         Preempted: a stop was requested of this process while it waited.
     """
+    moved = f"{key}, moves"
     if ranks.first:
-        result = work()
+        with lone_work(lambda moves: ranks.store.set(moved, str(moves))):
+            result = work()
         ranks.store.set(key, json.dumps(result))
+        pulse.at(f"the end of rank 0's work on {key}")
         return result
+    pulse.at(f"the end of rank 0's work on {key}")
+    wait_for_rank_0(ranks, key, moved, 0.0 if ranks.rank == ranks.local_rank else HEAD_START_SECONDS)
+    return json.loads(ranks.store.get(key))
+
+
+def wait_for_rank_0(ranks: Ranks, key: str, moved: str, head_start: float) -> None:
+    """Until there is a value under `key`; moves as the number under `moved` does, and `head_start` seconds longer."""
+    last, changed, pause = b"", time.monotonic(), POLL_SECONDS
     while not ranks.store.check([key]):
         stop_signals.check()
-        time.sleep(POLL_SECONDS)
-    return json.loads(ranks.store.get(key))
+        if ranks.store.check([moved]) and (now := ranks.store.get(moved)) != last:
+            last, changed = now, time.monotonic()
+            pulse.moving()
+        elif time.monotonic() - changed < head_start:
+            pulse.moving()
+        time.sleep(pause)
+        pause = min(1.5 * pause, LONGEST_POLL_SECONDS)  # hundreds of ranks ask one process

@@ -39,7 +39,7 @@ class _Pulse:
 
     def __init__(self) -> None:
         self._memory: mmap.mmap | None = None
-        self._beats = self._moves = self._passed = 0
+        self._beats = self.moves = self._passed = 0
         self._place = b""
         self._lock = threading.Lock()
 
@@ -51,13 +51,17 @@ class _Pulse:
         self._memory = mmap.mmap(int(descriptor), BYTES)
         threading.Thread(target=self._beat, name="pulse", daemon=True).start()
 
+    @property
+    def place(self) -> str:
+        return self._place.decode(errors="replace")
+
     def at(self, place: str) -> None:
         self._place = place.encode()[: BYTES - _HEADER.size]
         self._passed += 1
         self.moving()
 
     def moving(self) -> None:
-        self._moves += 1
+        self.moves += 1
         self._write()
 
     def _beat(self) -> None:
@@ -69,7 +73,7 @@ class _Pulse:
     def _write(self) -> None:
         if self._memory is not None:
             with self._lock:
-                header = _HEADER.pack(self._beats, self._moves, self._passed, len(self._place))
+                header = _HEADER.pack(self._beats, self.moves, self._passed, len(self._place))
                 self._memory[: _HEADER.size + len(self._place)] = header + self._place
 
 
@@ -90,6 +94,16 @@ def at(place: str) -> None:
 def moving() -> None:
     """The work at this place goes on; for places that take long."""
     _pulse.moving()
+
+
+def place() -> str:
+    """Where this process is; empty if it has passed no place."""
+    return _pulse.place
+
+
+def moves() -> int:
+    """How often this process has moved."""
+    return _pulse.moves
 
 
 def read_sign(memory: mmap.mmap) -> Sign:

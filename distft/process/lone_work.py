@@ -1,0 +1,88 @@
+"""Work that one process does while its peers wait: shows that it gets on, also inside libraries that say nothing.
+
+Such work (encoding the data, the digest of a model, a download, the export) may take hours, so no limit in seconds can
+tell it from a hang. What tells is whether it gets on: it counts that it moves (`pulse.moving`), or its threads use the
+CPU or read and write. Threads that were there before do not count: they serve the peers, also while the work hangs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from distft.process import pulse
+
+LOOK_SECONDS = 1.0
+LEAST_TICKS = 2  # of CPU time between two looks, 10 ms each
+LEAST_BYTES = 4096  # read or written between two looks
+
+_TASKS = Path("/proc/self/task")
+
+
+class Activity:
+    """CPU time and bytes of the calling thread and of all threads that begin later. Linux."""
+
+    def __init__(self) -> None:
+        mine = threading.get_native_id()
+        self._bystanders = {thread for thread in _threads() if thread != mine}
+        self._seen = {mine: _used(mine)}
+
+    def ignore_this_thread(self) -> None:
+        self._bystanders.add(threading.get_native_id())
+
+    def went_on(self) -> bool:
+        """Whether there was any since this was asked last."""
+        now = {thread: _used(thread) for thread in _threads() - self._bystanders}
+        zero = (0, 0)
+        ticks = sum(used[0] - self._seen.get(thread, zero)[0] for thread, used in now.items())
+        transferred = sum(used[1] - self._seen.get(thread, zero)[1] for thread, used in now.items())
+        self._seen = now
+        return ticks >= LEAST_TICKS or transferred >= LEAST_BYTES
+
+
+def _threads() -> set[int]:
+    return {int(entry.name) for entry in _TASKS.iterdir()}
+
+
+def _used(thread: int) -> tuple[int, int]:
+    """Clock ticks of CPU time, and bytes read and written; zeros if the thread has ended."""
+    try:
+        fields = (_TASKS / str(thread) / "stat").read_text().rpartition(")")[2].split()
+        ticks = int(fields[11]) + int(fields[12])
+    except OSError:
+        return 0, 0
+    try:
+        lines = (_TASKS / str(thread) / "io").read_text().splitlines()
+    except OSError:  # a kernel that does not count
+        return ticks, 0
+    return ticks, sum(int(line.split()[1]) for line in lines if line.startswith(("rchar", "wchar", "read_", "write_")))
+
+
+@contextmanager
+def lone_work(tell: Callable[[int], None] = lambda moves: None) -> Iterator[None]:
+    """Within, the pulse moves as long as the work does.
+
+    Args:
+        tell: is given a number that has grown whenever the work has moved, about once a second.
+    """
+    ended, activity = threading.Event(), Activity()
+
+    def look() -> None:
+        activity.ignore_this_thread()
+        counted = pulse.moves()
+        while not ended.wait(LOOK_SECONDS):
+            if activity.went_on():
+                pulse.moving()
+            if pulse.moves() != counted:
+                counted = pulse.moves()
+                tell(counted)
+
+    thread = threading.Thread(target=look, name="lone work", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -1,0 +1,173 @@
+"""Work of one rank: it, and those that wait for it, show life as long as it gets on, and not longer."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed import HashStore, PrefixStore
+
+from distft.errors import Preempted
+from distft.process import distributed, lone_work, pulse, stop_signals
+from distft.process.distributed import Ranks, on_rank_0
+
+
+def busy(ended: threading.Event) -> None:
+    while not ended.is_set():
+        hashlib.sha256(bytes(1 << 16)).digest()
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lone_work, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(distributed, "LONGEST_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(distributed, "POLL_SECONDS", 0.05)
+
+
+def reads(folder: Path) -> Callable[[], None]:
+    (folder / "data").write_bytes(bytes(8192))
+
+    def work() -> None:
+        for _ in range(6):
+            (folder / "data").read_bytes()
+            time.sleep(0.1)
+
+    return work
+
+
+def computes(folder: Path) -> Callable[[], None]:
+    def work() -> None:
+        ends = time.monotonic() + 0.6
+        while time.monotonic() < ends:
+            hashlib.sha256(bytes(1 << 16)).digest()
+
+    return work
+
+
+def has_a_thread_compute(folder: Path) -> Callable[[], None]:
+    """As a download or a tokenizer does."""
+
+    def work() -> None:
+        thread = threading.Thread(target=computes(folder))
+        thread.start()
+        thread.join()
+
+    return work
+
+
+def counts(folder: Path) -> Callable[[], None]:
+    def work() -> None:
+        for _ in range(6):
+            pulse.moving()
+            time.sleep(0.1)
+
+    return work
+
+
+@pytest.mark.parametrize("kind", [reads, computes, has_a_thread_compute, counts])
+def test_work_that_gets_on_moves(kind: Callable[[Path], Callable[[], None]], tmp_path: Path, fast: None) -> None:
+    told: list[int] = []
+    work, before = kind(tmp_path), pulse.moves()
+    with lone_work.lone_work(told.append):
+        work()
+    assert len(told) >= 2
+    assert told == sorted(set(told))
+    assert told[-1] > before
+
+
+def test_work_that_hangs_does_not_move_though_its_process_serves_others(fast: None) -> None:
+    told: list[int] = []
+    ended = threading.Event()
+    server = threading.Thread(target=busy, args=(ended,))  # began before: it answers the ranks that wait
+    server.start()
+    try:
+        with lone_work.lone_work(told.append):
+            time.sleep(0.5)
+    finally:
+        ended.set()
+        server.join()
+    assert told == []
+
+
+class Waiting:
+    """A rank that waits for rank 0, in a thread, with a count of its own moves."""
+
+    def __init__(self, rank: int, local_rank: int, store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.moves: list[float] = []
+        self.result: Any = None
+        # rank 0 is in this process too, and its moves are not this rank's
+        monkeypatch.setattr(distributed.pulse, "moving", lambda: self.moves.append(time.monotonic()))
+        ranks = Ranks(rank, local_rank, 4, torch.device("cpu"), store)
+
+        def wait() -> None:
+            self.result = on_rank_0(ranks, "the data", lambda: pytest.fail("only rank 0 works"))
+
+        self.thread = threading.Thread(target=wait)
+        self.thread.start()
+
+
+@pytest.fixture
+def store() -> Any:
+    return PrefixStore("test", HashStore())
+
+
+@pytest.fixture
+def waiting(store: Any, monkeypatch: pytest.MonkeyPatch, fast: None) -> Iterator[Callable[[int, int], Waiting]]:
+    made: list[Waiting] = []
+
+    def wait(rank: int, local_rank: int) -> Waiting:
+        made.append(Waiting(rank, local_rank, store, monkeypatch))
+        return made[-1]
+
+    yield wait
+    store.set("the data", '"late"')
+    for one in made:
+        one.thread.join()
+
+
+def test_a_rank_that_waits_moves_as_rank_0_does(waiting: Callable[[int, int], Waiting], store: Any) -> None:
+    one = waiting(1, 1)  # on rank 0's node: without a head start
+    time.sleep(0.2)
+    assert one.moves == []
+    for number in range(5):
+        store.set("the data, moves", str(number))
+        time.sleep(0.15)
+    assert len(one.moves) == 5
+    time.sleep(0.2)
+    assert len(one.moves) == 5  # rank 0 hangs, and so does this
+    store.set("the data", '["result"]')
+    one.thread.join(5.0)
+    assert one.result == ["result"]
+
+
+def test_rank_0s_node_is_to_name_it_first(
+    waiting: Callable[[int, int], Waiting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "HEAD_START_SECONDS", 0.5)
+    began = time.monotonic()
+    one = waiting(2, 0)
+    time.sleep(1.0)
+    assert one.moves[-1] - began == pytest.approx(0.5, abs=0.3)
+
+
+def test_rank_0_tells_the_others_that_it_moves(store: Any, tmp_path: Path, fast: None) -> None:
+    def work() -> str:
+        computes(tmp_path)()
+        return "done"
+
+    before = pulse.moves()
+    assert on_rank_0(Ranks(0, 0, 2, torch.device("cpu"), store), "the model", work) == "done"
+    assert int(store.get("the model, moves")) > before
+    assert store.get("the model") == b'"done"'
+
+
+def test_a_rank_that_waits_can_be_stopped(store: Any, fast: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stop_signals, "_received", [(stop_signals.SIGNALS[0], 0.0)])
+    with pytest.raises(Preempted):
+        on_rank_0(Ranks(1, 1, 2, torch.device("cpu"), store), "anything", lambda: None)
