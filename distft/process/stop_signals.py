@@ -1,8 +1,8 @@
 """Stop signals: a handler only sets a flag, and the training loop acts on it.
 
-TERM, USR1, USR2 and INT all mean the same: stop at the next step and save. Which of them a cluster
-sends, and when, is in docs/architecture.md. The flag is local to a process; the training loop makes
-all ranks agree on it.
+TERM, USR1, USR2, INT and HUP (a closed terminal) all mean the same: stop at the next step and save. Which of them a
+cluster sends, and when, is in docs/architecture.md. The flag is local to a process; the training loop makes all ranks
+agree on it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from types import FrameType
 from distft.errors import Preempted
 from distft.process import environment
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 
 _received: list[tuple[signal.Signals, float]] = []
 
@@ -27,6 +27,8 @@ def _on_signal(signum: int, _frame: FrameType | None) -> None:
 def listen() -> None:
     """Take over the stop signals; those that were held back (see `hold`) arrive now."""
     for number in SIGNALS:
+        if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+            continue  # nohup: the run is to outlive its terminal
         signal.signal(number, _on_signal)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
