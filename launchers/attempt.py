@@ -30,6 +30,14 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Phases:
+    """What the leading node does in an attempt."""
+
+    train: Callable[[Attempt], Verdict]
+    export: Callable[[Attempt], Verdict]  # when no step is left and all ranks have ended
+
+
+@dataclass(frozen=True)
 class Restarts:
     """Whether to start the ranks again here, in the same allocation, after they crashed, hung or were lost."""
 
@@ -55,12 +63,12 @@ def in_this_allocation(
     hosts: list[str],
     world: int,
     restarts: Restarts,
-    work: Callable[[Attempt], Verdict],
+    phases: Phases,
 ) -> Verdict:
     """One attempt, and the next as long as `restarts` allows it. Raises as `recorded` does."""
     done = 0
     while True:
-        verdict = recorded(run, recipe, held, hosts, world, work)
+        verdict = recorded(run, recipe, held, hosts, world, phases)
         if not restarts.again(run.read(), verdict, done):
             return verdict
         done += 1
@@ -68,10 +76,8 @@ def in_this_allocation(
         held.change_token()
 
 
-def recorded(
-    run: RunDir, recipe: Recipe, held: Held, hosts: list[str], world: int, work: Callable[[Attempt], Verdict]
-) -> Verdict:
-    """Do `work` as the next attempt, with a beginning and an end in run.json.
+def recorded(run: RunDir, recipe: Recipe, held: Held, hosts: list[str], world: int, phases: Phases) -> Verdict:
+    """Train and export as the next attempt, with a beginning and an end in run.json.
 
     Raises:
         RunFailed: another attempt took the run over; run.json is theirs then and is left alone.
@@ -80,18 +86,28 @@ def recorded(
     attempt = begin(run, record, recipe, held, hosts, world)
     verdict = Verdict(FAILED, "the parent process failed")
     try:
-        verdict = work(attempt)
+        verdict = phases.train(attempt) if not record.trained else Verdict(DONE, "trained")
+        if verdict.code == DONE:
+            held.check()
+            record.trained = True
+            run.write(record)  # so that the next attempt, if this one is cut off, has only the export to do
+            verdict = phases.export(attempt)
     finally:
         try:
             held.check()
             close(run, attempt, verdict, end=time.time())
-            record.state = STATES.get(verdict.code, "failed")
+            record.state = state_after(record, verdict)
             run.write(record)
         except OSError as error:
             # No space even for this: what filled the disk was said already, and the next attempt closes this one.
             if not no_space(error) or verdict.code == DONE:
                 raise
     return verdict
+
+
+def state_after(record: Run, verdict: Verdict) -> State:
+    """The state of a run after an attempt. One that is trained does not fail, whatever the export ran into."""
+    return STATES.get(verdict.code, "trained" if record.trained else "failed")
 
 
 def begin(run: RunDir, record: Run, recipe: Recipe, held: Held, hosts: list[str], world: int) -> Attempt:

@@ -74,14 +74,17 @@ class ForkServer(Child):
         self.ready = False  # whether its imports are done
         self._ranks: list[Rank] = []
 
-    def fork(self, run: RunDir, number: int, log: Path, variables: Mapping[str, str], files: Mapping[str, int]) -> Rank:
-        """Order a rank. It begins when the imports are done.
+    def fork(
+        self, run: RunDir, name: str, number: int, log: Path, variables: Mapping[str, str], files: Mapping[str, int]
+    ) -> Rank:
+        """Order a rank, or another process of the run. It begins when the imports are done.
 
         Args:
+            name: what to call it in messages.
             variables: what this rank does not have in common with the others.
             files: open descriptors that the rank gets, by the names of the variables that tell it their numbers.
         """
-        rank = Rank(f"rank {number}", log, number=number)
+        rank = Rank(name, log, number=number)
         pulse_file, output = shared_memory(), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         rank.memory = mmap.mmap(pulse_file, pulse.BYTES)
         everything = {"log": output, environment.PULSE_FD: pulse_file, **files}

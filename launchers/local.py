@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
@@ -21,8 +22,8 @@ from distft.run import lease, tracking
 from distft.run.files import write_atomically
 from distft.run.folder import Attempt, RunDir, new_wandb_id, this_host
 from distft.run.lease import Held
-from launchers.attempt import Restarts, Verdict, in_this_allocation
-from launchers.parent import Claim, Household, Node, household, run_ranks
+from launchers.attempt import Phases, Restarts, Verdict, in_this_allocation
+from launchers.parent import Claim, Household, Node, export, household, run_ranks
 
 PATIENCE_SECONDS = 1.0  # somebody who only looks holds a run for an instant
 
@@ -61,10 +62,11 @@ class LocalLauncher:
                 run.write(record)
             restarts = Restarts(job.resources.max_restarts or 0)
 
-            def work(attempt: Attempt) -> Verdict:
-                return on_this_node(run, recipe, held, nproc, attempt, home)
+            def write_final(attempt: Attempt) -> Verdict:
+                return export(run, recipe, Claim(attempt.number, held.lease.token, held.lock), held.renew, home)
 
-            return in_this_allocation(run, recipe, held, [this_host()], nproc, restarts, work).code
+            phases = Phases(partial(on_this_node, run, recipe, held, nproc, home), write_final)
+            return in_this_allocation(run, recipe, held, [this_host()], nproc, restarts, phases).code
 
     def outlook(self, run: RunDir) -> Outlook | None:
         return None
@@ -93,7 +95,7 @@ def refuse_what_needs_a_scheduler(job: Job) -> None:
         )
 
 
-def on_this_node(run: RunDir, recipe: Recipe, held: Held, nproc: int, attempt: Attempt, home: Household) -> Verdict:
+def on_this_node(run: RunDir, recipe: Recipe, held: Held, nproc: int, home: Household, attempt: Attempt) -> Verdict:
     """All ranks of an attempt here. The parent opens the socket they meet on, so that no port is chosen twice."""
     listener = socket.create_server(("127.0.0.1", 0))
     node = Node(nproc=nproc, port=listener.getsockname()[1], listener=listener, timeout=recipe.engine.timeout)
@@ -117,7 +119,7 @@ def settle_recipe(run: RunDir, wanted: Recipe | None, allowed: frozenset[str] = 
                 start_over(run, agreed, replaced)
         elif reopened(run, agreed):
             record = run.read()
-            record.state = "new"
+            record.state, record.trained = "new", False
             run.write(record)
         write_atomically(run.config, dump(agreed))
     return agreed
@@ -155,7 +157,7 @@ def start_over(run: RunDir, new: Recipe, changed: list[str]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     for made in (run.labels, run.reference, run.path / "base.json", run.chart):
         made.unlink(missing_ok=True)
-    run.write(dataclasses.replace(record, name=new.name or record.name, wandb_id=new_wandb_id()))
+    run.write(dataclasses.replace(record, name=new.name or record.name, wandb_id=new_wandb_id(), trained=False))
 
 
 def agreed_recipe(run: RunDir, wanted: Recipe | None, allowed: frozenset[str] = frozenset()) -> Recipe:

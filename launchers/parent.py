@@ -19,6 +19,7 @@ from typing import TextIO
 
 from distft.errors import DONE, FAILED, PREEMPTED, USAGE
 from distft.process import environment, stop_signals
+from distft.recipe.schema import Recipe
 from distft.run.folder import RunDir, this_host
 from launchers.attempt import Verdict
 from launchers.forkserver import Child, ForkServer, Rank
@@ -110,15 +111,34 @@ def run_ranks(run: RunDir, node: Node, claim: Claim, look_around: LookAround, ho
     """Start, watch and end the ranks of this node."""
     if pending := stop_signals.received():
         return Verdict(PREEMPTED, f"preempted ({pending[0].name}) before the ranks were started", weight=-1)
-    # Signals are held while the fork server starts: it inherits that, and so do ranks until they listen.
+    with forking(home, claim, node.index) as server:
+        ranks = start_ranks(run, node, claim, server)
+        return watch(server, ranks, Watchdog(STANDSTILL * node.timeout), look_around)
+
+
+def export(run: RunDir, recipe: Recipe, claim: Claim, look_around: LookAround, home: Household) -> Verdict:
+    """Start and watch the process that writes `final/`, on the first node, when all ranks have ended."""
+    variables = {environment.WORK: "export", "RANK": "0", environment.ATTEMPT: str(claim.attempt)}
+    variables[environment.TOKEN] = claim.token
+    log = run.attempt_logs(claim.attempt) / "export.log"
+    with forking(home, claim, index=0) as server:
+        child = server.fork(run, "the export", 0, log, variables, shared_files(claim, first=True))
+        return watch(server, [child], Watchdog(STANDSTILL * recipe.engine.timeout), look_around)
+
+
+@contextmanager
+def forking(home: Household, claim: Claim, index: int) -> Iterator[ForkServer]:
+    """The fork server of this node; what it has forked is ended at the end.
+
+    Stop signals are held while it starts: it inherits that, and so do its processes until they listen.
+    """
     stop_signals.hold_back()
     try:
-        server = home.server(claim.attempt, node.index)
+        server = home.server(claim.attempt, index)
     finally:
         stop_signals.listen()
     try:
-        ranks = start_ranks(run, node, claim, server)
-        return watch(server, ranks, Watchdog(STANDSTILL * node.timeout), look_around)
+        yield server
     finally:
         server.end_ranks()
 
@@ -127,16 +147,22 @@ def start_ranks(run: RunDir, node: Node, claim: Claim, server: ForkServer) -> li
     ranks = []
     for local in range(node.nproc):
         number = node.index * node.nproc + local
-        files = {environment.LOCK_FD: claim.lock} if claim.lock is not None else {}
-        if number == 0:
-            files[environment.CONSOLE_FD] = sys.stderr.fileno()  # in a rank, descriptor 2 is its log
-            if node.listener:
-                files[environment.LISTEN_FD] = node.listener.fileno()
+        files = shared_files(claim, first=number == 0)
+        if number == 0 and node.listener:
+            files[environment.LISTEN_FD] = node.listener.fileno()
         log = run.attempt_logs(claim.attempt) / f"rank-{number}.log"
-        ranks.append(server.fork(run, number, log, rank_environment(node, claim, local), files))
+        ranks.append(server.fork(run, f"rank {number}", number, log, rank_environment(node, claim, local), files))
     if node.listener:
         node.listener.close()
     return ranks
+
+
+def shared_files(claim: Claim, first: bool) -> dict[str, int]:
+    """Descriptors for a process of an attempt, by the variables that tell it their numbers."""
+    files = {environment.LOCK_FD: claim.lock} if claim.lock is not None else {}
+    if first:
+        files[environment.CONSOLE_FD] = sys.stderr.fileno()  # in a rank, descriptor 2 is its log
+    return files
 
 
 def rank_environment(node: Node, claim: Claim, local: int) -> dict[str, str]:

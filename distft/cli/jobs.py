@@ -59,13 +59,11 @@ def process_of_a_node(run_dir: Path | None) -> int:
     """What a launcher starts: a rank, or the process from which the ranks of a node are forked."""
     if run_dir is None:
         raise UserError("RANK is set, so this process is one rank of a run and needs --run-dir")
+    from distft.training import forkserver
+
     if environment.FORKSERVER_FD in os.environ:
-        from distft.training import forkserver
-
         return forkserver.serve(run_dir)
-    from distft.training.loop import run_attempt
-
-    return run_attempt(run_dir)
+    return forkserver.work(run_dir)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,13 @@ def load_trained(context: RunContext, stored: Stored, quantized: bool = False) -
     return model.eval()
 
 
-def write(context: RunContext, out: Path, merged: bool = False) -> None:
+def write(context: RunContext, out: Path, merged: bool = False, may_publish: Callable[[], None] = lambda: None) -> None:
     """A folder `out` that plain `peft` (adapter) or `transformers` (full or `merged` model) load; all or nothing.
 
     An adapter that was trained over 4 bits is merged into the base as it was before.
+
+    Args:
+        may_publish: is called when all is written, and raises if it must not take its place.
 
     Raises:
         UserError: `out` holds something else, or there is nothing to merge.
@@ -98,6 +102,7 @@ def write(context: RunContext, out: Path, merged: bool = False) -> None:
             shutil.copy(run.labels, staged / run.labels.name)
         (staged / MARK).write_text(json.dumps({"run": run.read().name, "step": stored.progress.step}) + "\n")
         check_target(out)
+        may_publish()
 
 
 def tied_target(model: Any) -> str | None:

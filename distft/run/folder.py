@@ -35,7 +35,7 @@ from typing import Any, Literal
 from distft.errors import UserError
 from distft.run.files import write_atomically
 
-State = Literal["new", "running", "done", "preempted", "failed", "held", "cancelled"]
+State = Literal["new", "running", "done", "preempted", "trained", "failed", "held", "cancelled"]
 
 
 @dataclass
@@ -71,6 +71,7 @@ class Run:
     name: str
     state: State = "new"
     reason: str | None = None  # why it is held
+    trained: bool = False  # no step is left: only the export is
     excluded: list[str] = field(default_factory=list)  # hosts that the scheduler was asked not to use again
     launcher: str = "local"  # who started it last
     wandb_id: str = field(default_factory=new_wandb_id)

@@ -45,6 +45,7 @@ class Lease:
     attempt: int = 0
     address: str = ""  # where the ranks of the attempt meet
     port: int = 0
+    ranks: int = 0  # per node
     token: str = field(default_factory=new_token)
     released: bool = False
 
@@ -61,10 +62,10 @@ class Held:
         self.run, self.lease, self.lock = run, lease, lock
         self._renewed = time.monotonic()
 
-    def publish(self, attempt: int, address: str, port: int) -> None:
-        """Tell the other nodes of this attempt where its ranks meet."""
+    def publish(self, attempt: int, address: str, port: int, ranks: int) -> None:
+        """Tell the other nodes of this attempt where its ranks meet, and how many there are per node."""
         self.check()
-        self.lease = dataclasses.replace(self.lease, attempt=attempt, address=address, port=port)
+        self.lease = dataclasses.replace(self.lease, attempt=attempt, address=address, port=port, ranks=ranks)
         _write(self.run, self.lease)
 
     def change_token(self) -> None:
@@ -96,7 +97,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Fence:
-    """What a rank asks before it records or commits. `token` None: nobody else is expected (ranks started by hand)."""
+    """What a rank asks before it records or commits. `token` None: nobody else is expected (tests)."""
 
     run: RunDir
     token: str | None
@@ -119,6 +120,14 @@ def read_lease(run: RunDir) -> Lease | None:
         return Lease(**json.loads(_path(run).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def renewed_at(run: RunDir) -> float:
+    """When the holder last showed that it lives, by the clock of the file system; 0.0 if there is no lease."""
+    try:
+        return _path(run).stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def alive(run: RunDir) -> bool:

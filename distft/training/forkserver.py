@@ -64,7 +64,7 @@ def import_all(run_dir: Path) -> None:
     from distft.engine import deepspeed
     from distft.model import adapters, base_model
     from distft.tasks.registry import specs_of
-    from distft.training import loop  # noqa: F401
+    from distft.training import final, loop  # noqa: F401
 
     recipe = load_resolved(RunDir(run_dir).config)
     deepspeed.imported()
@@ -97,7 +97,8 @@ def become_rank(request: dict[str, Any], files: list[int], server: int) -> int:
     """Be the rank that was ordered. Returns its exit code."""
     os.environ.update(request["environment"] | {environment.PARENT: str(server)})
     lifetime.die_with_parent()
-    lifetime.name(f"distft-rank-{request['number']}")
+    exports = environment.WORK in os.environ
+    lifetime.name("distft-export" if exports else f"distft-rank-{request['number']}")
     for name, descriptor in zip(request["files"], files, strict=True):
         if name == "log":
             for standard in (sys.stdout, sys.stderr):
@@ -107,10 +108,19 @@ def become_rank(request: dict[str, Any], files: list[int], server: int) -> int:
             os.environ[name] = str(descriptor)
     if not survived_fork():
         start_afresh(request["run"], files)
+    return work(Path(request["run"]))
+
+
+def work(run_dir: Path) -> int:
+    """What this process was started for: a rank's part in an attempt, or the export. Returns its exit code."""
     stop_signals.listen()
+    if environment.WORK in os.environ:
+        from distft.training.final import write_final
+
+        return write_final(run_dir)
     from distft.training.loop import run_attempt
 
-    return run_attempt(Path(request["run"]))
+    return run_attempt(run_dir)
 
 
 def survived_fork() -> bool:

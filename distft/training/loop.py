@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +16,13 @@ import torch
 
 from distft.data.loader import MicroBatch
 from distft.engine.lr_schedule import learning_rate
-from distft.errors import DONE, PREEMPTED
-from distft.model import export
-from distft.process import distributed, pulse, stop_signals
+from distft.errors import DONE, PREEMPTED, UserError
+from distft.process import distributed, environment, pulse, stop_signals
 from distft.process.console import Bar, Console
 from distft.recipe.load import load_resolved
 from distft.run.chart import draw_chart
 from distft.run.folder import RunDir
-from distft.training import non_finite
+from distft.training import non_finite, out_of_memory
 from distft.training.evaluation import ended_early, evaluate_if_due, is_due
 from distft.training.non_finite import Trouble
 from distft.training.session import Session
@@ -36,13 +36,19 @@ def run_attempt(run_dir: Path) -> int:
         UserError, RunFailed, Preempted: see `distft.errors`.
     """
     run = RunDir(run_dir)
+    if environment.TOKEN not in os.environ:
+        raise UserError(
+            f"this rank holds no lease of {run.path}, so another attempt could be at work there; start all ranks by "
+            f"`distft train --run-dir {run.path} --nproc N` in place of torchrun or srun"
+        )
     recipe = load_resolved(run.config)
     pulse.begin()
     stop_signals.check()
     pulse.at("the meeting of all ranks")
-    ranks = distributed.init(recipe.engine.timeout)
-    session = prepare(run, recipe, ranks, Console(ranks.first))
-    code = train(session)
+    with out_of_memory.explained(recipe):
+        ranks = distributed.init(recipe.engine.timeout)
+        session = prepare(run, recipe, ranks, Console(ranks.first))
+        code = train(session)
     session.track.finish()
     if ranks.first and code == DONE:  # an attempt that was told to stop has better to do with its last seconds
         draw_chart(run)
@@ -66,7 +72,7 @@ def train(session: Session) -> int:
         why = "on request" if stop_signals.requested() else "before the time limit"
         session.console.say(f"stopped {why} after step {session.progress.step}; the same command continues the run")
         return PREEMPTED
-    finish(session)
+    tell_how_it_went(session)
     return DONE
 
 
@@ -132,11 +138,12 @@ def backward(
     for micro, batch in micros:
         pulse.at(f"step {number}, a micro-batch")
         seed_generators(session.recipe.train.seed, number, micro.index)
-        losses = session.task.loss(engine.model, batch)
-        weighted = {name: losses[name] * factors[name] for name in losses}
-        part = sum(weighted.values(), start=zero)
-        # DeepSpeed divides by the world size
-        engine.backward(non_finite.made_plain(part) * ranks.world, last=micro is micros[-1][0])
+        with out_of_memory.explained(session.recipe, batch):
+            losses = session.task.loss(engine.model, batch)
+            weighted = {name: losses[name] * factors[name] for name in losses}
+            part = sum(weighted.values(), start=zero)
+            # DeepSpeed divides by the world size
+            engine.backward(non_finite.made_plain(part) * ranks.world, last=micro is micros[-1][0])
         parts.append(part.detach())
         named = {name: named[name] + value.detach() for name, value in weighted.items()}
     return parts, named
@@ -197,12 +204,8 @@ def note_saves(session: Session) -> None:
         session.track.log({"step": saved.step, **figures, "attempt": session.attempt})
 
 
-def finish(session: Session) -> None:
-    """Write what the run was for into `final/`."""
-    pulse.at("the export")
-    if session.ranks.first:
-        export.write(session.context, session.run.final)
-    distributed.barrier()
+def tell_how_it_went(session: Session) -> None:
+    """What there is to say when no step is left. The export begins when all ranks have ended, see `training.final`."""
     if session.progress.step < session.total_steps:
         patience, best = session.recipe.train.patience, session.recipe.train.best
         session.console.say(f"{best} of the held-out data has not improved in {patience} evaluations")
@@ -211,4 +214,3 @@ def finish(session: Session) -> None:
         session.console.say(f"best checkpoint: step {session.progress.best_step}, {chosen}")
     if (verdict := session.allocator.verdict()) is not None:
         session.console.say(verdict)
-    session.console.say(f"finished after step {session.progress.step}: {session.run.final}")

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from distft.errors import DONE, FAILED, PREEMPTED, USAGE, RunFailed, UserError
@@ -29,9 +30,9 @@ from distft.recipe.schema import Recipe
 from distft.run import lease
 from distft.run.folder import Attempt, RunDir, this_host
 from distft.run.lease import Held
-from launchers.attempt import Restarts, Verdict, in_this_allocation
+from launchers.attempt import Phases, Restarts, Verdict, in_this_allocation
 from launchers.local import gpus
-from launchers.parent import POLL_SECONDS, Claim, Household, Node, household, run_ranks
+from launchers.parent import POLL_SECONDS, Claim, Household, Node, export, household, run_ranks
 from launchers.slurm import policy, scheduler
 from launchers.slurm.cause import settle, stop_cause
 from launchers.slurm.verdicts import Verdicts, folder
@@ -39,6 +40,7 @@ from launchers.slurm.verdicts import Verdicts, folder
 OTHER_HOLDER_SECONDS = lease.STALE_SECONDS + 15.0
 LEADER_SECONDS = 600.0  # a leader waits for a holder and for file systems; followers wait for the leader
 MAX_RESTARTS = 10  # of the ranks in one start of the job, where the batch script does not say
+LONGEST_POLL_SECONDS = 1.0  # of waiting for the leader
 FIRST_PORT, PORTS = 20000, 20000
 
 
@@ -135,22 +137,25 @@ def lead(run: RunDir, here: NodePlace, ended: Verdicts) -> Verdict:
 
         def all_nodes_are_there(attempt: Attempt) -> bool:
             held.renew()  # what has been waited for before and is now may be longer than a lease lasts
-            return ended.of(attempt.number).all_there()
+            return run.read().trained or ended.of(attempt.number).all_there()
 
         restarts = Restarts(most, here.ends, all_nodes_are_there)
 
-        def work(attempt: Attempt) -> Verdict:
-            return leading(run, recipe, here, ended, held, attempt, home)
+        def write_final(attempt: Attempt) -> Verdict:
+            claim = Claim(attempt.number, held.lease.token, held.lock)
+            own = here.named(export(run, recipe, claim, held.renew, home))
+            return stop_cause(own, stop_signals.received(), here.ends)
 
-        return in_this_allocation(run, recipe, held, here.hosts, world, restarts, work)
+        phases = Phases(partial(leading, run, recipe, here, ended, held, home), write_final)
+        return in_this_allocation(run, recipe, held, here.hosts, world, restarts, phases)
 
 
 def leading(
-    run: RunDir, recipe: Recipe, here: NodePlace, ended: Verdicts, held: Held, attempt: Attempt, home: Household
+    run: RunDir, recipe: Recipe, here: NodePlace, ended: Verdicts, held: Held, home: Household, attempt: Attempt
 ) -> Verdict:
     listener = listen_near(FIRST_PORT + (int(here.job) * 31 + (here.restart + attempt.number) * 7) % PORTS)
     port = listener.getsockname()[1]
-    held.publish(attempt.number, here.hosts[0], port)
+    held.publish(attempt.number, here.hosts[0], port, here.ranks)
     node = Node(here.ranks, 0, len(here.hosts), here.hosts[0], port, listener, here.ends, recipe.engine.timeout)
     verdicts = ended.of(attempt.number)
 
@@ -181,8 +186,17 @@ def follow(run: RunDir, here: NodePlace, ended: Verdicts) -> Verdict:
     with household(run, here.ranks) as home:
         while isinstance(found := meeting_point(run, here, ended, last), lease.Lease):
             last = found.attempt
+            if found.ranks != here.ranks:
+                raise UserError(unequal(here, found.ranks))
             ended.of(last).leave(join(run, here, ended, found, timeout, home))
         return found
+
+
+def unequal(here: NodePlace, ranks: int) -> str:
+    return (
+        f"{here.hosts[here.index]} has {here.ranks} ranks (GPUs) and {here.hosts[0]}, the first node, {ranks}; all "
+        "nodes of a job need the same number: set `ranks` in the site profile, or `constraint` to nodes of one kind"
+    )
 
 
 def join(run: RunDir, here: NodePlace, ended: Verdicts, found: lease.Lease, timeout: float, home: Household) -> Verdict:
@@ -198,9 +212,14 @@ def join(run: RunDir, here: NodePlace, ended: Verdicts, found: lease.Lease, time
 
 
 def meeting_point(run: RunDir, here: NodePlace, ended: Verdicts, last: int) -> lease.Lease | Verdict:
-    """Wait for the first node to say where the ranks of the attempt after `last` meet, or how it ended."""
-    deadline = time.monotonic() + LEADER_SECONDS
-    while time.monotonic() < deadline:
+    """Wait for the first node to say where the ranks of the attempt after `last` meet, or how it ended.
+
+    It may be at work alone for long, on the export: as long as it renews its lease it is waited for.
+    """
+    renewed, heard, pause = 0.0, time.monotonic(), POLL_SECONDS
+    while time.monotonic() - heard < LEADER_SECONDS:
+        if (now := lease.renewed_at(run)) != renewed:
+            renewed, heard = now, time.monotonic()
         found = lease.read_lease(run)
         ours = found is not None and (found.job, found.restart) == (here.job, here.restart) and not found.released
         if found is not None and ours and found.port and found.attempt > last:
@@ -209,7 +228,8 @@ def meeting_point(run: RunDir, here: NodePlace, ended: Verdicts, last: int) -> l
             return verdict
         if last == 0 and (signals := stop_signals.received()):
             return Verdict(PREEMPTED, f"preempted ({signals[0].name}) before the ranks were started", weight=-1)
-        time.sleep(POLL_SECONDS)
+        time.sleep(pause)
+        pause = min(1.1 * pause, LONGEST_POLL_SECONDS)
     return Verdict(
         FAILED, f"{this_host()} heard nothing from the first node, {here.hosts[0]}, for {LEADER_SECONDS:.0f} s"
     )

@@ -24,7 +24,7 @@ from distft.process import environment, stop_signals, streams
 from distft.run import lease
 from distft.run.folder import Attempt, Run, RunDir
 from distft.run.lease import Lease
-from launchers.attempt import STATES, Verdict, close, fruitless
+from launchers.attempt import Verdict, close, fruitless, state_after
 from launchers.slurm import scheduler
 from launchers.slurm.cause import UNKNOWN, of_start, suspects
 from launchers.slurm.verdicts import Verdicts, folder, read_verdict
@@ -129,7 +129,7 @@ def closed(run: RunDir, record: Run, job: str, restart: int, verdict: Verdict) -
         record.attempts.append(attempt)
     if attempt.end is None:
         close(run, attempt, verdict, end=time.time())
-        record.state = STATES.get(verdict.code, "failed")
+        record.state = state_after(record, verdict)
     return attempt
 
 

@@ -39,7 +39,7 @@ def left_behind(run: RunDir, content: Lease, seconds_ago: float) -> Path:
 def test_a_run_in_use_names_who_holds_it(run: RunDir) -> None:
     with lease.hold_run(run) as held:
         assert lease.alive(run)
-        held.publish(attempt=3, address="here", port=5)
+        held.publish(attempt=3, address="here", port=5, ranks=2)
         with pytest.raises(UserError, match=rf"in use by attempt 3 \(process {os.getpid()} on "), lease.hold_run(run):
             pass
     assert not lease.alive(run)
@@ -108,7 +108,7 @@ def test_the_next_start_of_the_same_job_takes_over_at_once(run: RunDir) -> None:
             with pytest.raises(RunFailed, match="nothing more is written"):
                 Fence(run, old.lease.token).check()
             with pytest.raises(RunFailed):
-                old.publish(1, "x", 1)
+                old.publish(1, "x", 1, 1)
             new.check()
         old.release()  # not his to release
         found = lease.read_lease(run)

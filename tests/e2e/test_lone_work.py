@@ -1,0 +1,160 @@
+"""Work of one process for which the others wait, or which begins when they have ended: on one node and on two.
+
+Two real light parents, started as srun starts them, stand for two nodes; no SLURM is needed for that.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e.command import START_SECONDS, Started, Workplace, about, losses, until
+
+EXPORT = "distft-export"  # of a process, in ps
+HOSTS = "127.0.0.1,localhost"
+
+
+@dataclass
+class Nodes:
+    """The light parents of a job, by the index of their node."""
+
+    parents: list[subprocess.Popen[bytes]]
+    logs: list[Path]
+
+    def codes(self, seconds: float = START_SECONDS) -> list[int]:
+        return [parent.wait(timeout=seconds) for parent in self.parents]
+
+    def said(self, index: int) -> str:
+        return self.logs[index].read_text()
+
+
+@contextmanager
+def two_nodes(place: Workplace, run: Path, *overrides: str, ranks: tuple[int, int] = (1, 1)) -> Iterator[Nodes]:
+    """The first start of a job on two nodes, with so many ranks on each."""
+    prepared = place.run("train", "recipe.yaml", *overrides, "--run-dir", run, "--prepare")
+    assert prepared.code == 0, prepared.err
+    found = Nodes([], [])
+    with ExitStack() as stack:
+        for index, number in enumerate(ranks):
+            of_slurm = {"SLURM_JOB_ID": "7", "SLURM_NODEID": str(index), "GLOO_SOCKET_IFNAME": "lo"}
+            of_script = {"DISTFT_RUN_DIR": str(run), "DISTFT_HOSTS": HOSTS, "DISTFT_RANKS": str(number)}
+            found.logs.append(place.folder / f"{run.name}-node-{index}.txt")
+            output = stack.enter_context(open(found.logs[-1], "wb"))
+            parent = subprocess.Popen(
+                [sys.executable, "-u", "-m", "launchers.slurm.node"],
+                cwd=place.folder,
+                env={**place.environment(), **of_slurm, **of_script, "DISTFT_MAX_RESTARTS": "0"},
+                stdout=output,
+                stderr=output,
+            )
+            stack.callback(parent.wait)
+            stack.callback(parent.kill)
+            found.parents.append(parent)
+        yield found
+
+
+def children(pid: int, name: str) -> list[psutil.Process]:
+    try:
+        return [child for child in psutil.Process(pid).children(recursive=True) if child.name() == name]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def export_of(command: Started, after: float = 0.0) -> psutil.Process:
+    """The process that writes final/, stopped so many seconds after it began."""
+    until(lambda: bool(children(command.pid, EXPORT)), "the export begins", every=0.002)
+    [process] = children(command.pid, EXPORT)
+    time.sleep(after)
+    process.send_signal(signal.SIGSTOP)
+    return process
+
+
+def test_work_of_rank_0_that_outlasts_the_timeout_is_no_hang_on_another_node(place: Workplace) -> None:
+    timeout, run = 8, place.folder / "long-work"
+    place.write_records("many.jsonl", 60_000)
+    began = time.time()
+    with two_nodes(place, run, "data.train=many.jsonl", "train.steps=2", f"engine.timeout={timeout}") as nodes:
+        codes = nodes.codes()
+    assert codes == [0, 0], nodes.said(0) + nodes.said(1)
+    [attempt] = about(run)["attempts"]
+    assert (attempt["world_size"], attempt["cause"]) == (2, "finished")
+    [cached] = (place.folder / "cache" / "distft" / "tokens").glob("*/meta.json")
+    assert cached.stat().st_mtime - began > 2 * timeout, "the work was too short to show anything"
+
+
+def test_nodes_with_different_numbers_of_ranks_are_refused(place: Workplace) -> None:
+    run = place.folder / "unequal"
+    with two_nodes(place, run, ranks=(1, 2)) as nodes:
+        assert nodes.codes(60.0) == [2, 2]
+    said = "localhost has 2 ranks (GPUs) and 127.0.0.1, the first node, 1; all nodes of a job need the same number"
+    assert said in nodes.said(1)
+    assert about(run)["attempts"][0]["cause"].startswith(said)
+    assert "Traceback" not in nodes.said(0) + nodes.said(1)
+
+
+def test_an_export_that_is_cut_off_is_all_that_is_left_to_do(place: Workplace) -> None:
+    run = place.folder / "cut-export"
+    command = ("train", "recipe.yaml", "train.steps=5", "--run-dir", run, "--nproc", "2")
+    with place.start(*command) as killed:
+        process = export_of(killed)
+        assert [name for name in ("distft-rank-0", "distft-rank-1") if children(killed.pid, name)] == []
+        process.kill()
+        ended = killed.end(60.0)
+    assert ended.code == 1
+    assert about(run)["state"] == "trained"
+    assert about(run)["attempts"][0]["cause"] == "the export was killed by SIGKILL"
+    assert not (run / "final").exists()
+    trained = losses(run)
+    assert sorted(trained) == [1, 2, 3, 4, 5]
+
+    with place.start(*command) as stopped:
+        process = export_of(stopped)
+        stopped.send(signal.SIGTERM)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGCONT)
+        assert stopped.end(60.0).code == 75
+    assert about(run)["state"] == "preempted"
+    assert not (run / "final").exists()
+
+    ended = place.run(*command)
+    assert ended.code == 0, ended.err
+    assert (run / "final" / "adapter_model.safetensors").exists()
+    assert losses(run) == trained
+    for number in (2, 3):
+        assert sorted(path.name for path in (run / "logs" / f"attempt-00{number}").iterdir()) == [
+            "export.log",
+            "node-0.log",
+        ]
+    assert place.run(*command).out.endswith("nothing to do\n")
+
+
+@pytest.mark.long
+def test_an_export_that_hangs_is_named(place: Workplace) -> None:
+    run = place.folder / "hung-export"
+    with place.start("train", "recipe.yaml", "train.steps=5", "--run-dir", run) as command:
+        process = export_of(command, after=0.2)  # it beats then
+        ended = command.end()
+        assert not process.is_running()
+    assert ended.code == 1
+    assert "hang: the export on " in ended.err
+    assert about(run)["state"] == "trained"
+
+
+def test_a_rank_that_nobody_leases_is_refused(place: Workplace, unbroken: object) -> None:
+    run = place.folder / "unbroken"
+    before = (run / "metrics.jsonl").read_bytes()
+    of_torchrun = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    with place.start("train", "--run-dir", run, environment=of_torchrun) as command:
+        ended = command.end(60.0)
+    assert ended.code == 2
+    assert ended.sentence.startswith(f"this rank holds no lease of {run}")
+    assert (run / "metrics.jsonl").read_bytes() == before
