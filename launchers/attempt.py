@@ -12,6 +12,7 @@ from distft.process import stop_signals
 from distft.recipe.schema import Recipe
 from distft.run.folder import Attempt, Run, RunDir, State, this_host
 from distft.run.lease import Held
+from distft.run.room import keep_room
 
 MOST_FRUITLESS_HERE = 1  # a second one in a row is for the scheduler, which may give other nodes
 RESTART_ROOM_SECONDS = 60.0  # less of the job's time is not worth a restart
@@ -112,6 +113,7 @@ def state_after(record: Run, verdict: Verdict) -> State:
 
 def begin(run: RunDir, record: Run, recipe: Recipe, held: Held, hosts: list[str], world: int) -> Attempt:
     close_unfinished(run, record, "killed")
+    keep_room(run.reserve)
     attempt = Attempt(
         number=len(record.attempts) + 1,
         hosts=hosts or [this_host()],

@@ -3,6 +3,7 @@
     config.yaml        the resolved recipe
     run.json           name, state, wandb_id, one entry an attempt
     lease.json         who is at work on it (see lease.py)
+    reserve            room on the disk for run.json's last words (see room.py)
     metrics.jsonl      one object an optimizer step, one an evaluation
     loss.png           the chart of the above
     tensorboard/       the same as TensorBoard's event file, if the recipe asks for it
@@ -32,8 +33,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from distft.errors import UserError
+from distft.errors import UserError, no_space
 from distft.run.files import write_atomically
+from distft.run.room import keep_room
 
 State = Literal["new", "running", "done", "preempted", "trained", "failed", "held", "cancelled"]
 
@@ -86,6 +88,7 @@ class RunDir:
         self.path = path.absolute()
         self.config = self.path / "config.yaml"
         self.json = self.path / "run.json"
+        self.reserve = self.path / "reserve"
         self.metrics = self.path / "metrics.jsonl"
         self.chart = self.path / "loss.png"
         self.logs = self.path / "logs"
@@ -110,6 +113,7 @@ class RunDir:
         for folder in (self.path, self.logs, self.checkpoints):
             folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.config, config)
+        keep_room(self.reserve)
         self.write(Run(name))
 
     def read(self) -> Run:
@@ -128,7 +132,15 @@ class RunDir:
             raise UserError(f"{self.json} is damaged ({error}); restore it from a copy") from None
 
     def write(self, run: Run) -> None:
-        write_atomically(self.json, json.dumps(dataclasses.asdict(run), indent=2) + "\n")
+        """Write run.json; where no space is left, into that of the reserve."""
+        text = json.dumps(dataclasses.asdict(run), indent=2) + "\n"
+        try:
+            write_atomically(self.json, text)
+        except OSError as error:
+            if not (no_space(error) and self.reserve.exists()):
+                raise
+            self.reserve.unlink()
+            write_atomically(self.json, text)
 
     def records(self, lines: int | None = None) -> Iterator[dict[str, Any]]:
         """Objects of metrics.jsonl in the order written; a line cut off by a crash is passed over.

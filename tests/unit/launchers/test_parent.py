@@ -25,6 +25,7 @@ from launchers.attempt import Verdict, begin, close
 from launchers.forkserver import Rank
 from launchers.local import LocalLauncher, gpus, settle_recipe
 from launchers.parent import blame
+from tests.unit.full_disk import fill
 from tests.unit.recipes import recipe
 
 
@@ -263,6 +264,18 @@ def test_an_attempt_whose_parent_was_killed_is_closed_by_the_next(run: RunDir) -
     assert (second.number, second.end, second.pid, second.hosts) == (2, None, os.getpid(), ["node7", "node8"])
     assert (second.job, second.restart, second.world_size) == ("12", 3, 4)
     assert run.attempt_logs(2).is_dir()
+
+
+def test_an_attempt_makes_the_room_for_its_last_words_again(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.reserve.unlink()
+    with lease.hold_run(run) as held:
+        begin(run, run.read(), recipe(), held, [], world=1)
+        assert run.reserve.exists()
+        run.reserve.unlink()
+        fill(run.path, monkeypatch, free=4)
+        begin(run, run.read(), recipe(), held, [], world=1)  # without room for it
+    assert not run.reserve.exists()
+    assert len(run.read().attempts) == 2
 
 
 def test_an_attempt_knows_its_steps(run: RunDir) -> None:
