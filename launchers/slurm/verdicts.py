@@ -7,6 +7,8 @@ slurm/job-JOB-RESTART/node-0.json                 how this start of the job ende
 from __future__ import annotations
 
 import json
+import os
+import re
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +23,7 @@ POLL_SECONDS = 0.05
 GATHER_SECONDS = 5.0  # for the verdicts of nodes whose ranks failed at the same time
 ALL_ENDED_SECONDS = 30.0  # for nodes on which ranks are still being ended
 LEADER_LEAVES_SECONDS = 15.0
+_NAME = re.compile(r"node-\d+\.json")
 CRASHED = 3  # the weight of a rank that left with an error, from which on it may be a consequence
 
 
@@ -56,22 +59,35 @@ class Verdicts:
     def of_leader(self) -> Verdict | None:
         return self._of(0)
 
-    def others(self) -> list[Verdict]:
-        found = [self._of(index) for index in range(self.nodes) if index != self.index]
-        return [verdict for verdict in found if verdict is not None]
+    def _there(self) -> list[int]:
+        """The other nodes that have left theirs, by one listing: to ask for a file that is not there costs a shared
+        file system as much as for one that is."""
+        try:
+            names = os.listdir(self.folder)
+        except OSError:  # nobody has left any
+            return []
+        found = sorted(int(name[5:-5]) for name in names if _NAME.fullmatch(name))
+        return [index for index in found if index != self.index and index < self.nodes]
+
+    def _by_name(self) -> dict[int, Verdict]:
+        """Those of the other nodes, each asked for, which is dear: a listing may be some seconds old."""
+        found = {index: self._of(index) for index in range(self.nodes) if index != self.index}
+        return {index: verdict for index, verdict in found.items() if verdict is not None}
 
     def _of(self, index: int) -> Verdict | None:
         return read_verdict(self.folder / f"node-{index}.json")
 
     def elsewhere(self) -> Verdict | None:
-        return min(self.others(), key=lambda verdict: verdict.weight, default=None)
+        """Of the verdicts that other nodes have left, the one that names the cause; cheap enough for every look."""
+        found = [self._of(index) for index in self._there()]
+        return min(filter(None, found), key=lambda verdict: verdict.weight, default=None)
 
     def all_there(self, seconds: float = ALL_ENDED_SECONDS) -> bool:
         """Wait until all other nodes have left theirs."""
         deadline = time.monotonic() + seconds
-        while len(self.others()) < self.nodes - 1:
+        while len(self._there()) < self.nodes - 1:
             if time.monotonic() >= deadline:
-                return False
+                return len(self._by_name()) == self.nodes - 1
             time.sleep(POLL_SECONDS)
         return True
 
@@ -79,13 +95,14 @@ class Verdicts:
         """Of all nodes' verdicts the one that names the cause; waits for those that fail at the same time."""
         if own.code != DONE:
             self.all_there(seconds)
-        return min([own, *self.others()], key=lambda verdict: verdict.weight)
+        return min([own, *self._by_name().values()], key=lambda verdict: verdict.weight)
 
     def blamed(self, weighed: Verdict, hosts: list[str], seconds: float = ALL_ENDED_SECONDS) -> Verdict:
         """A rank that crashed without a word may have lost its peers: then the node that leaves no verdict is named."""
         if weighed.code != FAILED or weighed.host is None or weighed.weight < CRASHED or self.all_there(seconds):
             return weighed
-        silent = [host for index, host in enumerate(hosts) if index != self.index and self._of(index) is None]
+        left = {self.index, *self._by_name()}
+        silent = [host for index, host in enumerate(hosts) if index not in left]
         if not silent:
             return weighed
         return replace(weighed, cause=f"node lost: {silent[0]} is silent, {weighed.cause}", host=silent[0])

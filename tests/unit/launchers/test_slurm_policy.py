@@ -443,6 +443,45 @@ def test_a_crash_beside_a_silent_node_is_that_nodes(
     assert (found.cause, found.host) == (cause, host)
 
 
+def test_only_the_verdicts_that_are_there_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    read = verdicts.read_verdict
+
+    def counted(path: Path) -> Verdict | None:
+        opened.append(path.name)
+        return read(path)
+
+    monkeypatch.setattr(verdicts, "read_verdict", counted)
+    of_mine = verdicts.Verdicts(tmp_path / "none yet", 1, 64)
+    assert of_mine.elsewhere() is None
+    assert opened == []
+    of_mine.leave(Verdict(FAILED, "own", 0))
+    for index, weight in ((9, 3), (10, 3), (0, 5)):
+        verdicts.Verdicts(of_mine.folder, index, 64).leave(Verdict(FAILED, str(index), weight))
+    for name in (".node-2.json.77", "node-64.json", "node-3.json.bak", "node-x.json"):
+        (of_mine.folder / name).write_text(json.dumps({"code": FAILED, "cause": name, "weight": -9}))
+    assert of_mine.elsewhere() == Verdict(FAILED, "9", 3)
+    assert opened == ["node-0.json", "node-9.json", "node-10.json"]
+    opened.clear()
+    assert verdicts.Verdicts(of_mine.folder, 1, 2).all_there(seconds=0.0)
+    assert opened == []
+    assert not of_mine.all_there(seconds=0.0)
+
+
+def test_a_listing_that_is_old_hides_no_verdict_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verdicts.Verdicts(tmp_path, 1, 2).leave(Verdict(FAILED, "rank 1 was killed by SIGKILL", 0, "n2"))
+    monkeypatch.setattr(verdicts.os, "listdir", lambda folder: [])
+    seen, own = verdicts.Verdicts(tmp_path, 0, 2), Verdict(FAILED, "rank 0 crashed", 3, "n1")
+    assert seen.all_there(seconds=0.0)
+    assert seen.weighed(own, seconds=0.0).cause == "rank 1 was killed by SIGKILL"
+    assert seen.blamed(own, ["n1", "n2"], seconds=0.0) == own
+
+
+def test_a_damaged_verdict_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "node-1.json").write_text("{")
+    assert verdicts.Verdicts(tmp_path, 0, 2).elsewhere() is None
+
+
 def test_another_port_when_one_is_taken() -> None:
     with node.listen_near(23456) as first, node.listen_near(first.getsockname()[1]) as second:
         assert second.getsockname()[1] != first.getsockname()[1]
