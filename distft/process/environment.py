@@ -27,6 +27,7 @@ RANKS = "DISTFT_RANKS"  # ranks per node; by default one per GPU
 ENDS = "DISTFT_ENDS"  # when the time limit ends the job, in seconds since the epoch
 SIGNAL_LEAD = "DISTFT_SIGNAL_LEAD"  # seconds between the signal and the time limit
 MAX_RESTARTS = "DISTFT_MAX_RESTARTS"  # restarts of the ranks within the job
+OUTPUT = "DISTFT_OUTPUT"  # FIRST-LAST: the bytes of the job's output that this start of it wrote up to the end of srun
 
 # From `predict`, `eval` and `submit --check` to their ranks.
 PASS = "DISTFT_PASS"  # the parent puts the parts together

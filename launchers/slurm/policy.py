@@ -27,6 +27,7 @@ from distft.run.lease import Lease
 from launchers.attempt import Verdict, close, fruitless, state_after
 from launchers.slurm import scheduler
 from launchers.slurm.cause import UNKNOWN, of_start, suspects
+from launchers.slurm.output import last_words
 from launchers.slurm.verdicts import Verdicts, folder, read_verdict
 
 MOST_FRUITLESS = 3
@@ -98,9 +99,12 @@ def of_attempt(run: RunDir, record: Run, job: str, restart: int, code: int) -> V
     first = read_verdict(folder(run, job, restart) / "node-0.json")
     if first is not None:
         return first
-    if code - KILLED in stop_signals.SIGNALS and of_start_of_job(record, job, restart) is None:
-        name = signal.Signals(code - KILLED).name
-        return Verdict(PREEMPTED, f"stopped ({name}) before the first node's light parent listened", weight=-1)
+    if of_start_of_job(record, job, restart) is None:
+        if code - KILLED in stop_signals.SIGNALS:
+            name = signal.Signals(code - KILLED).name
+            return Verdict(PREEMPTED, f"stopped ({name}) before the first node's light parent listened", weight=-1)
+        if code not in (DONE, USAGE, PREEMPTED) and (said := last_words()) is not None:
+            return Verdict(FAILED, f"no attempt began (srun left with {code}); the end of the job's output: {said}")
     if code > KILLED:
         killed = Verdict(FAILED, f"srun or the first node's light parent was killed by signal {code - KILLED}")
         return of_killed_parent(run, record, job, restart) or killed

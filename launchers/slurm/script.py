@@ -21,6 +21,7 @@ OF_ANOTHER_JOB = (
     environment.ALLOW,
     environment.RANKS,
 )  # from within which this one is sent: it would inherit them
+BYTES_WRITTEN = "$(stat -L -c %s /proc/$$/fd/1)"  # into the job's output
 _NOT_OURS = re.compile(r"^#SBATCH --(?:signal|wckey)=")
 
 
@@ -136,7 +137,7 @@ def setup(request: Request) -> list[str]:
     """Shell before srun. SLURM's signals are for the ranks: the script waits for them and decides then."""
     site = request.site
     # with sbatch --export=NONE srun would otherwise keep from the ranks what is exported here
-    lines = ["trap '' TERM USR1 USR2", "umask 077", "unset SLURM_EXPORT_ENV"]
+    lines = ["trap '' TERM USR1 USR2", "umask 077", "unset SLURM_EXPORT_ENV", f'DISTFT_OUTPUT="{BYTES_WRITTEN}"']
     lines += [f"module load {shlex.quote(module)}" for module in site.modules]
     lines += [_activation(site.activate)] if site.activate else []
     lines += [f"export {name}={value}" for name, value in _variables(request).items()]
@@ -151,6 +152,7 @@ def teardown() -> list[str]:
     """Shell after srun: the policy, and again where it is killed itself."""
     return [
         "code=$?",
+        f'export DISTFT_OUTPUT="$DISTFT_OUTPUT-{BYTES_WRITTEN}"',
         f"for _ in 1 2 3; do {shlex.join([sys.executable, '-m', POLICY])} $code; ended=$?",
         "[ $ended -lt 128 ] && break; done",
         "exit $ended",
