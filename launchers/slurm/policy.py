@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -25,9 +26,10 @@ from distft.run import lease
 from distft.run.folder import Attempt, Run, RunDir
 from distft.run.lease import Lease
 from launchers.attempt import Verdict, close, fruitless, state_after
-from launchers.slurm import scheduler
+from launchers.slurm import patience, scheduler
 from launchers.slurm.cause import UNKNOWN, of_start, suspects
 from launchers.slurm.output import last_words
+from launchers.slurm.scheduler import Shown
 from launchers.slurm.verdicts import Verdicts, folder, read_verdict
 
 MOST_FRUITLESS = 3
@@ -49,19 +51,29 @@ def main() -> int:
     code, job = int(sys.argv[1]), os.environ["SLURM_JOB_ID"]
     restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     run = RunDir(Path(os.environ[environment.RUN_DIR]))
+    verdict = of_attempt(run, run.read(), job, restart, code)
+    now = now_shown(job, verdict)
+    # The answer may have taken hours, of a node that was cut off: run.json is read after it.
+    if now is not None and now.state == "RUNNING" and (now.restarts or 0) > restart:
+        say(f"SLURM has started job {job} again already, so it is not requeued")
+        return code
     if (holder := somebody_else(run, job, restart)) is not None:
         say(f"{holder} is using {run.path}, so this job is not requeued")
         return code
-    record = run.read()
-    verdict = of_attempt(run, record, job, restart, code)
+    record, state = run.read(), now.state if now else None
     attempt = closed(run, record, job, restart, verdict)
-    state = scheduler.state_of(job)
     cause = by_accounting(job, attempt) if attempt is not None and state != "RUNNING" else None
     if attempt is not None and cause is not None:
         note_what_slurm_did(record, attempt, cause)
     keep(run, record)
-    apply(run, record, job, decide(record, verdict, state, cause))
+    decision = decide(record, verdict, state, cause)
+    apply(run, record, job, decision, lambda: patience.requeue(job, restart, state))
     return verdict.code
+
+
+def now_shown(job: str, verdict: Verdict) -> Shown | None:
+    """What SLURM knows about the job; where it may have to be started again, asked for until there is an answer."""
+    return scheduler.shown(job) if verdict.code in (DONE, USAGE) else patience.shown(job)
 
 
 def somebody_else(run: RunDir, job: str, restart: int) -> Lease | None:
@@ -91,7 +103,8 @@ def in_place_of_the_script(run: RunDir, job: str, restart: int, verdict: Verdict
         return
     attempt.cause = f"the batch script was killed: {attempt.cause}"
     keep(run, record)
-    apply(run, record, job, decide(record, replace(verdict, cause="the batch script was killed"), state, "crash"))
+    decision = decide(record, replace(verdict, cause="the batch script was killed"), state, "crash")
+    apply(run, record, job, decision, lambda: None if scheduler.requeue(job) else patience.REFUSED)
 
 
 def of_attempt(run: RunDir, record: Run, job: str, restart: int, code: int) -> Verdict:
@@ -191,7 +204,8 @@ def decide(record: Run, verdict: Verdict, state: str | None, cause: str | None =
     return Decision("requeue", verdict.cause)
 
 
-def apply(run: RunDir, record: Run, job: str, decision: Decision) -> None:
+def apply(run: RunDir, record: Run, job: str, decision: Decision, requeue: Callable[[], str | None]) -> None:
+    """Do it. `requeue` returns why SLURM does not start the job again; None where it does."""
     if decision.action == "hold":
         record.state, record.reason = "held", decision.reason
         keep(run, record)
@@ -201,8 +215,8 @@ def apply(run: RunDir, record: Run, job: str, decision: Decision) -> None:
         if avoid != record.excluded:
             record.excluded = avoid
             keep(run, record)
-        if not scheduler.requeue(job):
-            say(f"{decision.reason}: SLURM refuses to requeue the job; continue with: distft resume {run.path}")
+        if (refusal := requeue()) is not None:
+            say(f"{decision.reason}: {refusal}; continue with: distft resume {run.path}")
             return
         say(f"{decision.reason}: SLURM requeues the job")
         if avoid and not scheduler.exclude(job, avoid):

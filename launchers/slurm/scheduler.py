@@ -40,6 +40,14 @@ class Queued:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """What the controller knows about a job now."""
+
+    state: str  # RUNNING, COMPLETING, ...
+    restarts: int | None  # how often it was started again; raised as soon as it is requeued
+
+
+@dataclass(frozen=True)
 class Accounted:
     """One start of a job: a line of sacct."""
 
@@ -54,7 +62,7 @@ class Accounted:
         return ENDED.get(self.state.split(" ")[0])
 
 
-def ask(*command: str) -> str | None:
+def ask(*command: str, seconds: float | None = None) -> str | None:
     """What a command of SLURM prints; None where it is missing, refuses or does not answer in time."""
     environment = {**os.environ, "LC_ALL": "C", "SLURM_TIME_FORMAT": "%s"}
     try:
@@ -63,7 +71,7 @@ def ask(*command: str) -> str | None:
             capture_output=True,
             encoding="utf-8",
             errors="replace",  # a comment or a folder in another encoding
-            timeout=ANSWER_SECONDS,
+            timeout=seconds or ANSWER_SECONDS,
             env=environment,
             check=False,
         )
@@ -90,11 +98,17 @@ def queued(jobs: list[str]) -> dict[str, Queued] | None:
     return {entry.job: entry for entry in entries if entry.job in jobs}
 
 
+def shown(job: str, seconds: float | None = None) -> Shown | None:
+    """What the controller shows of a job; None where it does not answer."""
+    output = ask("scontrol", "--oneliner", "show", "job", job, seconds=seconds) or ""
+    state, restarts = re.search(r"\bJobState=(\w+)", output), re.search(r"\bRestarts=(\d+)", output)
+    return Shown(state.group(1), int(restarts.group(1)) if restarts else None) if state else None
+
+
 def state_of(job: str) -> str | None:
     """The job's state now, by the controller: RUNNING, COMPLETING, ..."""
-    output = ask("scontrol", "--oneliner", "show", "job", job)
-    found = re.search(r"\bJobState=(\w+)", output or "")
-    return found.group(1) if found else None
+    found = shown(job)
+    return found.state if found else None
 
 
 def is_over(job: str) -> bool:

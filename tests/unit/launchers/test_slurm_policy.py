@@ -24,7 +24,7 @@ from distft.run.folder import Attempt, Run, RunDir, State
 from distft.run.lease import Lease
 from launchers.attempt import Verdict, fruitless
 from launchers.local import settle_recipe
-from launchers.slurm import cause, node, policy, scheduler, submit, verdicts
+from launchers.slurm import cause, node, patience, policy, scheduler, submit, verdicts
 from tests.unit.recipes import recipe
 
 Answer = Callable[[str, str, int], None]
@@ -316,6 +316,68 @@ def test_a_full_disk_and_words_in_another_encoding_keep_no_job_from_its_requeue(
     assert "no space left" in capsys.readouterr().out
 
 
+def scontrol(tmp_path: Path, text: str, silent: int) -> None:
+    """It prints `text`, after some calls without an answer."""
+    path = tmp_path / "bin" / "calls"
+    script = f'#!/bin/sh\necho "$0 $*" >> {path}\n[ $(wc -l < {path}) -gt {silent} ] && echo "{text}"\n'
+    (tmp_path / "bin" / "scontrol").write_text(script)
+
+
+def test_a_silent_controller_ends_no_job(
+    run: RunDir, answer: Answer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.01)
+    scontrol(tmp_path, "JobId=7 JobState=RUNNING Restarts=0", silent=3)
+    run.write(Run("x", state="preempted", attempts=[attempt(1, cause="preempted (SIGUSR1)", exit_code=PREEMPTED)]))
+    assert after_srun(run, monkeypatch, 75) == PREEMPTED
+    assert calls(tmp_path).count("requeue 7") == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "distft: killed: SLURM requeues the job"
+
+
+def test_a_requeue_whose_answer_is_lost_is_not_asked_for_again(
+    run: RunDir, answer: Answer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bin" / "calls"
+    (tmp_path / "bin" / "scontrol").write_text(
+        f'#!/bin/sh\necho "$0 $*" >> {path}\n[ "$1" = requeue ] && exit 1\n'
+        f"grep -q ' requeue ' {path} && echo JobState=COMPLETING Restarts=1 || echo JobState=RUNNING Restarts=0\n"
+    )
+    run.write(Run("x", state="preempted", attempts=[attempt(1, cause="preempted (SIGUSR1)", exit_code=PREEMPTED)]))
+    after_srun(run, monkeypatch, 75)
+    assert calls(tmp_path).count("requeue 7") == 1
+    assert "SLURM requeues the job" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seen_by", ["SLURM", "the lease"])
+def test_who_waited_for_an_answer_while_the_job_was_started_again_touches_nothing(
+    run: RunDir, answer: Answer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seen_by: str
+) -> None:
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.01)
+    scontrol(tmp_path, f"JobId=7 JobState=RUNNING Restarts={int(seen_by == 'SLURM')}", silent=2)
+    later = Run("x", state="running", attempts=[attempt(1), attempt(2, end=None)])
+
+    def start_again(seconds: float) -> None:
+        run.write(later)
+        if seen_by == "the lease":
+            lease._write(run, Lease(host="node3", pid=1, job="7", restart=1))
+
+    monkeypatch.setattr(patience.time, "sleep", start_again)
+    run.write(Run("x", state="running", attempts=[attempt(1, end=None)]))
+    assert after_srun(run, monkeypatch, 137, restart=0) == 137
+    assert run.read() == later
+    assert "requeue" not in calls(tmp_path)
+
+
+@pytest.mark.parametrize("code", [DONE, USAGE])
+def test_a_job_that_is_over_anyway_waits_for_no_answer(
+    run: RunDir, answer: Answer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int
+) -> None:
+    scontrol(tmp_path, "", silent=1000)
+    run.write(Run("x", state="failed", attempts=[attempt(1, cause="x", exit_code=code)]))
+    assert after_srun(run, monkeypatch, code) == code
+    assert calls(tmp_path).count("show job 7") == 1
+
+
 @pytest.mark.parametrize(
     ("excluded", "reservation", "wanted"),
     [("(null)", None, ["n1"]), ("n4", None, []), ("(null)", "course", [])],
@@ -385,6 +447,20 @@ def test_the_end_of_an_earlier_start_says_nothing_about_this_one(
     before = calls(tmp_path).count("requeue 7")
     policy.in_place_of_the_script(run, "7", 1, Verdict(PREEMPTED, "preempted (SIGTERM)"))
     assert calls(tmp_path).count("requeue 7") == before
+
+
+def test_where_the_script_was_killed_a_silent_controller_is_not_waited_for(
+    run: RunDir, answer: Answer, tmp_path: Path
+) -> None:
+    scontrol(tmp_path, "", silent=1000)
+    answer("sacct", "7|FAILED|1000|1100|node1\n")
+    run.write(Run("x", attempts=[attempt(1, cause="preempted (SIGTERM)", exit_code=PREEMPTED)]))
+    policy.in_place_of_the_script(run, "7", 0, Verdict(PREEMPTED, "preempted (SIGTERM)"))
+    assert [line.split("/")[-1] for line in calls(tmp_path).splitlines()] == [
+        "scontrol --oneliner show job 7",
+        "sacct -X --duplicates --noheader --parsable2 --format=JobID,State,Start,End,NodeList --jobs 7",
+        "scontrol requeue 7",
+    ]
 
 
 def test_a_script_that_is_killed_again_and_again_without_a_commit_is_held(
