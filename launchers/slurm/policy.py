@@ -1,9 +1,10 @@
 """The requeue policy: the batch script runs it after srun; nothing else requeues a job.
 
-75 is requeued. A crash is requeued until three attempts in a row committed nothing; then the run is held. Wrong input
-and a finished run are not. Where SLURM itself has ended the job (preempted without grace, node failure, cancelled),
-requeue is SLURM's business and nothing is done here; but after a time limit SLURM starts nothing again. So every event
-starts the job again exactly once.
+75 is requeued. A crash is requeued until three attempts in a row committed nothing; then the run is held. So is one
+whose folder takes no record, for lack of space or three times in a row. Wrong input and a finished run are not
+requeued. Where SLURM itself has ended the job (preempted without grace, node failure, cancelled), requeue is SLURM's
+business and nothing is done here; but after a time limit SLURM starts nothing again. So every event starts the job
+again exactly once.
 
 The script runs it again where it was killed; where the script itself was, the first node's parent does it on its way
 out (`in_place_of_the_script`).
@@ -20,11 +21,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from distft.errors import DONE, FAILED, PREEMPTED, USAGE, UserError, in_words
+from distft.errors import DONE, FAILED, PREEMPTED, USAGE, UserError, in_words, no_space
 from distft.process import environment, stop_signals, streams
 from distft.run import lease
 from distft.run.folder import Attempt, Run, RunDir
 from distft.run.lease import Lease
+from distft.run.room import shortage
 from launchers.attempt import Verdict, close, fruitless, state_after
 from launchers.slurm import patience, scheduler
 from launchers.slurm.cause import UNKNOWN, of_start, suspects
@@ -42,6 +44,7 @@ KILLED = 128  # a shell's exit code of a process that a signal killed, less the 
 class Decision:
     action: Literal["requeue", "leave", "hold"]
     reason: str
+    remedy: str = "fix the cause"
 
 
 def main() -> int:
@@ -61,14 +64,15 @@ def main() -> int:
         say(f"{holder} is using {run.path}, so this job is not requeued")
         return code
     record, state = run.read(), now.state if now else None
+    missing = restart - max((attempt.restart for attempt in record.attempts if attempt.job == job), default=-1)
     attempt = closed(run, record, job, restart, verdict)
     cause = by_accounting(job, attempt) if attempt is not None and state != "RUNNING" else None
     if attempt is not None and cause is not None:
         note_what_slurm_did(record, attempt, cause)
-    keep(run, record)
-    decision = decide(record, verdict, state, cause)
+    error = keep(run, record)
+    decision = if_recorded(run, decide(record, verdict, state, cause), error, missing)
     apply(run, record, job, decision, lambda: patience.requeue(job, restart, state))
-    return verdict.code
+    return FAILED if decision.action == "hold" else verdict.code
 
 
 def now_shown(job: str, verdict: Verdict) -> Shown | None:
@@ -102,8 +106,9 @@ def in_place_of_the_script(run: RunDir, job: str, restart: int, verdict: Verdict
     if attempt is None or by_accounting(job, attempt) != "crash":
         return
     attempt.cause = f"the batch script was killed: {attempt.cause}"
-    keep(run, record)
+    error = keep(run, record)
     decision = decide(record, replace(verdict, cause="the batch script was killed"), state, "crash")
+    decision = if_recorded(run, decision, error, missing=0)
     apply(run, record, job, decision, lambda: None if scheduler.requeue(job) else patience.REFUSED)
 
 
@@ -159,12 +164,14 @@ def note_what_slurm_did(record: Run, attempt: Attempt, cause: str) -> None:
         record.state = "cancelled"
 
 
-def keep(run: RunDir, record: Run) -> None:
-    """A file system that takes no record keeps no job from being started again."""
+def keep(run: RunDir, record: Run) -> OSError | None:
+    """Write run.json. Returns what kept it from that: a file system out of order for a moment must not end the job."""
     try:
         run.write(record)
     except OSError as error:
         say(f"{run.json} could not be updated: {in_words(error) or error}")
+        return error
+    return None
 
 
 def of_start_of_job(record: Run, job: str, restart: int) -> Attempt | None:
@@ -204,12 +211,30 @@ def decide(record: Run, verdict: Verdict, state: str | None, cause: str | None =
     return Decision("requeue", verdict.cause)
 
 
+def if_recorded(run: RunDir, decision: Decision, error: OSError | None, missing: int) -> Decision:
+    """The decision, but no requeue where the next start could not be recorded either: nothing would count it.
+
+    Args:
+        error: what kept run.json from being written.
+        missing: starts of the job, up to this one, of which run.json knew nothing before.
+    """
+    if decision.action != "requeue":
+        return decision
+    full = error if error is not None and no_space(error) else shortage(run.reserve)
+    if full is not None:
+        return Decision("hold", f"no space left for {run.path} ({full.strerror})", "free some")
+    if error is not None and missing >= MOST_FRUITLESS:
+        why = in_words(error) or error
+        return Decision("hold", f"nothing could be recorded of the last {missing} starts of the job: {why}")
+    return decision
+
+
 def apply(run: RunDir, record: Run, job: str, decision: Decision, requeue: Callable[[], str | None]) -> None:
     """Do it. `requeue` returns why SLURM does not start the job again; None where it does."""
     if decision.action == "hold":
         record.state, record.reason = "held", decision.reason
         keep(run, record)
-        say(f"held: {decision.reason}; fix the cause, then: distft resume {run.path}")
+        say(f"held: {decision.reason}; {decision.remedy}, then: distft resume {run.path}")
     elif decision.action == "requeue":
         avoid = to_avoid(record, job)
         if avoid != record.excluded:

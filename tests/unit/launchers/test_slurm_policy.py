@@ -25,6 +25,7 @@ from distft.run.lease import Lease
 from launchers.attempt import Verdict, fruitless
 from launchers.local import settle_recipe
 from launchers.slurm import cause, node, patience, policy, scheduler, submit, verdicts
+from tests.unit.full_disk import fill
 from tests.unit.recipes import recipe
 
 Answer = Callable[[str, str, int], None]
@@ -304,16 +305,85 @@ def test_a_stop_before_anybody_listened_is_a_stop(
     assert fruitless(run.read()) == 1  # SLURM may have sent it because another node's parent failed at once
 
 
-def test_a_full_disk_and_words_in_another_encoding_keep_no_job_from_its_requeue(
+def test_a_moment_without_a_file_system_and_words_in_another_encoding_keep_no_job_from_its_requeue(
     run: RunDir, answer: Answer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answer("scontrol", "")
     (tmp_path / "bin" / "scontrol.out").write_bytes(b"JobId=7 Comment=gr\xfc\xdfe JobState=RUNNING Reason=None\n")
     run.write(Run("x", state="preempted", attempts=[attempt(1, cause="preempted", exit_code=PREEMPTED)]))
-    monkeypatch.setattr(RunDir, "write", Mock(side_effect=OSError(errno.EDQUOT, "Disk quota exceeded", "run.json")))
+    monkeypatch.setattr(RunDir, "write", Mock(side_effect=OSError(errno.EIO, "Input/output error", "run.json")))
     assert after_srun(run, monkeypatch, 75) == PREEMPTED
     assert "requeue 7" in calls(tmp_path)
-    assert "no space left" in capsys.readouterr().out
+    assert "could not be updated: run.json: input/output error" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("code", "cause"), [(137, "crash"), (75, "preempted (SIGUSR1)")], ids=["a crash", "a preemption"]
+)
+def test_a_full_disk_holds_the_run_and_says_why(
+    run: RunDir,
+    answer: Answer,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    code: int,
+    cause: str,
+) -> None:
+    answer("scontrol", "JobId=7 JobState=RUNNING Reason=None\n")
+    run.write(Run("x", state="running", attempts=[attempt(1, end=None, cause=cause)]))
+    fill(run.path, monkeypatch)
+    assert after_srun(run, monkeypatch, code) == FAILED
+    record = run.read()
+    assert (record.state, record.reason) == ("held", f"no space left for {run.path} (Disk quota exceeded)")
+    assert record.attempts[0].end is not None
+    assert "requeue" not in calls(tmp_path)
+    assert f"distft: held: {record.reason}; free some, then: distft resume {run.path}\n" in capsys.readouterr().out
+
+
+def test_last_words_of_the_parent_on_a_full_disk_hold_the_run_too(
+    run: RunDir, answer: Answer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answer("scontrol", "JobId=7 JobState=RUNNING Reason=None\n")
+    fill(run.path, monkeypatch)
+    run.write(Run("x", state="failed", attempts=[attempt(1, cause="the parent process failed", exit_code=FAILED)]))
+    assert not run.reserve.exists()  # so that a little is free now
+    assert after_srun(run, monkeypatch, 137) == FAILED
+    assert run.read().state == "held"
+    assert "requeue" not in calls(tmp_path)
+
+
+def test_a_full_disk_that_takes_not_even_last_words_requeues_nothing(
+    run: RunDir, answer: Answer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer("scontrol", "JobId=7 JobState=RUNNING Reason=None\n")
+    run.reserve.unlink()
+    fill(run.path, monkeypatch)
+    assert after_srun(run, monkeypatch, 137) == FAILED
+    assert "requeue" not in calls(tmp_path)
+    said = capsys.readouterr().out
+    assert f"{run.json} could not be updated: no space left" in said
+    assert f"held: no space left for {run.path} (Disk quota exceeded); free some" in said
+
+
+@pytest.mark.parametrize("known", [0, 1], ids=["nothing was recorded", "one start was recorded"])
+def test_starts_of_which_nothing_can_be_recorded_come_to_an_end(
+    run: RunDir,
+    answer: Answer,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    known: int,
+) -> None:
+    answer("scontrol", "JobId=7 JobState=RUNNING Reason=None\n")
+    attempts = [attempt(1, cause="preempted (SIGTERM)", exit_code=PREEMPTED), attempt(1, job="6", restart=9)]
+    run.write(Run("x", state="failed", attempts=attempts[1 - known :]))
+    monkeypatch.setattr(RunDir, "write", Mock(side_effect=OSError(errno.ESTALE, "Stale file handle", "run.json")))
+    codes = [after_srun(run, monkeypatch, 143, restart) for restart in range(known, known + 3)]
+    assert codes == [PREEMPTED, PREEMPTED, FAILED]
+    assert calls(tmp_path).count("requeue 7") == 2
+    assert "held: nothing could be recorded of the last 3 starts of the job: run.json: stale file handle" in (
+        capsys.readouterr().out
+    )
 
 
 def scontrol(tmp_path: Path, text: str, silent: int) -> None:
@@ -447,6 +517,15 @@ def test_the_end_of_an_earlier_start_says_nothing_about_this_one(
     before = calls(tmp_path).count("requeue 7")
     policy.in_place_of_the_script(run, "7", 1, Verdict(PREEMPTED, "preempted (SIGTERM)"))
     assert calls(tmp_path).count("requeue 7") == before
+
+
+def test_where_the_script_was_killed_on_a_full_disk_the_run_is_held(
+    run: RunDir, answer: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(run.path, monkeypatch)
+    stopped_by(run, answer, "7|FAILED|1000|1100|node1\n")
+    assert run.read().state == "held"
+    assert "requeue" not in calls(tmp_path)
 
 
 def test_where_the_script_was_killed_a_silent_controller_is_not_waited_for(
