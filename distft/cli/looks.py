@@ -15,7 +15,9 @@ from distft.errors import DONE, UserError
 
 @app.command()
 def status(
-    run_dirs: Annotated[list[Path] | None, typer.Argument(help="run folders; default: all runs in ./runs")] = None,
+    run_dirs: Annotated[
+        list[Path] | None, typer.Argument(help="run folders, or folders with runs in them; default: ./runs")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="refresh every few seconds until Ctrl-C")] = False,
 ) -> None:

@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from distft.commands.run_search import find
 from distft.errors import UserError
 from distft.launcher import Outlook, find_launcher
 from distft.recipe.load import load_resolved
@@ -112,21 +113,21 @@ def total_steps(run: RunDir, last: dict[str, Any]) -> int | None:
     return math.ceil(max(1, round(train.epochs * rows)) / train.global_batch)  # as feed.length counts them
 
 
-def find(folders: list[Path]) -> list[RunDir]:
-    """The runs named, or all below ./runs."""
-    if folders:
-        return [RunDir(folder) for folder in folders]
-    return [RunDir(path.parent) for path in sorted(Path("runs").glob("*/run.json"))]
-
-
 def all_statuses(folders: list[Path]) -> tuple[list[Status], list[str]]:
-    """The status of each run, and what is wrong with runs that nobody named; one that was named raises UserError."""
-    statuses, broken = [], []
-    for run in find(folders):
+    """The status of each run that is, or is below, one of the folders, by default ./runs; and what is wrong with runs
+    that nobody named.
+
+    Raises:
+        UserError: something is wrong with a run that was named.
+    """
+    runs, broken = find(folders)
+    named = {folder.absolute() for folder in folders}
+    statuses: list[Status] = []
+    for run in runs:
         try:
             statuses.append(status_of(run))
         except UserError as error:
-            if folders:
+            if run.path in named:
                 raise
             broken.append(str(error))
     return statuses, broken
