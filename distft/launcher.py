@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -13,6 +14,9 @@ from distft.run.folder import RunDir
 HERE, CLUSTER = "local", "slurm"  # the launchers of `train` and, unless another is named, of `submit`
 Mode = Literal["run", "prepare", "show", "check"]
 """Start it; only make the run folder; show what would be sent; send a short job that looks around."""
+
+JobState = Literal["pending", "held", "blocked", "starting", "running", "suspended", "ending", "gone", "unknown"]
+"""Held: waits until somebody releases it; blocked: will never start; unknown: nobody can say."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Outlook:
     """What a scheduler knows about a run."""
 
     job: str
-    state: str  # pending, running, ending, gone; unknown where it does not answer
+    state: JobState
     detail: str  # why it waits, where it runs, what is not known
     cancelled: bool = False
     causes: dict[int, str] = field(default_factory=dict)  # by number of attempt, where run.json has no answer
@@ -56,8 +60,8 @@ class Launcher(Protocol):
     def launch(self, job: Job) -> int:
         """Run a job, or send it. Returns an exit code (`distft.errors`)."""
 
-    def outlook(self, run: RunDir) -> Outlook | None:
-        """What is known beyond the run folder; None: nothing."""
+    def outlooks(self, runs: Sequence[RunDir]) -> list[Outlook | None]:
+        """What is known of each run beyond its folder; None: nothing. All at once, so that one question is enough."""
 
     def cancel(self, run: RunDir) -> str:
         """End what runs or waits, and do not start it again. Returns what was done, in words."""

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+from collections.abc import Sequence
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -68,8 +69,8 @@ class LocalLauncher:
             phases = Phases(partial(on_this_node, run, recipe, held, nproc, home), write_final)
             return in_this_allocation(run, recipe, held, [this_host()], nproc, restarts, phases).code
 
-    def outlook(self, run: RunDir) -> Outlook | None:
-        return None
+    def outlooks(self, runs: Sequence[RunDir]) -> list[Outlook | None]:
+        return [None for _ in runs]
 
     def cancel(self, run: RunDir) -> str:
         """Have the light parent stop its ranks; they save first."""

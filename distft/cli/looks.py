@@ -20,23 +20,27 @@ def status(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="refresh every few seconds until Ctrl-C")] = False,
+    details: Annotated[bool, typer.Option("--details", help="show several runs as fully as one")] = False,
 ) -> None:
     """Show how runs are doing.
 
-    State, step, loss, speed, ETA, what SLURM says, and how each attempt ended.
+    One run that is named: state, step, loss, speed, ETA, what SLURM says, and how each attempt ended. Several: a line
+    for each.
     """
     from distft.commands import status as report
+    from distft.commands import status_view as view
 
+    folders = run_dirs or []
     if watch:
-        report.watch(run_dirs or [])
+        view.watch(folders, details)
         return
-    statuses, broken = report.all_statuses(run_dirs or [])
+    statuses, broken = report.all_statuses(folders)
     for sentence in broken:
         print(f"distft: error: {sentence}", file=sys.stderr)
     if as_json:
         print(json.dumps(report.as_json(statuses), indent=2))
     elif statuses:
-        report.show_tables(statuses)
+        view.show(statuses, folders, details)
     elif not broken:
         print("no runs in ./runs; give a run folder")
 

@@ -53,3 +53,16 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lines_backwards(path: Path, block: int = 1 << 16) -> Iterator[bytes]:
+    """Lines of a file, the last one first; no more of it is read than is asked for. What follows the last newline is a
+    line too, mostly an empty one."""
+    with open(path, "rb") as file:
+        position, rest = file.seek(0, os.SEEK_END), b""
+        while position > 0:
+            size = min(block, position)
+            position = file.seek(position - size)
+            rest, *whole = (file.read(size) + rest).split(b"\n")
+            yield from reversed(whole)
+        yield rest

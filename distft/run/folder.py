@@ -28,13 +28,13 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from distft.errors import UserError, no_space
-from distft.run.files import write_atomically
+from distft.run.files import lines_backwards, write_atomically
 from distft.run.room import keep_room
 
 State = Literal["new", "running", "done", "preempted", "trained", "failed", "held", "cancelled"]
@@ -151,13 +151,12 @@ class RunDir:
         if not self.metrics.exists():
             return
         with open(self.metrics, encoding="utf-8", errors="replace", newline="\n") as file:
-            for line in itertools.islice(file, lines):
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(record, dict):
-                    yield record
+            yield from _objects(itertools.islice(file, lines))
+
+    def newest_records(self) -> Iterator[dict[str, Any]]:
+        """The same, the newest first; no more of the file is read than is asked for."""
+        if self.metrics.exists():
+            yield from _objects(line.decode(errors="replace") for line in lines_backwards(self.metrics))
 
     def lines(self) -> int:
         """Lines of metrics.jsonl, records or not."""
@@ -173,6 +172,16 @@ class RunDir:
         """Step of the newest checkpoint, verified or not; 0: there is none."""
         names = [path.name for path in self.checkpoints.glob("step-*")] if self.checkpoints.is_dir() else []
         return max((int(name[5:]) for name in names if re.fullmatch(r"step-\d{8,}", name)), default=0)
+
+
+def _objects(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            yield record
 
 
 def this_host() -> str:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -86,12 +87,17 @@ def require(command: str) -> None:
         raise UserError(f"{command} was not found; run this on a login node of your cluster")
 
 
-def queued(jobs: list[str]) -> dict[str, Queued] | None:
-    """Those of `jobs` that wait, run or have just ended; None where squeue does not answer."""
+def queued(jobs: list[str], owners: Collection[int] = ()) -> dict[str, Queued] | None:
+    """Those of `jobs` that wait, run or have just ended; None where squeue does not answer.
+
+    Args:
+        owners: users other than this one who may have sent some of them.
+    """
     if not jobs:
         return {}
-    # All of the user's, because squeue refuses a list with a job that it has forgotten.
-    output = ask("squeue", "--noheader", "--me", "--states=all", "--format=%i|%T|%r|%S|%N")
+    # All of the users', because squeue refuses a list with a job that it has forgotten.
+    users = ",".join(map(str, sorted({os.getuid(), *owners})))
+    output = ask("squeue", "--noheader", f"--user={users}", "--states=all", "--format=%i|%T|%r|%S|%N")
     if output is None:
         return None
     entries = [Queued(*line.strip().split("|")) for line in output.splitlines() if line.count("|") == 4]
@@ -118,16 +124,24 @@ def is_over(job: str) -> bool:
 
 def accounted(job: str) -> list[Accounted] | None:
     """All starts of a job, oldest first; None where there is no accounting."""
-    columns = "JobID,State,Start,End,NodeList"
-    output = ask("sacct", "-X", "--duplicates", "--noheader", "--parsable2", f"--format={columns}", "--jobs", job)
+    found = accounts([job])
+    return found[job] if found is not None else None
+
+
+def accounts(jobs: Collection[str]) -> dict[str, list[Accounted]] | None:
+    """All starts of each of `jobs`, oldest first; None where there is no accounting."""
+    found: dict[str, list[Accounted]] = {job: [] for job in jobs}
+    if not found:
+        return found
+    columns, listed = "JobID,State,Start,End,NodeList", ",".join(found)
+    output = ask("sacct", "-X", "--duplicates", "--noheader", "--parsable2", f"--format={columns}", "--jobs", listed)
     if output is None:
         return None
-    found = []
     for line in output.splitlines():
         parts = line.split("|")
-        if len(parts) == 5 and parts[0] == job and (start := _seconds(parts[2])) is not None:
-            found.append(Accounted(parts[1], start, _seconds(parts[3]), parts[4]))
-    return sorted(found, key=lambda entry: entry.start)
+        if len(parts) == 5 and parts[0] in found and (start := _seconds(parts[2])) is not None:
+            found[parts[0]].append(Accounted(parts[1], start, _seconds(parts[3]), parts[4]))
+    return {job: sorted(starts, key=lambda entry: entry.start) for job, starts in found.items()}
 
 
 def requeue(job: str) -> bool:

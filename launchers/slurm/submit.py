@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,8 +20,7 @@ from distft.run import lease
 from distft.run.files import write_atomically
 from distft.run.folder import RunDir
 from launchers.local import finished, settle_recipe
-from launchers.slurm import preflight, scheduler, script, site
-from launchers.slurm.cause import UNKNOWN, of_start
+from launchers.slurm import outlook, preflight, scheduler, script, site
 from launchers.slurm.scheduler import Queued
 from launchers.slurm.script import Request
 
@@ -94,25 +93,8 @@ class SlurmLauncher:
         print(f"job {number} submitted; watch it: distft status --watch {run.path}")
         return DONE
 
-    def outlook(self, run: RunDir) -> Outlook | None:
-        jobs = job_ids(run)
-        if not jobs:
-            return None
-        last = jobs[-1]
-        causes = causes_of(run)
-        entries = scheduler.queued([last])
-        if entries is None:
-            return Outlook(last, "unknown", "squeue does not answer, so the job's state is unknown", causes=causes)
-        entry = entries.get(last)
-        if entry is None or entry.state in scheduler.ENDED:
-            known = scheduler.accounted(last)
-            state = entry.state if entry is not None else known[-1].state if known else None
-            said = f"SLURM says: {state.lower()}" if state else "SLURM has no accounting, so how it ended is unknown"
-            return Outlook(last, "gone", said, (state or "").startswith("CANCELLED"), causes)
-        if entry.state == "PENDING":
-            when = "" if entry.start in ("N/A", "") else f", expected {clock_time(entry.start)}"
-            return Outlook(last, "pending", f"{entry.reason}{when}", causes=causes)
-        return Outlook(last, "running" if entry.state == "RUNNING" else "ending", entry.nodes, causes=causes)
+    def outlooks(self, runs: Sequence[RunDir]) -> list[Outlook | None]:
+        return outlook.outlooks(runs, job_ids)
 
     def cancel(self, run: RunDir) -> str:
         scheduler.require("scancel")
@@ -130,7 +112,8 @@ class SlurmLauncher:
 def job_ids(run: RunDir) -> list[str]:
     """All jobs of a run, oldest first: those that were sent from here, and those that a batch script began."""
     began = [attempt.job for attempt in run.read().attempts if attempt.job] if run.exists() else []
-    return sorted({*began, *(entry.job for entry in jobs_of(run))}, key=int)
+    ours = filter(str.isdigit, began)  # another launcher may have begun some
+    return sorted({*ours, *(entry.job for entry in jobs_of(run))}, key=int)
 
 
 def overridden(profile: site.Site, job: Job) -> site.Site:
@@ -185,19 +168,3 @@ def answered(entries: dict[str, Queued] | None) -> dict[str, Queued]:
     if entries is None:
         raise UserError("squeue does not answer, so the state of the run's jobs is unknown; try again later")
     return entries
-
-
-def causes_of(run: RunDir) -> dict[int, str]:
-    """Causes by accounting, of attempts that could not say themselves how they ended."""
-    found: dict[int, str] = {}
-    accounted = functools.cache(scheduler.accounted)
-    for attempt in run.read().attempts if run.exists() else []:
-        if attempt.job and (attempt.end is None or attempt.cause == UNKNOWN):
-            start = of_start(accounted(attempt.job), attempt)
-            if start is not None and start.cause not in (None, "crash"):
-                found[attempt.number] = str(start.cause)
-    return found
-
-
-def clock_time(seconds: str) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(float(seconds))) if seconds.isdigit() else seconds

@@ -33,6 +33,7 @@ LIGHT = [
     "cli.table",
     "commands.logs",
     "commands.status",
+    "commands.status_view",
     "errors",
     "launcher",
     "process.stop_signals",

@@ -668,7 +668,8 @@ def test_status_joins_what_slurm_says(run: RunDir, answer: Answer, squeue: str, 
     sent(run, "7")
     answer("squeue", squeue)
     answer("sacct", sacct)
-    assert status.status_of(run).state == state
+    [found], _ = status.all_statuses([run.path])
+    assert found.state == state
 
 
 def test_a_damaged_run_hides_no_other(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -687,11 +688,11 @@ def test_a_damaged_run_hides_no_other(run: RunDir, monkeypatch: pytest.MonkeyPat
 
 def test_status_without_slurm_says_what_is_not_known(run: RunDir, answer: Answer) -> None:
     sent(run, "7")
-    found = status.status_of(run)
+    [found], _ = status.all_statuses([run.path])
     assert found.job is not None
-    assert (found.job.state, "squeue does not answer" in found.job.detail) == ("unknown", True)
+    assert (found.job.state, "SLURM does not answer" in found.job.detail) == ("unknown", True)
     answer("squeue", "")
-    found = status.status_of(run)
+    [found], _ = status.all_statuses([run.path])
     assert found.job is not None
     assert "SLURM has no accounting" in found.job.detail
 
