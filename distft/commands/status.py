@@ -16,6 +16,7 @@ from distft.launcher import Outlook, find_launcher
 from distft.recipe.load import load_resolved
 from distft.recipe.schema import Recipe
 from distft.run import lease
+from distft.run.file_system import refusal
 from distft.run.folder import Attempt, Run, RunDir
 
 RECENT = 20  # steps over which the speed is averaged
@@ -36,7 +37,7 @@ class Status:
     useful_tokens_per_s: float | None
     eta_seconds: float | None
     attempts: list[Attempt]
-    reason: str | None  # why it is held
+    reason: str | None  # why it is held, or what keeps it from going on
     excluded: list[str]  # hosts on which attempts failed twice
     job: Outlook | None  # what its scheduler says
 
@@ -64,13 +65,17 @@ def all_statuses(folders: list[Path]) -> tuple[list[Status], list[str]]:
 
 @contextmanager
 def noted(run: RunDir, named: set[Path], broken: list[str]) -> Iterator[None]:
-    """What is wrong with a run is a sentence in `broken`, or an error if the run was named."""
+    """What cannot be read of a run is a sentence in `broken`, or an error if the run was named."""
     try:
         yield
-    except UserError as error:
+    except (UserError, OSError) as error:
+        sentence = str(error)
+        if isinstance(error, OSError):
+            said = (error.strerror or "refused").lower()
+            sentence = f"{error.filename or run.path} cannot be read: {said}"
         if run.path in named:
-            raise
-        broken.append(str(error))
+            raise UserError(sentence) from None
+        broken.append(sentence)
 
 
 def outlooks_of(read: list[tuple[RunDir, Run]]) -> dict[Path, Outlook | None]:
@@ -120,7 +125,7 @@ def status_of(run: RunDir, content: Run, outlook: Outlook | None) -> Status:
             )
             for attempt in content.attempts
         ],
-        reason=content.reason if state == "held" else None,
+        reason=content.reason if state == "held" else refusal(run.path) if state != "done" else None,
         excluded=content.excluded,
         job=outlook,
     )

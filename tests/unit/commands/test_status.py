@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -161,6 +163,67 @@ def test_each_launcher_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         made(tmp_path / name, launcher=launcher, state=state)
     status.all_statuses([tmp_path])
     assert asked == [("one", ["a", "c"]), ("two", ["b"])]
+
+
+# --- a file system in the way -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file_system", "said"),
+    [
+        ({"f_flag": os.ST_RDONLY}, "read-only"),
+        ({"f_bavail": 0}, "full"),
+        ({"f_favail": 0}, "full"),
+        ({"f_files": 0, "f_favail": 0}, None),  # btrfs
+        ({"f_blocks": 0, "f_bavail": 0}, None),
+    ],
+)
+def test_a_file_system_that_takes_nothing_is_the_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_system: dict[str, int], said: str | None
+) -> None:
+    run = made(tmp_path / "x", state="running")
+    finished = made(tmp_path / "y", state="done")
+    healthy = {"f_flag": 0, "f_blocks": 9, "f_bavail": 9, "f_files": 9, "f_favail": 9}
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(**(healthy | file_system)))
+    sentence = f"the file system of {run.path} is {said}"
+    [lost, done], _ = status.all_statuses([run.path, finished.path])
+    assert (lost.state, lost.reason) == ("lost", sentence if said else None)
+    assert done.reason is None
+    assert (f"\nlost: {sentence}\n" in called(run.path).output) == bool(said)
+
+
+@pytest.mark.parametrize(("name", "number"), [("run.json", errno.ELOOP), ("metrics.jsonl", errno.EISDIR)])
+def test_a_run_that_cannot_be_read_says_so_and_hides_no_other(tmp_path: Path, name: str, number: int) -> None:
+    """Not even root can read a link to itself, or a folder."""
+    made(tmp_path / "runs" / "a")
+    refused = made(tmp_path / "runs" / "b").path / name
+    refused.unlink(missing_ok=True)
+    if number == errno.ELOOP:
+        refused.symlink_to(name)
+    else:
+        refused.mkdir()
+    sentence = f"{refused} cannot be read: {os.strerror(number).lower()}"
+    with pytest.raises(UserError, match=f"^{sentence}$"):
+        status.all_statuses([refused.parent])
+    statuses, broken = status.all_statuses([tmp_path / "runs"])
+    assert [found.name for found in statuses] == ["a"]
+    assert broken == [sentence]
+
+
+def test_a_folder_that_cannot_be_searched_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path / "runs" / "a")
+    (tmp_path / "runs" / "closed").mkdir()
+    scan = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    statuses, broken = status.all_statuses([tmp_path / "runs"])
+    assert [found.name for found in statuses] == ["a"]
+    assert broken == [f"{tmp_path}/runs/closed cannot be searched for runs: permission denied"]
 
 
 # --- how it is shown --------------------------------------------------------------------------------------------------
