@@ -112,6 +112,13 @@ def test_a_launcher_of_another_package(place: Workplace, package: Path) -> None:
     assert (ended.code, ended.out) == (0, "would start x\n")
     unknown = distft(place, package, "submit", package / "recipe.yaml", "--launcher", "ecko")
     assert unknown.sentence == "no launcher is called 'ecko'; did you mean echo? installed: echo, local, slurm"
+    run = package / "sent"
+    assert distft(place, package, "train", package / "recipe.yaml", "--run-dir", run, "--prepare").code == 0
+    sent = RunDir(run).read()
+    sent.launcher = "echo"
+    RunDir(run).write(sent)
+    [seen] = json.loads(distft(place, package, "status", "--json", run).out)
+    assert (seen["state"], seen["job"]) == ("new", None)  # it was asked, and knows nothing
 
 
 def test_two_packages_with_one_name_are_refused(place: Workplace, package: Path, tmp_path: Path) -> None:
