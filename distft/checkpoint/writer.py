@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from distft.errors import RunFailed
 from distft.process.distributed import Ranks
 from distft.run.lease import Fence
 
-POLL_SECONDS = 0.01
+LONGEST_SAVE = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,7 @@ class Writer:
     def _hear(self, part: PendingSave, what: str) -> str:
         """Wait for what another rank tells; where that rank fails, the attempt ends, and this thread with it."""
         key = f"save {part.number}: {what}"
-        while not self._store.check([key]):
-            time.sleep(POLL_SECONDS)
+        self._store.wait([key], LONGEST_SAVE)  # no polling: hundreds of ranks wait at one process
         return bytes(self._store.get(key)).decode()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from distft.process.lifetime import die_with_parent
 from distft.process.lone_work import lone_work
 
 POLL_SECONDS, LONGEST_POLL_SECONDS = 0.1, 1.0  # of waiting for rank 0, at first and in the long run
+DESCRIPTORS, GROUPS = 512, 4  # for files and libraries; gloo groups: ours, DeepSpeed's, and room for two more
 HEAD_START_SECONDS = 30.0  # by which rank 0's node calls its work a hang sooner than the others do
 
 
@@ -57,6 +59,7 @@ def init(timeout_seconds: int) -> Ranks:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     except (KeyError, ValueError) as error:
         raise RunFailed(f"this rank's environment is incomplete: {error}; start ranks with `distft train`") from None
+    have_descriptors(world)
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
@@ -75,6 +78,24 @@ def init(timeout_seconds: int) -> Ranks:
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=world, timeout=timeout
     )
     return Ranks(rank, local_rank, world, device, PrefixStore("distft", store))
+
+
+def have_descriptors(world: int) -> None:
+    """Raise the limit of open files, if it is low: gloo connects each rank with each other one, once per group.
+
+    Raises:
+        RunFailed: the system allows too few for this world size.
+    """
+    needed = DESCRIPTORS + GROUPS * world
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise RunFailed(
+            f"{world} ranks need {needed} open files per process and this node allows {hard}; raise the limit "
+            "(`ulimit -Hn`: limits.conf, or LimitNOFILE of slurmd)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def leave_group() -> None:
