@@ -10,9 +10,8 @@ import os
 import shutil
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,17 @@ import numpy as np
 import numpy.typing as npt
 
 from distft.data import sources
-from distft.data.records import Document, Encoded, Encoder
+from distft.data.cache_writer import NUMBERS, CacheWriter, sync
+from distft.data.records import Document, Encoder
 from distft.data.sources import Source
-from distft.errors import UserError
+from distft.errors import UserError, no_space
 
 FORMAT = 2  # of the folder; raise it when its files change
 
-_OF_DOCUMENTS = {"sizes": "int32", "targets": "int32", "records": "int64"}  # one number a document
 _META = "meta.json"
 _DAY = 86400.0  # seconds
+_LONG = 30 * _DAY  # a job may wait in the queue
+_KEEP_EVERY = 30.0  # seconds between two times at which what was encoded is made to last
 _POLL = 0.5  # seconds between two tries for the lock
 _EVERY = 50  # records between two calls of check_stop and progress
 
@@ -62,7 +63,7 @@ class Corpus:
         """Opens a folder made by `build`. Raises UserError if it is missing or damaged."""
         try:
             meta = Meta(**json.loads((path / _META).read_text()))
-            numbers = {name: _mapped(path / f"{name}.bin", dtype) for name, dtype in _OF_DOCUMENTS.items()}
+            numbers = {name: _mapped(path / f"{name}.bin", dtype) for name, dtype in NUMBERS.items()}
             offsets = {name: _mapped(path / f"{name}.offsets.bin", "int64") for name in meta.columns}
             values = {name: _mapped(path / f"{name}.column.bin", dtype) for name, dtype in meta.columns.items()}
         except (OSError, ValueError, TypeError) as error:
@@ -109,7 +110,8 @@ def build_cache(
 ) -> Path:
     """The cache folder of a source as an encoder sees it, written first unless it is there already.
 
-    `check_stop` raises to give up, and nothing half-written stays; `progress` takes the number of records done.
+    `check_stop` raises to give up; the next call goes on from there, also after a kill, and a cache folder is never
+    half written. `progress` takes the number of records done.
     Both are called every few records, `check_stop` also while another job writes the same folder. Raises UserError
     for bad data, for data without anything to learn, and where the cache cannot be written.
     """
@@ -118,12 +120,22 @@ def build_cache(
     folder = root / key
     if folder.exists():
         return folder
+
+    def unchanged() -> bool:
+        return _key(source, encoder, root) == key
+
     with _writable(root):
         root.mkdir(parents=True, exist_ok=True)
         _remove_stale(root)
-        with _locked(root / f"{folder.name}.lock", check_stop):
+        with _locked(root / f"{folder.name}.lock", check_stop) as alone:
             if not folder.exists():
-                _write(folder, source, encoder, check_stop, progress, lambda: _key(source, encoder, root) == key)
+                # alone, it may go on with what another one left; if not, that one may be at work
+                part = root / (f"{key}.part" if alone else f"{key}.tmp-{uuid.uuid4().hex}")
+                try:
+                    _write(part, folder, source, encoder, check_stop, progress, unchanged)
+                finally:
+                    if not alone:
+                        shutil.rmtree(part, ignore_errors=True)
     return folder
 
 
@@ -160,33 +172,38 @@ def _writable(root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(path: Path, check_stop: Callable[[], None]) -> Iterator[None]:
-    """Holds the lock that keeps two jobs from doing the same work. An economy only: the rename is what is safe."""
+def _locked(path: Path, check_stop: Callable[[], None]) -> Iterator[bool]:
+    """Holds the lock that keeps two jobs from doing the same work. An economy only: the rename is what is safe.
+    False where the file system has no locks."""
     with path.open("a") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                alone = True
                 break
             except BlockingIOError:
                 check_stop()
                 time.sleep(_POLL)
             except OSError:  # a file system without locks
+                alone = False
                 break
-        yield
+        yield alone
 
 
 def _remove_stale(root: Path) -> None:
-    """Removes what writers that were killed have left: temporary folders in which nothing was written for a day."""
-    for folder in root.glob("*.tmp-*"):
+    """Removes what writers that were killed have left, and nobody has gone on with for long."""
+    limits = dict.fromkeys(root.glob("*.tmp-*"), _DAY) | dict.fromkeys(root.glob("*.part"), _LONG)
+    for folder, limit in limits.items():
         try:
             newest = max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
         except OSError:  # its writer is at work
             continue
-        if newest < time.time() - _DAY:
+        if newest < time.time() - limit:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(
+    part: Path,
     folder: Path,
     source: Source,
     encoder: Encoder,
@@ -194,33 +211,57 @@ def _write(
     progress: Callable[[int], None],
     unchanged: Callable[[], bool],
 ) -> None:
-    """Writes beside `folder` and publishes by one rename, so that a folder by this name is always whole.
+    """Writes into `part` and publishes it by one rename, so that a folder by its final name is always whole.
 
-    Raises UserError as `build`, also where the data are not `unchanged` at the end: the name tells what they were.
+    Raises UserError as `build_cache`, also where the data are not `unchanged` at the end: the name tells what they
+    were.
     """
-    temporary = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex}")
-    temporary.mkdir()
     try:
-        with _Writer(temporary, encoder.columns) as writer:
-            for record in sources.read(source):
-                if writer.records % _EVERY == 0:
-                    check_stop()
-                    progress(writer.records)
-                writer.add(encoder.encode(record))
-        progress(writer.records)
-        meta = writer.meta(source.name)
+        with CacheWriter(part, encoder.columns) as writer:
+            _encode(writer, source, encoder, check_stop, progress)
+            written = writer.finish()
+        progress(written.records)
+        counts = {key: getattr(written, key) for key in ("records", "documents", "size", "targets", "notes")}
+        meta = Meta(source.name, dict(encoder.columns), **counts)
         if meta.documents == 0:
             raise UserError(_why_empty(meta))
         if not unchanged():
             raise UserError(f"data {source.name} changed while being read; run the same command again")
-        _dump(temporary / _META, json.dumps(asdict(meta), indent=1))
-        temporary.rename(folder)
-    except OSError:
+        _dump(part / _META, json.dumps(asdict(meta), indent=1))
+        part.rename(folder)
+    except OSError as error:
+        if no_space(error):
+            shutil.rmtree(part, ignore_errors=True)
         if not folder.exists():
             raise
         # Another job was first. What it made from the same bytes is the same.
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    except UserError:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def _encode(
+    writer: CacheWriter,
+    source: Source,
+    encoder: Encoder,
+    check_stop: Callable[[], None],
+    progress: Callable[[int], None],
+) -> None:
+    """Encode the records that the writer does not have yet."""
+    kept, there = time.monotonic(), writer.records
+    for number, record in enumerate(sources.read(source)):
+        if number % _EVERY == 0:
+            try:
+                check_stop()
+            except BaseException:
+                writer.keep()
+                raise
+            progress(number)
+            if time.monotonic() - kept > _KEEP_EVERY:
+                writer.keep()
+                kept = time.monotonic()
+        if number >= there:
+            writer.add(encoder.encode(record))
 
 
 def _why_empty(meta: Meta) -> str:
@@ -233,58 +274,4 @@ def _why_empty(meta: Meta) -> str:
 def _dump(path: Path, text: str) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.write(text)
-        _sync(file.fileno())
-
-
-def _sync(descriptor: int) -> None:
-    # Without it a machine that dies after the rename may leave a whole folder of empty files.
-    os.fsync(descriptor)
-
-
-class _Writer:
-    """Appends documents to the files of a cache folder and counts. Memory does not grow with the data."""
-
-    def __init__(self, folder: Path, columns: Mapping[str, str]) -> None:
-        self.records = 0
-        self._columns = dict(columns)
-        self._documents = self._size = self._targets = 0
-        self._notes: Counter[str] = Counter()
-        self._ends = dict.fromkeys(columns, 0)
-        names = [*_OF_DOCUMENTS, *(f"{c}.{part}" for c in columns for part in ("offsets", "column"))]
-        self._stack = ExitStack()
-        self._files = {name: self._stack.enter_context((folder / f"{name}.bin").open("wb")) for name in names}
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        with self._stack:
-            if kind is None:
-                for name, end in self._ends.items():
-                    self._put(f"{name}.offsets", np.array([end], "int64"))
-                for file in self._files.values():
-                    file.flush()
-                    _sync(file.fileno())
-
-    def add(self, encoded: Encoded) -> None:
-        """Adds what became of one record."""
-        self._notes.update(encoded.notes)
-        for document in encoded.documents:
-            numbers = {"sizes": document.size, "targets": document.targets, "records": self.records}
-            for name, number in numbers.items():
-                self._put(name, np.array([number], _OF_DOCUMENTS[name]))
-            for name, dtype in self._columns.items():
-                values = np.ascontiguousarray(document[name], dtype)
-                self._put(f"{name}.offsets", np.array([self._ends[name]], "int64"))
-                self._put(f"{name}.column", values)
-                self._ends[name] += len(values)
-            self._documents += 1
-            self._size += document.size
-            self._targets += document.targets
-        self.records += 1
-
-    def _put(self, name: str, values: npt.NDArray[Any]) -> None:
-        self._files[name].write(values.tobytes())
-
-    def meta(self, source: str) -> Meta:
-        return Meta(source, self._columns, self.records, self._documents, self._size, self._targets, dict(self._notes))
+        sync(file.fileno())

@@ -20,7 +20,7 @@ from distft.errors import UserError, first_line
 from distft.process import stop_signals
 from distft.recipe.schema import Engine, Model, ModelInit, Recipe
 from distft.recipe.tasks import TaskName
-from distft.run.digest import remembered
+from distft.run.digest import remembered_each
 from distft.run.folder import RunDir
 from distft.tasks.labels import key_of
 from distft.tasks.multi_task import join_models, whole
@@ -297,15 +297,15 @@ def digest(folder: Path, memory: Path) -> str:
     """sha256 over names and checksums of the files that make a base model: weights and config.json, in order.
 
     Args:
-        memory: see `remembered`.
+        memory: see `remembered_each`.
     """
     files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin") or p.name == "config.json")
 
-    def compute() -> str:
-        whole = hashlib.sha256()
-        for path in files:
-            stop_signals.check()
-            whole.update(f"{path.name} {checksum(path)}\n".encode())
-        return whole.hexdigest()
+    def compute(path: Path) -> str:
+        stop_signals.check()
+        return checksum(path)
 
-    return remembered(files, memory, compute)
+    whole = hashlib.sha256()
+    for path, found in zip(files, remembered_each(files, memory, compute), strict=True):
+        whole.update(f"{path.name} {found}\n".encode())
+    return whole.hexdigest()

@@ -12,7 +12,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from distft.data import token_cache
+from distft.data import cache_writer, token_cache
+from distft.data.cache_writer import CacheWriter
 from distft.data.records import Document, Encoded
 from distft.data.sources import Source
 from distft.data.templates import Template
@@ -214,6 +215,110 @@ def test_stopping_leaves_nothing_half_written(data):
     assert Corpus.open(folder).meta.records == 1000
 
 
+def of_files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def built(settings, encoder, check_stop=lambda: None, progress=lambda records: None):
+    return build_cache(Source(settings.train), encoder, settings.cache, check_stop, progress)
+
+
+class Counting(Letters):
+    """Counts what it encodes."""
+
+    def __init__(self, digest="letters"):
+        super().__init__(digest)
+        self.encoded = 0
+
+    def encode(self, record, answered=True):
+        self.encoded += 1
+        return super().encode(record)
+
+
+MANY = [{"text": "ab" * (i % 4)} for i in range(1000)]
+
+
+@pytest.mark.parametrize("kept_before", [True, False])
+def test_what_was_stopped_goes_on_and_is_the_same_to_the_byte(data, monkeypatch, kept_before):
+    settings, calls = data(MANY), []
+
+    def stop_late():
+        calls.append(1)
+        if len(calls) == 11:  # after 500 records
+            raise Stop
+
+    at_once = built(settings, Letters())
+    expected = of_files(at_once)
+    at_once.rename(at_once.with_name("aside"))
+    monkeypatch.setattr(token_cache, "_KEEP_EVERY", 0.0 if kept_before else 1000.0)
+    first, second = Counting(), Counting()
+    with pytest.raises(Stop):
+        built(settings, first, stop_late)
+    assert not at_once.exists()
+    again = built(settings, second)
+    assert (first.encoded, second.encoded) == (500, 500)
+    assert of_files(again) == expected
+
+
+def test_what_was_killed_goes_on_from_what_was_on_the_disk(data, monkeypatch):
+    settings = data(MANY)
+    monkeypatch.setattr(token_cache, "_KEEP_EVERY", 0.0)
+    add = CacheWriter.add
+
+    def killed(self, encoded):
+        if self.records == 777:
+            os._exit(9)
+        add(self, encoded)
+
+    pid = os.fork()
+    if pid == 0:
+        CacheWriter.add = killed
+        built(settings, Letters())
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    encoder = Counting()
+    folder = built(settings, encoder)
+    assert encoder.encoded == 250
+    elsewhere = data(MANY, cache=f"{settings.cache}-of-its-own")
+    assert of_files(folder) == of_files(built(elsewhere, Letters()))
+
+
+@pytest.mark.parametrize("damage", ["cut off", "no JSON", "of other columns"])
+def test_what_cannot_be_gone_on_with_is_begun_anew(data, damage):
+    settings = data([{"text": "ab"}] * 100)
+    root = root_of(settings.cache)
+
+    def stop():
+        if list(root.glob("*.part/sizes.bin")):
+            raise Stop
+
+    with pytest.raises(Stop):
+        built(settings, Letters(), stop)
+    [path] = root.glob("*.part/progress.json")
+    kept = json.loads(path.read_text())
+    if damage == "cut off":
+        path.write_text(json.dumps({**kept, "lengths": dict.fromkeys(kept["lengths"], 9)}))
+    elif damage == "no JSON":
+        path.write_text("{")
+    else:
+        path.write_text(json.dumps({**kept, "ends": {"others": 0}}))
+    assert len(Corpus.open(built(settings, Letters()))) == 200
+
+
+def test_without_locks_nobody_goes_on_with_what_another_writes(data, monkeypatch):
+    def no_locks(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    def stop():
+        if list(root_of(settings.cache).glob("*/sizes.bin")):
+            raise Stop
+
+    settings = data(MANY)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(Stop):
+        built(settings, Letters(), stop)
+    assert [path for path in root_of(settings.cache).iterdir() if path.is_dir()] == []
+
+
 def test_nothing_has_the_final_name_before_the_rename(data, monkeypatch):
     def killed(temporary, folder):
         numbers = {f"{name}.bin" for name in ("sizes", "targets", "records")}
@@ -225,18 +330,18 @@ def test_nothing_has_the_final_name_before_the_rename(data, monkeypatch):
     monkeypatch.setattr(token_cache.Path, "rename", killed)
     with pytest.raises(Stop):
         run(settings)
-    assert not any(path.is_dir() for path in root_of(settings.cache).iterdir())
+    assert [path.suffix for path in root_of(settings.cache).iterdir() if path.is_dir()] == [".part"]
 
 
 def test_data_that_change_while_they_are_read_are_not_kept_under_their_old_name(data, monkeypatch):
     settings = data([{"text": "hello"}])
-    path, add = Path(settings.train), token_cache._Writer.add
+    path, add = Path(settings.train), CacheWriter.add
 
     def add_and_change(writer, encoded):
         add(writer, encoded)
         path.write_text(json.dumps({"text": "howdy"}))
 
-    monkeypatch.setattr(token_cache._Writer, "add", add_and_change)
+    monkeypatch.setattr(CacheWriter, "add", add_and_change)
     with pytest.raises(UserError, match=r"a\.jsonl changed while being read; run the same command again"):
         run(settings)
     assert left_over(settings) == []
@@ -249,7 +354,7 @@ def test_bad_record_leaves_nothing(data):
     assert left_over(settings) == []
 
 
-@pytest.mark.parametrize(("owner", "name"), [(token_cache._Writer, "_put"), (token_cache, "_sync")])
+@pytest.mark.parametrize(("owner", "name"), [(CacheWriter, "_put"), (cache_writer, "sync")])
 def test_full_disk_is_one_sentence_and_leaves_nothing(data, monkeypatch, owner, name):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -270,19 +375,19 @@ def test_cache_that_is_no_folder(data, tmp_path):
 def test_lost_race_takes_what_is_there(data, monkeypatch):
     settings = data([{"text": "hello"}])
 
-    def other_job_first(self, source):
+    def other_job_first(self):
         if not left_over(settings)[1:]:  # the other job does not meet another one
             monkeypatch.undo()
             monkeypatch.setattr(fcntl, "flock", no_locks)
             run(settings)
-        return meta(self, source)
+        return finish(self)
 
     def no_locks(*args):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    meta = token_cache._Writer.meta
+    finish = CacheWriter.finish
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    monkeypatch.setattr(token_cache._Writer, "meta", other_job_first)
+    monkeypatch.setattr(CacheWriter, "finish", other_job_first)
     assert texts(Corpus.open(run(settings))) == ["hello</s>"]
     assert left_over(settings) == []
 

@@ -1,0 +1,133 @@
+"""Writes the files of a cache folder, and continues where a writer before it was stopped or killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from distft.data.records import Encoded
+from distft.run.files import write_atomically
+
+NUMBERS = {"sizes": "int32", "targets": "int32", "records": "int64"}  # one a document
+PROGRESS = "progress.json"
+
+
+@dataclass
+class Progress:
+    """What has been written of a cache folder, as far as it is on the disk. `lengths`: of the files, in bytes."""
+
+    records: int = 0
+    documents: int = 0
+    size: int = 0
+    targets: int = 0
+    notes: dict[str, int] = field(default_factory=dict)
+    ends: dict[str, int] = field(default_factory=dict)  # values of each column
+    lengths: dict[str, int] = field(default_factory=dict)
+
+
+class CacheWriter:
+    """Appends documents to files and counts. Memory does not grow with the data.
+
+    Two writers in one folder (one of them was given up and lives on) do no harm: both write the same bytes to the same
+    places.
+
+    Args:
+        folder: absent, or what an earlier writer of the same documents left.
+    """
+
+    def __init__(self, folder: Path, columns: Mapping[str, str]) -> None:
+        self._folder, self._columns = folder, dict(columns)
+        self._names = [*NUMBERS, *(f"{c}.{part}" for c in columns for part in ("offsets", "column"))]
+        self._stack = ExitStack()
+        self._done = self._continued() or self._begun()
+        self._notes = Counter(self._done.notes)
+        self._files: dict[str, BinaryIO] = {}
+        for name in self._names:
+            file = self._stack.enter_context((folder / f"{name}.bin").open("r+b"))
+            file.truncate(self._done.lengths.get(name, 0))
+            file.seek(0, os.SEEK_END)
+            self._files[name] = file
+
+    @property
+    def records(self) -> int:
+        """How many were added, by this writer and by those before it."""
+        return self._done.records
+
+    def __enter__(self) -> CacheWriter:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._stack.close()
+
+    def _continued(self) -> Progress | None:
+        """What is there; None where that is not enough to go on from."""
+        try:
+            found = Progress(**json.loads((self._folder / PROGRESS).read_text(encoding="utf-8")))
+            whole = all((self._folder / f"{n}.bin").stat().st_size >= found.lengths[n] for n in self._names)
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return found if whole and found.ends.keys() == self._columns.keys() else None
+
+    def _begun(self) -> Progress:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir()
+        for name in self._names:
+            (self._folder / f"{name}.bin").touch()
+        return Progress(ends=dict.fromkeys(self._columns, 0))
+
+    def add(self, encoded: Encoded) -> None:
+        """Add what became of one record."""
+        done = self._done
+        self._notes.update(encoded.notes)
+        for document in encoded.documents:
+            numbers = {"sizes": document.size, "targets": document.targets, "records": done.records}
+            for name, number in numbers.items():
+                self._put(name, np.array([number], NUMBERS[name]))
+            for name, dtype in self._columns.items():
+                values = np.ascontiguousarray(document[name], dtype)
+                self._put(f"{name}.offsets", np.array([done.ends[name]], "int64"))
+                self._put(f"{name}.column", values)
+                done.ends[name] += len(values)
+            done.documents += 1
+            done.size += document.size
+            done.targets += document.targets
+        done.records += 1
+
+    def _put(self, name: str, values: npt.NDArray[Any]) -> None:
+        self._files[name].write(values.tobytes())
+
+    def keep(self) -> None:
+        """Have all that was added on the disk, so that another writer can go on from here."""
+        self._sync_all()
+        self._done.notes = dict(self._notes)
+        self._done.lengths = {name: file.tell() for name, file in self._files.items()}
+        write_atomically(self._folder / PROGRESS, json.dumps(asdict(self._done)))
+
+    def finish(self) -> Progress:
+        """Complete the files, and leave nothing else beside them."""
+        for name, end in self._done.ends.items():
+            self._put(f"{name}.offsets", np.array([end], "int64"))
+        self._sync_all()
+        (self._folder / PROGRESS).unlink(missing_ok=True)
+        self._done.notes = dict(self._notes)
+        return self._done
+
+    def _sync_all(self) -> None:
+        for file in self._files.values():
+            file.flush()
+            sync(file.fileno())
+
+
+def sync(descriptor: int) -> None:
+    # Without it a machine that dies after the rename may leave a whole folder of empty files.
+    os.fsync(descriptor)
