@@ -57,6 +57,11 @@ class RecordedReference:
                 f"{path}, the starting model's log-probabilities, cannot be read ({error}); start a new run"
             ) from None
 
+    def entries(self) -> Iterator[Entry]:
+        """All that is recorded, as `write` takes it."""
+        for key, (chosen, rejected) in zip(self._keys.tolist(), self._logps.tolist(), strict=True):
+            yield key, chosen, rejected
+
     def of(self, document: Document) -> npt.NDArray[np.float32]:
         """Chosen and rejected, [2]. Raises UserError where the pair was not recorded."""
         place = self._place(document)
