@@ -1,74 +1,19 @@
-"""Work of one process for which the others wait, or which begins when they have ended: on one node and on two.
-
-Two real light parents, started as srun starts them, stand for two nodes; no SLURM is needed for that.
-"""
+"""Work of one process for which the others wait, or which begins when they have ended: on one node and on two."""
 
 from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 import pytest
 from safetensors import safe_open
 
-from tests.e2e.command import START_SECONDS, Started, Workplace, about, losses, until
+from tests.e2e.command import Started, Workplace, about, losses, until
+from tests.e2e.nodes import children, two_nodes
 
 EXPORT = "distft-export"  # of a process, in ps
-HOSTS = "127.0.0.1,localhost"
-
-
-@dataclass
-class Nodes:
-    """The light parents of a job, by the index of their node."""
-
-    parents: list[subprocess.Popen[bytes]]
-    logs: list[Path]
-
-    def codes(self, seconds: float = START_SECONDS) -> list[int]:
-        return [parent.wait(timeout=seconds) for parent in self.parents]
-
-    def said(self, index: int) -> str:
-        return self.logs[index].read_text()
-
-
-@contextmanager
-def two_nodes(place: Workplace, run: Path, *overrides: str, ranks: tuple[int, int] = (1, 1)) -> Iterator[Nodes]:
-    """The first start of a job on two nodes, with so many ranks on each."""
-    prepared = place.run("train", "recipe.yaml", *overrides, "--run-dir", run, "--prepare")
-    assert prepared.code == 0, prepared.err
-    found = Nodes([], [])
-    with ExitStack() as stack:
-        for index, number in enumerate(ranks):
-            of_slurm = {"SLURM_JOB_ID": "7", "SLURM_NODEID": str(index), "GLOO_SOCKET_IFNAME": "lo"}
-            of_script = {"DISTFT_RUN_DIR": str(run), "DISTFT_HOSTS": HOSTS, "DISTFT_RANKS": str(number)}
-            found.logs.append(place.folder / f"{run.name}-node-{index}.txt")
-            output = stack.enter_context(open(found.logs[-1], "wb"))
-            parent = subprocess.Popen(
-                [sys.executable, "-u", "-m", "launchers.slurm.node"],
-                cwd=place.folder,
-                env={**place.environment(), **of_slurm, **of_script, "DISTFT_MAX_RESTARTS": "0"},
-                stdout=output,
-                stderr=output,
-            )
-            stack.callback(parent.wait)
-            stack.callback(parent.kill)
-            found.parents.append(parent)
-        yield found
-
-
-def children(pid: int, name: str) -> list[psutil.Process]:
-    try:
-        return [child for child in psutil.Process(pid).children(recursive=True) if child.name() == name]
-    except psutil.NoSuchProcess:
-        return []
 
 
 def export_of(command: Started, after: float = 0.0) -> psutil.Process:
