@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from distft.process import environment, pulse
+from distft.process.interpreter import running
 from distft.run.folder import RunDir
 
 MESSAGE_BYTES = 1 << 16
@@ -62,7 +63,7 @@ class ForkServer(Child):
         own = {environment.FORKSERVER_FD: str(theirs.fileno()), environment.PARENT: str(os.getpid())}
         with theirs, open(log, "ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "distft", "train", "--run-dir", str(run.path)],
+                [sys.executable, *running("distft", "train", "--run-dir", str(run.path))],
                 env={**variables, **own},
                 stdin=subprocess.DEVNULL,
                 stdout=output,

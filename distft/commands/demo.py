@@ -22,6 +22,7 @@ from rich.table import Table
 
 from distft import starters
 from distft.errors import DONE, PREEMPTED
+from distft.process.interpreter import running
 from distft.run.folder import RunDir
 
 QUESTIONS = Path(str(files("distft.sample"))) / "questions.jsonl"
@@ -86,14 +87,14 @@ def title(text: str) -> None:
 def distft(*arguments: str) -> None:
     """One command, as a person would type it."""
     console.print(f"$ distft {' '.join(arguments)}", style="dim")
-    code = subprocess.run([sys.executable, "-m", "distft", *arguments]).returncode
+    code = subprocess.run([sys.executable, *running("distft", *arguments)]).returncode
     if code != DONE:
         sys.exit(f"demo: that ended with exit code {code}")
 
 
 def interrupt_half_way(run: RunDir, command: tuple[str, ...]) -> None:
     console.print(f"$ distft {' '.join(command)}", style="dim")
-    process = subprocess.Popen([sys.executable, "-m", "distft", *command])
+    process = subprocess.Popen([sys.executable, *running("distft", *command)])
     while process.poll() is None:
         time.sleep(POLL_SECONDS)
         last = max((record["step"] for record in run.records() if "loss" in record), default=0)

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from distft.checkpoint import store
 from distft.errors import DONE, FAILED, UserError
 from distft.process.console import Bar, Console
+from distft.process.interpreter import running
 from distft.recipe.adapters import AdaLora
 from distft.recipe.schema import Recipe
 from distft.run.folder import RunDir
@@ -54,7 +55,7 @@ def verify(config: Path, overrides: list[str], recipe: Recipe, trial: Trial) -> 
         UserError: one of the runs ended before it was finished; with what it said.
     """
     settings = shortened(recipe, trial)
-    command = (sys.executable, "-m", "distft", "train", str(config), *overrides, *settings, *trial.command)
+    command = (sys.executable, *running("distft", "train", str(config), *overrides, *settings, *trial.command))
     folder, equal = Path(tempfile.mkdtemp(prefix="distft-verify-")), True
     try:
         whole, broken = RunDir(folder / "undisturbed"), RunDir(folder / "killed")

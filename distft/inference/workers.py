@@ -13,6 +13,7 @@ from pathlib import Path
 
 from distft.errors import UserError
 from distft.process import environment
+from distft.process.interpreter import running
 
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 300.0  # with ranks that something else starts, and that may come late or never
@@ -63,7 +64,7 @@ def start_workers(nproc: int, part: str | None, checkpoint: Path | None) -> None
     common.setdefault("OMP_NUM_THREADS", str(threads))
     if checkpoint is not None:
         common[CHECKPOINT] = str(checkpoint)
-    command = [sys.executable, "-m", "distft", *sys.argv[1:], *(["--task", part] if part else [])]
+    command = [sys.executable, *running("distft", *sys.argv[1:], *(["--task", part] if part else []))]
     ranks = [
         subprocess.Popen(command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(nproc)
     ]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from distft.process import environment, lifetime, stop_signals
+from distft.process.interpreter import running
 from distft.recipe.load import load_resolved
 from distft.run.folder import RunDir
 
@@ -146,4 +147,4 @@ def start_afresh(run_dir: str, files: list[int]) -> None:
             os.set_inheritable(descriptor, True)
         except OSError:  # that of the log, which is in its place
             continue
-    os.execv(sys.executable, [sys.executable, "-m", "distft", "train", "--run-dir", run_dir])
+    os.execv(sys.executable, [sys.executable, *running("distft", "train", "--run-dir", run_dir)])

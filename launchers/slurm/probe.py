@@ -10,6 +10,7 @@ from pathlib import Path
 
 from distft.errors import DONE, FAILED, RunFailed, UserError
 from distft.process import environment
+from distft.process.interpreter import running
 from distft.run.files import write_atomically
 from distft.run.folder import this_host
 from launchers.parent import Claim, Node, rank_environment
@@ -38,7 +39,7 @@ def main() -> int:
             variables[environment.LISTEN_FD] = str(node.listener.fileno())
             keep.append(node.listener.fileno())
         ranks.append(
-            subprocess.Popen([sys.executable, "-m", "distft.commands.network_check"], env=variables, pass_fds=keep)
+            subprocess.Popen([sys.executable, *running("distft.commands.network_check")], env=variables, pass_fds=keep)
         )
     codes = [rank.wait() for rank in ranks]
     return DONE if not any(codes) else FAILED

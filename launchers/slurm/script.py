@@ -13,6 +13,7 @@ from typing import Any
 from distft.errors import UserError
 from distft.launcher import CLUSTER
 from distft.process import environment
+from distft.process.interpreter import running
 from launchers.slurm.site import Container, Site
 
 NODE, POLICY = "launchers.slurm.node", "launchers.slurm.policy"
@@ -153,7 +154,7 @@ def teardown() -> list[str]:
     return [
         "code=$?",
         f'export DISTFT_OUTPUT="$DISTFT_OUTPUT-{BYTES_WRITTEN}"',
-        f"for _ in 1 2 3; do {shlex.join([sys.executable, '-m', POLICY])} $code; ended=$?",
+        f"for _ in 1 2 3; do {shlex.join([sys.executable, *running(POLICY)])} $code; ended=$?",
         "[ $ended -lt 128 ] && break; done",
         "exit $ended",
     ]
@@ -222,7 +223,7 @@ def _command(request: Request) -> str:
         if site.container.runtime == "apptainer":
             binds = [part for mount in site.container.mounts for part in ("--bind", mount)]
             python = ["apptainer", "exec", "--nv", *binds, site.container.image, *python]
-    return shlex.join([*python, "-u", "-m", request.module])
+    return shlex.join([*python, "-u", *running(request.module)])
 
 
 def _container_options(container: Container | None) -> list[str]:

@@ -109,3 +109,12 @@ def test_a_run_folder_that_vanishes_and_comes_back(place: Workplace, unbroken: M
     assert {step: set(values) for step, values in losses(run).items()} == {
         step: set(values) for step, values in losses(unbroken.run).items()
     }
+
+
+def test_files_named_like_modules_beside_the_recipe_are_not_imported(tmp_path: Path) -> None:
+    place = Workplace(tmp_path)
+    for name in ("queue", "random", "datasets", "launchers"):
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('this is the {name}.py of the current folder')\n")
+    ended = place.run("train", "recipe.yaml", "train.steps=2", "--run-dir", "run")
+    assert ended.code == 0, ended.err
+    assert list(losses(tmp_path / "run")) == [1, 2]

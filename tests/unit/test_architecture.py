@@ -156,6 +156,11 @@ def test_one_file_names_the_environment_variables() -> None:
     assert naming == {"distft.process.environment"}
 
 
+def test_one_file_says_how_python_is_started() -> None:
+    starting = {module for module, path in MODULES.items() if re.search(r"[\"']-m[\"']", path.read_text())}
+    assert starting == {"distft.process.interpreter"}  # it keeps the current folder out of the places of modules
+
+
 def test_the_map_lists_every_file_with_its_first_line() -> None:
     lines = []
     for path in sorted([*ROOT.glob("distft/**/*.py"), *ROOT.glob("launchers/**/*.py")]):

@@ -265,9 +265,17 @@ def test_the_script_of_a_full_profile() -> None:
         "module load m", "export A=v", "export HF_HOME=/s", "export HF_HUB_OFFLINE=1", "export NCCL_SOCKET_IFNAME=eth0",
     ):  # fmt: skip
         assert line in text.splitlines(), line
-    assert "-m launchers.slurm.policy $code; ended=$?" in text
+    assert "-P -m launchers.slurm.policy $code; ended=$?" in text
     assert text.rstrip().endswith("exit $ended")
     assert "submitit.core" not in text
+
+
+@pytest.mark.parametrize("container", [None, {**IMAGE, "runtime": "apptainer"}])
+def test_no_python_of_a_job_looks_for_modules_in_the_current_folder(container: dict[str, Any] | None) -> None:
+    profile = Site.model_validate({"container": container})
+    for sent in (request(profile), dataclasses.replace(request(profile), module=preflight.PROBE)):
+        started = [line for line in script.text(sent).splitlines() if "-m launchers" in line]
+        assert [" -P -m " in line for line in started] == [True, True]
 
 
 @pytest.mark.parametrize(("kills", "code", "runs"), [(0, 75, 1), (0, 1, 1), (1, 75, 2), (2, 0, 3), (3, 137, 3)])
@@ -276,7 +284,7 @@ def test_the_script_runs_the_policy_again_where_it_is_killed(
 ) -> None:
     policy = tmp_path / "python"
     policy.write_text(
-        f"#!/bin/sh\necho $3 >> {tmp_path}/codes\n"
+        f"#!/bin/sh\necho $4 >> {tmp_path}/codes\n"
         f"[ $(wc -l < {tmp_path}/codes) -gt {kills} ] || kill -9 $$\nexit {code}\n"
     )
     policy.chmod(0o700)
