@@ -24,6 +24,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import re
 import secrets
 import socket
@@ -85,7 +86,7 @@ class RunDir:
     """Names of what is in a run folder, and the two files that describe it."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path.absolute()
+        self.path = without_dots(path.absolute())
         self.config = self.path / "config.yaml"
         self.json = self.path / "run.json"
         self.reserve = self.path / "reserve"
@@ -182,6 +183,15 @@ def _objects(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(record, dict):
             yield record
+
+
+def without_dots(path: Path) -> Path:
+    """A path without `..`: it would lead nowhere when a folder before it is removed. Other links keep their names; on
+    a cluster /home may be one that is right on all nodes."""
+    if ".." not in path.parts:
+        return path
+    short, real = os.path.normpath(path), os.path.realpath(path)
+    return Path(short if os.path.realpath(short) == real else real)
 
 
 def this_host() -> str:

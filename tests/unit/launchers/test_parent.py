@@ -224,6 +224,19 @@ def test_a_finished_run_with_more_steps_is_not_finished(saved: RunDir) -> None:
 # --- run.json, the lock, metrics.jsonl --------------------------------------------------------------------------------
 
 
+def test_a_run_folder_is_named_without_dots_and_with_its_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "real" / "inside").mkdir(parents=True)
+    (tmp_path / "home").symlink_to("real")  # as /home may be
+    (tmp_path / "far").symlink_to("real/inside")
+    assert RunDir(tmp_path / "home" / "here" / ".." / "x").path == tmp_path / "home" / "x"
+    assert RunDir(tmp_path / "far" / ".." / "x").path == tmp_path / "real" / "x"  # and not beside the link
+    monkeypatch.chdir(tmp_path / "real" / "inside")
+    run = RunDir(Path("../x"))
+    run.create("x", "")
+    (tmp_path / "real" / "inside").rmdir()
+    assert run.read().name == "x"
+
+
 def test_run_json_reads_back(run: RunDir) -> None:
     content = Run("x", state="running", attempts=[attempt(), attempt(2)])
     run.write(content)
