@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import sys
@@ -15,13 +14,9 @@ from distft.launcher import CLUSTER
 from distft.process import environment
 from distft.process.interpreter import running
 from launchers.slurm.site import Container, Site
+from launchers.slurm.surroundings import as_a_job_inherits
 
 NODE, POLICY = "launchers.slurm.node", "launchers.slurm.policy"
-OF_ANOTHER_JOB = (
-    "SLURM_RESTART_COUNT",
-    environment.ALLOW,
-    environment.RANKS,
-)  # from within which this one is sent: it would inherit them
 BYTES_WRITTEN = "$(stat -L -c %s /proc/$$/fd/1)"  # into the job's output
 _NOT_OURS = re.compile(r"^#SBATCH --(?:signal|wckey)=")
 
@@ -58,10 +53,9 @@ def send(request: Request) -> str:
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     request.folder.mkdir(parents=True, exist_ok=True)
-    for name in OF_ANOTHER_JOB:
-        os.environ.pop(name, None)
     try:
-        return str(_executor(request)._submit_command(_command(request)).job_id)
+        with as_a_job_inherits(request.site):
+            return str(_executor(request)._submit_command(_command(request)).job_id)
     except (FailedJobError, FailedSubmissionError) as error:
         said = re.findall(r"^\s*(sbatch: .*)$", str(error), re.MULTILINE)
         raise UserError("\n".join(said) or f"sbatch refused the job: {error}") from None
