@@ -142,7 +142,7 @@ def alive(run: RunDir) -> bool:
     except PermissionError:  # somebody else's run
         return lease is not None and not lease.released and _seconds_since_renewal(run) < STALE_SECONDS
     try:
-        locked = _locked(descriptor, fcntl.LOCK_SH)
+        locked = try_lock(descriptor, fcntl.LOCK_SH)
     finally:
         os.close(descriptor)
     return not locked if locked is not None else lease is not None and _lives(run, lease)
@@ -189,9 +189,9 @@ def _in_the_way(
     """Who else holds the run, in words; None where it may be taken."""
     lease = read_lease(run)
     if lease is not None and lease.job is not None and lease.job == job and lease.restart < restart:
-        _locked(descriptor, fcntl.LOCK_EX)  # the scheduler gave that attempt up; one that lives on is fenced off
+        try_lock(descriptor, fcntl.LOCK_EX)  # the scheduler gave that attempt up; one that lives on is fenced off
         return None
-    locked = _locked(descriptor, fcntl.LOCK_EX)
+    locked = try_lock(descriptor, fcntl.LOCK_EX)
     if locked is False:
         return str(lease) if lease is not None and not lease.released else "another process that has just started"
     if lease is None or lease.released:
@@ -203,7 +203,7 @@ def _in_the_way(
     return str(lease) if _seconds_since_renewal(run) < STALE_SECONDS else None
 
 
-def _locked(descriptor: int, how: int) -> bool | None:
+def try_lock(descriptor: int, how: int) -> bool | None:
     """Whether the lock is ours now; None where this file system has no locks."""
     try:
         fcntl.flock(descriptor, how | fcntl.LOCK_NB)
