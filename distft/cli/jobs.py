@@ -44,11 +44,14 @@ def train(
     from distft.launcher import HERE, Job, Mode, Resources, find_launcher
     from distft.recipe.changes import check_allowed
     from distft.recipe.load import load
+    from distft.run import home
+    from distft.run.folder import RunDir
 
     recipe = load(Path(config), overrides or []) if config is not None else None
     if recipe is None and run_dir is None:
         raise UserError("give a recipe or a run folder: distft train CONFIG, or distft train --run-dir DIR")
     folder = run_dir or Path("runs") / str(recipe.name if recipe else "")
+    home.settle(RunDir(folder))
     mode: Mode = "prepare" if prepare else "run"
     resources = Resources(nproc=nproc, max_restarts=max_restarts)
     streams.tolerate_closed_streams()  # the run does not end because its terminal does
@@ -89,11 +92,15 @@ def submit(
     from distft.launcher import CLUSTER, Job, Mode, Resources, find_launcher
     from distft.recipe.changes import check_allowed
     from distft.recipe.load import load
+    from distft.run import home
+    from distft.run.folder import RunDir
 
     recipe, name = load(config, overrides or []), launcher or CLUSTER
     resources = Resources(nodes, nproc, time, site, max_restarts, after)
     folder = run_dir or Path("runs") / str(recipe.name)
     mode: Mode = "show" if dry_run else "check" if check else "run"
+    if mode == "run":
+        home.settle(RunDir(folder))
     job = Job(folder, recipe, resources, mode, check_allowed(allow or []), name)
     raise typer.Exit(find_launcher(name).launch(job))
 
@@ -117,9 +124,12 @@ def resume(
     """
     from distft.launcher import CLUSTER, HERE, Job, Resources, find_launcher
     from distft.recipe.changes import check_allowed
+    from distft.run import home
     from distft.run.folder import RunDir
 
-    last = RunDir(run_dir).read().launcher
+    run = RunDir(run_dir)
+    last = run.read().launcher
+    home.settle(run)
     name = launcher or (last if last != HERE else CLUSTER)
     resources = Resources(nodes, nproc, time, site, max_restarts)
     job = Job(run_dir, None, resources, allow=check_allowed(allow or []), launcher=name)
@@ -130,7 +140,9 @@ def resume(
 def cancel(run_dir: RunFolder) -> None:
     """Stop a run, here or on SLURM. It can be resumed."""
     from distft.launcher import find_launcher
+    from distft.run import home
     from distft.run.folder import RunDir
 
     run = RunDir(run_dir)
+    home.settle(run)
     print(find_launcher(run.read().launcher).cancel(run))

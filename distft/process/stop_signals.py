@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from distft.errors import Preempted
@@ -37,6 +39,17 @@ def hold_back() -> None:
     """Keep stop signals pending. A child started now inherits this, so that a signal which reaches
     it before it listens is delivered late instead of killing it."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+@contextmanager
+def put_off() -> Iterator[None]:
+    """Keep what ends a command pending until the block is done. Its children never see it: a Ctrl-C of the terminal
+    would end them too."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def received() -> list[signal.Signals]:

@@ -1,7 +1,7 @@
 """The run folder: everything about a run, enough to continue, inspect or export it.
 
     config.yaml        the resolved recipe
-    run.json           name, state, wandb_id, one entry an attempt
+    run.json           name, id, state, wandb_id, one entry an attempt
     lease.json         who is at work on it (see lease.py)
     reserve            room on the disk for run.json's last words (see room.py)
     metrics.jsonl      one object an optimizer step, one an evaluation
@@ -63,6 +63,10 @@ class Attempt:
     failed_on: str | None = None  # the host whose processes failed first, where it may be the host's doing
 
 
+def new_id() -> str:
+    return secrets.token_hex(8)
+
+
 def new_wandb_id() -> str:
     return secrets.token_hex(4)
 
@@ -77,6 +81,9 @@ class Run:
     trained: bool = False  # no step is left: only the export is
     excluded: list[str] = field(default_factory=list)  # hosts that the scheduler was asked not to use again
     launcher: str = "local"  # who started it last
+    id: str = ""  # the run, wherever it is moved to; a copy gets another
+    home: str | None = None  # the folder in which a command last found it
+    inherited: int = 0  # attempts of the run that this one is a copy of; their jobs are not its own
     wandb_id: str = field(default_factory=new_wandb_id)
     created: float = field(default_factory=time.time)
     attempts: list[Attempt] = field(default_factory=list)
@@ -115,7 +122,7 @@ class RunDir:
             folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.config, config)
         keep_room(self.reserve)
-        self.write(Run(name))
+        self.write(Run(name, id=new_id(), home=str(self.path)))
 
     def read(self) -> Run:
         """run.json.

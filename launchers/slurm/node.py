@@ -33,7 +33,7 @@ from distft.run.lease import Held
 from launchers.attempt import Phases, Restarts, Verdict, in_this_allocation
 from launchers.local import gpus
 from launchers.parent import POLL_SECONDS, Claim, Household, Node, export, household, run_ranks
-from launchers.slurm import policy, scheduler
+from launchers.slurm import jobs, policy, scheduler
 from launchers.slurm.cause import settle, stop_cause
 from launchers.slurm.verdicts import Verdicts, folder
 
@@ -131,8 +131,11 @@ def lead(run: RunDir, here: NodePlace, ended: Verdicts) -> Verdict:
         recipe, world = load_resolved(run.config), len(here.hosts) * here.ranks
         check_sizes(recipe, world)
         settle(run, record)
-        record.launcher = os.environ.get(environment.LAUNCHER) or CLUSTER  # a script written by hand says nothing
+        launcher = os.environ.get(environment.LAUNCHER)
+        record.launcher = launcher or CLUSTER
         run.write(record)
+        if launcher is None:  # a script written by hand says nothing
+            jobs.mark(here.job, record, run)
         most = int(os.environ.get(environment.MAX_RESTARTS) or MAX_RESTARTS)
 
         def all_nodes_are_there(attempt: Attempt) -> bool:

@@ -49,6 +49,15 @@ class Shown:
 
 
 @dataclass(frozen=True)
+class Tagged:
+    """A job in the queue, and what whoever sent it wrote to it."""
+
+    job: str
+    state: str
+    comment: str
+
+
+@dataclass(frozen=True)
 class Accounted:
     """One start of a job: a line of sacct."""
 
@@ -109,6 +118,31 @@ def shown(job: str, seconds: float | None = None) -> Shown | None:
     output = ask("scontrol", "--oneliner", "show", "job", job, seconds=seconds) or ""
     state, restarts = re.search(r"\bJobState=(\w+)", output), re.search(r"\bRestarts=(\d+)", output)
     return Shown(state.group(1), int(restarts.group(1)) if restarts else None) if state else None
+
+
+def tagged() -> list[Tagged] | None:
+    """The user's jobs that wait, run or have just ended; None where squeue does not answer."""
+    output = ask("squeue", "--noheader", "--me", "--states=all", "--format=%i|%T|%k")
+    if output is None:
+        return None
+    return [Tagged(*line.split("|", 2)) for line in output.splitlines() if line.count("|") >= 2]
+
+
+def comment(job: str) -> str | None:
+    """What was written to a job; None where squeue does not answer."""
+    output = ask("squeue", "--noheader", f"--jobs={job}", "--format=%k")
+    return None if output is None else output.strip().removeprefix("(null)")
+
+
+def set_comment(job: str, text: str) -> bool:
+    """Returns whether SLURM agreed."""
+    return ask("scontrol", "update", f"JobId={job}", f"Comment={text}") is not None
+
+
+def configuration() -> dict[str, str]:
+    """SLURM's settings by their names; empty where it does not answer."""
+    output = ask("scontrol", "show", "config") or ""
+    return dict(re.findall(r"^(\w+)\s*= (.*)$", output, re.MULTILINE))
 
 
 def state_of(job: str) -> str | None:

@@ -18,6 +18,7 @@ from launchers.slurm.surroundings import as_a_job_inherits
 
 NODE, POLICY = "launchers.slurm.node", "launchers.slurm.policy"
 BYTES_WRITTEN = "$(stat -L -c %s /proc/$$/fd/1)"  # into the job's output
+COMMENT = "--comment="
 _NOT_OURS = re.compile(r"^#SBATCH --(?:signal|wckey)=")
 
 
@@ -36,6 +37,7 @@ class Request:
     launcher: str = CLUSTER  # the name that run.json keeps
     module: str = NODE  # what runs once a node
     policy: bool = True  # whether the job may ask to be started again
+    tag: str | None = None  # by which the queue knows whose job it is
 
 
 def text(request: Request) -> str:
@@ -75,7 +77,7 @@ def _executor(request: Request) -> Any:
         def _make_submission_file_text(self, command: str, uid: str) -> str:
             lines = super()._make_submission_file_text(command, uid).splitlines()
             kept = [line for line in lines if not _NOT_OURS.match(line)]
-            return "\n".join([kept[0], *map(_flag, _own_options(request.site)), *kept[1:]]) + "\n"
+            return "\n".join([kept[0], *map(_flag, _own_options(request)), *kept[1:]]) + "\n"
 
         @classmethod
         def affinity(cls) -> int:
@@ -195,8 +197,12 @@ def _activation(path: str) -> str:
     return f"if [ -d {target} ]; then . {target}/bin/activate; else . {target}; fi"
 
 
-def _own_options(site: Site) -> list[str]:
-    options = list(site.sbatch)
+def _own_options(request: Request) -> list[str]:
+    site = request.site
+    options = [line for line in site.sbatch if not line.startswith(COMMENT)]
+    comments = [line.removeprefix(COMMENT) for line in site.sbatch if line.startswith(COMMENT)]
+    if comment := " ".join(filter(None, [*comments[-1:], request.tag])):  # sbatch would take the last one alone
+        options.append(COMMENT + comment)
     if site.signal_lead:
         options.append(f"--signal=USR2@{site.signal_lead}")
     if site.wckey:

@@ -2,48 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from distft.errors import DONE, UserError
 from distft.launcher import Job, Outlook
+from distft.process import stop_signals
 from distft.recipe.load import load_resolved
 from distft.recipe.messages import explain
 from distft.recipe.schema import Recipe
 from distft.run import lease
-from distft.run.files import write_atomically
-from distft.run.folder import RunDir
+from distft.run.folder import RunDir, new_id
+from distft.run.turn import in_turn
 from launchers.local import finished, settle_recipe
 from launchers.slurm import outlook, preflight, scheduler, script, site
-from launchers.slurm.scheduler import Queued
+from launchers.slurm.jobs import Sent, alive, job_ids, jobs_of, remember, tag, why_not
 from launchers.slurm.script import Request
 
-
-@dataclass(frozen=True)
-class Sent:
-    """One job of a run: an entry of slurm/jobs.json."""
-
-    job: str
-    site: str
-    nodes: int
-    time: str
-    submitted: float
-
-
-def jobs_of(run: RunDir) -> list[Sent]:
-    """Jobs that were sent for a run, oldest first."""
-    try:
-        return [Sent(**entry) for entry in json.loads((run.path / "slurm" / "jobs.json").read_text(encoding="utf-8"))]
-    except FileNotFoundError:
-        return []
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{run.path}/slurm/jobs.json is damaged ({error}); remove it") from None
+OPTIONS = {"nodes": "--nodes", "time": "--time", "ranks": "--nproc", "max_restarts": "--max-restarts"}
 
 
 class SlurmLauncher:
@@ -51,24 +33,34 @@ class SlurmLauncher:
 
     def launch(self, job: Job) -> int:
         run = RunDir(job.run_dir)
-        sent = jobs_of(run)
-        profile_path = site.find(job.resources.site or (sent[-1].site if sent and job.recipe is None else None))
-        profile = overridden(site.load(profile_path), job)
         if job.recipe is None and not run.exists():
             raise UserError(f"{run.path} holds no run; give a recipe: distft submit CONFIG --run-dir {run.path}")
+        profile_path, values = chosen(run, job)
+        profile = overridden(site.load(profile_path), values)
         recipe = job.recipe or load_resolved(run.config)
         request = requested(run, recipe, profile, job)
+        settings = scheduler.configuration() if job.mode == "run" else {}
         for warning in preflight.check(run, recipe, profile, request):
             print(f"warning: {warning}")
         if job.mode == "show":
-            print(script.text(request), end="")
+            identity = run.read().id if run.exists() else None
+            print(script.text(tagged(request, identity or "ID")), end="")
             return DONE
         scheduler.require("sbatch")
         if job.mode == "check":
             return preflight.send_probe(request)
-        return self._submit(run, job, request, profile_path)
+        cluster = settings.get("ClusterName")
+        entry = Sent("", str(profile_path.absolute()), request.nodes, request.time, 0.0, cluster, values)
+        with in_turn(run) as made:
+            try:
+                return self._submit(run, job, request, entry)
+            except BaseException:
+                if made and has_no_job(run):
+                    shutil.rmtree(run.path, ignore_errors=True)
+                raise
 
-    def _submit(self, run: RunDir, job: Job, request: Request, profile_path: Path) -> int:
+    def _submit(self, run: RunDir, job: Job, request: Request, entry: Sent) -> int:
+        """Send the job, unless there is one. Nobody else does so at the same time."""
         if finished(run, job):
             settle_recipe(run, job.recipe, job.allow)
             print(f"{run.path} is finished; nothing to do")
@@ -76,21 +68,15 @@ class SlurmLauncher:
         refuse_second_job(run)
         if run.exists() and job.recipe not in (None, load_resolved(run.config)) and lease.alive(run):
             raise UserError(f"{run.path} is in use by {lease.read_lease(run)}; stop it before you change its recipe")
-        new = not run.path.exists()
-        try:
-            settle_recipe(run, job.recipe, job.allow)
-            record = run.read()
-            record.launcher, record.excluded = job.launcher, []  # who sends it again has looked at the nodes
-            run.write(record)  # before the job may begin, whose run.json it is then
-            number = script.send(request)
-        except UserError:
-            if new:
-                shutil.rmtree(run.path, ignore_errors=True)
-            raise
-        entry = Sent(number, str(profile_path.absolute()), request.nodes, request.time, time.time())
-        listed = json.dumps([asdict(item) for item in [*jobs_of(run), entry]], indent=1)
-        write_atomically(run.path / "slurm" / "jobs.json", listed + "\n")
-        print(f"job {number} submitted; watch it: distft status --watch {run.path}")
+        settle_recipe(run, job.recipe, job.allow)
+        record = run.read()
+        record.id = record.id or new_id()
+        record.launcher, record.excluded = job.launcher, []  # who sends it again has looked at the nodes
+        run.write(record)  # before the job may begin, whose run.json it is then
+        with stop_signals.put_off():  # a job that nobody knows of would be the worst
+            number = script.send(tagged(request, record.id))
+            remember(run, dataclasses.replace(entry, job=number, submitted=time.time()))
+            print(f"job {number} submitted; watch it: distft status --watch {run.path}", flush=True)
         return DONE
 
     def outlooks(self, runs: Sequence[RunDir]) -> list[Outlook | None]:
@@ -98,34 +84,38 @@ class SlurmLauncher:
 
     def cancel(self, run: RunDir) -> str:
         scheduler.require("scancel")
-        entries = answered(scheduler.queued(job_ids(run)))
-        alive = [entry for entry in entries.values() if entry.state not in scheduler.ENDED]
-        if not alive:
-            raise UserError(f"{run.path} has no pending or running job; there is nothing to cancel")
-        for entry in alive:
-            if scheduler.ask("scancel", entry.job) is None:
-                raise UserError(f"scancel {entry.job} failed; run it by hand")
-        names = ", ".join(entry.job for entry in alive)
+        jobs = alive(run)
+        if not jobs:
+            raise UserError(f"{run.path} has no pending or running job{why_not(run)}; there is nothing to cancel")
+        for job in jobs:
+            if scheduler.ask("scancel", job.job) is None:
+                raise UserError(f"scancel {job.job} failed; run it by hand")
+        names = ", ".join(job.job for job in jobs)
         return f"cancelled job {names}; distft resume {run.path} continues the run"
 
 
-def job_ids(run: RunDir) -> list[str]:
-    """All jobs of a run, oldest first: those that were sent from here, and those that a batch script began."""
-    began = [attempt.job for attempt in run.read().attempts if attempt.job] if run.exists() else []
-    ours = filter(str.isdigit, began)  # another launcher may have begun some
-    return sorted({*ours, *(entry.job for entry in jobs_of(run))}, key=int)
+def chosen(run: RunDir, job: Job) -> tuple[Path, dict[str, Any]]:
+    """The file of the profile, and what the command line has in place of the profile's values. A run that is sent again
+    has both as at its last submission, which is said; new values win."""
+    asked, sent = job.resources, jobs_of(run) if job.recipe is None else []
+    path = site.find(asked.site or (sent[-1].site if sent else None))
+    values = {"nodes": asked.nodes, "time": asked.time, "ranks": asked.nproc, "max_restarts": asked.max_restarts}
+    given = {key: value for key, value in values.items() if value is not None}
+    before = sent[-1].given if sent and sent[-1].site == str(path.absolute()) else {}
+    if kept := {key: value for key, value in before.items() if key in OPTIONS and key not in given}:
+        print(f"as at the last submission: {' '.join(f'{OPTIONS[key]} {value}' for key, value in kept.items())}")
+    return path, kept | given
 
 
-def overridden(profile: site.Site, job: Job) -> site.Site:
+def overridden(profile: site.Site, values: dict[str, Any]) -> site.Site:
     """The profile with the values of the command line, checked as those of the file are."""
-    wanted = {"nodes": job.resources.nodes, "time": job.resources.time, "ranks": job.resources.nproc}
-    wanted |= {"max_restarts": job.resources.max_restarts}
-    given = {key: value for key, value in wanted.items() if value is not None}
-    values = {**profile.model_dump(exclude_unset=True), **given}
+    everything = {**profile.model_dump(exclude_unset=True), **values}
     try:
-        return site.Site.model_validate(values)
+        return site.Site.model_validate(everything)
     except ValidationError as error:
-        lines = [f"--{'.'.join(map(str, key))}: {what}" for key, what in explain(error, values, site.Site)]
+        all_of_them = ", ".join(OPTIONS[key] for key in values)  # what was wrong between several keys is theirs
+        found = explain(error, everything, site.Site)
+        lines = [f"{OPTIONS.get('.'.join(map(str, key)), all_of_them)}: {what}" for key, what in found]
         raise UserError("\n".join(lines)) from None
 
 
@@ -143,6 +133,10 @@ def requested(run: RunDir, recipe: Recipe, profile: site.Site, job: Job) -> Requ
     )
 
 
+def tagged(request: Request, identity: str) -> Request:
+    return dataclasses.replace(request, tag=tag(identity, request.run_dir))
+
+
 def after(dependency: str | None, earlier: Path | None) -> str | None:
     """The dependency of a job that waits for another run to be finished."""
     if earlier is None:
@@ -150,21 +144,22 @@ def after(dependency: str | None, earlier: Path | None) -> str | None:
     first = RunDir(earlier)
     if first.read().state == "done":
         return dependency
-    jobs = job_ids(first)
-    entry = answered(scheduler.queued(jobs)).get(jobs[-1]) if jobs else None
-    if entry is None or entry.state in scheduler.ENDED:
-        raise UserError(f"--after: {first.path} is not finished and has no pending or running job; resume it first")
-    return ",".join(filter(None, [dependency, f"afterok:{entry.job}"]))
+    jobs = alive(first)
+    if not jobs:
+        raise UserError(
+            f"--after: {first.path} is not finished and has no pending or running job{why_not(first)}; resume it first"
+        )
+    return ",".join(filter(None, [dependency, f"afterok:{jobs[-1].job}"]))
 
 
 def refuse_second_job(run: RunDir) -> None:
-    for entry in answered(scheduler.queued(job_ids(run))).values():
-        if entry.state not in scheduler.ENDED:
-            raise UserError(f"job {entry.job} of {run.path} is {entry.state.lower()} already; cancel it first, or wait")
+    for job in alive(run):
+        raise UserError(f"job {job.job} of {run.path} is {job.state.lower()} already; cancel it first, or wait")
 
 
-def answered(entries: dict[str, Queued] | None) -> dict[str, Queued]:
-    """Raises UserError where squeue did not answer: that is not the same as no job."""
-    if entries is None:
-        raise UserError("squeue does not answer, so the state of the run's jobs is unknown; try again later")
-    return entries
+def has_no_job(run: RunDir) -> bool:
+    """Whether SLURM says that nothing was sent for a run: sbatch may fail and the job be there all the same."""
+    try:
+        return not jobs_of(run) and not alive(run)
+    except UserError:
+        return False

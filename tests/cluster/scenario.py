@@ -276,6 +276,14 @@ def disturbed(run: Run, event: str, act: Callable[[], object], *, lost: range, r
     note(run, event, twice, resumed_after(run, then, attempt=2))
 
 
+def resumed(run: Run) -> str:
+    """Send it again. Returns the job."""
+    said = run.cluster.call(*run.cluster.distft, "resume", run.path)
+    found = re.search(r"job (\d+) submitted", said)
+    assert found, said
+    return found.group(1)
+
+
 def resumed_after(run: Run, event: float, attempt: int) -> float:
     """Seconds from an event to the first step that a later attempt recorded."""
     return float(next(r["time"] for r in records(run.path) if r["attempt"] >= attempt and "loss" in r)) - event

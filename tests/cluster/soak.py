@@ -36,6 +36,7 @@ from tests.cluster.scenario import (
     as_if_nothing_had_happened,
     environment,
     kill,
+    resumed,
 )
 from tests.e2e.command import about, records, until
 
@@ -188,7 +189,7 @@ def scripts(lanes: list[Lane], chance: random.Random, number: int) -> None:
         )
         if run.ended() != "done" and run.state() == "FAILED":
             by_hand += 1
-            run.job = run.cluster.call(*run.cluster.distft, "resume", run.path).split()[1]
+            run.job = resumed(run)
     print(f"continued by hand: {by_hand}", flush=True)
 
 

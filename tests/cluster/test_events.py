@@ -28,6 +28,7 @@ from tests.cluster.scenario import (
     note,
     now,
     preempt,
+    resumed,
     resumed_after,
 )
 from tests.e2e.command import about, losses, records, until
@@ -136,8 +137,7 @@ def test_a_cancelled_run_stays_so_until_it_is_resumed(cluster: Cluster) -> None:
     run.until(lambda: run.state() == "CANCELLED", "the job is cancelled", 60.0)
     assert run.restarts() == 0
     run.until(lambda: run.status()["state"] == "cancelled", "status says cancelled", 20.0)
-    said = cluster.call(*cluster.distft, "resume", run.path)
-    run.job = said.split()[1]
+    run.job = resumed(run)
     run.until_done()
     assert as_if_nothing_had_happened(run, restarts=0) <= EVERY
     assert len(about(run.path)["attempts"]) == 2

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.scenario import AT, EVERY, Cluster, as_if_nothing_had_happened, disturbed, kill
+from tests.cluster.scenario import AT, EVERY, Cluster, as_if_nothing_had_happened, disturbed, kill, resumed
 from tests.e2e.command import about, losses
 
 
@@ -54,7 +54,7 @@ def test_a_kill_around_the_requeue(cluster: Cluster, victim: str, moment: str) -
     if (victim, moment) == ("script", "before"):
         run.until(lambda: run.state() == "FAILED", "the job has failed", 60.0)
         assert f"continue it with: distft resume {run.path}" in cluster.call(*cluster.distft, "status", run.path)
-        run.job = cluster.call(*cluster.distft, "resume", run.path).split()[1]
+        run.job = resumed(run)
     run.until_done()
     assert (run.path.parent / f"killer-{victim}-{moment}" / "once").is_dir()
     assert as_if_nothing_had_happened(run, restarts=0 if (victim, moment) == ("script", "before") else 1) == 0

@@ -698,8 +698,8 @@ def test_status_without_slurm_says_what_is_not_known(run: RunDir, answer: Answer
 
 
 def test_a_job_that_a_batch_script_began_is_cancelled(run: RunDir, answer: Answer, tmp_path: Path) -> None:
-    run.write(Run("x", state="running", attempts=[attempt(1, end=None)]))
-    answer("squeue", "7|RUNNING|None|N/A|node1\n")
+    run.write(Run("x", id="ab12", state="running", attempts=[attempt(1, end=None)]))
+    answer("squeue", f"7|RUNNING|distft=ab12:{run.path}\n")
     answer("scancel", "")
     assert "cancelled job 7" in submit.SlurmLauncher().cancel(run)
     assert "scancel 7" in calls(tmp_path)
@@ -707,14 +707,14 @@ def test_a_job_that_a_batch_script_began_is_cancelled(run: RunDir, answer: Answe
 
 def test_a_second_job_is_refused_and_a_cancel_needs_a_job(run: RunDir, answer: Answer, tmp_path: Path) -> None:
     sent(run, "7")
-    answer("squeue", "7|RUNNING|None|N/A|node1\n")
+    answer("squeue", f"7|RUNNING|distft={run.read().id}:{run.path}\n")
     with pytest.raises(UserError, match=r"job 7 of .* is running already"):
         submit.refuse_second_job(run)
     (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\nexit 1\n")
     for command in (submit.refuse_second_job, submit.SlurmLauncher().cancel, lambda run: submit.after(None, run.path)):
         with pytest.raises(UserError, match="squeue does not answer"):
             command(run)
-    answer("squeue", "7|COMPLETED|None|N/A|node1\n")
+    answer("squeue", f"7|COMPLETED|distft={run.read().id}:{run.path}\n")
     submit.refuse_second_job(run)
     with pytest.raises(UserError, match="nothing to cancel"):
         submit.SlurmLauncher().cancel(run)
@@ -731,18 +731,22 @@ def test_a_refusal_of_sbatch_is_printed_as_it_is_and_nothing_is_left(
     (tmp_path / "s.toml").write_text('partition = "gpu"\nshared = ["/"]\n')
     wanted = recipe(model={"path": str(tmp_path / "model")}, data={"train": str(tmp_path / "d.jsonl")})
     job = Job(tmp_path / "new", wanted, Resources(site=str(tmp_path / "s.toml")))
+    answer("squeue", "")
     with pytest.raises(UserError, match=r"^sbatch: error: invalid partition specified: gpu$"):
         submit.SlurmLauncher().launch(job)
     assert not (tmp_path / "new").exists()
 
 
 def test_a_run_waits_for_another(run: RunDir, answer: Answer) -> None:
-    with pytest.raises(UserError, match="resume it first"):
-        submit.after(None, run.path)
+    answer("squeue", f"7|PENDING|distft={run.read().id}:{run.path}\n")
     sent(run, "7")
-    answer("squeue", "7|PENDING|None|N/A|\n")
     assert submit.after("singleton", run.path) == "singleton,afterok:7"
     record = run.read()
     record.state = "done"
     run.write(record)
     assert submit.after(None, run.path) is None
+    record.state = "preempted"
+    run.write(record)
+    answer("squeue", "")
+    with pytest.raises(UserError, match="is not finished and has no pending or running job; resume it first"):
+        submit.after(None, run.path)

@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from distft.errors import UserError
-from distft.launcher import Job, Resources
 from distft.recipe.schema import Recipe
 from distft.run.folder import RunDir
 from launchers.slurm import preflight, script, site, submit
@@ -171,7 +170,7 @@ def test_a_run_folder_is_refused_or_quoted(tmp_path_factory: pytest.TempPathFact
 @given(new=NASTY)
 def test_a_time_of_the_command_line_is_checked(new: str) -> None:
     try:
-        profile = submit.overridden(Site(), Job(Path("x"), None, Resources(time=new)))
+        profile = submit.overridden(Site(), {"time": new})
     except UserError:
         return
     assert preflight.seconds_of(profile.time) >= 0
@@ -179,7 +178,7 @@ def test_a_time_of_the_command_line_is_checked(new: str) -> None:
 
 def test_a_wrong_option_is_named() -> None:
     with pytest.raises(UserError, match=r"^--time: got 'soon'; must match"):
-        submit.overridden(Site(), Job(Path("x"), None, Resources(time="soon")))
+        submit.overridden(Site(), {"time": "soon"})
 
 
 # --- secrets ----------------------------------------------------------------------------------------------------------

@@ -3,15 +3,30 @@ queue between them; tests/cluster has the real ones."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from distft.launcher import CLUSTER, Job, Resources
-from distft.run.folder import RunDir
-from launchers.slurm.submit import SlurmLauncher
+from distft.cli.jobs import cancel, resume
+from distft.errors import UserError
+from distft.launcher import CLUSTER, Job, Mode, Resources
+from distft.process.interpreter import running
+from distft.recipe.load import dump
+from distft.run import home
+from distft.run.folder import Attempt, RunDir
+from launchers.slurm import jobs, preflight, scheduler, script
+from launchers.slurm.jobs import jobs_of
+from launchers.slurm.script import Request
+from launchers.slurm.site import Site
+from launchers.slurm.submit import SlurmLauncher, after, refuse_second_job
 from tests.unit.recipes import recipe
 
 COMMANDS = {
@@ -19,12 +34,24 @@ COMMANDS = {
 env > "$folder/environment"
 number=$(($(cat "$folder/number") + 1)); echo $number > "$folder/number"
 comment=$(sed -n "s/^#SBATCH --comment=//p" "$1" | tr -d "'")
+touch "$folder/began"; sleep $(cat "$folder/slow" 2>/dev/null || echo 0)
 echo "$number|PENDING|$comment" >> "$folder/queue"
 echo "Submitted batch job $number"
 """,
-    "squeue": 'cat "$folder/queue"\n',
+    "squeue": r"""
+case "$*" in
+    *%i*%k) cat "$folder/queue" ;;
+    *%k) sed -n "s/^${2#*=}|[A-Z]*|//p" "$folder/queue" ;;
+    *) sed "s/|[^|]*$/|Priority|N\/A|/" "$folder/queue" ;;
+esac
+""",
     "scancel": 'grep -v "^$1|" "$folder/queue" > "$folder/left"; mv "$folder/left" "$folder/queue"\n',
-    "scontrol": 'cat "$folder/$2" 2>/dev/null\n',
+    "scontrol": r"""
+case "$1" in
+    update) number=${2#*=}; echo "$number|RUNNING|${3#*=}" > "$folder/queue" ;;
+    *) cat "$folder/${@: -1}" 2>/dev/null ;;
+esac
+""",
     "sacct": "exit 1\n",
 }
 
@@ -71,9 +98,28 @@ def job(folder: Path, name: str = "run", profile: str = "", again: bool = False,
     return Job(folder / name, None if again else wanted, asked, launcher=CLUSTER)
 
 
-def submit(folder: Path, name: str = "run", profile: str = "") -> RunDir:
-    SlurmLauncher().launch(job(folder, name, profile))
+def submit(folder: Path, name: str = "run", profile: str = "", **resources: object) -> RunDir:
+    SlurmLauncher().launch(job(folder, name, profile, **resources))
     return RunDir(folder / name)
+
+
+def attempt(number: str) -> Attempt:
+    return Attempt(1, ["n1"], pid=1, world_size=1, zero_stage=2, start=1.0, end=2.0, job=number)
+
+
+def command(folder: Path, name: str = "run") -> subprocess.Popen[str]:
+    """`distft submit` as a program, in a process group of its own."""
+    wanted = job(folder, name)
+    assert wanted.recipe is not None
+    (folder / "recipe.yaml").write_text(dump(wanted.recipe))
+    arguments = [str(folder / "recipe.yaml"), "--run-dir", str(folder / name), "--site", str(folder / "s.toml")]
+    return subprocess.Popen(
+        [sys.executable, *running("distft", "submit", *arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
 
 # --- what a job inherits ----------------------------------------------------------------------------------------------
@@ -114,3 +160,210 @@ def test_the_shells_account_counts_where_the_profile_is_silent(
         monkeypatch.setenv(name, "theirs")
     submit(tmp_path, profile=profile)
     assert {name for name in slurm.environment() if name.startswith("SBATCH_")} == kept
+
+
+# --- whose job it is --------------------------------------------------------------------------------------------------
+
+
+def test_a_copy_is_another_run_and_has_no_job(slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = submit(tmp_path)
+    record = run.read()
+    (run.path / "lease.json").write_text("{}")
+    copy = RunDir(Path(shutil.copytree(run.path, tmp_path / "copy")))
+    with pytest.raises(UserError, match="has no pending or running job; there is nothing to cancel"):
+        cancel(copy.path)
+    assert f"{copy.path} is a copy of {run.path}: it is a run of its own now" in capsys.readouterr().out
+    assert [line.split("|")[0] for line in slurm.queue()] == ["7"]
+    assert copy.read().id != record.id
+    assert copy.read().wandb_id != record.wandb_id
+    assert (jobs_of(copy), (copy.path / "lease.json").exists()) == ([], False)
+    assert run.read() == record
+    submit(tmp_path, "copy")  # it can have its own
+    assert [job.job for job in jobs.alive(copy)] == ["8"]
+    assert [job.job for job in jobs.alive(run)] == ["7"]
+
+
+def test_attempts_that_came_with_a_copy_are_not_its_jobs(slurm: Slurm, tmp_path: Path) -> None:
+    run = submit(tmp_path)
+    record = run.read()
+    record.attempts = [attempt("7")]
+    run.write(record)
+    copy = RunDir(Path(shutil.copytree(run.path, tmp_path / "copy")))
+    home.settle(copy)
+    assert (jobs.job_ids(run), jobs.job_ids(copy)) == (["7"], [])
+    record = copy.read()
+    record.attempts.append(attempt("9"))
+    copy.write(record)
+    home.settle(copy)
+    assert jobs.job_ids(copy) == ["9"]
+
+
+def test_a_run_that_was_moved_is_the_same_run(slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = submit(tmp_path)
+    record = run.read()
+    moved = RunDir(run.path.rename(tmp_path / "moved"))
+    with pytest.raises(UserError, match=rf"job 7 of {moved.path} is pending already"):
+        resume(moved.path)
+    assert (moved.read().id, moved.read().home) == (record.id, str(moved.path))
+    cancel(moved.path)
+    assert slurm.queue() == []
+    assert "copy" not in capsys.readouterr().out
+
+
+def test_another_name_of_a_folder_is_no_copy(slurm: Slurm, tmp_path: Path) -> None:
+    run = submit(tmp_path)
+    before = run.json.read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path)
+    cancel(tmp_path / "link" / "run")
+    assert (slurm.queue(), run.json.read_bytes()) == ([], before)
+
+
+@pytest.mark.parametrize(
+    "comment", ["(null)", "", "distft=ab12:{path}", "by hand", "distft={id}", "|distft=ab12:{path}|"]
+)
+def test_a_job_with_the_runs_number_alone_is_anothers(slurm: Slurm, tmp_path: Path, comment: str) -> None:
+    run = submit(tmp_path)
+    said = comment.format(path=run.path, id=run.read().id)
+    (slurm.folder / "queue").write_text(f"7|RUNNING|{said}\n")
+    refuse_second_job(run)
+    with pytest.raises(UserError, match="job 7 in the queue has not the run's tag in its comment, so it is another's"):
+        cancel(run.path)
+    with pytest.raises(UserError, match=r"--after: .* has no pending or running job; job 7 in the queue has not"):
+        after(None, run.path)
+    assert len(slurm.queue()) == 1
+
+
+def test_a_job_that_was_sent_to_another_cluster_is_named_with_it(slurm: Slurm, tmp_path: Path) -> None:
+    (slurm.folder / "config").write_text("AccountingStorageHost   = x\nClusterName             = red\n")
+    run = submit(tmp_path)
+    assert jobs_of(run)[0].cluster == "red"
+    (slurm.folder / "config").write_text("ClusterName             = blue\n")
+    (slurm.folder / "queue").write_text("7|RUNNING|somebody's\n")
+    with pytest.raises(UserError, match=r"running job on this cluster \(blue\); its job 7 was sent to red"):
+        cancel(run.path)
+
+
+def test_the_profiles_comment_stays_before_the_tag(slurm: Slurm, tmp_path: Path) -> None:
+    run = submit(tmp_path, "a | b", 'sbatch = ["--comment=project|42", "--licenses=l"]')
+    assert slurm.queue() == [f"7|PENDING|project|42 distft={run.read().id}:{run.path}"]
+    cancel(run.path)
+    assert slurm.queue() == []
+
+
+def test_a_diagnostic_job_has_no_tag(tmp_path: Path) -> None:
+    sent = Request("x", tmp_path, tmp_path, Site(), 1, "5", module=preflight.PROBE)
+    assert "--comment" not in script.text(sent)
+    assert "--comment=mine" in script.text(Request("x", tmp_path, tmp_path, Site(sbatch=["--comment=mine"]), 1, "5"))
+
+
+@pytest.mark.parametrize(("comment", "wanted"), [("", "{tag}"), ("(null)", "{tag}"), ("mine", "mine {tag}")])
+def test_a_job_of_a_script_by_hand_gets_the_tag_when_it_begins(
+    slurm: Slurm, tmp_path: Path, comment: str, wanted: str
+) -> None:
+    run = RunDir(tmp_path / "run")
+    run.create("x", "")
+    (slurm.folder / "queue").write_text(f"12|RUNNING|{comment}\n")
+    for _ in range(2):  # the job is started again
+        jobs.mark("12", run.read(), run)
+        [found] = scheduler.tagged() or []
+        assert found.comment == wanted.format(tag=jobs.tag(run.read().id, run.path))
+    assert [job.job for job in jobs.alive(run)] == ["12"]
+
+
+def test_a_job_that_nobody_wrote_down_is_found_by_its_tag(slurm: Slurm, tmp_path: Path) -> None:
+    """distft was killed between sbatch and jobs.json."""
+    run = submit(tmp_path)
+    (run.path / "slurm" / "jobs.json").unlink()
+    with pytest.raises(UserError, match=rf"job 7 of {run.path} is pending already"):
+        submit(tmp_path)
+    assert after(None, run.path) == "afterok:7"
+    cancel(run.path)
+    assert slurm.queue() == []
+
+
+# --- one at a time ----------------------------------------------------------------------------------------------------
+
+
+def test_of_two_submits_at_once_one_sends_a_job(slurm: Slurm, tmp_path: Path) -> None:
+    (slurm.folder / "slow").write_text("2")
+    both = [command(tmp_path), command(tmp_path)]
+    said = [process.communicate(timeout=60)[0] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 2], said
+    refused = said[[process.returncode for process in both].index(2)]
+    assert f"distft: error: job 7 of {tmp_path / 'run'} is pending already" in refused
+    assert "Traceback" not in "".join(said)
+    assert [line.split("|")[0] for line in slurm.queue()] == ["7"]
+    assert [sent.job for sent in jobs_of(RunDir(tmp_path / "run"))] == ["7"]
+
+
+def test_ctrl_c_while_sbatch_is_slow_waits_until_the_job_is_written_down(slurm: Slurm, tmp_path: Path) -> None:
+    (slurm.folder / "slow").write_text("2")
+    process = command(tmp_path)
+    deadline = time.monotonic() + 60
+    while not (slurm.folder / "began").exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # as the terminal does
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "job 7 submitted" in said
+    assert [line.split("|")[0] for line in slurm.queue()] == ["7"]
+    assert [sent.job for sent in jobs_of(RunDir(tmp_path / "run"))] == ["7"]
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["refused", "the answer was lost"])
+def test_a_submit_that_fails_removes_only_what_it_made_and_what_has_no_job(
+    slurm: Slurm, tmp_path: Path, lost: bool
+) -> None:
+    answers = COMMANDS["sbatch"] if lost else ""
+    slurm.does("sbatch", f"{answers}\necho 'sbatch: error: Socket timed out' >&2\nexit 1\n")
+    with pytest.raises(UserError, match="Socket timed out"):
+        submit(tmp_path)
+    assert (tmp_path / "run").exists() == lost
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UserError, match="Socket timed out"):
+        submit(tmp_path, "mine")
+    assert (tmp_path / "mine").exists()
+
+
+# --- what the command line had ----------------------------------------------------------------------------------------
+
+
+def test_resume_keeps_what_the_submission_had_on_its_command_line(
+    slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = submit(tmp_path, nodes=2, nproc=2, time="30", max_restarts=4)
+    (slurm.folder / "queue").write_text("")
+    SlurmLauncher().launch(job(tmp_path, again=True, nodes=1))
+    assert "as at the last submission: --time 30 --nproc 2 --max-restarts 4\n" in capsys.readouterr().out
+    (slurm.folder / "queue").write_text("")
+    SlurmLauncher().launch(job(tmp_path, again=True))
+    for number, nodes in (("7", 2), ("8", 1), ("9", 1)):
+        lines = (run.path / "slurm" / f"{number}_submission.sh").read_text().splitlines()
+        for line in (f"#SBATCH --nodes={nodes}", "#SBATCH --time=30", "export DISTFT_RANKS=2",
+                     "export DISTFT_MAX_RESTARTS=4"):  # fmt: skip
+            assert line in lines
+    (slurm.folder / "queue").write_text("")
+    submit(tmp_path)  # a new submission begins with the profile
+    assert (jobs_of(run)[-1].nodes, jobs_of(run)[-1].given) == (1, {})
+
+
+def test_values_that_do_not_fit_together_are_named_by_their_options(slurm: Slurm, tmp_path: Path) -> None:
+    gpus = 'gpus = {request = "gres", count = 2}'
+    with pytest.raises(UserError, match=r"^--nproc: ranks 3 is more than the 2 GPUs of a node"):
+        submit(tmp_path, profile=gpus, nproc=3)
+    with pytest.raises(UserError, match=r"^--nodes, --nproc: ranks 3 is more than"):
+        submit(tmp_path, profile=gpus, nproc=3, nodes=2)
+    with pytest.raises(UserError, match=r"^--max-restarts: got -1"):
+        submit(tmp_path, max_restarts=-1)
+
+
+def test_a_dry_run_asks_slurm_nothing(slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in COMMANDS:
+        slurm.does(name, 'touch "$folder/asked"\n')
+    mode: Mode = "show"
+    SlurmLauncher().launch(dataclasses.replace(job(tmp_path), mode=mode))
+    assert f"#SBATCH --comment=distft=ID:{tmp_path / 'run'}" in capsys.readouterr().out
+    assert not (slurm.folder / "asked").exists()
+    assert not (tmp_path / "run").exists()
