@@ -14,7 +14,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from distft.errors import DONE, UserError
-from distft.launcher import Job, Outlook
+from distft.launcher import Job, Outlook, find_launcher
 from distft.process import environment
 from distft.recipe import changes
 from distft.recipe.load import check_sizes, differences, dump, load_resolved
@@ -40,6 +40,8 @@ class LocalLauncher:
         run = RunDir(job.run_dir)
         if job.recipe is None and not run.exists():
             raise UserError(f"{run.path} holds no run; give a recipe: distft train CONFIG --run-dir {run.path}")
+        if job.mode == "run":
+            refuse_a_job_elsewhere(run, job)
         run.path.mkdir(parents=True, exist_ok=True)
         if job.mode == "prepare":  # in a batch script that is started again, whose last attempt may not be cold yet
             refuse_to_start_over_at_work(run, job.recipe)
@@ -93,6 +95,23 @@ def refuse_what_needs_a_scheduler(job: Job) -> None:
         raise UserError(
             f"{', '.join(flags)}: the launcher '{job.launcher}' runs on this machine and submits no job; leave it out, "
             "or name another launcher (--launcher)"
+        )
+
+
+def refuse_a_job_elsewhere(run: RunDir, job: Job) -> None:
+    """Raises UserError if the launcher that has the run knows of a job that waits or runs: it would write too."""
+    owner = run.read().launcher if run.exists() else job.launcher
+    if owner == job.launcher:
+        return
+    try:
+        [found] = find_launcher(owner).outlooks([run])
+    except UserError as error:  # it is not installed here
+        found = Outlook("", "unknown", str(error))
+    if found is not None and found.state == "unknown":
+        print(f"warning: whether a job of {run.path} waits or runs is not known: {found.detail}")
+    elif found is not None and found.state != "gone":
+        raise UserError(
+            f"job {found.job} of {run.path} is {found.state} and would write to it; first: distft cancel {run.path}"
         )
 
 

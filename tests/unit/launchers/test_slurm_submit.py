@@ -22,6 +22,7 @@ from distft.process.interpreter import running
 from distft.recipe.load import dump
 from distft.run import home
 from distft.run.folder import Attempt, RunDir
+from launchers.local import LocalLauncher
 from launchers.slurm import jobs, preflight, scheduler, script
 from launchers.slurm.jobs import jobs_of
 from launchers.slurm.script import Request
@@ -357,6 +358,35 @@ def test_values_that_do_not_fit_together_are_named_by_their_options(slurm: Slurm
         submit(tmp_path, profile=gpus, nproc=3, nodes=2)
     with pytest.raises(UserError, match=r"^--max-restarts: got -1"):
         submit(tmp_path, max_restarts=-1)
+
+
+# --- the run at the same time elsewhere -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING", "COMPLETING"])
+def test_a_run_that_has_a_job_is_not_trained_here(slurm: Slurm, tmp_path: Path, state: str) -> None:
+    run = submit(tmp_path)
+    (slurm.folder / "queue").write_text((slurm.folder / "queue").read_text().replace("PENDING", state))
+    before = run.json.read_bytes()
+    with pytest.raises(UserError, match=rf"job 7 of {run.path} is \w+ and would write to it; first: distft cancel"):
+        LocalLauncher().launch(Job(run.path))
+    assert run.json.read_bytes() == before
+    LocalLauncher().launch(Job(run.path, mode="prepare"))  # in the batch script itself
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_run_whose_job_is_over_or_not_known_is_trained_here(
+    slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str], answers: bool
+) -> None:
+    run = submit(tmp_path)
+    slurm.does("squeue", "" if answers else "exit 1\n")
+    record = run.read()
+    record.state = "done"  # so that nothing has to be trained
+    run.write(record)
+    assert LocalLauncher().launch(Job(run.path)) == 0
+    said = capsys.readouterr().out
+    assert ("warning: whether a job of" in said) == (not answers)
+    assert f"{run.path} is finished" in said
 
 
 def test_a_dry_run_asks_slurm_nothing(slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
