@@ -90,6 +90,8 @@ def main() -> int:
         run, here = RunDir(Path(os.environ[environment.RUN_DIR])), place(os.environ)
     except KeyError:
         raise UserError("DISTFT_RUN_DIR is not set; the batch script sets it") from None
+    if not run.exists():
+        raise UserError(f"{run.path} has disappeared or was moved; resume it from where it is now")
     ended = Verdicts(folder(run, here.job, here.restart), here.index, len(here.hosts))
     verdict = Verdict(FAILED, f"the light parent on {this_host()} failed")
     try:

@@ -19,6 +19,7 @@ from distft.run.files import write_atomically
 from distft.run.folder import RunDir
 from launchers.attempt import Verdict
 
+FOLDER = "slurm"
 POLL_SECONDS = 0.05
 GATHER_SECONDS = 5.0  # for the verdicts of nodes whose ranks failed at the same time
 ALL_ENDED_SECONDS = 30.0  # for nodes on which ranks are still being ended
@@ -29,7 +30,15 @@ CRASHED = 3  # the weight of a rank that left with an error, from which on it ma
 
 def folder(run: RunDir, job: str, restart: int) -> Path:
     """Where the nodes of one start of a job leave their verdicts."""
-    return run.path / "slurm" / f"job-{job}-{restart}"
+    return run.path / FOLDER / f"job-{job}-{restart}"
+
+
+def _make(folder: Path) -> None:
+    """Make a folder and those above it, but not the run's: where that is gone, the run may have been moved."""
+    if not folder.is_dir():
+        if folder.name != FOLDER:
+            _make(folder.parent)
+        folder.mkdir(exist_ok=True)
 
 
 def read_verdict(path: Path) -> Verdict | None:
@@ -53,7 +62,7 @@ class Verdicts:
 
     def leave(self, verdict: Verdict) -> None:
         with suppress(OSError):  # a full disk; srun's exit code remains
-            self.folder.mkdir(parents=True, exist_ok=True)
+            _make(self.folder)
             write_atomically(self.folder / f"node-{self.index}.json", json.dumps(asdict(verdict)))
 
     def of_leader(self) -> Verdict | None:

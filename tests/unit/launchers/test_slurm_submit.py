@@ -22,8 +22,9 @@ from distft.process.interpreter import running
 from distft.recipe.load import dump
 from distft.run import home
 from distft.run.folder import Attempt, RunDir
+from launchers.attempt import Verdict
 from launchers.local import LocalLauncher
-from launchers.slurm import jobs, preflight, scheduler, script
+from launchers.slurm import jobs, node, preflight, scheduler, script, verdicts
 from launchers.slurm.jobs import jobs_of
 from launchers.slurm.script import Request
 from launchers.slurm.site import Site
@@ -387,6 +388,26 @@ def test_a_run_whose_job_is_over_or_not_known_is_trained_here(
     said = capsys.readouterr().out
     assert ("warning: whether a job of" in said) == (not answers)
     assert f"{run.path} is finished" in said
+
+
+def test_a_job_of_a_run_that_was_moved_does_not_make_its_folder_again(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = submit(tmp_path)
+    left = verdicts.Verdicts(node.folder(run, "7", 0), 0, 1)
+    left.of(1).leave(Verdict(1, "x"))
+    left.leave(Verdict(1, "x"))
+    assert [verdict.cause for verdict in (left.of_leader(), left.of(1).of_leader()) if verdict] == ["x", "x"]
+    run.path.rename(tmp_path / "moved")
+    left.of(2).leave(Verdict(1, "x"))
+    left.leave(Verdict(1, "x"))
+    place = {"SLURM_JOB_ID": "7", "SLURM_NODEID": "0", "DISTFT_HOSTS": "n1", "DISTFT_RUN_DIR": str(run.path)}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(node.lease, "hold_run", pytest.fail)
+    with pytest.raises(UserError, match=r"has disappeared or was moved; resume it from where it is now$"):
+        node.main()
+    assert not run.path.exists()
 
 
 def test_a_dry_run_asks_slurm_nothing(slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
