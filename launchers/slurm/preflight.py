@@ -9,7 +9,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from distft.errors import DONE, FAILED, UserError
@@ -122,6 +122,42 @@ def lead_warning(run: RunDir, site: Site, request: Request) -> Iterator[str]:
             f"a step ({step:.0f} s) and a save ({save:.0f} s) of this run do not fit into signal_lead = "
             f"{site.signal_lead}; set it to {needed:.0f} or more (the run still stops in time, by the clock)"
         )
+
+
+def preemption(run: RunDir, site: Site, settings: Mapping[str, str]) -> list[str]:
+    """A warning where SLURM cancels the jobs that it preempts, and so starts none of them again.
+
+    Args:
+        settings: of the cluster; empty where they are not known.
+    """
+    if settings.get("PreemptType", "preempt/none") == "preempt/none":
+        return []
+    partitions = scheduler.partitions()
+    highest = max((int(found.get("PriorityTier", "0")) for found in partitions), default=0)
+    return [
+        f"partition {found['PartitionName']} cancels preempted jobs instead of requeueing them; a preempted run "
+        f"continues only by `distft resume {run.path}`{losses(site, found, settings)}"
+        for found in partitions
+        if is_meant(found, site)
+        and "CANCEL" in (found.get("PreemptMode") or settings.get("PreemptMode", "")).split(",")
+        and not (settings["PreemptType"] == "preempt/partition_prio" and int(found.get("PriorityTier", "0")) == highest)
+    ]
+
+
+def is_meant(partition: Mapping[str, str], site: Site) -> bool:
+    """Whether a job may get into a partition."""
+    flags = [line.partition("=")[2] for line in site.sbatch if line.startswith("--partition=")]
+    wanted = site.partition or next(iter(flags), None) or os.environ.get("SBATCH_PARTITION")
+    return partition["PartitionName"] in wanted.split(",") if wanted else partition.get("Default") == "YES"
+
+
+def losses(site: Site, partition: Mapping[str, str], settings: Mapping[str, str]) -> str:
+    """What a job loses that is preempted without a grace time, as the rest of a sentence."""
+    told = site.signal_lead and "send_user_signal" in settings.get("PreemptParameters", "")
+    if partition.get("GraceTime", "0") != "0" or told:
+        return ""
+    wait = settings.get("KillWait", "30 sec")
+    return f"; there is no grace time, so the steps since the last checkpoint are lost if they are not saved in {wait}"
 
 
 def seconds_of(text: str) -> float:

@@ -145,6 +145,12 @@ def configuration() -> dict[str, str]:
     return dict(re.findall(r"^(\w+)\s*= (.*)$", output, re.MULTILINE))
 
 
+def partitions() -> list[dict[str, str]]:
+    """The settings of each partition; empty where SLURM does not answer."""
+    output = ask("scontrol", "--oneliner", "show", "partition") or ""
+    return [dict(re.findall(r"(\w+)=(\S*)", line)) for line in output.splitlines()]
+
+
 def state_of(job: str) -> str | None:
     """The job's state now, by the controller: RUNNING, COMPLETING, ..."""
     found = shown(job)

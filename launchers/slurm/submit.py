@@ -40,7 +40,7 @@ class SlurmLauncher:
         recipe = job.recipe or load_resolved(run.config)
         request = requested(run, recipe, profile, job)
         settings = scheduler.configuration() if job.mode == "run" else {}
-        for warning in preflight.check(run, recipe, profile, request):
+        for warning in preflight.check(run, recipe, profile, request) + preflight.preemption(run, profile, settings):
             print(f"warning: {warning}")
         if job.mode == "show":
             identity = run.read().id if run.exists() else None

@@ -410,6 +410,47 @@ def test_a_job_of_a_run_that_was_moved_does_not_make_its_folder_again(
     assert not run.path.exists()
 
 
+# --- preemption -------------------------------------------------------------------------------------------------------
+
+TIERS = "PartitionName=high PriorityTier=9 PreemptMode=OFF GraceTime=0\n"
+LOST = "; there is no grace time, so the steps since the last checkpoint are lost if they are not saved in 30 sec"
+
+
+@pytest.mark.parametrize(
+    ("config", "partition", "warned"),
+    [
+        ("", "PreemptMode=CANCEL GraceTime=60", ""),
+        ("", "PreemptMode=CANCEL GraceTime=0", LOST),
+        ("PreemptParameters = send_user_signal\n", "PreemptMode=CANCEL GraceTime=0", ""),
+        ("PreemptMode = GANG,CANCEL\n", "GraceTime=60", ""),
+        ("PreemptMode = CANCEL\n", "PreemptMode=REQUEUE GraceTime=0", None),
+        ("", "PreemptMode=CANCEL GraceTime=0 PriorityTier=9", None),  # nothing is above it
+    ],
+)
+def test_a_partition_that_cancels_what_it_preempts_is_warned_of(
+    slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str], config: str, partition: str, warned: str | None
+) -> None:
+    (slurm.folder / "config").write_text(f"PreemptType = preempt/partition_prio\nKillWait = 30 sec\n{config}")
+    (slurm.folder / "partition").write_text(f"{TIERS}PartitionName=low Default=YES {partition}\n")
+    run = submit(tmp_path)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    wanted = (
+        "warning: partition low cancels preempted jobs instead of requeueing them; a preempted run continues only by "
+        f"`distft resume {run.path}`"
+    )
+    assert said == ([] if warned is None else [wanted + warned])
+
+
+@pytest.mark.parametrize(("profile", "warned"), [('partition = "low,high"', True), ('partition = "high"', False)])
+def test_only_the_partitions_that_are_meant_are_looked_at(
+    slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str], profile: str, warned: bool
+) -> None:
+    (slurm.folder / "config").write_text("PreemptType = preempt/partition_prio\n")
+    (slurm.folder / "partition").write_text(f"{TIERS}PartitionName=low PreemptMode=CANCEL GraceTime=9 PriorityTier=1\n")
+    submit(tmp_path, profile=profile)
+    assert ("warning: partition low" in capsys.readouterr().out) == warned
+
+
 def test_a_dry_run_asks_slurm_nothing(slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in COMMANDS:
         slurm.does(name, 'touch "$folder/asked"\n')
