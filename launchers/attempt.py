@@ -87,12 +87,13 @@ def recorded(run: RunDir, recipe: Recipe, held: Held, hosts: list[str], world: i
     attempt = begin(run, record, recipe, held, hosts, world)
     verdict = Verdict(FAILED, "the parent process failed")
     try:
-        verdict = phases.train(attempt) if not record.trained else Verdict(DONE, "trained")
-        if verdict.code == DONE:
+        found = phases.train(attempt) if not record.trained else Verdict(DONE, "trained")
+        if found.code == DONE:
             held.check()
             record.trained = True
             run.write(record)  # so that the next attempt, if this one is cut off, has only the export to do
-            verdict = phases.export(attempt)
+            found = phases.export(attempt)
+        verdict = found  # not before: ranks that are done make no run that is
     finally:
         try:
             held.check()

@@ -137,7 +137,8 @@ def of_killed_parent(run: RunDir, record: Run, job: str, restart: int) -> Verdic
     verdicts = Verdicts(folder(run, job, restart), 0, len(attempt.hosts)).of(attempt.number)
     if (own := verdicts.of_leader()) is None:
         return None
-    return verdicts.blamed(verdicts.weighed(own, seconds=0.0), attempt.hosts, seconds=0.0)
+    found = verdicts.blamed(verdicts.weighed(own, seconds=0.0), attempt.hosts, seconds=0.0)
+    return found if found.code != DONE else None  # it was at the export
 
 
 def closed(run: RunDir, record: Run, job: str, restart: int, verdict: Verdict) -> Attempt | None:

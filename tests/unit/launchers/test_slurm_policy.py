@@ -219,6 +219,17 @@ def test_a_parent_killed_while_it_waited_had_said_why_its_ranks_ended(
     assert (closed.cause, closed.failed_on) == ("node lost: n2 is silent, rank 0 crashed", "n2")
 
 
+def test_a_parent_killed_during_the_export_had_not_finished(
+    run: RunDir, answer: Answer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answer("scontrol", "JobId=7 JobState=RUNNING Reason=None\n")
+    run.write(Run("x", state="running", trained=True, attempts=[attempt(1, end=None)]))
+    verdicts.Verdicts(node.folder(run, "7", 0), 0, 1).of(1).leave(Verdict(DONE, "finished", 5))  # its ranks
+    assert after_srun(run, monkeypatch, 137) == FAILED
+    assert run.read().state == "trained"
+    assert calls(tmp_path).count("requeue 7") == 1
+
+
 @pytest.mark.parametrize("newest", [None, "step-00000100"], ids=["without a checkpoint", "behind a checkpoint"])
 def test_a_start_that_never_began_counts_as_an_attempt(
     run: RunDir, answer: Answer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, newest: str | None

@@ -1,0 +1,73 @@
+"""An attempt in run.json: it trains, then it exports, and a run is done when both are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+
+from distft.errors import DONE, FAILED, PREEMPTED, USAGE
+from distft.run import lease
+from distft.run.folder import RunDir
+from launchers.attempt import Phases, Verdict, recorded
+from launchers.local import settle_recipe
+from tests.unit.recipes import recipe
+
+TRAINED = Verdict(DONE, "finished")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    made = RunDir(tmp_path / "run")
+    settle_recipe(made, recipe())
+    return made
+
+
+def attempt(run: RunDir, train: Mock, export: Mock) -> Verdict:
+    with lease.hold_run(run) as held:
+        return recorded(run, recipe(), held, ["n1"], 1, Phases(train, export))
+
+
+@pytest.mark.parametrize(
+    ("export", "state"),
+    [
+        (Verdict(DONE, "finished"), "done"),
+        (Verdict(FAILED, "the export crashed"), "trained"),
+        (Verdict(USAGE, "final is not an export"), "trained"),
+        (Verdict(PREEMPTED, "preempted (SIGTERM)"), "preempted"),
+    ],
+)
+def test_what_is_trained_is_only_exported(run: RunDir, export: Verdict, state: str) -> None:
+    train = Mock(return_value=TRAINED)
+    assert attempt(run, train, Mock(return_value=export)) == export
+    assert (run.read().state, run.read().attempts[0].cause) == (state, export.cause)
+    attempt(run, train, Mock(return_value=export))
+    assert train.call_count == 1
+
+
+def test_an_export_whose_parent_fails_leaves_no_finished_run(run: RunDir) -> None:
+    with pytest.raises(OSError, match="Stale file handle"):
+        attempt(run, Mock(return_value=TRAINED), Mock(side_effect=OSError(116, "Stale file handle")))
+    record = run.read()
+    assert (record.state, record.attempts[0].exit_code) == ("trained", FAILED)
+
+
+def test_ranks_that_are_done_make_no_finished_run_where_that_cannot_be_recorded(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = RunDir.write
+    answers = iter([None, OSError(5, "Input/output error"), None])  # the beginning, "trained", the end
+
+    def fails_once(self: RunDir, record: object) -> None:
+        if (error := next(answers)) is not None:
+            raise error
+        write(self, record)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(RunDir, "write", fails_once)
+    export = Mock()
+    with pytest.raises(OSError, match="Input/output error"):
+        attempt(run, Mock(return_value=TRAINED), export)
+    assert run.read().state == "trained"
+    assert run.read().attempts[0].exit_code == FAILED
+    assert not export.called
