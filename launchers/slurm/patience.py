@@ -36,14 +36,19 @@ def requeue(job: str, restart: int, before: str | None) -> str | None:
     """Have SLURM start a job again that was in state `before`. Returns why it does not; None where it does.
 
     A request whose answer was lost may have been granted: then SLURM has raised the count of restarts. One that fails
-    while the controller answers is refused; twice, because it may have come back only between the two questions.
+    while the controller answers is refused; twice, because it may have come back only between the two questions. One
+    that has no answer in time is not: a busy controller shows a job long before it changes one.
     """
-    refusals = 0
+    refusals, seconds = 0, scheduler.ANSWER_SECONDS
     while refusals < MOST_REFUSALS:
-        if scheduler.requeue(job):
+        if (agreed := scheduler.requeue(job, seconds)) is True:
             return None
         answer = scheduler.shown(job)
-        refusals = refusals + 1 if answer is not None else 0
+        if answer is None:
+            refusals = 0
+        elif agreed is False:
+            refusals += 1
+        seconds = min(1.5 * seconds, LONGEST_ANSWER_SECONDS)
         found = answer or shown(job)
         if found is None:
             break

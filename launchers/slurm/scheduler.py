@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -74,20 +74,24 @@ class Accounted:
 
 def ask(*command: str, seconds: float | None = None) -> str | None:
     """What a command of SLURM prints; None where it is missing, refuses or does not answer in time."""
-    environment = {**os.environ, "LC_ALL": "C", "SLURM_TIME_FORMAT": "%s"}
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",  # a comment or a folder in another encoding
-            timeout=seconds or ANSWER_SECONDS,
-            env=environment,
-            check=False,
-        )
+        done = _run(command, seconds)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None
+
+
+def _run(command: Sequence[str], seconds: float | None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "LC_ALL": "C", "SLURM_TIME_FORMAT": "%s"}
+    return subprocess.run(
+        command,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",  # a comment or a folder in another encoding
+        timeout=seconds or ANSWER_SECONDS,
+        env=environment,
+        check=False,
+    )
 
 
 def require(command: str) -> None:
@@ -184,9 +188,14 @@ def accounts(jobs: Collection[str]) -> dict[str, list[Accounted]] | None:
     return {job: sorted(starts, key=lambda entry: entry.start) for job, starts in found.items()}
 
 
-def requeue(job: str) -> bool:
-    """Have SLURM start a job again. Returns whether it agreed."""
-    return ask("scontrol", "requeue", job) is not None
+def requeue(job: str, seconds: float | None = None) -> bool | None:
+    """Have SLURM start a job again. Returns whether it agreed; None where it did not say so in time."""
+    try:
+        return _run(("scontrol", "requeue", job), seconds).returncode == 0
+    except subprocess.TimeoutExpired:
+        return None
+    except OSError:
+        return False
 
 
 def exclude(job: str, hosts: list[str]) -> bool:

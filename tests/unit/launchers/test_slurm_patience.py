@@ -109,3 +109,28 @@ def test_a_job_past_its_time_limit_is_ending_before_and_after(controller: Contro
     controller(SILENT, SILENT, ENDING, GRANTED)
     assert patience.requeue("7", 2, "COMPLETING") is None
     assert requeues(tmp_path) == 2
+
+
+def test_a_busy_controller_that_shows_the_job_and_is_slow_to_requeue_it_has_not_refused(
+    controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller(*[RUNNING] * 3)
+    answers = iter([None, None, None, True])
+    waited: list[float] = []
+
+    def requeue(job: str, seconds: float) -> bool | None:
+        waited.append(seconds)
+        return next(answers)
+
+    monkeypatch.setattr(scheduler, "requeue", requeue)
+    assert patience.requeue("7", 2, "RUNNING") is None
+    assert waited == [5.0, 7.5, 11.25, 16.875]
+
+
+def test_a_requeue_without_an_answer_in_time_is_neither_granted_nor_refused(
+    controller: Controller, tmp_path: Path
+) -> None:
+    controller()
+    assert scheduler.requeue("7") is False
+    (tmp_path / "scontrol").write_text("#!/bin/sh\nexec sleep 20\n")
+    assert scheduler.requeue("7", 0.2) is None
