@@ -13,6 +13,7 @@ from distft.run import lease
 from distft.run.folder import RunDir
 
 POLL_SECONDS = 0.5
+ENDED = ("done", "trained", "failed", "held", "cancelled")  # states of a run after which no attempt may follow
 
 
 def attempts(run: RunDir) -> list[int]:
@@ -22,7 +23,7 @@ def attempts(run: RunDir) -> list[int]:
 
 
 def log_of(run: RunDir, attempt: int | None, rank: int) -> Path:
-    """The log of a rank in an attempt; None: the newest.
+    """The log of a rank in an attempt; None: the newest in which it has one. One that only exports has no ranks.
 
     Raises:
         UserError: there is no such log; the message names those there are.
@@ -31,13 +32,14 @@ def log_of(run: RunDir, attempt: int | None, rank: int) -> Path:
     known = attempts(run)
     if not known:
         raise UserError(f"{run.path} has no logs yet: it has not run")
-    path = run.attempt_logs(attempt if attempt is not None else known[-1]) / f"rank-{rank}.log"
-    if path.exists():
-        return path
+    wanted = [attempt] if attempt is not None else list(reversed(known))
+    paths = [run.attempt_logs(number) / f"rank-{rank}.log" for number in wanted]
+    if (found := next((path for path in paths if path.exists()), None)) is not None:
+        return found
     if attempt is not None and attempt not in known:
         raise UserError(f"{run.path} has no attempt {attempt}; its attempts are {known[0]} to {known[-1]}")
-    ranks = sorted(int(found.stem.rpartition("-")[2]) for found in path.parent.glob("rank-*.log"))
-    raise UserError(f"no {path}; ranks with a log: {', '.join(map(str, ranks)) or 'none'}")
+    ranks = sorted({int(one.stem.rpartition("-")[2]) for path in paths for one in path.parent.glob("rank-*.log")})
+    raise UserError(f"no {paths[0]}; ranks with a log: {', '.join(map(str, ranks)) or 'none'}")
 
 
 def print_log(run: RunDir, attempt: int | None, rank: int, follow: bool) -> None:
@@ -51,7 +53,7 @@ def print_log(run: RunDir, attempt: int | None, rank: int, follow: bool) -> None
 def following(run: RunDir, path: Path, attempt: int | None, rank: int) -> Iterator[str]:
     while True:
         yield from growing(run, path)
-        if attempt is not None or run.read().state in ("done", "failed", "held", "cancelled"):
+        if attempt is not None or run.read().state in ENDED:
             return
         while True:  # between two attempts
             time.sleep(POLL_SECONDS)
@@ -59,7 +61,7 @@ def following(run: RunDir, path: Path, attempt: int | None, rank: int) -> Iterat
                 path = newer
                 yield f"--- {path}\n"
                 break
-            if run.read().state in ("done", "failed", "held", "cancelled"):
+            if run.read().state in ENDED:
                 return
 
 
