@@ -90,7 +90,7 @@ def recorded(run: RunDir, recipe: Recipe, held: Held, hosts: list[str], world: i
         found = phases.train(attempt) if not record.trained else Verdict(DONE, "trained")
         if found.code == DONE:
             held.check()
-            record.trained = True
+            record.trained = run.newest_commit()
             run.write(record)  # so that the next attempt, if this one is cut off, has only the export to do
             found = phases.export(attempt)
         verdict = found  # not before: ranks that are done make no run that is
@@ -114,6 +114,8 @@ def state_after(record: Run, verdict: Verdict) -> State:
 
 def begin(run: RunDir, record: Run, recipe: Recipe, held: Held, hosts: list[str], world: int) -> Attempt:
     close_unfinished(run, record, "killed")
+    if run.newest_commit() < record.trained:  # that checkpoint was removed or lost: its steps are trained again
+        record.trained = 0
     keep_room(run.reserve)
     attempt = Attempt(
         number=len(record.attempts) + 1,

@@ -139,7 +139,7 @@ def settle_recipe(run: RunDir, wanted: Recipe | None, allowed: frozenset[str] = 
                 start_over(run, agreed, replaced)
         elif reopened(run, agreed):
             record = run.read()
-            record.state, record.trained = "new", False
+            record.state, record.trained = "new", 0
             run.write(record)
         write_atomically(run.config, dump(agreed))
     return agreed
@@ -177,7 +177,7 @@ def start_over(run: RunDir, new: Recipe, changed: list[str]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     for made in (run.labels, run.reference, run.path / "base.json", run.chart):
         made.unlink(missing_ok=True)
-    run.write(dataclasses.replace(record, name=new.name or record.name, wandb_id=new_wandb_id(), trained=False))
+    run.write(dataclasses.replace(record, name=new.name or record.name, wandb_id=new_wandb_id(), trained=0))
 
 
 def agreed_recipe(run: RunDir, wanted: Recipe | None, allowed: frozenset[str] = frozenset()) -> Recipe:

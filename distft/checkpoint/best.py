@@ -28,15 +28,23 @@ def note_scores(progress: Progress, train: Train, scores: dict[str, float]) -> P
     return replace(progress, stale=progress.stale + 1)
 
 
-def choose_checkpoint(run: RunDir, recipe: Recipe) -> Stored:
+def choose_checkpoint(run: RunDir, recipe: Recipe, last: int = 0) -> Stored:
     """The checkpoint that a run is for: the best by the score that the recipe names, else the newest.
 
+    Args:
+        last: step of a checkpoint that must be there, for it has what the run was trained to.
+
     Raises:
-        UserError: it has none yet.
+        UserError: it has none yet, or the last one cannot be used.
     """
-    folder, _ = state.newest(run.checkpoints)
+    folder, passed_over = state.newest(run.checkpoints)
     if folder is None:
         raise UserError(f"{run.path} has no checkpoint yet; `distft status {run.path}` shows its progress")
+    if store.step_of(folder) < last:
+        raise UserError(
+            f"{'; '.join(passed_over)}; restore it from a copy, or remove {store.folder_of(run.checkpoints, last)}: "
+            f"the same command then trains again what came after step {store.step_of(folder)}"
+        )
     stored = Stored(folder)
     progress = stored.progress
     if progress.last_eval < progress.step:  # it was saved before the evaluation that a stop had broken off

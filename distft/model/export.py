@@ -64,12 +64,19 @@ def load_trained(context: RunContext, stored: Stored, quantized: bool = False) -
     return model.eval()
 
 
-def write(context: RunContext, out: Path, merged: bool = False, may_publish: Callable[[], None] = lambda: None) -> None:
+def write(
+    context: RunContext,
+    out: Path,
+    merged: bool = False,
+    last: int = 0,
+    may_publish: Callable[[], None] = lambda: None,
+) -> None:
     """A folder `out` that plain `peft` (adapter) or `transformers` (full or `merged` model) load; all or nothing.
 
     An adapter that was trained over 4 bits is merged into the base as it was before.
 
     Args:
+        last: see `choose_checkpoint`.
         may_publish: is called when all is written, and raises if it must not take its place.
 
     Raises:
@@ -78,7 +85,7 @@ def write(context: RunContext, out: Path, merged: bool = False, may_publish: Cal
     run, recipe = context.run, context.recipe
     if merged and isinstance(recipe.adapter, NoAdapter | Partial):
         raise UserError("--merged: this run trained the model itself, so there is no adapter to merge; leave it out")
-    stored = choose_checkpoint(run, recipe)
+    stored = choose_checkpoint(run, recipe, last)
     model = load_trained(context, stored)
     if merged and (tied := tied_target(model)) is not None:
         raise UserError(f"--merged: {tied} shares its weight with another layer, which would change too; leave it out")

@@ -78,7 +78,7 @@ class Run:
     name: str
     state: State = "new"
     reason: str | None = None  # why it is held
-    trained: bool = False  # no step is left: only the export is
+    trained: int = 0  # step of the checkpoint after which only the export is left; 0: steps are
     excluded: list[str] = field(default_factory=list)  # hosts that the scheduler was asked not to use again
     launcher: str = "local"  # who started it last
     id: str = ""  # the run, wherever it is moved to; a copy gets another

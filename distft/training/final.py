@@ -31,10 +31,10 @@ def write_final(run_dir: Path) -> int:
     run = RunDir(run_dir)
     pulse.begin()
     pulse.at("the export")
-    fence = Fence(run, os.environ.get(environment.TOKEN))
+    fence, last = Fence(run, os.environ.get(environment.TOKEN)), run.read().trained
     with lone_work():
-        export.write(RunContext(run, load_resolved(run.config)), run.final, may_publish=fence.check)
-    Console(first=True).say(f"finished after step {run.newest_commit()}: {run.final}")
+        export.write(RunContext(run, load_resolved(run.config)), run.final, last=last, may_publish=fence.check)
+    Console(first=True).say(f"finished after step {last}: {run.final}")
     return DONE
 
 

@@ -142,7 +142,8 @@ def lead(run: RunDir, here: NodePlace, ended: Verdicts) -> Verdict:
 
         def all_nodes_are_there(attempt: Attempt) -> bool:
             held.renew()  # what has been waited for before and is now may be longer than a lease lasts
-            return run.read().trained or ended.of(attempt.number).all_there()
+            only_exported = 0 < run.read().trained <= attempt.commit_before  # the others have started nothing
+            return only_exported or ended.of(attempt.number).all_there()
 
         restarts = Restarts(most, here.ends, all_nodes_are_there)
 

@@ -21,6 +21,7 @@ TRAINED = Verdict(DONE, "finished")
 def run(tmp_path: Path) -> RunDir:
     made = RunDir(tmp_path / "run")
     settle_recipe(made, recipe())
+    (made.checkpoints / "step-00000005").mkdir()
     return made
 
 
@@ -71,3 +72,14 @@ def test_ranks_that_are_done_make_no_finished_run_where_that_cannot_be_recorded(
     assert run.read().state == "trained"
     assert run.read().attempts[0].exit_code == FAILED
     assert not export.called
+
+
+def test_a_run_that_lost_its_last_checkpoint_is_not_trained(run: RunDir) -> None:
+    train, export = Mock(return_value=TRAINED), Mock(return_value=Verdict(FAILED, "the export crashed"))
+    attempt(run, train, export)
+    assert run.read().trained == 5
+    (run.checkpoints / "step-00000005").rename(run.checkpoints / "step-00000004")
+    train.return_value = Verdict(FAILED, "rank 0 crashed")
+    attempt(run, train, export)
+    assert train.call_count == 2
+    assert (run.read().trained, run.read().state) == (0, "failed")

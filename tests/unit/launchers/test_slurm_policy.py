@@ -223,7 +223,7 @@ def test_a_parent_killed_during_the_export_had_not_finished(
     run: RunDir, answer: Answer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     answer("scontrol", "JobId=7 JobState=RUNNING Reason=None\n")
-    run.write(Run("x", state="running", trained=True, attempts=[attempt(1, end=None)]))
+    run.write(Run("x", state="running", trained=5, attempts=[attempt(1, end=None)]))
     verdicts.Verdicts(node.folder(run, "7", 0), 0, 1).of(1).leave(Verdict(DONE, "finished", 5))  # its ranks
     assert after_srun(run, monkeypatch, 137) == FAILED
     assert run.read().state == "trained"
