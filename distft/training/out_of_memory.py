@@ -54,8 +54,11 @@ def peak() -> str:
     """What torch's allocator had at most; a CPU has none that counts."""
     if not torch.cuda.is_available():
         return ""
-    most, free_and_total = torch.cuda.max_memory_allocated(), torch.cuda.mem_get_info()
-    return f", the peak was {most / GIB:.1f} of {free_and_total[1] / GIB:.1f} GiB"
+    try:
+        most, (_, total) = torch.cuda.max_memory_allocated(), torch.cuda.mem_get_info()
+    except RuntimeError:  # a GPU so full, of others too, that this process cannot even ask it
+        return ""
+    return f", the peak was {most / GIB:.1f} of {total / GIB:.1f} GiB"
 
 
 def largest(batch: Any) -> str:

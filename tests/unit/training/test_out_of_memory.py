@@ -65,6 +65,17 @@ def test_every_kind_counts(tmp_path: Path, error: Exception) -> None:
         raise error
 
 
+def test_a_gpu_that_is_too_full_to_be_asked_is_a_sentence_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", full)
+    with pytest.raises(UserError, match="^out of memory in .*; what helps: "), explained(recipe(tmp_path)):
+        full()
+
+
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="shape"), explained(recipe(tmp_path)):
         raise RuntimeError("shape mismatch")
