@@ -133,7 +133,7 @@ def barrier() -> None:
     td.barrier()
 
 
-def on_rank_0(ranks: Ranks, key: str, work: Callable[[], Any]) -> Any:
+def on_rank_0(ranks: Ranks, key: str, work: Callable[[], Any], may_stop: bool = True) -> Any:
     """Rank 0 works, the others wait for its result; no collective, so nothing times out however long it takes.
 
     The others show that they live as long as the work gets on, and those on other nodes somewhat longer: if it hangs,
@@ -142,6 +142,7 @@ def on_rank_0(ranks: Ranks, key: str, work: Callable[[], Any]) -> Any:
     Args:
         key: a name used once in an attempt.
         work: returns something JSON can hold.
+        may_stop: whether a rank that waits leaves when a stop is requested; not where there are steps to save first.
 
     Raises:
         Preempted: a stop was requested of this process while it waited.
@@ -154,15 +155,16 @@ def on_rank_0(ranks: Ranks, key: str, work: Callable[[], Any]) -> Any:
         pulse.at(f"the end of rank 0's work on {key}")
         return result
     pulse.at(f"the end of rank 0's work on {key}")
-    wait_for_rank_0(ranks, key, moved, 0.0 if ranks.rank == ranks.local_rank else HEAD_START_SECONDS)
+    wait_for_rank_0(ranks, key, moved, 0.0 if ranks.rank == ranks.local_rank else HEAD_START_SECONDS, may_stop)
     return json.loads(ranks.store.get(key))
 
 
-def wait_for_rank_0(ranks: Ranks, key: str, moved: str, head_start: float) -> None:
+def wait_for_rank_0(ranks: Ranks, key: str, moved: str, head_start: float, may_stop: bool) -> None:
     """Until there is a value under `key`; moves as the number under `moved` does, and `head_start` seconds longer."""
     last, changed, pause = b"", time.monotonic(), POLL_SECONDS
     while not ranks.store.check([key]):
-        stop_signals.check()
+        if may_stop:
+            stop_signals.check()
         if ranks.store.check([moved]) and (now := ranks.store.get(moved)) != last:
             last, changed = now, time.monotonic()
             pulse.moving()

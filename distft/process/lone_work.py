@@ -35,9 +35,11 @@ class Activity:
     def went_on(self) -> bool:
         """Whether there was any since this was asked last."""
         now = {thread: _used(thread) for thread in _threads() - self._bystanders}
-        zero = (0, 0)
-        ticks = sum(used[0] - self._seen.get(thread, zero)[0] for thread, used in now.items())
-        transferred = sum(used[1] - self._seen.get(thread, zero)[1] for thread, used in now.items())
+        ticks = transferred = 0
+        for thread, used in now.items():
+            before = self._seen.get(thread, (0, 0))
+            ticks += max(0, used[0] - before[0])  # less than before: it has ended, or another one has its number
+            transferred += max(0, used[1] - before[1])
         self._seen = now
         return ticks >= LEAST_TICKS or transferred >= LEAST_BYTES
 

@@ -93,7 +93,9 @@ def handle(session: Session, trouble: Trouble) -> None:
 def may_go_back(session: Session, count: int) -> bool:
     """Whether there is a checkpoint yet, or one being written."""
     session.writer.wait()
-    there = distributed.on_rank_0(session.ranks, f"checkpoints {count}", lambda: session.run.newest_commit() > 0)
+    there = distributed.on_rank_0(
+        session.ranks, f"checkpoints {count}", lambda: session.run.newest_commit() > 0, may_stop=False
+    )
     return bool(there)
 
 

@@ -171,3 +171,23 @@ def test_a_rank_that_waits_can_be_stopped(store: Any, fast: None, monkeypatch: p
     monkeypatch.setattr(stop_signals, "_received", [(stop_signals.SIGNALS[0], 0.0)])
     with pytest.raises(Preempted):
         on_rank_0(Ranks(1, 1, 2, torch.device("cpu"), store), "anything", lambda: None)
+
+
+def test_a_stop_loses_no_steps_to_a_wait_between_two_of_them(
+    store: Any, fast: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stop_signals, "_received", [(stop_signals.SIGNALS[0], 0.0)])
+    scoring = threading.Timer(0.2, store.set, ("the scores", "[0.5]"))
+    scoring.start()
+    assert on_rank_0(Ranks(1, 1, 2, torch.device("cpu"), store), "the scores", lambda: None, may_stop=False) == [0.5]
+    scoring.join()
+
+
+def test_a_thread_that_ends_while_it_is_looked_at_takes_nothing_from_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    activity, mine, other = lone_work.Activity(), threading.get_native_id(), -1
+    used = {mine: (0, 0), other: (500, 1 << 30)}
+    monkeypatch.setattr(lone_work, "_threads", lambda: {mine, other})
+    monkeypatch.setattr(lone_work, "_used", lambda thread: used[thread])
+    assert activity.went_on()
+    used.update({mine: (50, 0), other: (0, 0)})
+    assert activity.went_on()

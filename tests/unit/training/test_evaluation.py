@@ -220,7 +220,12 @@ def test_an_evaluation_by_two_ranks_is_that_of_one(monkeypatch: pytest.MonkeyPat
     sent: list[str] = []
     monkeypatch.setattr(evaluation.distributed, "sum_over_ranks", lambda values: [float(stopped)])
     monkeypatch.setattr(evaluation.distributed, "gather_text", lambda text: (sent.append(text), sent)[1])
-    monkeypatch.setattr(evaluation.distributed, "on_rank_0", lambda ranks, key, work: work())
+
+    def on_rank_0(ranks: Any, key: str, work: Any, may_stop: bool) -> Any:
+        assert not may_stop  # there may be steps to save
+        return work()
+
+    monkeypatch.setattr(evaluation.distributed, "on_rank_0", on_rank_0)
     alone = evaluation.evaluate(of(0, 1))
     sent.clear()
     evaluation.evaluate(of(1, 2))  # comes first into the list: the order of ranks does not matter
