@@ -29,8 +29,9 @@ check: $(INSTALLED) ## lint and types
 unit: $(INSTALLED) ## the tests that take under a minute
 	@$(BIN)/python -m pytest -n 2 tests/unit
 
-cluster-test: $(INSTALLED) ## all that a cluster does to a job, an hour and a half; GSM8K where ../shared/data is there
-	@DISTFT_GSM8K=1 $(BIN)/python -m pytest -m "" tests/cluster
+PART ?=
+cluster-test: $(INSTALLED) ## all that a cluster does to a job, two hours; run again, it goes on; a part: PART=test_kills.py
+	@DISTFT_GSM8K=1 DISTFT_CLUSTER_PASSED=runs/cluster-passed.jsonl $(BIN)/python -m pytest -m "" tests/cluster/$(PART)
 	@DISTFT_FUZZ=5000 $(BIN)/python -m pytest tests/unit/launchers/test_slurm_site.py
 
 TRIALS ?= 150

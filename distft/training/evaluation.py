@@ -88,9 +88,7 @@ def evaluate(session: Session) -> dict[str, float] | None:
         losses = [value for name, value in found.items() if name.rpartition(".")[2] == "loss"]
         return {"loss": sum(losses) / len(losses), **found} if losses else found
 
-    scores: dict[str, float] = distributed.on_rank_0(
-        session.ranks, f"scores {next(_numbers)}", score, may_stop=False
-    )
+    scores: dict[str, float] = distributed.on_rank_0(session.ranks, f"scores {next(_numbers)}", score, may_stop=False)
     return scores
 
 

@@ -1,26 +1,19 @@
-"""The jobs of a run: what was sent is written down in slurm/jobs.json, and the queue knows each by a tag.
-
-The tag is `distft=ID:FOLDER` in the job's comment. A number alone names other jobs too: those of the run that this one
-is a copy of, and whatever another cluster has under it.
-"""
+"""The jobs of a run: what was sent is written down in slurm/jobs.json, and the queue knows each by its tag."""
 
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from distft.errors import UserError
 from distft.run.files import write_atomically
 from distft.run.folder import Run, RunDir
-from distft.run.home import JOBS, holds_elsewhere
+from distft.run.home import JOBS
 from launchers.slurm import scheduler
 from launchers.slurm.outlook import WAITING
 from launchers.slurm.scheduler import Tagged
-
-_TAG = re.compile(r"(?:^|\s)distft=(?P<id>[0-9a-f]+):(?P<folder>.*)$")
+from launchers.slurm.tags import has_tag, is_ours, tag
 
 
 @dataclass(frozen=True)
@@ -59,18 +52,6 @@ def job_ids(run: RunDir) -> list[str]:
     return sorted({*ours, *(entry.job for entry in jobs_of(run))}, key=int)
 
 
-def tag(identity: str, folder: Path) -> str:
-    return f"distft={identity}:{folder}"
-
-
-def is_tagged(job: Tagged, run: RunDir, record: Run) -> bool:
-    """Whether a job is this run's: sent for it, here or where it lay before it was moved."""
-    found = _TAG.search(job.comment)
-    if found is None or not record.id or found["id"] != record.id:
-        return False
-    return found["folder"] == str(run.path) or not holds_elsewhere(run, record, Path(found["folder"]))
-
-
 def alive(run: RunDir) -> list[Tagged]:
     """Jobs of a run that wait or run, oldest first.
 
@@ -80,7 +61,7 @@ def alive(run: RunDir) -> list[Tagged]:
     if not run.exists():
         return []
     record = run.read()
-    return [job for job in _queue() if is_tagged(job, run, record)]
+    return [job for job in _queue() if is_ours(job.comment, run, record)]
 
 
 def why_not(run: RunDir) -> str:
@@ -99,7 +80,7 @@ def why_not(run: RunDir) -> str:
 def mark(job: str, record: Run, run: RunDir) -> None:
     """Tag a job that was sent by other means: by a batch script that a person has written."""
     comment, own = scheduler.comment(job), tag(record.id, run.path)
-    if record.id and comment is not None and not _TAG.search(comment):
+    if record.id and comment is not None and not has_tag(comment):
         scheduler.set_comment(job, f"{comment} {own}".strip())
 
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from distft.errors import UserError
 from distft.launcher import JobState, Outlook
-from distft.run.folder import Attempt, RunDir
+from distft.run.folder import Attempt, Run, RunDir
 from launchers.slurm import scheduler
 from launchers.slurm.cause import UNKNOWN, of_start
 from launchers.slurm.scheduler import Accounted, Queued
+from launchers.slurm.tags import has_tag, is_ours
 
 STATES: dict[str, JobState] = {  # of jobs that have nodes; in any other they run
     "CONFIGURING": "starting",
@@ -32,6 +33,7 @@ class Asked:
     """A run that has a job, and its owner."""
 
     run: RunDir
+    record: Run
     job: str  # the newest
     unexplained: list[Attempt]  # they could not say themselves how they ended
     owner: int
@@ -59,8 +61,9 @@ def look_up(run: RunDir, job_ids: Callable[[RunDir], list[str]]) -> Asked | Outl
         jobs = job_ids(run)
         if not jobs:
             return None
-        attempts = [a for a in run.read().attempts if a.job in jobs and (a.end is None or a.cause == UNKNOWN)]
-        return Asked(run, jobs[-1], attempts, run.json.stat().st_uid)
+        record = run.read()
+        attempts = [a for a in record.attempts if a.job in jobs and (a.end is None or a.cause == UNKNOWN)]
+        return Asked(run, record, jobs[-1], attempts, run.json.stat().st_uid)
     except (UserError, OSError) as error:
         return Outlook("", "unknown", str(error))
 
@@ -73,6 +76,8 @@ def of_run(
     if entries is None:
         return Outlook(job, "unknown", "SLURM does not answer; what the job does is unknown", causes=causes)
     entry = entries.get(job)
+    if entry is not None and has_tag(entry.comment) and not is_ours(entry.comment, asked.run, asked.record):
+        entry = None  # another cluster's job of the same number, or that of the run of which this is a copy
     if entry is not None and not is_over(entry):
         state, detail = in_words(entry, asked.run)
         return Outlook(job, state, detail, causes=causes)

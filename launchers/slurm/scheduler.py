@@ -38,6 +38,7 @@ class Queued:
     reason: str
     start: str  # when it began or is expected to; N/A
     nodes: str
+    comment: str = ""  # what whoever sent it wrote to it
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,10 @@ def queued(jobs: list[str], owners: Collection[int] = ()) -> dict[str, Queued] |
         return {}
     # All of the users', because squeue refuses a list with a job that it has forgotten.
     users = ",".join(map(str, sorted({os.getuid(), *owners})))
-    output = ask("squeue", "--noheader", f"--user={users}", "--states=all", "--format=%i|%T|%r|%S|%N")
+    output = ask("squeue", "--noheader", f"--user={users}", "--states=all", "--format=%i|%T|%r|%S|%N|%k")
     if output is None:
         return None
-    entries = [Queued(*line.strip().split("|")) for line in output.splitlines() if line.count("|") == 4]
+    entries = [Queued(*line.strip().split("|", 5)) for line in output.splitlines() if line.count("|") >= 4]
     return {entry.job: entry for entry in entries if entry.job in jobs}
 
 

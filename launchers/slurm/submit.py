@@ -22,8 +22,9 @@ from distft.run.folder import RunDir, new_id
 from distft.run.turn import in_turn
 from launchers.local import finished, settle_recipe
 from launchers.slurm import outlook, preflight, scheduler, script, site
-from launchers.slurm.jobs import Sent, alive, job_ids, jobs_of, remember, tag, why_not
+from launchers.slurm.jobs import Sent, alive, job_ids, jobs_of, remember, why_not
 from launchers.slurm.script import Request
+from launchers.slurm.tags import tag
 
 OPTIONS = {"nodes": "--nodes", "time": "--time", "ranks": "--nproc", "max_restarts": "--max-restarts"}
 

@@ -1,7 +1,12 @@
-"""A SLURM of four nodes on this machine, for all tests of this folder. Skipped where it cannot run."""
+"""A SLURM of four nodes on this machine, for all tests of this folder. Skipped where it cannot run.
+
+DISTFT_CLUSTER_PASSED names a file: tests that have passed on this commit are not run again, so that a run that was
+broken off is continued. Each line has the seconds of a test.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,7 +15,34 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.scenario import DEVCLUSTER, Cluster, environment
+from tests.cluster.scenario import DEVCLUSTER, ROOT, Cluster, environment
+
+
+def commit() -> str | None:
+    """None where files differ from what is committed: nothing is known of such a tree."""
+    said = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if said.returncode or said.stdout.strip():
+        return None
+    return subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True).strip()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    memory, now = os.environ.get("DISTFT_CLUSTER_PASSED"), commit()
+    if memory is None or now is None or not Path(memory).exists():
+        return
+    lines = [json.loads(line) for line in Path(memory).read_text().splitlines()]
+    passed = {line["test"] for line in lines if line["commit"] == now}
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in passed])
+    items[:] = [item for item in items if item.nodeid not in passed]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    memory, now = os.environ.get("DISTFT_CLUSTER_PASSED"), commit()
+    if memory is None or now is None or report.when != "call" or not report.passed:
+        return
+    Path(memory).parent.mkdir(parents=True, exist_ok=True)
+    with open(memory, "a") as file:
+        file.write(json.dumps({"test": report.nodeid, "seconds": round(report.duration, 1), "commit": now}) + "\n")
 
 
 def start(*options: str) -> None:

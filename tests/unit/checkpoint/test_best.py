@@ -22,6 +22,8 @@ def test_a_trained_run_is_not_exported_from_an_earlier_checkpoint_in_silence(tmp
     (newest / store.MANIFEST).write_text("{")
     earlier = choose_checkpoint(run, recipe()).folder  # for who looks at a run that goes on
     assert store.step_of(earlier) < corrupt.NEW
-    with pytest.raises(UserError, match=rf"{newest.name} is not used: .* or remove {newest}: the same command") as caught:
+    with pytest.raises(
+        UserError, match=rf"{newest.name} is not used: .* or remove {newest}: the same command"
+    ) as caught:
         choose_checkpoint(run, recipe(), last=corrupt.NEW)
     assert "\n" not in str(caught.value)

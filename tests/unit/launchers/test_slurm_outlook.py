@@ -276,3 +276,18 @@ def test_without_an_answer_a_silent_run_is_unknown_and_not_lost(tmp_path: Path, 
     run = sent(tmp_path / "run", "7", state="running", attempts=[attempt("7")])
     slurm.fails("squeue")
     assert seen(run).state == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("comment", "job"),
+    [("distft={id}:{run}", "running"), ("", "running"), ("of mine", "running"), ("distft=ab12:/another", "gone")],
+)
+def test_a_job_with_the_tag_of_another_run_is_none_of_this_one(
+    tmp_path: Path, slurm: Slurm, comment: str, job: str
+) -> None:
+    run = sent(tmp_path / "run", "7")
+    tagged = comment.format(id=run.read().id, run=run.path)
+    slurm.says("squeue", f"7|RUNNING|None|1700000000|node1|{tagged}\n")
+    found = status.all_statuses([run.path])[0][0].job
+    assert found is not None
+    assert found.state == job

@@ -29,6 +29,7 @@ from launchers.slurm.jobs import jobs_of
 from launchers.slurm.script import Request
 from launchers.slurm.site import Site
 from launchers.slurm.submit import SlurmLauncher, after, refuse_second_job
+from launchers.slurm.tags import tag
 from tests.unit.recipes import recipe
 
 COMMANDS = {
@@ -42,9 +43,9 @@ echo "Submitted batch job $number"
 """,
     "squeue": r"""
 case "$*" in
+    *%r*%k) sed "s/^\([^|]*|[^|]*\)|/\1|Priority|N\/A||/" "$folder/queue" ;;
     *%i*%k) cat "$folder/queue" ;;
     *%k) sed -n "s/^${2#*=}|[A-Z]*|//p" "$folder/queue" ;;
-    *) sed "s/|[^|]*$/|Priority|N\/A|/" "$folder/queue" ;;
 esac
 """,
     "scancel": 'grep -v "^$1|" "$folder/queue" > "$folder/left"; mv "$folder/left" "$folder/queue"\n',
@@ -268,7 +269,7 @@ def test_a_job_of_a_script_by_hand_gets_the_tag_when_it_begins(
     for _ in range(2):  # the job is started again
         jobs.mark("12", run.read(), run)
         [found] = scheduler.tagged() or []
-        assert found.comment == wanted.format(tag=jobs.tag(run.read().id, run.path))
+        assert found.comment == wanted.format(tag=tag(run.read().id, run.path))
     assert [job.job for job in jobs.alive(run)] == ["12"]
 
 

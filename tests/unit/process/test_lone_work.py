@@ -183,7 +183,9 @@ def test_a_stop_loses_no_steps_to_a_wait_between_two_of_them(
     scoring.join()
 
 
-def test_a_thread_that_ends_while_it_is_looked_at_takes_nothing_from_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_ends_takes_nothing_from_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     activity, mine, other = lone_work.Activity(), threading.get_native_id(), -1
     used = {mine: (0, 0), other: (500, 1 << 30)}
     monkeypatch.setattr(lone_work, "_threads", lambda: {mine, other})

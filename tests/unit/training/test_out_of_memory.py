@@ -72,7 +72,7 @@ def test_a_gpu_that_is_too_full_to_be_asked_is_a_sentence_too(tmp_path: Path, mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", full)
-    with pytest.raises(UserError, match="^out of memory in .*; what helps: "), explained(recipe(tmp_path)):
+    with pytest.raises(UserError, match=r"^out of memory in .*; what helps: "), explained(recipe(tmp_path)):
         full()
 
 
