@@ -8,6 +8,7 @@ parent alone, which passes it on.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import sys
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TextIO
 
 from distft.errors import DONE, FAILED, PREEMPTED, USAGE
@@ -187,6 +189,7 @@ def watch(server: ForkServer, ranks: list[Rank], watchdog: Watchdog, look_around
     """Wait for the first rank to leave, here or elsewhere, then for the others as long as their grace time lasts."""
     first: Child | None = None
     elsewhere: Verdict | None = None
+    killed_before = killed_for_memory()
     deadline, next_look = float("inf"), 0.0
     while running := [rank for rank in ranks if rank.code is None]:
         now = time.monotonic()
@@ -213,7 +216,7 @@ def watch(server: ForkServer, ranks: list[Rank], watchdog: Watchdog, look_around
     if server.code is not None:
         first = first or server
     first = first or min((rank for rank in ranks if rank.code is not None), key=blame, default=None)
-    return elsewhere if first is None and elsewhere is not None else verdict(first)
+    return elsewhere if first is None and elsewhere is not None else verdict(first, killed_for_memory() > killed_before)
 
 
 def begun(server: ForkServer, ranks: list[Rank]) -> list[Child]:
@@ -243,8 +246,21 @@ def pass_on(signals: Sequence[signal.Signals], running: list[Rank]) -> None:
         rank.told = len(signals)
 
 
-def verdict(first: Child | None) -> Verdict:
-    """What the first rank that left says about the attempt; or the fork server, where it was the first."""
+def killed_for_memory(counters: Path = Path("/proc/vmstat")) -> int:
+    """How many processes the kernel of this machine has killed because memory ran out, its own or a job's share."""
+    try:
+        found = re.search(r"^oom_kill (\d+)$", counters.read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found.group(1)) if found else 0
+
+
+def verdict(first: Child | None, memory_ran_out: bool = False) -> Verdict:
+    """What the first rank that left says about the attempt; or the fork server, where it was the first.
+
+    Args:
+        memory_ran_out: whether the kernel has killed a process on this machine for lack of memory meanwhile.
+    """
     signals = stop_signals.received()
     if first is None or first.code is None:
         return Verdict(PREEMPTED, "killed by a second Ctrl-C before it could save", weight=-1)
@@ -255,6 +271,8 @@ def verdict(first: Child | None) -> Verdict:
         return Verdict(PREEMPTED, f"preempted ({signals[0].name})" if signals else "preempted", weight)
     if code < 0:
         cause = f"{first.name} was killed by {signal.Signals(-code).name}"
+        if code == -signal.SIGKILL and memory_ran_out:
+            cause += ", when the kernel killed a process for lack of host memory; give the job more (`memory`)"
         say(f"{cause}; its log: {first.log}", sys.stderr)
         return Verdict(FAILED, cause, weight, this_host())
     log = first.log.read_text(encoding="utf-8", errors="replace")

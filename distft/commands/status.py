@@ -108,6 +108,8 @@ def status_of(run: RunDir, content: Run, outlook: Outlook | None) -> Status:
     seconds = sum(record["seconds"] for record in recent)
     total = total_steps(recipe, last)
     state = state_of(run, content, outlook)
+    if state == "running" and content.trained:
+        state = "exporting"
     running = state == "running" and total is not None and recent
     return Status(
         run_dir=str(run.path),

@@ -69,6 +69,8 @@ def main() -> int:
     cause = by_accounting(job, attempt) if attempt is not None and state != "RUNNING" else None
     if attempt is not None and cause is not None:
         note_what_slurm_did(record, attempt, cause)
+    if attempt is not None and state == "RUNNING":
+        note_a_silent_node(run, attempt)
     error = keep(run, record)
     decision = if_recorded(run, decide(record, verdict, state, cause), error, missing)
     apply(run, record, job, decision, lambda: patience.requeue(job, restart, state))
@@ -163,6 +165,16 @@ def note_what_slurm_did(record: Run, attempt: Attempt, cause: str) -> None:
         attempt.cause = f"{cause}: {attempt.cause}"
     if cause == "cancelled":
         record.state = "cancelled"
+
+
+def note_a_silent_node(run: RunDir, attempt: Attempt) -> None:
+    """A node that cannot write to the run folder leaves no verdict, and srun stops the others: to them it looks like a
+    preemption, which would be requeued without end. With this cause it counts as fruitless."""
+    assert attempt.job is not None
+    preempted = attempt.exit_code == PREEMPTED and attempt.commit_after <= attempt.commit_before
+    silent = Verdicts(folder(run, attempt.job, attempt.restart), 0, len(attempt.hosts)).silent(attempt.hosts)
+    if preempted and silent:
+        attempt.cause = f"node lost: {silent[0]} left no verdict, {attempt.cause}"
 
 
 def keep(run: RunDir, record: Run) -> OSError | None:

@@ -110,11 +110,14 @@ class Verdicts:
         """A rank that crashed without a word may have lost its peers: then the node that leaves no verdict is named."""
         if weighed.code != FAILED or weighed.host is None or weighed.weight < CRASHED or self.all_there(seconds):
             return weighed
-        left = {self.index, *self._by_name()}
-        silent = [host for index, host in enumerate(hosts) if index not in left]
-        if not silent:
+        if not (silent := self.silent(hosts)):
             return weighed
         return replace(weighed, cause=f"node lost: {silent[0]} is silent, {weighed.cause}", host=silent[0])
+
+    def silent(self, hosts: list[str]) -> list[str]:
+        """Those of all hosts, in their order, that have left no verdict."""
+        left = {self.index, *self._by_name()}
+        return [host for index, host in enumerate(hosts) if index not in left]
 
     def let_the_leader_finish(self) -> None:
         """The first task that leaves with another code than 0 has srun send SIGTERM to the others."""

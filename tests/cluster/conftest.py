@@ -65,9 +65,16 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def cluster(folder: Path) -> Iterator[Cluster]:
+    small = folder / "small"  # a file system that a test can fill; nodes see what was mounted before they were booted
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "none", small], capture_output=True, check=False
+    )
     start()
     yield Cluster(folder, environment(folder))
     subprocess.run([DEVCLUSTER, "down"], capture_output=True, timeout=120, check=False)
+    if mounted.returncode == 0:
+        subprocess.run(["umount", small], check=True)
 
 
 @pytest.fixture

@@ -136,9 +136,7 @@ class Cluster:
 
     def submit(self, name: str, variant: str = "lora-zero2", *more: str) -> Run:
         said = self.call(*self.distft, "submit", "recipe.yaml", f"--run-dir={name}", *VARIANTS[variant], *more)
-        found = re.search(r"job (\d+) submitted", said)
-        assert found, said
-        return Run(self, self.folder / name, variant, found.group(1))
+        return Run(self, self.folder / name, variant, submitted(said))
 
     def reference(self, variant: str) -> dict[int, list[float]]:
         """Losses of the run that nobody disturbed; made once."""
@@ -279,6 +277,11 @@ def disturbed(run: Run, event: str, act: Callable[[], object], *, lost: range, r
 def resumed(run: Run) -> str:
     """Send it again. Returns the job."""
     said = run.cluster.call(*run.cluster.distft, "resume", run.path)
+    return submitted(said)
+
+
+def submitted(said: str) -> str:
+    """The job that a command says it has sent."""
     found = re.search(r"job (\d+) submitted", said)
     assert found, said
     return found.group(1)

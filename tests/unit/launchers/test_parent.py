@@ -24,7 +24,7 @@ from distft.training.throughput import Meter
 from launchers.attempt import Verdict, begin, close
 from launchers.forkserver import Rank
 from launchers.local import LocalLauncher, gpus, settle_recipe
-from launchers.parent import blame
+from launchers.parent import blame, killed_for_memory, verdict
 from tests.unit.full_disk import fill
 from tests.unit.recipes import recipe
 
@@ -107,6 +107,19 @@ def test_no_recipe_and_no_run_is_said(tmp_path: Path) -> None:
 
 def left(number: int, code: int) -> Rank:
     return Rank(f"rank {number}", Path("log"), pid=1, code=code, number=number)
+
+
+@pytest.mark.parametrize(("code", "ran_out"), [(-9, True), (-9, False), (-11, True)])
+def test_a_rank_that_the_kernel_may_have_killed_for_memory_says_so(code: int, ran_out: bool) -> None:
+    cause = verdict(left(1, code), ran_out).cause
+    assert cause.startswith(f"rank 1 was killed by {'SIGKILL' if code == -9 else 'SIGSEGV'}")
+    assert ("lack of host memory" in cause) == (code == -9 and ran_out)
+
+
+def test_the_kernel_counts_whom_it_kills_for_memory(tmp_path: Path) -> None:
+    (tmp_path / "vmstat").write_text("nr_free_pages 5\noom_kill 17\noom_kill_other 3\n")
+    assert killed_for_memory(tmp_path / "vmstat") == 17
+    assert killed_for_memory(tmp_path / "nothing") == 0
 
 
 def test_of_ranks_that_left_together_the_cause_comes_first() -> None:

@@ -3,6 +3,7 @@ scripts here, at the edge; tests/cluster has the real ones."""
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -228,6 +229,26 @@ def test_a_parent_killed_during_the_export_had_not_finished(
     assert after_srun(run, monkeypatch, 137) == FAILED
     assert run.read().state == "trained"
     assert calls(tmp_path).count("requeue 7") == 1
+
+
+@pytest.mark.parametrize(("left", "state"), [((0, 1), "preempted"), ((0,), "held")], ids=["all spoke", "one did not"])
+def test_a_node_that_cannot_leave_a_verdict_has_no_job_started_again_without_end(
+    run: RunDir, answer: Answer, monkeypatch: pytest.MonkeyPatch, left: tuple[int, ...], state: str
+) -> None:
+    """It takes no file of ours; srun stops the others, to which that looks like a preemption."""
+    answer("scontrol", "JobId=7 JobState=RUNNING Reason=None\n")
+    stopped, attempts = Verdict(PREEMPTED, "preempted (SIGTERM)", -1), []
+    for restart in range(3):
+        number = restart + 1
+        attempts.append(attempt(number, hosts=["n1", "n2"], cause="preempted (SIGTERM)", exit_code=PREEMPTED))
+        record = run.read()
+        run.write(dataclasses.replace(record, state="preempted", attempts=[*record.attempts, attempts[-1]]))
+        for index in left:
+            verdicts.Verdicts(node.folder(run, "7", restart), index, 2).leave(stopped)
+        after_srun(run, monkeypatch, 75, restart)
+    assert run.read().state == state
+    silent = "node lost: n2 left no verdict, " if state == "held" else ""
+    assert [one.cause for one in run.read().attempts] == [f"{silent}preempted (SIGTERM)"] * 3
 
 
 @pytest.mark.parametrize("newest", [None, "step-00000100"], ids=["without a checkpoint", "behind a checkpoint"])
