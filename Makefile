@@ -42,6 +42,7 @@ soak: $(INSTALLED) ## kills, stops and damage, drawn from SEED; hours
 	@$(BIN)/python -m tests.chaos.streams runs/streams-$(SEED) --seed $(SEED)
 	@$(BIN)/python -m tests.chaos.stops runs/stops-$(SEED) --seed $(SEED)
 	@$(BIN)/python -m tests.chaos.healthy runs/healthy-$(SEED) --seed $(SEED)
+	@$(BIN)/python -m tests.chaos.full_disk runs/full-disk-$(SEED) --seed $(SEED)
 
 cluster-soak: $(INSTALLED) ## preemptions, lost nodes, killed scripts and time limits in tens on a real SLURM, an hour
 	@$(BIN)/python -m tests.cluster.soak /var/tmp/distft-soak-$(SEED) --seed $(SEED)
