@@ -26,17 +26,21 @@ def find(folders: list[Path]) -> tuple[list[RunDir], list[str]]:
 
 
 def below(top: Path, unread: list[str]) -> list[RunDir]:
-    """The runs in a folder, in order of their paths; it may be one itself. Links to folders are not followed, and
-    hidden folders not searched; folders that cannot be read are added to `unread`, a sentence each."""
+    """The runs in a folder, in order of their paths; it may be one itself. Links are not followed, but one to a run is
+    one; hidden folders are not searched; those that cannot be read are added to `unread`, a sentence each."""
 
     def note(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
             unread.append(f"{error.filename} cannot be searched for runs: {(error.strerror or 'refused').lower()}")
 
-    found = []
+    found, links = [], []
     for folder, inside, files in os.walk(top, onerror=note):
         if "run.json" in files:
             found.append(RunDir(Path(folder)))
             inside.clear()
         inside[:] = sorted(name for name in inside if not name.startswith("."))
-    return found
+        paths = [Path(folder, name) for name in inside]
+        links += [path for path in paths if path.is_symlink() and os.path.exists(path / "run.json")]
+    here = {run.path.resolve() for run in found}
+    found += [RunDir(link) for link in links if link.resolve() not in here]
+    return sorted(found, key=lambda run: run.path)

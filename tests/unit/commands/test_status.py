@@ -68,8 +68,15 @@ def test_runs_are_found_at_any_depth_and_nothing_is_looked_for_in_a_run(
     (tmp_path / "runs" / "elsewhere").rename(tmp_path / "elsewhere")
     (tmp_path / "runs" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "runs" / "circle").symlink_to(tmp_path / "runs")
+    (tmp_path / "runs" / "latest").symlink_to(tmp_path / "runs" / "b")  # found already
+    (tmp_path / "runs" / "scratch").symlink_to(made(tmp_path / "other disk" / "g").path)
     found, unread = run_search.find([])
-    assert [str(run.path.relative_to(tmp_path)) for run in found] == ["runs/b", "runs/team/a", "runs/team/sub/c"]
+    assert [str(run.path.relative_to(tmp_path)) for run in found] == [
+        "runs/b",
+        "runs/scratch",
+        "runs/team/a",
+        "runs/team/sub/c",
+    ]
     assert unread == []
 
 
