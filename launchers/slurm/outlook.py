@@ -25,7 +25,7 @@ STATES: dict[str, JobState] = {  # of jobs that have nodes; in any other they ru
     "STAGE_OUT": "ending",
 }
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
-HELD = re.compile(r"held|hold|SPECIAL_EXIT", re.IGNORECASE)  # in a state or a reason
+HELD = re.compile(r"held|(?<!thres)hold|SPECIAL_EXIT", re.IGNORECASE)  # in a state or a reason
 
 
 @dataclass(frozen=True)

@@ -159,6 +159,7 @@ def test_a_job_of_another_scheduler_is_none_of_slurms(tmp_path: Path, slurm: Slu
         ("COMPLETING|None|1700000000|node1", True, "ending", "ending"),
         ("STAGE_OUT|None|1700000000|node1", False, "ending", "ending"),
         ("PENDING|Priority|N/A|", False, "pending", "queued"),
+        ("PENDING|QOSUsageThreshold|N/A|", False, "pending", "queued"),
         ("PENDING|JobHeldUser|N/A|", False, "held", "queued"),
         ("PENDING|launch_failed_requeued_held|N/A|", False, "held", "queued"),
         ("REQUEUED|None|N/A|", False, "pending", "queued"),
