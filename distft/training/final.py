@@ -1,4 +1,4 @@
-"""The export at the end of a run: a process of its own, so that no rank, and no GPU, waits for it."""
+"""The export at the end of a run: a process of its own, when no rank is left that could wait for it."""
 
 from __future__ import annotations
 

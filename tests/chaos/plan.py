@@ -18,12 +18,13 @@ SAVE_PLACES = (
     "an old checkpoint is half removed",
 )
 OF_RANK_0 = SAVE_PLACES[2:]
+EXPORT = "the export"
 PLACES = (
     "the data of step {step}",
     "step {step}, a micro-batch",
     "step {step}, the update",
     "the evaluation",
-    "the export",
+    EXPORT,
 )
 EARLY_PLACES = (
     "the meeting of all ranks",
@@ -96,6 +97,8 @@ def kill(chance: random.Random, ranks: int, step: int) -> Kill:
         rank = 0 if place in OF_RANK_0 else rank
         return Kill("rank", rank, place=place.format(rank=rank))
     if drawn < 0.55:
-        return Kill("rank", rank, place=chance.choice(PLACES).format(step=step))
+        place = chance.choice(PLACES)
+        rank = 0 if place == EXPORT else rank  # when the ranks have ended, in a process that counts as rank 0
+        return Kill("rank", rank, place=place.format(step=step))
     victim: Literal["rank", "all ranks", "parent"] = chance.choice(("rank", "all ranks", "parent"))
     return Kill(victim, rank, step=step, seconds=chance.uniform(0.0, 0.2))

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from tests.chaos import corrupt
-from tests.chaos.plan import EARLY_PLACES, SAVE_PLACES, Configuration, Kill, Trial, trial
+from tests.chaos.plan import EARLY_PLACES, EXPORT, SAVE_PLACES, Configuration, Kill, Trial, trial
 from tests.chaos.trial import Ground
 
 TWO = Configuration("lora", 2, "fp32", 2)
@@ -45,6 +45,7 @@ def test_plans_are_the_same_for_the_same_seed_and_cover_what_they_must() -> None
     assert len(kills) == 300
     assert sum(kill.in_save for kill in kills) >= 60
     assert sum(kill.place in EARLY_PLACES for kill in kills) <= 15
+    assert {kill.rank for kill in kills if kill.place == EXPORT} == {0}
     assert {kill.victim for kill in kills} == {"rank", "all ranks", "parent"}
     assert {kill.place for kill in kills if kill.in_save} >= set(SAVE_PLACES[2:])
     configurations = {one.configuration for one in trials}
