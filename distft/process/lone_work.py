@@ -2,7 +2,8 @@
 
 Such work (encoding the data, the digest of a model, a download, the export) may take hours, so no limit in seconds can
 tell it from a hang. What tells is whether it gets on: it counts that it moves (`pulse.moving`), or its threads use the
-CPU or read and write. Threads that were there before do not count: they serve the peers, also while the work hangs.
+CPU or read and write. Threads that serve the peers do not count, because they do so while the work hangs. Work in
+child processes is not seen: it has to count its moves.
 """
 
 from __future__ import annotations
@@ -18,23 +19,28 @@ LOOK_SECONDS = 1.0
 LEAST_TICKS = 2  # of CPU time between two looks, 10 ms each
 LEAST_BYTES = 4096  # read or written between two looks
 
+SERVICES = ("pt_", "gloo_", "NCCL", "cuda-")  # names of threads: torch's store and groups, NCCL, CUDA
 _TASKS = Path("/proc/self/task")
 
 
 class Activity:
-    """CPU time and bytes of the calling thread and of all threads that begin later. Linux."""
+    """CPU time and bytes of a process's threads, less those that serve its peers: by their names, and threads of Python
+    that were there before. Pools of threads that libraries have made earlier count. Linux."""
 
     def __init__(self) -> None:
         mine = threading.get_native_id()
-        self._bystanders = {thread for thread in _threads() if thread != mine}
-        self._seen = {mine: _used(mine)}
+        self._bystanders = {one.native_id for one in threading.enumerate()} - {mine}
+        self._seen = {thread: _used(thread) for thread in self._workers()}
 
     def ignore_this_thread(self) -> None:
         self._bystanders.add(threading.get_native_id())
 
+    def _workers(self) -> set[int]:
+        return {thread for thread in _threads() - self._bystanders if not _name(thread).startswith(SERVICES)}
+
     def went_on(self) -> bool:
         """Whether there was any since this was asked last."""
-        now = {thread: _used(thread) for thread in _threads() - self._bystanders}
+        now = {thread: _used(thread) for thread in self._workers()}
         ticks = transferred = 0
         for thread, used in now.items():
             before = self._seen.get(thread, (0, 0))
@@ -46,6 +52,13 @@ class Activity:
 
 def _threads() -> set[int]:
     return {int(entry.name) for entry in _TASKS.iterdir()}
+
+
+def _name(thread: int) -> str:
+    try:
+        return (_TASKS / str(thread) / "comm").read_text()
+    except OSError:
+        return ""
 
 
 def _used(thread: int) -> tuple[int, int]:

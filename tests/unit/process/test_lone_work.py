@@ -82,6 +82,24 @@ def test_work_that_hangs_does_not_move_though_its_process_serves_others(fast: No
     assert told == []
 
 
+@pytest.mark.parametrize(
+    ("name", "works"), [("distft-rank-0", True), ("pt_tcpstore_uv", False), ("gloo_tcp_loop", False)]
+)
+def test_of_threads_that_were_there_before_those_count_that_serve_nobody(
+    name: str, works: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library's pool of threads works for who calls it; torch's threads answer the ranks that wait."""
+    mine, other = threading.get_native_id(), -1
+    used = {mine: (0, 0), other: (500, 0)}
+    monkeypatch.setattr(lone_work, "_threads", lambda: set(used))
+    monkeypatch.setattr(lone_work, "_used", used.__getitem__)
+    monkeypatch.setattr(lone_work, "_name", {mine: "distft-rank-0", other: name}.__getitem__)
+    activity = lone_work.Activity()
+    assert not activity.went_on()
+    used[other] = (600, 0)
+    assert activity.went_on() is works
+
+
 class Waiting:
     """A rank that waits for rank 0, in a thread, with a count of its own moves."""
 
