@@ -69,7 +69,22 @@ def trial(ground: Ground, chance: random.Random, number: int) -> tuple[dict[str,
             ended, attempts = ground.place.run(*command), attempts + 1
         if ended.code != 0:
             return told, [*wrong, f"it did not continue: {ended.err[-500:]}"]
-        return told | {"continued": attempts}, wrong + differences(run, undisturbed)
+        return told | {"continued": attempts, "lines cut off": drop_cut_lines(run)}, wrong + differences(
+            run, undisturbed
+        )
+
+
+def drop_cut_lines(run: Path) -> int:
+    """Remove from metrics.jsonl what has no room for its end; whoever reads a run passes over such lines."""
+    whole, cut = [], 0
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        try:
+            json.loads(line)
+            whole.append(line)
+        except ValueError:
+            cut += 1
+    (run / "metrics.jsonl").write_text("".join(f"{line}\n" for line in whole))
+    return cut
 
 
 def main() -> int:
