@@ -45,7 +45,7 @@ class Queued:
 class Shown:
     """What the controller knows about a job now."""
 
-    state: str  # RUNNING, COMPLETING, ...
+    state: str  # RUNNING, COMPLETING, ...; FORGOTTEN: it answers that it knows no such job
     restarts: int | None  # how often it was started again; raised as soon as it is requeued
 
 
@@ -120,7 +120,13 @@ def queued(jobs: list[str], owners: Collection[int] = ()) -> dict[str, Queued] |
 
 def shown(job: str, seconds: float | None = None) -> Shown | None:
     """What the controller shows of a job; None where it does not answer."""
-    output = ask("scontrol", "--oneliner", "show", "job", job, seconds=seconds) or ""
+    try:
+        done = _run(("scontrol", "--oneliner", "show", "job", job), seconds)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode and "Invalid job id" in done.stderr:
+        return Shown("FORGOTTEN", None)
+    output = done.stdout if done.returncode == 0 else ""
     state, restarts = re.search(r"\bJobState=(\w+)", output), re.search(r"\bRestarts=(\d+)", output)
     return Shown(state.group(1), int(restarts.group(1)) if restarts else None) if state else None
 

@@ -436,6 +436,16 @@ def test_a_silent_controller_ends_no_job(
     assert capsys.readouterr().out.splitlines()[-1] == "distft: killed: SLURM requeues the job"
 
 
+def test_a_controller_that_knows_no_such_job_is_not_silent(
+    run: RunDir, answer: Answer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "slurm_load_jobs error: Invalid job id specified"
+    (tmp_path / "bin" / "scontrol").write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
+    run.write(Run("x", state="preempted", attempts=[attempt(1, cause="preempted (SIGUSR1)", exit_code=PREEMPTED)]))
+    assert after_srun(run, monkeypatch, 75) == PREEMPTED
+    assert "SLURM has ended the job (FORGOTTEN)" in capsys.readouterr().out
+
+
 def test_a_requeue_whose_answer_is_lost_is_not_asked_for_again(
     run: RunDir, answer: Answer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
