@@ -32,6 +32,7 @@ unit: $(INSTALLED) ## the tests that take under a minute
 PART ?=
 cluster-test: $(INSTALLED) ## all that a cluster does to a job, two hours; run again, it goes on; a part: PART=test_kills.py
 	@DISTFT_GSM8K=1 DISTFT_CLUSTER_PASSED=runs/cluster-passed.jsonl $(BIN)/python -m pytest -m "" tests/cluster/$(PART)
+	@$(BIN)/python -m pytest -m long tests/e2e
 	@DISTFT_FUZZ=5000 $(BIN)/python -m pytest tests/unit/launchers/test_slurm_site.py
 
 TRIALS ?= 150

@@ -121,6 +121,7 @@ engine: {dtype: fp32}
 """
 
 
+@pytest.mark.long
 def test_a_reference_pass_that_is_stopped_goes_on(place: Workplace) -> None:
     pairs = [{"prompt": f"What of bike {i}?", "chosen": f"It rides {i} miles.", "rejected": "No."} for i in range(1500)]
     (place.folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
