@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,11 +38,15 @@ def write_atomically(path: Path, text: str) -> None:
 @contextmanager
 def complete_folder(path: Path) -> Iterator[Path]:
     """An empty folder beside `path` to fill. It takes the place of `path`, which may be absent or a folder, when the
-    block ends without an exception. The next call for the same `path` removes what a killed process left."""
-    staged = path.with_name(f".{path.name}.staged")
-    shutil.rmtree(staged, ignore_errors=True)
+    block ends without an exception. The next call for the same `path` removes what a killed process left, and what one
+    that was given up still writes, which then fails.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.staged-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    staged = path.with_name(f".{path.name}.staged-{secrets.token_hex(4)}")
     staged.mkdir(parents=True)
     yield staged
+    staged.stat()  # raises if another writer has removed it; what is in its place then is newer
     if path.exists():
         shutil.rmtree(path)
     os.replace(staged, path)
