@@ -47,6 +47,9 @@ class Decision:
     remedy: str = "fix the cause"
 
 
+WRONG_INPUT = Decision("leave", "wrong input is not retried")
+
+
 def main() -> int:
     """`python -m launchers.slurm.policy EXIT_CODE`, within a job. Returns the exit code of the batch script."""
     os.umask(0o077)
@@ -72,7 +75,9 @@ def main() -> int:
     if attempt is not None and state == "RUNNING":
         note_a_silent_node(run, attempt)
     error = keep(run, record)
-    decision = if_recorded(run, decide(record, verdict, state, cause), error, missing)
+    decision = decide(record, verdict, state, cause)
+    if attempt is not None:  # else run.json may be somebody else's
+        decision = if_recorded(run, decision, error, missing)
     apply(run, record, job, decision, lambda: patience.requeue(job, restart, state))
     return FAILED if decision.action == "hold" else verdict.code
 
@@ -215,7 +220,7 @@ def decide(record: Run, verdict: Verdict, state: str | None, cause: str | None =
     if verdict.code == DONE:
         return Decision("leave", "finished")
     if verdict.code == USAGE:
-        return Decision("leave", "wrong input is not retried")
+        return WRONG_INPUT
     if state != "RUNNING" and cause not in OURS:
         return Decision("leave", f"SLURM has ended the job ({state or 'no answer'})")
     count = fruitless(record)
@@ -225,18 +230,19 @@ def decide(record: Run, verdict: Verdict, state: str | None, cause: str | None =
 
 
 def if_recorded(run: RunDir, decision: Decision, error: OSError | None, missing: int) -> Decision:
-    """The decision, but no requeue where the next start could not be recorded either: nothing would count it.
+    """The decision, but no requeue where the next start could not be recorded either: nothing would count it. A rank
+    that met the full disk first may have called that wrong input.
 
     Args:
         error: what kept run.json from being written.
         missing: starts of the job, up to this one, of which run.json knew nothing before.
     """
-    if decision.action != "requeue":
+    if decision.action != "requeue" and decision != WRONG_INPUT:
         return decision
     full = error if error is not None and no_space(error) else shortage(run.reserve)
     if full is not None:
         return Decision("hold", f"no space left for {run.path} ({full.strerror})", "free some")
-    if error is not None and missing >= MOST_FRUITLESS:
+    if decision.action == "requeue" and error is not None and missing >= MOST_FRUITLESS:
         why = in_words(error) or error
         return Decision("hold", f"nothing could be recorded of the last {missing} starts of the job: {why}")
     return decision

@@ -350,7 +350,9 @@ def test_a_moment_without_a_file_system_and_words_in_another_encoding_keep_no_jo
 
 
 @pytest.mark.parametrize(
-    ("code", "cause"), [(137, "crash"), (75, "preempted (SIGUSR1)")], ids=["a crash", "a preemption"]
+    ("code", "cause"),
+    [(137, "crash"), (75, "preempted (SIGUSR1)"), (USAGE, "no space left on the device")],
+    ids=["a crash", "a preemption", "what a rank took for wrong input"],
 )
 def test_a_full_disk_holds_the_run_and_says_why(
     run: RunDir,
