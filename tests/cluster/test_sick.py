@@ -87,9 +87,10 @@ def test_a_full_disk_holds_a_run_on_two_nodes(cluster: Cluster) -> None:
 
 def test_a_job_that_is_sent_from_within_another_has_nothing_of_it(cluster: Cluster) -> None:
     cluster.reference("lora-zero2")
-    limits = ("--partition=high", "--nodes=1", "--mem-per-cpu=100", "--time=1", "--no-requeue")
+    limits = ("--partition=high", "--nodes=1", "--mem-per-cpu=100", "--time=1")
     command = (*cluster.distft, "submit", "recipe.yaml", "--run-dir=from-within", *VARIANTS["lora-zero2"])
-    said = cluster.call("salloc", *limits, "srun", "--cpu-bind=cores", *command)
+    of_a_user = ("env", "SBATCH_NO_REQUEUE=1", "SBATCH_TIMELIMIT=1")
+    said = cluster.call(*of_a_user, "salloc", *limits, "srun", "--cpu-bind=cores", *command)
     run = Run(cluster, cluster.folder / "from-within", "lora-zero2", submitted(said))
     run.until_done()
     assert as_if_nothing_had_happened(run, restarts=0) == 0
