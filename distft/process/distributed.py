@@ -26,7 +26,7 @@ from distft.process.lifetime import die_with_parent
 from distft.process.lone_work import lone_work
 
 POLL_SECONDS, LONGEST_POLL_SECONDS = 0.1, 1.0  # of waiting for rank 0, at first and in the long run
-DESCRIPTORS, GROUPS = 512, 4  # for files and libraries; gloo groups: ours, DeepSpeed's, and room for two more
+LEAST_DESCRIPTORS, GROUPS = 256, 2  # of files and libraries; gloo groups: ours and DeepSpeed's
 HEAD_START_SECONDS = 30.0  # by which rank 0's node calls its work a hang sooner than the others do
 
 
@@ -86,16 +86,17 @@ def have_descriptors(world: int) -> None:
     Raises:
         RunFailed: the system allows too few for this world size.
     """
-    needed = DESCRIPTORS + GROUPS * world
+    needed = LEAST_DESCRIPTORS + GROUPS * world
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= needed:
+    if soft == resource.RLIM_INFINITY or soft >= 2 * needed:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise RunFailed(
             f"{world} ranks need {needed} open files per process and this node allows {hard}; raise the limit "
             "(`ulimit -Hn`: limits.conf, or LimitNOFILE of slurmd)"
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    most = 2 * needed if hard == resource.RLIM_INFINITY else min(2 * needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def leave_group() -> None:
