@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.chaos.full_disk import drop_cut_lines
 from tests.cluster.scenario import (
     AT,
     LONG_SECONDS,
@@ -81,6 +82,7 @@ def test_a_full_disk_holds_a_run_on_two_nodes(cluster: Cluster) -> None:
     (small / "filler").unlink()
     run.job = resumed(run)
     run.until_done(LONG_SECONDS)
+    drop_cut_lines(run.path)
     as_if_nothing_had_happened(run, restarts=0)
     shutil.rmtree(run.path)
 
