@@ -109,28 +109,16 @@ def test_a_rank_that_nobody_leases_is_refused(place: Workplace, unbroken: object
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-DPO = """\
-task: {type: dpo, beta: 0.5}
-model:
-  init:
-    architecture: llama
-    vocab_size: 300
-    config: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,
-             num_key_value_heads: 2, max_position_embeddings: 64, tie_word_embeddings: true}
-data: {train: pairs.jsonl, row_tokens: 64}
-train: {steps: 3, global_batch: 4, micro_batch: 2}
-engine: {dtype: fp32}
-"""
+DPO = ("task={type: dpo, beta: 0.5}", "adapter={type: none}", "data.train=pairs.jsonl", "train.steps=3")
 
 
 @pytest.mark.long
 def test_a_reference_pass_that_is_stopped_goes_on(place: Workplace) -> None:
     pairs = [{"prompt": f"What of bike {i}?", "chosen": f"It rides {i} miles.", "rejected": "No."} for i in range(1500)]
     (place.folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    (place.folder / "dpo.yaml").write_text(DPO)
     whole, cut = place.folder / "whole-reference", place.folder / "cut-reference"
-    assert place.run("train", "dpo.yaml", "--run-dir", whole, "--nproc", "2").code == 0
-    command = ("train", "dpo.yaml", "--run-dir", cut, "--nproc", "2")
+    assert place.run("train", "recipe.yaml", *DPO, "--run-dir", whole, "--nproc", "2").code == 0
+    command = ("train", "recipe.yaml", *DPO, "--run-dir", cut, "--nproc", "2")
     with place.start(*command) as stopped:
         until(lambda: "preferences: batch 1/" in stopped.err.read_text(), "the pass begins")
         time.sleep(0.3)
