@@ -17,6 +17,7 @@ from distft.errors import DONE, UserError
 from distft.launcher import Job, Outlook, find_launcher
 from distft.process import environment
 from distft.recipe import changes
+from distft.recipe.earlier import inherited
 from distft.recipe.load import check_sizes, differences, dump, load_resolved
 from distft.recipe.schema import Recipe
 from distft.run import lease, tracking
@@ -192,7 +193,7 @@ def agreed_recipe(run: RunDir, wanted: Recipe | None, allowed: frozenset[str] = 
     if has_nothing_to_lose(run):
         return wanted
     changes.agree(differences(stored, wanted), allowed, f"{run.path} holds a run of another recipe")
-    return wanted
+    return inherited(stored, wanted)
 
 
 def finished(run: RunDir, job: Job) -> bool:

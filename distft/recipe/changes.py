@@ -13,7 +13,7 @@ Rule = Literal["harmless", "to be allowed", "refused"]
 
 HARMLESS = frozenset(
     {
-        *(f"engine.{key}" for key in Engine.model_fields if key != "dtype"),
+        *(f"engine.{key}" for key in Engine.model_fields if not key.endswith("dtype")),
         *(f"checkpoint.{key}" for key in Checkpoint.model_fields),
         *(f"track.{key}" for key in Track.model_fields),
         *("name", "data.cache", "data.eval", "data.eval_split"),
@@ -29,7 +29,7 @@ ALLOWABLE = (
         {
             *(f"train.{key}" for key in Train.model_fields),
             *(f"data.{key}" for key in Data.model_fields),
-            *("engine.dtype", "adapter.dropout"),
+            *("engine.dtype", "engine.grad_dtype", "adapter.dropout"),
             *("model.attention", "model.activation_checkpointing", "model.trust_remote_code"),
             *(CONTENT, TOKENIZER, VERSIONS),
         }

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from distft.errors import UserError
-from distft.recipe import yamlfile
+from distft.recipe import earlier, yamlfile
 from distft.recipe.adalora_phases import plan_phases
 from distft.recipe.adapters import AdaLora, Lora
 from distft.recipe.changes import Difference
@@ -64,8 +64,10 @@ def load(path: Path, overrides: Sequence[str]) -> Recipe:
 
 
 def load_resolved(path: Path) -> Recipe:
-    """The recipe that `dump` wrote to `path`, as it is. Raises UserError as `load` does."""
-    return _validated(yamlfile.read(path))
+    """The recipe that `dump` wrote to `path`, as it was meant then. Raises UserError as `load` does."""
+    draft = yamlfile.read(path)
+    earlier.complete(draft.values)
+    return _validated(draft)
 
 
 def dump(recipe: Recipe) -> str:
@@ -74,8 +76,8 @@ def dump(recipe: Recipe) -> str:
 
 
 def differences(old: Recipe, new: Recipe) -> list[Difference]:
-    """Every key on which `old` and `new` disagree, in the order of the recipe."""
-    before, after = dict(_flat(old.model_dump())), dict(_flat(new.model_dump()))
+    """Every key on which `old` and `new` disagree, in the order of the recipe; not those that `new` inherits."""
+    before, after = dict(_flat(old.model_dump())), dict(_flat(earlier.inherited(old, new).model_dump()))
     # repr, because 1, 1.0 and true are equal in Python and different in a model's configuration
     return [
         Difference(key, before.get(key), after.get(key))

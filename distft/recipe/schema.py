@@ -155,13 +155,16 @@ class AdamW(Section):
 
 
 class Engine(Section):
-    """Settings of DeepSpeed. All but `dtype` may change between two attempts of a run."""
+    """Settings of DeepSpeed. All but `dtype` and `grad_dtype` may change between two attempts of a run."""
 
     zero_stage: Literal[0, 1, 2, 3] = Field(
         2, description="0: everything replicated; 1: optimizer state sharded; 2: gradients too; 3: weights too"
     )
     dtype: Literal["bf16", "fp32"] = Field(
         "bf16", description="dtype of weights and activations; master weights are fp32"
+    )
+    grad_dtype: Literal["bf16", "fp32"] = Field(
+        "fp32", description="dtype in which gradients are added up over micro-batches and ranks, if dtype is bf16"
     )
     offload_optimizer: bool = Field(False, description="keep the optimizer state in host memory (stages 1-3)")
     offload_params: bool = Field(False, description="keep the weights in host memory (stage 3)")

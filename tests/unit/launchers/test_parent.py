@@ -224,6 +224,19 @@ def test_another_recipe_is_refused_and_shown(saved: RunDir) -> None:
     assert run.config.read_bytes() == before
 
 
+def test_a_run_begun_under_an_earlier_default_goes_on_under_it(saved: RunDir) -> None:
+    run = saved
+    old = run.config.read_text()
+    run.config.write_text(old.replace("  grad_dtype: fp32\n", ""))
+    assert "grad_dtype" in old
+    assert "grad_dtype" not in run.config.read_text()
+    assert settle_recipe(run, recipe()).engine.grad_dtype == "bf16"
+    assert settle_recipe(run, recipe(engine={"zero_stage": 1})).engine.grad_dtype == "bf16"
+    assert load_resolved(run.config).engine.grad_dtype == "bf16"
+    with pytest.raises(UserError, match=r"add --allow engine\.grad_dtype"):
+        settle_recipe(run, recipe(engine={"grad_dtype": "fp32"}))
+
+
 def test_a_finished_run_with_more_steps_is_not_finished(saved: RunDir) -> None:
     run = saved
     run.write(Run("x", state="done"))
