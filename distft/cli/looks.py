@@ -84,10 +84,14 @@ def verify_resume(
     kills: Annotated[int, typer.Option(min=1, max=20, help="how many times the second run is killed")] = 2,
     steps: Annotated[int, typer.Option(min=2, max=1000, help="steps of each run")] = 24,
     nproc: Annotated[int | None, typer.Option(min=1, help="number of ranks; default: the number of GPUs, or 1")] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, max=0.1, help="relative difference that counts as equal; default: not a bit")
+    ] = 0.0,
 ) -> None:
     """Check that a recipe resumes bit for bit.
 
-    Runs it for a few steps here, once undisturbed and once with kills, and compares everything.
+    Runs it for a few steps here, once undisturbed and once with kills, and compares everything. Without a tolerance
+    both use `engine.deterministic`.
     """
     from distft.recipe.load import load
 
@@ -97,7 +101,8 @@ def verify_resume(
     from distft.commands import verify_resume
 
     ranks = ("--nproc", str(nproc)) if nproc is not None else ()
-    raise typer.Exit(verify_resume.verify(config, overrides or [], recipe, verify_resume.Trial(ranks, steps, kills)))
+    trial = verify_resume.Trial(ranks, steps, kills, tolerance)
+    raise typer.Exit(verify_resume.verify(config, overrides or [], recipe, trial))
 
 
 @app.command()

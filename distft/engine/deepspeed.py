@@ -13,17 +13,11 @@ from typing import Any
 
 import torch
 
+from distft.engine.configuration import configuration, stage
 from distft.engine.fragments import Fragment, Gradient, LiveWeights
 from distft.engine.optimizer import optimizer_of
 from distft.process.distributed import Ranks
 from distft.recipe.schema import Recipe
-
-
-def stage(recipe: Recipe) -> int:
-    """The ZeRO stage that runs. bf16 needs fp32 masters, which stage 0 has not: it runs as stage 1."""
-    if recipe.engine.zero_stage == 0 and recipe.engine.dtype == "bf16":
-        return 1
-    return recipe.engine.zero_stage
 
 
 def sharded_loading(recipe: Recipe, ranks: Ranks) -> object:
@@ -33,7 +27,7 @@ def sharded_loading(recipe: Recipe, ranks: Ranks) -> object:
     _connect(imported())
     from transformers.integrations import HfDeepSpeedConfig
 
-    return HfDeepSpeedConfig(configuration(recipe, ranks, trainable=0))
+    return HfDeepSpeedConfig(configuration(recipe, ranks, trainable=0, total=0))
 
 
 def _without_muon() -> None:
@@ -68,34 +62,6 @@ def _connect(deepspeed: Any) -> None:
     deepspeed.init_distributed(auto_mpi_discovery=False)
 
 
-def configuration(recipe: Recipe, ranks: Ranks, trainable: int) -> dict[str, Any]:
-    """DeepSpeed's configuration. `trainable`: number of trainable elements, which bounds its buffers."""
-    # The default allocates hundreds of MB for the smallest model; an odd number is refused.
-    bucket = min(500_000_000, max(trainable + trainable % 2, 100_000))
-    zero: dict[str, Any] = {
-        "stage": stage(recipe),
-        "reduce_bucket_size": bucket,
-        "allgather_bucket_size": bucket,
-        "contiguous_gradients": True,
-        "overlap_comm": ranks.device.type == "cuda",
-    }
-    if recipe.engine.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": ranks.device.type == "cuda"}
-    if recipe.engine.offload_params:
-        zero["offload_param"] = {"device": "cpu", "pin_memory": ranks.device.type == "cuda"}
-    return {
-        # Accumulation belongs to the training loop, which tells the engine the last micro-batch of a step.
-        "train_micro_batch_size_per_gpu": recipe.train.micro_batch,
-        "gradient_accumulation_steps": 1,
-        "train_batch_size": recipe.train.micro_batch * ranks.world,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "gradient_clipping": recipe.train.clip,
-        "bf16": {"enabled": recipe.engine.dtype == "bf16"},
-    }
-
-
 class Engine:
     """A model under ZeRO with its optimizer.
 
@@ -120,6 +86,7 @@ class Engine:
         self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self._parameters.items()}
         trainable = sum(torch.Size(shape).numel() for shape in self.shapes.values())
+        total = sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
         groups: dict[float, list[torch.nn.Parameter]] = {}
         for name, parameter in self._parameters.items():
             groups.setdefault(rate_of(name), []).append(parameter)
@@ -130,7 +97,7 @@ class Engine:
         self.model, *_ = deepspeed.initialize(
             model=module,
             optimizer=self._optimizer,
-            config=configuration(recipe, ranks, trainable),
+            config=configuration(recipe, ranks, trainable, total),
             dist_init_required=False,
         )
         self._kept: dict[tuple[str, int], dict[str, torch.Tensor]] = {}
@@ -299,6 +266,11 @@ class Engine:
         numel = min(shard, parameter.ds_numel - offset)
         if numel > 0:
             yield LiveWeights(name, offset, parameter.ds_tensor.detach().view(-1).narrow(0, 0, numel))
+
+    def sharded_weights(self) -> tuple[int, int]:
+        """Under stage 3, between two uses: how many weights no rank holds whole, and how many there are."""
+        weights = list(self.module.parameters())
+        return sum(p.numel() == 0 for p in weights), len(weights)
 
     def destroy(self) -> None:
         """Let go of DeepSpeed's buffers and hooks."""

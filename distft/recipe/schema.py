@@ -166,6 +166,10 @@ class Engine(Section):
     grad_dtype: Literal["bf16", "fp32"] = Field(
         "fp32", description="dtype in which gradients are added up over micro-batches and ranks, if dtype is bf16"
     )
+    deterministic: bool = Field(
+        False,
+        description="use only kernels that give the same bits each time; slower, and not every model has them",
+    )
     offload_optimizer: bool = Field(False, description="keep the optimizer state in host memory (stages 1-3)")
     offload_params: bool = Field(False, description="keep the weights in host memory (stage 3)")
     timeout: Positive = Field(1800, description="seconds a collective may take before the attempt is ended")

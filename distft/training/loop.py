@@ -22,7 +22,7 @@ from distft.process.console import Bar, Console
 from distft.recipe.load import load_resolved
 from distft.run.chart import draw_chart
 from distft.run.folder import RunDir
-from distft.training import non_finite, out_of_memory
+from distft.training import determinism, non_finite, out_of_memory
 from distft.training.evaluation import ended_early, evaluate_if_due, is_due
 from distft.training.non_finite import Trouble
 from distft.training.session import Session
@@ -45,7 +45,7 @@ def run_attempt(run_dir: Path) -> int:
     pulse.begin()
     stop_signals.check()
     pulse.at("the meeting of all ranks")
-    with out_of_memory.explained(recipe):
+    with out_of_memory.explained(recipe), determinism.asked_for(recipe):
         ranks = distributed.init(recipe.engine.timeout)
         session = prepare(run, recipe, ranks, Console(ranks.first))
         code = train(session)

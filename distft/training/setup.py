@@ -12,7 +12,7 @@ from distft.checkpoint.state import Identity
 from distft.checkpoint.writer import Writer
 from distft.data.loader import Slots
 from distft.data.token_cache import Corpus
-from distft.engine import deepspeed
+from distft.engine import configuration, deepspeed
 from distft.engine.deepspeed import Engine
 from distft.errors import UserError
 from distft.model import adapters, base_model
@@ -64,8 +64,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     check_tokens(context, engine, corpora)
     allocator = make_allocator(recipe, total_steps, engine)
     trainable, total = adapters.parameter_counts(engine.module)
-    if deepspeed.stage(recipe) != recipe.engine.zero_stage:
-        console.say("engine.dtype bf16 needs fp32 masters, which ZeRO 0 does not keep: this runs as ZeRO 1")
+    tell_zero_stage(recipe, engine, console)
     console.say(f"model {context.base}: {trainable:,} of {total:,} parameters are trained")
     pulse.at("the checkpoint to continue from")
     progress = restore(run, engine, allocator, identity, ranks, console)
@@ -140,6 +139,16 @@ def build_engine(context: RunContext, ranks: Ranks, total_steps: int) -> tuple[E
     engine = Engine(model, recipe, ranks, rate_of)
     del keep_alive
     return engine, task
+
+
+def tell_zero_stage(recipe: Recipe, engine: Engine, console: Console) -> None:
+    stage = configuration.stage(recipe)
+    if stage != recipe.engine.zero_stage:
+        what = f"engine.dtype bf16 with gradients in {recipe.engine.grad_dtype}"
+        console.say(f"{what} needs another ZeRO stage than {recipe.engine.zero_stage}: this runs as ZeRO {stage}")
+    if stage == 3:
+        sharded, total = engine.sharded_weights()
+        console.say(f"ZeRO 3: {sharded} of {total} weights are sharded, the smallest stay whole on each rank")
 
 
 def check_tokens(context: RunContext, engine: Engine, corpora: Sequence[Corpus]) -> None:

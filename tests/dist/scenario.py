@@ -82,7 +82,11 @@ def open_run(folder: Path, config: Path, ranks: Ranks, *overrides: str) -> Open:
         run.attempt_logs(1).mkdir(parents=True, exist_ok=True)
     distributed.barrier()
     fresh = replace(ranks, store=td.PrefixStore(f"session{next(_numbers)}", ranks.store))
-    return Open(prepare(run, recipe, fresh, Console(False)))
+    session = prepare(run, recipe, fresh, Console(False))
+    if recipe.engine.zero_stage == 3:
+        sharded, total = session.engine.sharded_weights()
+        assert sharded > total / 2, f"ZeRO 3 shards {sharded} of {total} weights only"
+    return Open(session)
 
 
 def losses(folder: Path) -> dict[int, list[float]]:

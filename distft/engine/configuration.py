@@ -1,0 +1,67 @@
+"""From a recipe to DeepSpeed's configuration, and the ZeRO stage that runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distft.process.distributed import Ranks
+from distft.recipe.adapters import NoAdapter
+from distft.recipe.schema import Recipe
+
+BUCKET = 500_000_000  # elements of gradients that are reduced at once, at most
+
+
+def stage(recipe: Recipe) -> int:
+    """The ZeRO stage that runs.
+
+    bf16 needs fp32 masters, which stage 0 does not keep. With gradients in fp32 beside weights in bf16, DeepSpeed's
+    stage 1 is an optimizer of another kind, without fragments.
+    """
+    if recipe.engine.dtype == "bf16":
+        return max(recipe.engine.zero_stage, 2 if recipe.engine.grad_dtype == "fp32" else 1)
+    return recipe.engine.zero_stage
+
+
+def configuration(recipe: Recipe, ranks: Ranks, trainable: int, total: int) -> dict[str, Any]:
+    """DeepSpeed's configuration.
+
+    Args:
+        trainable, total: numbers of elements: of trained ones, which bound its buffers, and of all.
+    """
+    on_gpu = ranks.device.type == "cuda"
+    grad_dtype = recipe.engine.grad_dtype if recipe.engine.dtype == "bf16" else "fp32"
+    # The default allocates hundreds of MB for the smallest model; an odd number is refused.
+    most = BUCKET // (2 if grad_dtype != recipe.engine.dtype else 1)  # then a copy in fp32 is made of each bucket
+    bucket = min(most, max(trainable + trainable % 2, 100_000))
+    zero: dict[str, Any] = {
+        "stage": stage(recipe),
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+        "contiguous_gradients": True,
+        # To overlap costs a second bucket and waits for the device after each backward: gradients of adapters are
+        # too small for that to pay.
+        "overlap_comm": on_gpu and isinstance(recipe.adapter, NoAdapter),
+        # Smaller weights stay whole on each rank. DeepSpeed's 100,000 is meant for billions; a small model would be
+        # kept whole, and no test of it would try what large ones do.
+        "stage3_param_persistence_threshold": min(100_000, total // 10_000),
+    }
+    if recipe.engine.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
+    if recipe.engine.offload_params:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": on_gpu}
+    return {
+        # Accumulation belongs to the training loop, which tells the engine the last micro-batch of a step.
+        "train_micro_batch_size_per_gpu": recipe.train.micro_batch,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": recipe.train.micro_batch * ranks.world,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "gradient_clipping": recipe.train.clip,
+        "bf16": {"enabled": recipe.engine.dtype == "bf16"},
+        "data_types": {"grad_accum_dtype": grad_dtype},
+        # Else ranks add up in bf16: as inexact over many ranks as over many micro-batches.
+        "communication_data_type": grad_dtype,
+        # It waits for the device in each backward and each step; `training.throughput` measures without that.
+        "timers": {"throughput": {"enabled": False}},
+    }
