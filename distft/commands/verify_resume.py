@@ -1,4 +1,4 @@
-"""`distft verify-resume`: a short run with kills must equal one without, bit for bit."""
+"""`distft verify-resume`: a short run with kills must equal one without, bit for bit or within a tolerance."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console as RichConsole
 from rich.table import Table
 from safetensors import safe_open
@@ -40,11 +41,16 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Trial:
-    """The command of both runs, without their folders."""
+    """The command of both runs, without their folders.
+
+    Attributes:
+        tolerance: how far values may be apart, relative; 0: not in a bit, for which a GPU needs deterministic kernels.
+    """
 
     command: tuple[str, ...]
     steps: int
     kills: int
+    tolerance: float = 0.0
     seed: int = 0
 
 
@@ -66,7 +72,8 @@ def verify(config: Path, overrides: list[str], recipe: Recipe, trial: Trial) -> 
         with console.bar("killed: step", trial.steps) as bar:
             for moment in [*moments, None]:
                 attempt(command, broken, bar, until=moment)
-        equal = show_comparison([compared(what, of(whole), of(broken)) for what, of in PARTS.items()], broken, moments)
+        found = [compared(what, of(whole), of(broken), trial.tolerance) for what, of in PARTS.items()]
+        equal = show_comparison(found, broken, moments)
     finally:
         if equal:
             shutil.rmtree(folder, ignore_errors=True)
@@ -83,6 +90,7 @@ def shortened(recipe: Recipe, trial: Trial) -> list[str]:
         f"train.warmup={min(recipe.train.warmup, trial.steps - 1)}",
         *(("adapter.tinit=null", "adapter.tfinal=null") if isinstance(recipe.adapter, AdaLora) else ()),
         f"checkpoint.every={max(1, trial.steps // (trial.kills + 3))}",
+        *(("engine.deterministic=true",) if not trial.tolerance else ()),
         "track.wandb=off",
         "track.samples=true",
     ]
@@ -135,14 +143,14 @@ def read_samples(run: RunDir) -> dict[str, object]:
 
 
 def read_tensors(wanted: Callable[[str], bool]) -> Callable[[RunDir], dict[str, object]]:
-    """The bytes of the tensors in the last checkpoint whose kind is wanted."""
+    """The tensors in the last checkpoint whose kind is wanted."""
 
     def read(run: RunDir) -> dict[str, object]:
         found: dict[str, object] = {}
         for path in store.committed(run.checkpoints)[0].glob("rank-*.safetensors"):
             with safe_open(path, framework="np") as file:
                 names = [name for name in file.keys() if wanted(name.rpartition("|")[2])]  # noqa: SIM118
-                found.update({name: file.get_tensor(name).tobytes() for name in names})
+                found.update({name: file.get_tensor(name) for name in names})
         return found
 
     return read
@@ -156,9 +164,22 @@ PARTS: dict[str, Callable[[RunDir], dict[str, object]]] = {
 }
 
 
-def compared(what: str, whole: dict[str, object], broken: dict[str, object]) -> Comparison:
+def compared(what: str, whole: dict[str, object], broken: dict[str, object], tolerance: float = 0.0) -> Comparison:
     keys = whole.keys() | broken.keys()
-    return Comparison(what, len(keys), sum(whole.get(key) != broken.get(key) for key in keys))
+    return Comparison(what, len(keys), sum(not alike(whole.get(key), broken.get(key), tolerance) for key in keys))
+
+
+def alike(one: object, other: object, tolerance: float) -> bool:
+    """Whether two values, or all of two sets of values, are the same; numbers and tensors within `tolerance`."""
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        if not tolerance or one.shape != other.shape:
+            return one.shape == other.shape and one.tobytes() == other.tobytes()
+        return bool(np.linalg.norm(one - other) <= tolerance * max(np.linalg.norm(one), np.linalg.norm(other)))
+    if tolerance and isinstance(one, set) and isinstance(other, set) and one and other:
+        values = sorted(one | other)
+        if all(isinstance(value, float) for value in values):
+            return bool(values[-1] - values[0] <= tolerance * max(abs(values[0]), abs(values[-1])))
+    return one == other
 
 
 def show_comparison(found: list[Comparison], broken: RunDir, moments: list[int]) -> bool:

@@ -49,6 +49,22 @@ def test_one_bit_is_a_difference(tmp_path: Path, changed: dict[str, float], what
     assert show_comparison(found, broken, [1]) is (what is None)
 
 
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"loss": 0.5002, "weight": 1.0005, "moment": 2.001}, None),
+        ({"loss": 0.502}, "losses and gradient norms"),
+        ({"sample": 8}, "sample ids of micro-batches"),
+        ({"weight": 1.01}, "weights (masters)"),
+        ({"moment": -2.0}, "moments"),
+    ],
+)
+def test_only_numbers_have_a_tolerance(tmp_path: Path, changed: dict[str, float], what: str | None) -> None:
+    whole, broken = made(tmp_path / "whole"), made(tmp_path / "broken", **changed)  # type: ignore[arg-type]
+    found = [compared(name, of(whole), of(broken), tolerance=1e-3) for name, of in PARTS.items()]
+    assert [one.what for one in found if one.different] == ([what] if what else [])
+
+
 def test_nothing_to_compare_is_not_equal(tmp_path: Path) -> None:
     run = made(tmp_path / "run")
     assert not show_comparison([compared("nothing", {}, {})], run, [])
