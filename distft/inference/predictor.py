@@ -24,7 +24,7 @@ from distft.recipe.tasks import TaskName
 from distft.run.folder import RunDir
 from distft.tasks.causal_lm import CausalEncoder
 from distft.tasks.multi_task import task_of, view_of
-from distft.tasks.protocol import Outcome
+from distft.tasks.protocol import Outcome, collated
 from distft.tasks.shared.generation import Decoding
 from distft.tasks.shared.padding import SPLIT
 from distft.tasks.shared.position_limits import check_source, source_positions
@@ -99,7 +99,7 @@ class Predictor:
         by_document: dict[int, Outcome] = {}
         for batch in self._batches(documents):
             with torch.inference_mode():
-                outcomes = self._task.predict(self._model, self._task.collate([[d] for d in batch], self._device))
+                outcomes = self._task.predict(self._model, collated(self._task, [[d] for d in batch], self._device))
             by_document.update(zip(map(id, batch), outcomes, strict=True))
         for document in documents:  # those of a record in their order
             found.setdefault(document.record, []).append(by_document[id(document)])

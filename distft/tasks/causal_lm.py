@@ -21,7 +21,7 @@ from distft.recipe.tasks import CausalLM
 from distft.run.digest import of_parts
 from distft.tasks.protocol import ModelSpec, Outcome, Setting, TaskSpec, mean, only
 from distft.tasks.shared.generation import continued
-from distft.tasks.shared.padding import DROPPED, SPLIT
+from distft.tasks.shared.padding import DROPPED, SPLIT, row_width
 from distft.tasks.shared.position_limits import positions
 from distft.tasks.shared.token_scores import add_outcomes, report_token_scores, score_tokens
 from distft.tasks.shared.tokenizer_family import DECODER
@@ -152,7 +152,7 @@ class Causal:
         self._flatten, self._setting, self._limit = flatten, setting, limit
 
     def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> CausalBatch:
-        width = max(2, *(sum(document.size for document in row) for row in rows))
+        width = row_width(max(2, *(sum(document.size for document in row) for row in rows)), self._limit)
         ids = np.full((len(rows), width), _FILLER, dtype=np.int64)
         positions = np.zeros((len(rows), width), dtype=np.int64)
         owners = np.full((len(rows), width), -1, dtype=np.int64)  # of the tokens that are targets

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from distft.tasks.shared.encoder_decoder import in_dtype_of
 from distft.tasks.shared.model_randomness import keep_all_layers, masks_from
 from distft.tasks.shared.padding import DROPPED, TRUNCATED, column, pack_json, unpack_json
 from distft.tasks.shared.tokenizer_family import CHARACTERS
+from distft.tasks.shared.transfer import ON_CPU
 
 UTTERANCES = "utterances"
 UNKNOWN_CHARACTERS = "with characters that the tokenizer does not know"
@@ -157,9 +158,9 @@ class CTCBatch:
     """
 
     inputs: Mapping[str, torch.Tensor]
-    frames: torch.Tensor
+    frames: torch.Tensor = field(metadata=ON_CPU)
     labels: torch.Tensor
-    lengths: torch.Tensor
+    lengths: torch.Tensor = field(metadata=ON_CPU)
     possible: Sequence[bool]
     documents: Sequence[Document]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -13,6 +13,7 @@ from distft.metrics.scores import Report
 from distft.recipe.schema import Recipe
 from distft.tasks.shared.generation import Decoding
 from distft.tasks.shared.tokenizer_family import TokenizerFamily
+from distft.tasks.shared.transfer import moved
 
 Labels = Sequence[str]
 LABEL = "label"  # the field of a record, and the name of the label set in labels.json if there is one task
@@ -46,7 +47,8 @@ class Learned(Protocol[B]):
         """Names of all counts, in the order in which ranks add them up."""
 
     def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> B:
-        """A micro-batch from the documents of its rows. A row without documents is padding."""
+        """A micro-batch from the documents of its rows. A row without documents is padding. What is a dataclass, as all
+        of ours, is made on the CPU and moved in one piece, see `collated`."""
 
     def counts(self, batch: B) -> dict[str, int]:
         """How many targets each loss sums over."""
@@ -73,6 +75,17 @@ class Task(Learned[B], Protocol[B]):
 
     def answer(self, outcome: Outcome) -> Outcome:
         """What a user is given for a record: its prediction, with scores."""
+
+
+def collated(task: Learned[B], rows: Sequence[Sequence[Document]], device: torch.device) -> B:
+    """The micro-batch of these rows on a device. One that is no dataclass takes its tensors there itself."""
+    if device.type == "cpu":
+        return task.collate(rows, device)
+    batch = task.collate(rows, torch.device("cpu"))
+    if not is_dataclass(batch):
+        return task.collate(rows, device)
+    there: B = moved(batch, device)
+    return there
 
 
 def mean(counts: Mapping[str, float]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from distft.data.records import Document
 from distft.metrics.scores import Report
 from distft.process import distributed, pulse
 from distft.tasks.multi_task import task_of, view_of
-from distft.tasks.protocol import Outcome, Task
+from distft.tasks.protocol import Outcome, Task, collated
 from distft.training.datasets import HeldOut
 from distft.training.session import Session
 
@@ -103,7 +103,7 @@ def predict_held_out(session: Session, held: HeldOut) -> list[tuple[int, int, Ou
             rows = held.loader.documents(micro)
             records = [document.record for row in rows for document in row]
             rows = [[with_fixed_draw(document) for document in row] for row in rows]
-            outcomes = task.predict(model, task.collate(rows, session.ranks.device))
+            outcomes = task.predict(model, collated(task, rows, session.ranks.device))
             found += zip(itertools.chain(*micro.samples), records, outcomes, strict=True)
         [stop] = distributed.sum_over_ranks([float(session.is_to_stop())])
         if stop:

@@ -22,6 +22,7 @@ from distft.process.console import Bar, Console
 from distft.recipe.load import load_resolved
 from distft.run.chart import draw_chart
 from distft.run.folder import RunDir
+from distft.tasks.protocol import collated
 from distft.training import determinism, non_finite, out_of_memory
 from distft.training.evaluation import ended_early, evaluate_if_due, is_due
 from distft.training.non_finite import Trouble
@@ -93,7 +94,7 @@ def step(session: Session, bar: Bar) -> bool:
     note_saves(session)
     pulse.at(f"the data of step {number}")
     micros = list(loader.step(session.progress.step))
-    batches = [task.collate(loader.documents(micro), ranks.device) for micro in micros]
+    batches = [collated(task, loader.documents(micro), ranks.device) for micro in micros]
     pulse.at(f"step {number}")
     counts = [task.counts(batch) for batch in batches]
     mine = [sum(count.get(name, 0) for count in counts) for name in task.counted]

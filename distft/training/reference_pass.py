@@ -19,6 +19,7 @@ from distft.process.distributed import Ranks
 from distft.run.folder import RunDir
 from distft.tasks.dpo import Preference
 from distft.tasks.dpo_reference import Entry, RecordedReference, pair_key, write
+from distft.tasks.protocol import collated
 from distft.training.datasets import Dataset, HeldOut
 
 KEEP_SECONDS = 60.0  # between two times at which what was found is written down
@@ -100,8 +101,8 @@ class Pass:
             raise Preempted("another rank received a stop request")
         if lacks:
             for batch in batches:
-                collated = self._task.collate(batch, self._ranks.device)
-                self._new += self._task.values(self._engine.model, collated)
+                micro = collated(self._task, batch, self._ranks.device)
+                self._new += self._task.values(self._engine.model, micro)
 
     def _keep(self) -> None:
         """Write down what all ranks have found. Collective."""

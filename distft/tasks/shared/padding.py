@@ -14,10 +14,13 @@ import torch
 from distft.data.records import Column, Document
 from distft.errors import UserError
 from distft.run.digest import of_parts
+from distft.tasks.shared.position_limits import positions
+from distft.tasks.shared.transfer import moved
 
 SPLIT = "longer than a row were split"
 TRUNCATED = "longer than a row were truncated"
 DROPPED = "longer than a row were dropped"
+WIDTH_STEP = 64  # tokens
 COLUMNS: Mapping[str, str] = {"tokens": "int32", "types": "uint8"}  # of a document that `padded` takes
 
 
@@ -44,10 +47,25 @@ class Padded:
         return len(self.documents)
 
 
+def row_width(longest: int, limit: int | None, on_gpu: bool | None = None) -> int:
+    """Tokens of a row whose longest document, or documents together, have so many.
+
+    On a GPU one of a few widths, so that torch's allocator finds blocks of the sizes that it has already.
+
+    Args:
+        limit: tokens that the model takes; None: it knows no limit.
+    """
+    if not (torch.cuda.is_available() if on_gpu is None else on_gpu):
+        return longest
+    rounded = -(-longest // WIDTH_STEP) * WIDTH_STEP
+    return rounded if limit is None else max(longest, min(rounded, limit))
+
+
 def column(documents: Sequence[Document], name: str, device: torch.device) -> torch.Tensor:
     """A column of all documents, one after the other."""
     arrays = [np.asarray(document[name]) for document in documents]
-    return torch.from_numpy(np.concatenate(arrays) if arrays else np.zeros(0, np.int64)).to(device)
+    tensor = torch.from_numpy(np.concatenate(arrays) if arrays else np.zeros(0, np.int64))
+    return tensor if device.type == "cpu" else moved(tensor, device)
 
 
 class Inputs:
@@ -60,6 +78,7 @@ class Inputs:
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         taken = inspect.signature(model.forward).parameters
+        self._limit = positions(model)
         self._types = "token_type_ids" in taken and getattr(model.config, "type_vocab_size", 0) > 1
         self.filler = model.config.pad_token_id if getattr(model.config, "pad_token_id", None) is not None else 0
         # some models look for the tokens around a text
@@ -72,7 +91,7 @@ class Inputs:
         same."""
         documents = [document for row in rows for document in row]
         columns = [document.columns for document in documents] or [self._blank]
-        shape = (len(columns), max(len(one["tokens"]) for one in columns))
+        shape = (len(columns), row_width(max(len(one["tokens"]) for one in columns), self._limit))
         ids, mask, types = np.full(shape, self.filler, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         for index, one in enumerate(columns):
             size = len(one["tokens"])
