@@ -41,9 +41,12 @@ def configuration(recipe: Recipe, ranks: Ranks, trainable: int, total: int) -> d
         # To overlap costs a second bucket and waits for the device after each backward: gradients of adapters are
         # too small for that to pay.
         "overlap_comm": on_gpu and isinstance(recipe.adapter, NoAdapter),
-        # Smaller weights stay whole on each rank. DeepSpeed's 100,000 is meant for billions; a small model would be
-        # kept whole, and no test of it would try what large ones do.
+        # DeepSpeed's numbers are meant for billions of weights: of a small model it would keep all whole, so that
+        # ZeRO 3 saved nothing, and no test of it would try what large ones do.
         "stage3_param_persistence_threshold": min(100_000, total // 10_000),
+        "stage3_max_live_parameters": min(1_000_000_000, total // 8),
+        "stage3_max_reuse_distance": min(1_000_000_000, total // 8),
+        "stage3_prefetch_bucket_size": min(50_000_000, total // 100),
     }
     if recipe.engine.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
