@@ -1,10 +1,10 @@
 """How often a training step makes the host wait for the device, counted without one.
 
-    python benchmarks/device_waits.py [--json FILE]         half a minute; one process, CPU
+    python benchmarks/device_waits.py [--json FILE]         a minute; two processes, CPU
 
 DeepSpeed is given an accelerator that calls itself asynchronous, computes on the CPU, and counts what a GPU would wait
 for: `synchronize` of the device, of streams and of events. Reads of a tensor's value (`item`, `tolist`, a comparison in
-an `if`) are counted where torch dispatches them. A step has four micro-batches; the fourth step is counted.
+an `if`) are counted where torch dispatches them. A step has four micro-batches; the fourth step of rank 0 is counted.
 """
 
 from __future__ import annotations
@@ -13,21 +13,13 @@ import argparse
 import collections
 import json
 import os
+import subprocess
 import sys
 import traceback
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-os.environ |= {
-    "RANK": "0",
-    "WORLD_SIZE": "1",
-    "LOCAL_RANK": "0",
-    "MASTER_ADDR": "127.0.0.1",
-    "GLOO_SOCKET_IFNAME": "lo",
-}
-os.environ.setdefault("MASTER_PORT", "29655")
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -141,7 +133,8 @@ def small_model(adapter: dict[str, Any]) -> Any:
     if adapter["type"] == "lora":
         from peft import LoraConfig, get_peft_model
 
-        model = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear"))
+        lora = LoraConfig(r=8, target_modules="all-linear")
+        model = get_peft_model(model, lora, autocast_adapter_dtype=False)
     return model
 
 
@@ -171,10 +164,22 @@ def counted(ranks: Ranks, stage: int, adapter: dict[str, Any]) -> Waits:
     return found
 
 
+def start_ranks() -> int:
+    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    common.setdefault("MASTER_PORT", "29655")
+    ranks = [
+        subprocess.Popen([sys.executable, *sys.argv], env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    return max(rank.wait() for rank in ranks)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if "RANK" not in os.environ:
+        sys.exit(start_ranks())
     torch.set_num_threads(1)
     count_waits()
     ranks = distributed.init(600)
@@ -183,11 +188,13 @@ def main() -> None:
         for stage in (1, 2, 3):
             found = counted(ranks, stage, adapter)
             kinds = collections.Counter(key.split()[0] for key in found.elements())
+            if not ranks.first:
+                continue
             table[f"{name}, ZeRO {stage}"] = {"all": sum(found.values()), **kinds, "where": found.most_common(12)}
             print(f"{name}, ZeRO {stage}: {sum(found.values())} waits in a step: {dict(kinds)}", flush=True)
             for where, times in found.most_common(12):
                 print(f"    {times:4} {where}")
-    if args.json:
+    if args.json and ranks.first:
         args.json.write_text(json.dumps(table, indent=1))
     sys.stdout.flush()
     os._exit(0)  # threads of gloo
