@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import shutil
 import signal
 import socket
 from collections.abc import Sequence
 from functools import partial
-from itertools import takewhile
-from pathlib import Path
 
 from distft.errors import DONE, UserError
 from distft.launcher import Job, Outlook, find_launcher
 from distft.process import environment
+from distft.process.devices import gpus
 from distft.recipe import changes
 from distft.recipe.earlier import inherited
 from distft.recipe.load import check_sizes, differences, dump, load_resolved
@@ -28,8 +26,6 @@ from launchers.attempt import Phases, Restarts, Verdict, in_this_allocation
 from launchers.parent import Claim, Household, Node, export, household, run_ranks
 
 PATIENCE_SECONDS = 1.0  # somebody who only looks holds a run for an instant
-
-_GPU = re.compile(r"\s*(\d+\s*$|GPU-|MIG-)")
 
 
 class LocalLauncher:
@@ -204,12 +200,3 @@ def reopened(run: RunDir, wanted: Recipe) -> bool:
     """Whether this recipe gives a finished run more to do."""
     found = differences(load_resolved(run.config), wanted)
     return any(item.key in ("train.steps", "train.epochs") for item in found)
-
-
-def gpus() -> int:
-    """GPUs this process may use, counted without loading CUDA."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        # CUDA counts up to the first entry that is none: -1, or SLURM's NoDevFiles
-        return len(list(takewhile(_GPU.match, visible.split(","))))
-    return len([entry for entry in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", entry.name)])

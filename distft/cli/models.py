@@ -10,6 +10,10 @@ import typer
 from distft.cli.app import RunFolder, app
 from distft.errors import UserError
 
+Ranks = Annotated[
+    int | None, typer.Option(min=1, help="number of ranks on this machine; default: the number of GPUs, or 1")
+]
+
 
 @app.command()
 def predict(
@@ -21,7 +25,7 @@ def predict(
     max_tokens: Annotated[int, typer.Option(min=1, help="maximum length of an answer, in tokens")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="of sampling; 0: always the most likely token")] = 0.0,
     base_only: Annotated[bool, typer.Option("--base-only", help="use the base model as before training")] = False,
-    nproc: Annotated[int, typer.Option(min=1, help="number of ranks on this machine")] = 1,
+    nproc: Ranks = None,
 ) -> None:
     """Predict with a trained run.
 
@@ -46,7 +50,7 @@ def evaluate(
     run_dir: RunFolder,
     data: Annotated[Path | None, typer.Option(help="file of labelled records; default: the held-out data")] = None,
     task: Annotated[str | None, typer.Option(help="name of the task, if the run has several; default: all")] = None,
-    nproc: Annotated[int, typer.Option(min=1, help="number of ranks on this machine")] = 1,
+    nproc: Ranks = None,
 ) -> None:
     """Evaluate a trained run.
 

@@ -30,6 +30,7 @@ from distft.inference.workers import CHECKPOINT, STARTED_HERE, alone_in, rank_an
 from distft.metrics import report
 from distft.metrics.scores import Report, merged
 from distft.process.console import Console
+from distft.process.devices import gpus
 from distft.process.lifetime import die_with_parent
 from distft.recipe.load import load_resolved
 from distft.recipe.schema import Recipe
@@ -122,15 +123,19 @@ def do_parts(work: Pass, console: Console, mine: Callable[[int], bool] = lambda 
     return count
 
 
-def carry_out(work: Pass, nproc: int, console: Console) -> int | None:
-    """The whole pass. Returns the number of parts; None on a rank that is not to put them together."""
+def carry_out(work: Pass, nproc: int | None, console: Console) -> int | None:
+    """The whole pass. Returns the number of parts; None on a rank that is not to put them together.
+
+    Args:
+        nproc: ranks on this machine; None: one per GPU, as in training.
+    """
     among = rank_and_world()
     if among is not None:
         die_with_parent()
         return as_one_of_several(work, *among, console)
     begin(work)
-    if nproc > 1:
-        start_workers(nproc, work.part, work.stored.folder if work.stored is not None else None)
+    if (ranks := nproc or gpus() or 1) > 1:
+        start_workers(ranks, work.part, work.stored.folder if work.stored is not None else None)
     return do_parts(work, console)
 
 
@@ -148,7 +153,7 @@ def as_one_of_several(work: Pass, rank: int, world: int, console: Console) -> in
 
 
 def predict_file(
-    run_dir: Path, source: Path, out: Path, part: str | None, decoding: Decoding, base_only: bool, nproc: int
+    run_dir: Path, source: Path, out: Path, part: str | None, decoding: Decoding, base_only: bool, nproc: int | None
 ) -> int | None:
     """Predict every record of `source` into `out`, a JSON object a line. Returns how many; None on other ranks."""
     run = RunDir(run_dir)
@@ -226,7 +231,9 @@ def predict_one(run_dir: Path, text: str, part: str | None, decoding: Decoding, 
     return str(answer["answer"]) if set(answer) == {"answer"} else json.dumps(answer, ensure_ascii=False)
 
 
-def evaluate_run(run_dir: Path, data: Path | None, part: str | None, nproc: int) -> tuple[Report, list[Path]] | None:
+def evaluate_run(
+    run_dir: Path, data: Path | None, part: str | None, nproc: int | None
+) -> tuple[Report, list[Path]] | None:
     """Scores of a run on `data`, or on its held-out data, and the files in which they are; None on other ranks.
 
     Raises:

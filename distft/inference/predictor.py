@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,6 +17,7 @@ from distft.inference.inputs import checked_part, trained_on_texts
 from distft.metrics.scores import Report
 from distft.model import adapters, export
 from distft.model.context import RunContext
+from distft.process.devices import local_rank, take_device
 from distft.recipe.load import load_resolved
 from distft.recipe.schema import Recipe
 from distft.recipe.tasks import TaskName
@@ -46,6 +46,8 @@ class Predictor:
     def __init__(
         self, run_dir: Path, stored: Stored | None, part: TaskName = None, decoding: Decoding | None = None
     ) -> None:
+        # before the model: a base in 4 bits is loaded on the current device
+        self._device = take_device(local_rank())
         run = RunDir(run_dir)
         run.read()
         self.recipe = load_resolved(run.config)
@@ -55,8 +57,6 @@ class Predictor:
             model = context.load_model().eval()
         else:
             model = export.load_trained(context, stored, adapters.quantized(self.recipe.adapter))
-        on_gpu = torch.cuda.is_available()
-        self._device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
         model = model.to(self._device).eval()
         encoder = context.encoder(part)
         if isinstance(encoder, CausalEncoder):

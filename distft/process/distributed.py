@@ -22,6 +22,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from distft.errors import RunFailed
 from distft.process import environment, pulse, stop_signals
+from distft.process.devices import take_device
 from distft.process.lifetime import die_with_parent
 from distft.process.lone_work import lone_work
 
@@ -51,6 +52,7 @@ def init(timeout_seconds: int) -> Ranks:
 
     Raises:
         RunFailed: a rank's environment is incomplete, or the ranks did not find each other in time.
+        UserError: there are fewer GPUs than ranks.
     """
     die_with_parent()
     try:
@@ -60,10 +62,10 @@ def init(timeout_seconds: int) -> Ranks:
     except (KeyError, ValueError) as error:
         raise RunFailed(f"this rank's environment is incomplete: {error}; start ranks with `distft train`") from None
     have_descriptors(world)
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    device = take_device(local_rank)
+    on_gpu = device.type == "cuda"
     if on_gpu:
-        torch.cuda.set_device(device)
+        os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed takes it for the number of the device
     timeout = timedelta(seconds=timeout_seconds)
     listen = os.environ.pop(environment.LISTEN_FD, None)
     store = TCPStore(

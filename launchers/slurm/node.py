@@ -25,13 +25,13 @@ from pathlib import Path
 from distft.errors import DONE, FAILED, PREEMPTED, USAGE, RunFailed, UserError
 from distft.launcher import CLUSTER
 from distft.process import streams
+from distft.process.devices import gpus
 from distft.recipe.load import check_sizes, load_resolved
 from distft.recipe.schema import Recipe
 from distft.run import lease
 from distft.run.folder import Attempt, RunDir, this_host
 from distft.run.lease import Held
 from launchers.attempt import Phases, Restarts, Verdict, in_this_allocation
-from launchers.local import gpus
 from launchers.parent import POLL_SECONDS, Claim, Household, Node, export, household, run_ranks
 from launchers.slurm import jobs, policy, scheduler
 from launchers.slurm.cause import settle, stop_cause

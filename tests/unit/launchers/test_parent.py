@@ -23,7 +23,7 @@ from distft.run.folder import Attempt, Run, RunDir
 from distft.training.throughput import Meter
 from launchers.attempt import Verdict, begin, close
 from launchers.forkserver import Rank
-from launchers.local import LocalLauncher, gpus, settle_recipe
+from launchers.local import LocalLauncher, settle_recipe
 from launchers.parent import blame, killed_for_memory, verdict
 from tests.unit.full_disk import fill
 from tests.unit.recipes import recipe
@@ -54,16 +54,6 @@ def test_sizes_that_do_not_divide_name_the_nearest(batch: int, micro: int, world
     )
     for fit in near.split(" or "):
         check_sizes(recipe(train={"steps": 5, "global_batch": int(fit), "micro_batch": micro}), world)
-
-
-@pytest.mark.parametrize(
-    ("visible", "count"),
-    [("", 0), ("0", 1), ("0,1", 2), (" 2 , 3 ", 2), ("-1", 0), ("0,-1,1", 1), ("NoDevFiles", 0), ("7,5,3,1", 4),
-     ("GPU-8932f937-d72c,GPU-1f22", 2), ("MIG-GPU-8932/1/0", 1)],
-)  # fmt: skip
-def test_gpus_are_counted_as_cuda_counts_them(monkeypatch: pytest.MonkeyPatch, visible: str, count: int) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert gpus() == count
 
 
 def test_wrong_sizes_leave_nothing_behind(tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""The GPUs of this machine: how many are visible, counted without CUDA, and which one is this rank's."""
+
+from __future__ import annotations
+
+import os
+import re
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distft.errors import UserError
+from distft.process import environment
+
+if TYPE_CHECKING:
+    import torch
+
+_GPU = re.compile(r"\s*(\d+\s*$|GPU-|MIG-)")
+
+
+def gpus() -> int:
+    """GPUs this process may use, counted without loading CUDA."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        # CUDA counts up to the first entry that is none: -1, or SLURM's NoDevFiles
+        return len(list(takewhile(_GPU.match, visible.split(","))))
+    return len([entry for entry in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", entry.name)])
+
+
+def take_device(local_rank: int) -> torch.device:
+    """The device of this rank, made the current one: to be called before anything is loaded.
+
+    Ranks that our own parent started see the same GPUs, and each takes the one of its number. What else starts ranks
+    (srun --gpus-per-task, a container) may show each of them a single GPU, which then is its own whatever its number.
+
+    Raises:
+        UserError: there are fewer GPUs than ranks.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    index = index_among(torch.cuda.device_count(), local_rank, shared=environment.PARENT in os.environ)
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def index_among(visible: int, local_rank: int, shared: bool) -> int:
+    """The number of a rank's GPU among those that it sees.
+
+    Args:
+        shared: other ranks of this machine see the same ones.
+
+    Raises:
+        UserError: see `take_device`.
+    """
+    if 0 <= local_rank < visible:
+        return local_rank
+    if visible == 1 and local_rank > 0 and not shared:
+        return 0
+    raise UserError(
+        f"LOCAL_RANK {local_rank} has no GPU: this process sees {visible} ({_seen()}); use --nproc {visible}, or "
+        "make more GPUs visible"
+    )
+
+
+def local_rank() -> int:
+    """This process's number on its machine: LOCAL_RANK, or RANK if nobody has set that; 0 if it is alone.
+
+    Raises:
+        UserError: it is no number.
+    """
+    number = os.environ.get("LOCAL_RANK") or os.environ.get("RANK") or "0"
+    if not number.isdecimal():
+        raise UserError(f"LOCAL_RANK is '{number}'; it must be the number of this rank on its machine, from 0 on")
+    return int(number)
+
+
+def _seen() -> str:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return "CUDA_VISIBLE_DEVICES is not set" if visible is None else f"CUDA_VISIBLE_DEVICES is '{visible}'"
