@@ -35,6 +35,9 @@ class Status:
     loss: float | None
     eval_loss: float | None
     useful_tokens_per_s: float | None
+    mfu: float | None  # None: the GPU's peak, or the model's FLOPs, are not known
+    memory_bytes: float | None  # of the rank that needs most: reserved on its GPU, resident on a CPU
+    memory_rank: int | None
     eta_seconds: float | None
     attempts: list[Attempt]
     reason: str | None  # why it is held, or what keeps it from going on
@@ -105,6 +108,7 @@ def status_of(run: RunDir, content: Run, outlook: Outlook | None) -> Status:
     recipe = load_resolved(run.config)
     recent, eval_loss = last_figures(run, recipe)
     last = recent[0] if recent else {}
+    memory: dict[str, Any] = next((record for record in recent if "worst_memory_bytes" in record), {})
     seconds = sum(record["seconds"] for record in recent)
     total = total_steps(recipe, last)
     state = state_of(run, content, outlook)
@@ -119,7 +123,10 @@ def status_of(run: RunDir, content: Run, outlook: Outlook | None) -> Status:
         total_steps=total,
         loss=last.get("loss"),
         eval_loss=eval_loss,
-        useful_tokens_per_s=sum(r["useful_tokens_per_s"] * r["seconds"] for r in recent) / seconds if recent else None,
+        useful_tokens_per_s=averaged(recent, "useful_tokens_per_s"),
+        mfu=averaged(recent, "mfu"),
+        memory_bytes=memory.get("worst_memory_reserved_bytes", memory.get("worst_memory_bytes")),
+        memory_rank=memory.get("worst_memory_rank"),
         eta_seconds=(total - last["step"]) * seconds / len(recent) if running and total is not None else None,
         attempts=[
             dataclasses.replace(
@@ -131,6 +138,13 @@ def status_of(run: RunDir, content: Run, outlook: Outlook | None) -> Status:
         excluded=content.excluded,
         job=outlook,
     )
+
+
+def averaged(records: list[dict[str, Any]], key: str) -> float | None:
+    """A rate over the time of those steps that have it."""
+    having = [record for record in records if key in record]
+    seconds = sum(record["seconds"] for record in having)
+    return sum(record[key] * record["seconds"] for record in having) / seconds if seconds else None
 
 
 def state_of(run: RunDir, content: Run, outlook: Outlook | None) -> str:

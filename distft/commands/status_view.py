@@ -100,6 +100,8 @@ def everything(status: Status) -> Iterator[str | Table]:
         f"loss {status.loss:.4f}" if status.loss is not None else None,
         f"held-out loss {status.eval_loss:.4f}" if status.eval_loss is not None else None,
         f"{status.useful_tokens_per_s:,.0f} useful tokens/s" if status.useful_tokens_per_s else None,
+        f"MFU {status.mfu:.1%}" if status.mfu is not None else None,
+        memory_of(status),
         f"ETA {clock(status.eta_seconds)}" if status.eta_seconds is not None else None,
     ]
     yield " · ".join(part for part in parts if part)
@@ -115,6 +117,13 @@ def everything(status: Status) -> Iterator[str | Table]:
             yield f"continue it with: distft resume {escape(status.run_dir)}"
     if status.attempts:
         yield table(status.attempts)
+
+
+def memory_of(status: Status) -> str | None:
+    """Of the rank that needs most."""
+    if status.memory_bytes is None:
+        return None
+    return f"memory {status.memory_bytes / 2**30:.1f} GiB (rank {status.memory_rank})"
 
 
 def table(attempts: list[Attempt]) -> Table:

@@ -21,6 +21,7 @@ from distft.recipe.tasks import CausalLM
 from distft.run.digest import of_parts
 from distft.tasks.protocol import ModelSpec, Outcome, Setting, TaskSpec, mean, only
 from distft.tasks.shared.generation import continued
+from distft.tasks.shared.lengths import Lengths
 from distft.tasks.shared.padding import DROPPED, SPLIT, row_width
 from distft.tasks.shared.position_limits import positions
 from distft.tasks.shared.token_scores import add_outcomes, report_token_scores, score_tokens
@@ -131,6 +132,10 @@ class CausalBatch:
     owners: torch.Tensor
     useful_tokens: int
     documents: Sequence[Document]
+
+    @property
+    def lengths(self) -> Lengths:
+        return Lengths([document.size for document in self.documents], len(self.targets))
 
 
 class Causal:

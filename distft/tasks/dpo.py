@@ -24,6 +24,7 @@ from distft.tasks.causal_lm import Causal, CausalBatch
 from distft.tasks.dpo_reference import PAIR_COLUMNS, Entry, RecordedReference, Reference, evaluating, pair_key
 from distft.tasks.protocol import ModelSpec, Outcome, Setting, TaskSpec, mean, only
 from distft.tasks.shared.generation import unwrapped
+from distft.tasks.shared.lengths import Lengths
 from distft.tasks.shared.padding import DROPPED
 from distft.tasks.shared.position_limits import positions
 from distft.tasks.shared.tokenizer_family import DECODER
@@ -122,6 +123,10 @@ class Pairs:
     @property
     def useful_tokens(self) -> int:
         return self.sequences.useful_tokens
+
+    @property
+    def lengths(self) -> Lengths:
+        return self.sequences.lengths
 
     def __len__(self) -> int:
         return len(self.documents)

@@ -19,6 +19,7 @@ from distft.metrics.scores import Report
 from distft.recipe.tasks import MaskedLM
 from distft.run.digest import of_parts
 from distft.tasks.protocol import ModelSpec, Outcome, Setting, TaskSpec, mean
+from distft.tasks.shared.lengths import Lengths
 from distft.tasks.shared.padding import COLUMNS, DROPPED, SPLIT, TRUNCATED, Inputs, Padded, digest_of
 from distft.tasks.shared.token_scores import add_outcomes, perplexity, report_token_scores, score_tokens
 from distft.tasks.shared.tokenizer_family import ENCODER
@@ -99,6 +100,10 @@ class MaskedBatch:
     @property
     def useful_tokens(self) -> int:
         return self.padded.useful_tokens
+
+    @property
+    def lengths(self) -> Lengths:
+        return self.padded.lengths
 
 
 class Masked:

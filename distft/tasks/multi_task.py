@@ -12,6 +12,7 @@ import torch
 from distft.data.records import Document
 from distft.recipe.tasks import TaskName
 from distft.tasks.protocol import Learned, ModelSpec, Task, TaskSpec
+from distft.tasks.shared.lengths import Lengths
 from distft.tasks.shared.tokenizer_family import ENCODER
 
 ROWS = "rows"
@@ -110,6 +111,10 @@ class MultiBatch:
     @property
     def useful_tokens(self) -> int:
         return int(self.batch.useful_tokens)
+
+    @property
+    def lengths(self) -> Lengths | None:
+        return getattr(self.batch, "lengths", None)
 
 
 class Multi:

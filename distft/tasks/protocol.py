@@ -22,7 +22,7 @@ Outcome = dict[str, Any]  # what was predicted for a document and, where it is k
 
 
 class Batch(Protocol):
-    """One micro-batch, ready for the model."""
+    """One micro-batch, ready for the model. If it has `lengths` too (`Lengths`), its FLOPs are counted."""
 
     @property
     def useful_tokens(self) -> int:

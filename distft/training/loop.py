@@ -98,7 +98,8 @@ def step(session: Session, bar: Bar) -> bool:
     pulse.at(f"step {number}")
     counts = [task.counts(batch) for batch in batches]
     mine = [sum(count.get(name, 0) for count in counts) for name in task.counted]
-    *totals, useful = distributed.sum_over_ranks([*mine, sum(batch.useful_tokens for batch in batches)])
+    tokens, flops = sum(batch.useful_tokens for batch in batches), sum(map(session.meter.flops, batches))
+    *totals, useful, flops = distributed.sum_over_ranks([*mine, tokens, flops])
     factors = task.factors(dict(zip(task.counted, totals, strict=True)))
     parts, named = backward(session, number, list(zip(micros, batches, strict=True)), factors)
     pulse.at(f"step {number}, the update")
@@ -119,7 +120,9 @@ def step(session: Session, bar: Bar) -> bool:
         useful_tokens=session.progress.useful_tokens + int(useful),
     )
     found = {f"loss.{name}": value for name, value in zip(named, by_name, strict=True)}
-    record_step(session, bar, {"loss": mean, **found}, rate, norm, int(useful))
+    figures = session.meter.step(int(useful), flops) | session.memory.step()
+    figures |= session.memory.compare(number, last=is_over(session))
+    record_step(session, bar, {"loss": mean, **found}, rate, norm, figures)
     if allocated:
         session.track.log({"step": number, **allocated, "attempt": session.attempt})
     return stop > 0
@@ -166,11 +169,17 @@ def note_samples(session: Session, number: int, micros: list[MicroBatch]) -> Non
             file.write(json.dumps({"step": number, "micro_batch": micro.index, "samples": micro.samples}) + "\n")
 
 
-def record_step(session: Session, bar: Bar, losses: dict[str, float], rate: float, norm: float, useful: int) -> None:
-    """Record a step. `losses`: "loss", and what each named loss adds to it as "loss.NAME"."""
+def record_step(
+    session: Session, bar: Bar, losses: dict[str, float], rate: float, norm: float, figures: dict[str, float]
+) -> None:
+    """Record a step.
+
+    Args:
+        losses: "loss", and what each named loss adds to it as "loss.NAME".
+        figures: what was measured.
+    """
     if session.ranks.first:
         session.fence.check()
-    figures = session.meter.step(useful)
     session.clock.stepped(figures["seconds"])
     progress = session.progress
     session.track.log(

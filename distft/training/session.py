@@ -27,6 +27,7 @@ from distft.run.lease import Fence
 from distft.run.tracking import Tracker
 from distft.tasks.protocol import Learned
 from distft.training.datasets import HeldOut
+from distft.training.memory import MemoryMeter
 from distft.training.throughput import Meter
 
 
@@ -46,6 +47,7 @@ class Session:
     engine: Engine
     allocator: Allocator
     meter: Meter
+    memory: MemoryMeter
     loader: Loader
     held_out: Sequence[HeldOut]
     rows: int  # in an epoch

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Any
+
+import torch
 
 from distft.checkpoint.state import Identity
 from distft.checkpoint.writer import Writer
@@ -30,12 +33,15 @@ from distft.run.digest import of_parts
 from distft.run.folder import RunDir
 from distft.run.lease import Fence
 from distft.tasks.causal_lm import Causal
+from distft.tasks.multi_task import models_of
 from distft.tasks.protocol import Learned
 from distft.tasks.shared.position_limits import check_source, positions, source_positions
 from distft.training import datasets, reference_pass
 from distft.training.datasets import Dataset, HeldOut
+from distft.training.flops import work_of
+from distft.training.memory import MemoryMeter
 from distft.training.session import Session, restore
-from distft.training.throughput import Meter
+from distft.training.throughput import Meter, peak_of
 
 LIBRARIES = ("torch", "deepspeed", "transformers", "peft")
 
@@ -88,7 +94,8 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         task=task,
         engine=engine,
         allocator=allocator,
-        meter=Meter(trainable, total, ranks.world, ranks.device, recipe.engine.dtype),
+        meter=make_meter(context, engine, ranks, console),
+        memory=MemoryMeter(ranks.device),
         loader=datasets.training_loader(recipe, context.model_spec, train, slots, total_rows),
         held_out=held_out,
         rows=rows,
@@ -163,6 +170,22 @@ def make_allocator(recipe: Recipe, total_steps: int, engine: Engine) -> Allocato
     if isinstance(recipe.adapter, AdaLora):
         return RankAllocator(recipe.adapter, total_steps, recipe.train.clip, engine)
     return NoAllocator()
+
+
+def make_meter(context: RunContext, engine: Engine, ranks: Ranks, console: Console) -> Meter:
+    """Says why there is no MFU on a GPU. Collective."""
+    dtype = context.recipe.engine.dtype
+    [peak] = distributed.sum_over_ranks([peak_of(ranks.device, dtype) or math.nan])
+    if math.isnan(peak):
+        if ranks.device.type == "cuda" and dtype == "bf16":
+            name = torch.cuda.get_device_name(ranks.device)
+            console.say(f"the bf16 peak of {name}, or of another rank's GPU, is not known, so no mfu is recorded")
+        return Meter({}, None)
+    models = {} if context.model_spec.family.hears else models_of(engine.module, context.specs)  # sound is no tokens
+    works = {name: work_of(model) for name, model in models.items()}
+    if not works or None in works.values():
+        console.say("the FLOPs of this model are not known, so no mfu is recorded")
+    return Meter(works, peak)
 
 
 def check_packing(task: Causal, engine: Engine, ranks: Ranks) -> None:

@@ -15,6 +15,7 @@ from distft.metrics.scores import Report
 from distft.recipe.tasks import Generation
 from distft.tasks.protocol import Outcome, mean, only
 from distft.tasks.shared.generation import sharded, stops, unwrapped
+from distft.tasks.shared.lengths import Lengths
 from distft.tasks.shared.model_randomness import masks_from
 from distft.tasks.shared.padding import unpack_json
 
@@ -38,6 +39,11 @@ class WritingBatch:
     labels: torch.Tensor
     useful_tokens: int
     documents: Sequence[Document]
+
+    @property
+    def lengths(self) -> Lengths:
+        written = [len(document["labels"]) for document in self.documents]
+        return Lengths([document.size for document in self.documents], sum(written), written)
 
 
 @dataclass(frozen=True)

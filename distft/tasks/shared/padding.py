@@ -14,6 +14,7 @@ import torch
 from distft.data.records import Column, Document
 from distft.errors import UserError
 from distft.run.digest import of_parts
+from distft.tasks.shared.lengths import Lengths
 from distft.tasks.shared.position_limits import positions
 from distft.tasks.shared.transfer import moved
 
@@ -42,6 +43,10 @@ class Padded:
     @property
     def useful_tokens(self) -> int:
         return sum(document.size for document in self.documents)
+
+    @property
+    def lengths(self) -> Lengths:
+        return Lengths([document.size for document in self.documents], sum(d.targets for d in self.documents))
 
     def __len__(self) -> int:
         return len(self.documents)

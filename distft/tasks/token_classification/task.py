@@ -17,6 +17,7 @@ from distft.metrics.scores import Report, scheme_of, score_tags
 from distft.recipe.tasks import TokenClassification
 from distft.tasks.protocol import Labels, LabelSpec, ModelSpec, Outcome, Setting, TaskSpec, mean, named
 from distft.tasks.shared.generation import unwrapped
+from distft.tasks.shared.lengths import Lengths
 from distft.tasks.shared.padding import Inputs, Padded, unpack_json
 from distft.tasks.shared.tokenizer_family import ENCODER
 from distft.tasks.token_classification.crf import (
@@ -86,6 +87,10 @@ class TaggingBatch:
     @property
     def useful_tokens(self) -> int:
         return self.padded.useful_tokens
+
+    @property
+    def lengths(self) -> Lengths:
+        return self.padded.lengths
 
 
 class Tagging:

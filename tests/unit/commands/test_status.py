@@ -22,6 +22,7 @@ from tests.unit.recipes import recipe
 
 KEYS = {
     "run_dir", "name", "state", "step", "total_steps", "loss", "eval_loss", "useful_tokens_per_s", "eta_seconds",
+    "mfu", "memory_bytes", "memory_rank",
     "attempts", "reason", "excluded", "job",
 }  # fmt: skip
 
@@ -292,3 +293,14 @@ def test_a_start_that_never_began_has_no_empty_cells(tmp_path: Path) -> None:
     row = called(run.path).output.splitlines()[-1].split()
     assert row[:4] == ["1", "-", "-", "-"]
     assert row[-3:] == ["0:00:09", "-", "killed"]
+
+
+def test_utilization_and_the_memory_of_the_worst_rank_are_shown(tmp_path: Path) -> None:
+    run = made(tmp_path / "first", state="failed")
+    worst = {"worst_memory_bytes": 5 * 2.0**30, "worst_memory_reserved_bytes": 6 * 2.0**30, "worst_memory_rank": 3}
+    text = step(1, memory_bytes=1.0) + step(2, mfu=0.2, **worst) + step(3, mfu=0.4, memory_bytes=2.0)
+    run.metrics.write_text(text)
+    [found], _ = status.all_statuses([run.path])
+    assert found.mfu == pytest.approx(0.3)
+    assert (found.memory_bytes, found.memory_rank) == (6 * 2.0**30, 3)
+    assert "MFU 30.0% · memory 6.0 GiB (rank 3)" in called(run.path).stdout.replace("\n", " ")

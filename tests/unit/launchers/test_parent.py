@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from distft.engine.lr_schedule import learning_rate
 from distft.errors import DONE, FAILED, PREEMPTED, USAGE, UserError
@@ -20,7 +19,6 @@ from distft.recipe.load import check_sizes, load_resolved
 from distft.recipe.schema import Train
 from distft.run import chart, lease, tracking
 from distft.run.folder import Attempt, Run, RunDir
-from distft.training.throughput import Meter
 from launchers.attempt import Verdict, begin, close
 from launchers.forkserver import Rank
 from launchers.local import LocalLauncher, settle_recipe
@@ -332,14 +330,6 @@ def test_learning_rate(schedule: Any, rates: list[float]) -> None:
     got = [learning_rate(train, step, 6) for step in range(1, 7)]
     assert got == pytest.approx([2.0 * rate for rate in rates])
     assert learning_rate(Train(steps=1, lr=2.0, schedule=schedule), 1, 1) == 2.0
-
-
-def test_meter_measures_a_step() -> None:
-    meter = Meter(trainable=10, total=100, world=1, device=torch.device("cpu"), dtype="bf16")
-    figures = meter.step(useful_tokens=1000)
-    assert figures["useful_tokens_per_s"] * figures["seconds"] == pytest.approx(1000)
-    assert figures["memory_bytes"] > 1e7
-    assert "mfu" not in figures  # a CPU's peak is not known
 
 
 def test_chart_of_two_attempts_is_a_picture(run: RunDir) -> None:
