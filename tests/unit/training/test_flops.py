@@ -8,14 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
+from distft.data.records import Document
+from distft.tasks.causal_lm import Causal, CausalBatch
+from distft.tasks.dpo import Pairs
+from distft.tasks.masked_lm import MaskedBatch
+from distft.tasks.multi_task import MultiBatch, join_models, models_of
+from distft.tasks.shared.encoder_decoder import WritingBatch
 from distft.tasks.shared.lengths import Lengths
+from distft.tasks.shared.padding import Padded
+from distft.tasks.token_classification.task import TaggingBatch
 from distft.training.flops import Attention, Work, work_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of PEFT's, about names in transformers that are to change
@@ -202,3 +212,39 @@ def test_a_layer_that_is_used_again_and_again_is_not_counted() -> None:
         vocab_size=96,
     )
     assert work_of(transformers.AlbertForMaskedLM(config)) is None
+
+
+def test_weights_in_shards_or_in_4_bits_count_whole() -> None:
+    """As ZeRO-3 and bitsandbytes leave them, neither of which runs here without a process group or a library."""
+    model = llama()
+    expected = work_of(model)
+    for number, parameter in enumerate(model.parameters()):
+        if parameter.dim() > 1 and number % 2:
+            parameter.quant_state = SimpleNamespace(shape=parameter.shape)
+        else:
+            parameter.ds_shape = parameter.shape
+        parameter.data = torch.empty(0)
+    assert work_of(model) == expected
+
+
+def test_several_tasks_on_one_encoder_each_count_their_own_head() -> None:
+    shared = join_models({"mask": bert(), "class": classifier()})
+    works = {name: work_of(model) for name, model in models_of(shared, ("mask", "class")).items()}
+    assert works["mask"] is not None
+    assert works["class"] is not None
+    assert (works["mask"].per_logits, works["class"].per_logits) == (6.0 * 64 * 96, 0.0)
+    assert works["mask"].reading == works["class"].reading
+
+
+def test_lengths_of_a_packed_batch_are_those_of_its_documents() -> None:
+    def document(size: int, targets: int) -> Document:
+        return Document({"tokens": np.arange(size), "targets": np.arange(size) >= size - targets}, size, targets)
+
+    task = Causal(llama().forward, flatten=False)
+    batch = task.collate([[document(5, 2), document(4, 1)], [document(7, 3)], []], torch.device("cpu"))
+    assert batch.lengths == Lengths([5, 4, 7], 6)
+
+
+@pytest.mark.parametrize("batch", [CausalBatch, Pairs, Padded, MaskedBatch, TaggingBatch, WritingBatch, MultiBatch])
+def test_every_batch_of_texts_has_lengths(batch: type) -> None:
+    assert isinstance(batch.lengths, property)  # type: ignore[attr-defined]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from distft.process import distributed
 from distft.tasks.shared.lengths import Lengths
-from distft.training import memory
+from distft.training import memory, setup
 from distft.training.flops import Attention, Work
 from distft.training.memory import EVERY, MemoryMeter, worst
 from distft.training.throughput import Meter, peak_of
@@ -100,3 +102,41 @@ def test_the_worst_rank_is_the_one_nearest_to_running_out() -> None:
         "worst_memory_bytes": 7.0, "worst_memory_rank": 0, "worst_memory_reserved_bytes": 9.0
     }  # fmt: skip
     assert worst([(5, 0), (7, 0)], reserved=False) == {"worst_memory_bytes": 7.0, "worst_memory_rank": 1}
+
+
+@pytest.mark.parametrize(
+    ("peak", "hears", "model", "said"),
+    [
+        (1e12, False, None, []),
+        (
+            None,
+            False,
+            None,
+            ["the bf16 peak of NVIDIA X1, or of another rank's GPU, is not known, so no mfu is recorded"],
+        ),
+        (1e12, True, None, ["the FLOPs of this model are not known, so no mfu is recorded"]),
+        (1e12, False, "again", ["the FLOPs of this model are not known, so no mfu is recorded"]),
+    ],
+)
+def test_why_there_is_no_utilization_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, peak: float | None, hears: bool, model: str | None, said: list[str]
+) -> None:
+    config = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 64}
+    if model is None:
+        made: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config, intermediate_size=64))
+    else:
+        made = transformers.AlbertForMaskedLM(transformers.AlbertConfig(**config, embedding_size=8))
+    monkeypatch.setattr(setup, "peak_of", lambda device, dtype: peak)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA X1")
+    monkeypatch.setattr(distributed, "sum_over_ranks", lambda values: [2 * value for value in values])
+    context: Any = SimpleNamespace(
+        recipe=SimpleNamespace(engine=SimpleNamespace(dtype="bf16")),
+        model_spec=SimpleNamespace(family=SimpleNamespace(hears=hears)),
+        specs={None: None},
+    )
+    ranks, engine = SimpleNamespace(device=GPU), SimpleNamespace(module=made)
+    heard: list[str] = []
+    meter = setup.make_meter(context, engine, ranks, SimpleNamespace(say=heard.append))  # type: ignore[arg-type]
+    assert heard == said
+    figures = meter.step(10, meter.flops(Batch(Lengths([10], 4))))
+    assert ("mfu" in figures) == (not said)
