@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -54,6 +55,7 @@ class Trained:
     Attributes:
         losses: by step; none if it failed.
         wrong: what it said then.
+        log: all that it and its ranks said.
     """
 
     losses: list[float]
@@ -112,7 +114,7 @@ class Bench:
         metrics = folder / "metrics.jsonl"
         records = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
         steps = [record for record in records if "grad_norm" in record]
-        log = "".join(path.read_text(errors="replace") for path in sorted(folder.glob("logs/*/*.log")))
+        log = said + "".join(path.read_text(errors="replace") for path in sorted(folder.glob("logs/*/*.log")))
         wrong = "" if code == 0 else (said.strip().splitlines() or [f"exit code {code}"])[-1][:300]
         losses = [] if wrong else [record["loss"] for record in steps]
         return Trained(losses, wrong, seconds, steps[-1] if steps else {}, log)
@@ -169,7 +171,8 @@ def stages(bench: Bench) -> None:
                 if (kind, dtype, stage) == ("lora", "bf16", 2):
                     look_at_a_run(bench, found)
                 if (kind, dtype, stage) == ("full", "bf16", 3):
-                    bench.say("ZeRO 3 shards weights", "weights are sharded" in found.log)
+                    sharded = re.search(r"ZeRO 3: ([1-9]\d*) of \d+ weights are sharded", found.log)
+                    bench.say("ZeRO 3 shards weights", sharded is not None, sharded.group() if sharded else "")
 
 
 def look_at_a_run(bench: Bench, found: Trained) -> None:

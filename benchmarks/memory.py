@@ -74,9 +74,9 @@ def ranks_now(pid: int) -> list[int]:
 def formula(stage: int, trained: int, total: int) -> int:
     """Bytes a rank holds: weights, gradients, masters and moments of what is trained, and their copy in a save.
 
-    Under stage 3 DeepSpeed keeps up to `stage3_max_live_parameters` (1e9) gathered within a step: all of a small model.
+    Under stage 3 up to 1e9 weights, or an eighth of all, are gathered within a step (`stage3_max_live_parameters`).
     """
-    weights = 4 * total // RANKS + 4 * min(total, 10**9) if stage == 3 else 4 * total
+    weights = 4 * total // RANKS + 4 * min(total // 8, 10**9) if stage == 3 else 4 * total
     gradients = 4 * trained // (RANKS if stage >= 2 else 1)
     return weights + gradients + 2 * 12 * trained // RANKS
 

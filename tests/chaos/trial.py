@@ -19,7 +19,7 @@ import psutil
 
 from tests.chaos.plan import EVAL_EVERY, EVERY, STEPS, Configuration, Kill, Trial
 from tests.dist.exactness import DROPOUT
-from tests.e2e.command import Started, Workplace, about, checkpoints, eval_losses, losses, records, until
+from tests.e2e.command import Started, Workplace, about, checkpoints, eval_losses, losses, records, shards, until
 
 ADAPTERS = {"lora": "adapter={type: lora, r: 4, alpha: 8, dropout: 0.1}", "full": "adapter={type: none}"}
 
@@ -67,6 +67,7 @@ class Ground:
             if not (run / "final").exists():
                 ended = self.place.run(*self.command(configuration, run))
                 assert ended.code == 0, ended.err
+                assert configuration.zero_stage != 3 or shards(ended.err)
         return run
 
     def run(self, trial: Trial) -> Result:

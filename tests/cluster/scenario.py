@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from tests.e2e.command import RANK_NAME, about, losses, records, until
+from tests.e2e.command import RANK_NAME, about, losses, records, shards, until
 
 ROOT = Path(__file__).parents[2]
 DISTFT = Path(sys.executable).with_name("distft")
@@ -144,6 +144,8 @@ class Cluster:
             run = self.submit(f"unbroken-{variant}", variant)
             run.until_done(LONG_SECONDS)
             assert run.restarts() == 0
+            if "engine.zero_stage=3" in VARIANTS[variant]:
+                assert shards("".join(path.read_text() for path in run.path.glob("slurm/*_log.out")))
             self.unbroken[variant] = run.path
         return losses(self.unbroken[variant])
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -56,6 +57,12 @@ class Ended:
         before, _, after = self.err.partition(ERROR)
         assert not before or before.endswith("\n"), self.err
         return after.strip()
+
+
+def shards(said: str) -> bool:
+    """Whether a run under ZeRO 3 sharded most of its weights, as it says at its start."""
+    found = re.search(r"ZeRO 3: (\d+) of (\d+) weights are sharded", said)
+    return found is not None and int(found[1]) > int(found[2]) / 2
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.e2e.command import Workplace, records
+from tests.e2e.command import Workplace, records, shards
 from tests.e2e.conftest import Made
 from tests.e2e.models import here, logits, of_base, ours, tensors, with_adapter
 
@@ -22,6 +22,7 @@ def trained(place: Workplace, name: str, *overrides: str, nproc: str = "2") -> M
     run = place.folder / name
     ended = place.run("train", "recipe.yaml", *overrides, "--run-dir", run, "--nproc", nproc)
     assert ended.code == 0, ended.err
+    assert "engine.zero_stage=3" not in overrides or shards(ended.err)
     return Made(place, run, ended)
 
 
