@@ -17,6 +17,7 @@ from distft.checkpoint.disk import checksum
 from distft.data.token_cache import Corpus
 from distft.engine.deepspeed import fill
 from distft.errors import UserError, first_line
+from distft.model import attention
 from distft.process import stop_signals
 from distft.recipe.schema import Engine, Model, ModelInit, Recipe
 from distft.recipe.tasks import TaskName
@@ -110,14 +111,6 @@ def load_processor(folder: Path, model: Model, family: TokenizerFamily) -> Any:
         raise UserError(f"model.path: no {what} can be loaded from {folder} ({first_line(error)})") from None
 
 
-def attention(model: Model, engine: Engine) -> str:
-    """The attention implementation: flash attention where a GPU has it and the dtype fits it, else sdpa."""
-    if model.attention != "auto":
-        return model.attention
-    installed = importlib.util.find_spec("flash_attn") is not None
-    return "flash_attention_2" if installed and torch.cuda.is_available() and engine.dtype == "bf16" else "sdpa"
-
-
 def load(
     folder: Path,
     recipe: Recipe,
@@ -172,11 +165,12 @@ def _load(folder: Path, recipe: Recipe, spec: ModelSpec, labels: Labels, quantiz
     from safetensors import SafetensorError
 
     engine, damaged = recipe.engine, (SafetensorError, UnpicklingError, StrictDataclassError)
+    chosen = attention.choose(folder, recipe, spec.auto_class)
     try:
         loaded, info = getattr(transformers, spec.auto_class).from_pretrained(
             folder,
             dtype=DTYPES[engine.dtype],
-            attn_implementation=attention(recipe.model, engine),
+            attn_implementation=chosen,
             **(_four_bits(engine) if quantized else {}),
             **spec.head(labels),
             ignore_mismatched_sizes=spec.trains_head,

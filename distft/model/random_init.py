@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +16,7 @@ import torch
 from distft.data import sources
 from distft.data.sources import Source
 from distft.errors import UserError
+from distft.model.attention import model_class
 from distft.process import stop_signals
 from distft.recipe.schema import ModelInit
 from distft.run.files import complete_folder
@@ -38,7 +42,7 @@ def create(
     except ValueError:
         raise UserError(f"model.init.architecture: transformers does not know '{init.architecture}'") from None
     for key in init.config:
-        if not hasattr(known, key):
+        if not hasattr(known, key) and not reads(spec.auto_class, known, key):
             raise UserError(f"model.init.config.{key}: {init.architecture} has no such setting")
         if known.attribute_map.get(key, key) == "vocab_size":  # some have a name of their own for it
             raise UserError(
@@ -58,6 +62,13 @@ def create(
     with complete_folder(folder) as staged:
         model.save_pretrained(staged)
         processor.save_pretrained(staged)
+
+
+def reads(auto_class: str, config: Any, key: str) -> bool:
+    """Whether a model's code asks for a setting that its configuration does not list: DeBERTa's position_buckets."""
+    found = model_class(Path(), config, False, auto_class)
+    source = inspect.getsource(sys.modules[found.__module__]) if found is not None else ""
+    return re.search(rf"""getattr\([\w.]*config, ["']{re.escape(key)}["']""", source) is not None
 
 
 def as_read(tokenizer: Any, config: Any) -> int:

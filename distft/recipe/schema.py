@@ -35,7 +35,9 @@ class Model(Section):
     init: ModelInit | None = Field(None, description="make a small random model instead of loading one")
     revision: str | None = Field(None, description="hub revision of `path`")
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
-        "auto", description="attention implementation; auto: flash attention if installed and on a GPU, else sdpa"
+        "auto",
+        description="attention implementation; auto: the best that the model's class supports of flash attention (if "
+        "installed, on a GPU, in bf16), sdpa, and eager",
     )
     activation_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass to save memory"
@@ -77,7 +79,7 @@ class Data(Section):
     )
     packing: bool | None = Field(
         None,
-        description="pack several documents into one row; default: on when attention can be kept within documents",
+        description="pack several documents into one row; default: on when the model keeps them apart, which is tried",
     )
     group_by_length: bool | None = Field(
         None, description="put rows of similar lengths into the same step; default: on when rows are padded"

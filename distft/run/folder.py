@@ -11,6 +11,7 @@
     slurm/             what was sent to SLURM, and what the jobs said
     base/              the base model, where the recipe makes one (`model.init`)
     labels.json        the label set, where the task has one
+    packing.json       that documents do not share rows, where the recipe leaves it open and a trial has shown it
     reference.safetensors  what the starting model made of pairs of answers (DPO without an adapter)
     checkpoints/       step-00000050/
     evaluations/       what `distft eval` found: tables (JSON) and pictures
@@ -102,6 +103,7 @@ class RunDir:
         self.logs = self.path / "logs"
         self.base = self.path / "base"
         self.labels = self.path / "labels.json"
+        self.packing = self.path / "packing.json"
         self.reference = self.path / "reference.safetensors"
         self.checkpoints = self.path / "checkpoints"
         self.final = self.path / "final"

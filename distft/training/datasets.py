@@ -21,16 +21,18 @@ from distft.process.console import Console
 from distft.process.distributed import Ranks
 from distft.recipe.schema import Recipe
 from distft.recipe.tasks import TaskName, TaskPart
+from distft.run.digest import of_parts
 from distft.tasks.protocol import ModelSpec
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Encoded records and how they share rows. `digest`: of all tokens and their packing."""
+    """Encoded records and how they share rows. `key`: of all tokens; `digest`: of these and their packing."""
 
     corpus: Corpus
     rows: Rows
     digest: str
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ def packs(recipe: Recipe, spec: ModelSpec) -> bool:
     return spec.packs if recipe.data.packing is None else recipe.data.packing
 
 
-def open_dataset(context: RunContext, part: TaskPart, which: Which, ranks: Ranks, console: Console) -> Dataset | None:
+def open_dataset(
+    context: RunContext, part: TaskPart, which: Which, packed: bool, ranks: Ranks, console: Console
+) -> Dataset | None:
     """Documents from the cache, which rank 0 fills if need be, and the rows they share. Only rank 0 asks for the
     encoder, and with it for a tokenizer. None where the recipe names no such data."""
     source, spec, recipe = source_of(part, which), context.model_spec, context.recipe
@@ -68,16 +72,41 @@ def open_dataset(context: RunContext, part: TaskPart, which: Which, ranks: Ranks
     folder = Path(distributed.on_rank_0(ranks, f"tokens/{name}", build_cache))
     stop_signals.check()
     corpus = Corpus.open(folder)
+    found = arrange(corpus, folder.name, recipe, spec, packed)
+    console.say(describe_rows(name, corpus, found.rows, recipe))
+    return found
+
+
+def arrange(corpus: Corpus, key: str, recipe: Recipe, spec: ModelSpec, packed: bool) -> Dataset:
+    """Documents in rows. `packed`: several share one."""
     data = recipe.data
-    if not packs(recipe, spec):
+    if not packed:
         rows = one_per_row(len(corpus))
     elif spec.packs:
         rows = pack(corpus.sizes, data.row_tokens, data.seed)
     else:
         rows = bucket(corpus.sizes, data.row_tokens, data.seed)
-    console.say(describe_rows(name, corpus, rows, recipe))
-    digest = hashlib.sha256(f"{folder.name} {data.row_tokens} {packs(recipe, spec)} {data.seed}".encode())
-    return Dataset(corpus, rows, digest.hexdigest())
+    digest = hashlib.sha256(f"{key} {data.row_tokens} {packed} {data.seed}".encode())
+    return Dataset(corpus, rows, digest.hexdigest(), key)
+
+
+def apart(data: Mapping[TaskName, Dataset], recipe: Recipe, spec: ModelSpec) -> dict[TaskName, Dataset]:
+    """The same documents, each in a row of its own."""
+    return {name: arrange(one.corpus, one.key, recipe, spec, False) for name, one in data.items()}
+
+
+def rows_of(data: Mapping[TaskName, Dataset]) -> int:
+    return sum(len(one.rows) for one in data.values())
+
+
+def digest_of(data: Mapping[TaskName, Dataset]) -> str:
+    found = [one.digest for one in data.values()]
+    return found[0] if len(found) == 1 else of_parts(*found)
+
+
+def settled(recipe: Recipe, shares: bool) -> Recipe:
+    """The recipe, with an answer where it leaves open whether documents share rows."""
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"packing": shares})})
 
 
 def describe_rows(name: str, corpus: Corpus, rows: Rows, recipe: Recipe) -> str:

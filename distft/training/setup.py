@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -18,7 +19,7 @@ from distft.data.token_cache import Corpus
 from distft.engine import configuration, deepspeed
 from distft.engine.deepspeed import Engine
 from distft.errors import UserError
-from distft.model import adapters, base_model
+from distft.model import adapters, attention, base_model
 from distft.model.adalora import Allocator, NoAllocator, RankAllocator
 from distft.model.context import RunContext
 from distft.process import distributed, environment, pulse, stop_signals
@@ -29,15 +30,13 @@ from distft.recipe.adapters import AdaLora
 from distft.recipe.schema import Recipe
 from distft.recipe.tasks import TaskName
 from distft.run import tracking
-from distft.run.digest import of_parts
 from distft.run.folder import RunDir
 from distft.run.lease import Fence
-from distft.tasks.causal_lm import Causal
 from distft.tasks.multi_task import models_of
 from distft.tasks.protocol import Learned
 from distft.tasks.shared.position_limits import check_source, positions, source_positions
-from distft.training import datasets, reference_pass
-from distft.training.datasets import Dataset, HeldOut
+from distft.training import datasets, reference_pass, row_sharing
+from distft.training.datasets import Dataset
 from distft.training.flops import work_of
 from distft.training.memory import MemoryMeter
 from distft.training.session import Session, restore
@@ -56,27 +55,32 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     tracking.check(recipe)
     context = RunContext(run, recipe, partial(distributed.on_rank_0, ranks), starts=True)
     pulse.at("the base model")
-    base_model.check_architecture(context.base, recipe, context.model_spec)  # before all data are encoded
+    spec = context.model_spec
+    base_model.check_architecture(context.base, recipe, spec)  # before all data are encoded
+    attention.check(context.base, recipe, context.specs)
     stop_signals.check()
     pulse.at("the data")
-    train, held_out = open_datasets(context, ranks, console)
+    shares, untried = row_sharing.begin(run, recipe, spec, ranks)
+    train, held = open_datasets(context, shares, ranks, console)
     identity = identify(context, train, ranks)
     stop_signals.check()
     pulse.at("the model")
-    rows = sum(len(one.rows) for one in train.values())
+    engine, task = build_engine(context, ranks, datasets.length(recipe, datasets.rows_of(train))[0], console)
+    check_tokens(context, engine, [one.corpus for one in (*train.values(), *held.values())])
+    if untried and not row_sharing.settle(run, recipe, task, engine, ranks, console):
+        shares = False
+        train, held = datasets.apart(train, recipe, spec), datasets.apart(held, recipe, spec)
+        identity = replace(identity, rows=datasets.digest_of(train))
+    rows = datasets.rows_of(train)
     total_steps, total_rows = datasets.length(recipe, rows)
-    engine, task = build_engine(context, ranks, total_steps)
-    corpora = [one.corpus for one in train.values()] + [one.corpus for one in held_out]
-    check_tokens(context, engine, corpora)
+    settled = datasets.settled(recipe, shares)
+    held_out = [datasets.held_out(settled, spec, part, one, ranks) for part, one in held.items()]
     allocator = make_allocator(recipe, total_steps, engine)
     trainable, total = adapters.parameter_counts(engine.module)
     tell_zero_stage(recipe, engine, console)
     console.say(f"model {context.base}: {trainable:,} of {total:,} parameters are trained")
     pulse.at("the checkpoint to continue from")
     progress = restore(run, engine, allocator, identity, ranks, console)
-    packs = datasets.packs(recipe, context.model_spec)
-    if isinstance(task, Causal) and packs and progress.step == 0:  # later it was tried
-        check_packing(task, engine, ranks)
     data = next(iter(train.values())), held_out
     reference_pass.record_reference(run, task, engine, data, progress.step, identity.base, ranks, console)
     stop_signals.check()
@@ -96,7 +100,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         allocator=allocator,
         meter=make_meter(context, engine, ranks, console),
         memory=MemoryMeter(ranks.device),
-        loader=datasets.training_loader(recipe, context.model_spec, train, slots, total_rows),
+        loader=datasets.training_loader(settled, spec, train, slots, total_rows),
         held_out=held_out,
         rows=rows,
         total_steps=total_steps,
@@ -107,29 +111,30 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     )
 
 
-def open_datasets(context: RunContext, ranks: Ranks, console: Console) -> tuple[dict[TaskName, Dataset], list[HeldOut]]:
-    train: dict[TaskName, Dataset] = {}
-    held_out = []
+def open_datasets(
+    context: RunContext, shares: bool, ranks: Ranks, console: Console
+) -> tuple[dict[TaskName, Dataset], dict[TaskName, Dataset]]:
+    """(data to train on, held-out data) by task. `shares`: documents share rows."""
+    train, held = {}, {}
     for part in context.recipe.parts():
-        found = datasets.open_dataset(context, part, "train", ranks, console)
+        found = datasets.open_dataset(context, part, "train", shares, ranks, console)
         assert found is not None
         train[part.name] = found
-        other = datasets.open_dataset(context, part, "eval", ranks, console)
+        other = datasets.open_dataset(context, part, "eval", shares, ranks, console)
         if other is not None:
-            held_out.append(datasets.held_out(context.recipe, context.model_spec, part.name, other, ranks))
-    return train, held_out
+            held[part.name] = other
+    return train, held
 
 
 def identify(context: RunContext, train: dict[TaskName, Dataset], ranks: Ranks) -> Identity:
     run, recipe, family = context.run, context.recipe, context.model_spec.family
     digest = distributed.on_rank_0(ranks, "digest", lambda: base_model.digest(context.base, run.path / "base.json"))
     tokenizer = distributed.on_rank_0(ranks, "tokenizer", lambda: family.digest(context.processor, recipe))
-    rows = [one.digest for one in train.values()]
     versions = {name: version(name) for name in LIBRARIES}
-    return Identity(digest, rows[0] if len(rows) == 1 else of_parts(*rows), tokenizer, versions)
+    return Identity(digest, datasets.digest_of(train), tokenizer, versions)
 
 
-def build_engine(context: RunContext, ranks: Ranks, total_steps: int) -> tuple[Engine, Learned[Any]]:
+def build_engine(context: RunContext, ranks: Ranks, total_steps: int, console: Console) -> tuple[Engine, Learned[Any]]:
     """The model with its adapter under the engine, and the task over it."""
     recipe, spec = context.recipe, context.model_spec
     # transformers 5.23 cannot load wav2vec2 and Whisper straight into shards: each rank loads such models whole
@@ -138,6 +143,8 @@ def build_engine(context: RunContext, ranks: Ranks, total_steps: int) -> tuple[E
     limit = positions(model) if spec.family.limit == "positions" else None
     if limit is not None and recipe.data.row_tokens > limit:
         raise UserError(f"data.row_tokens {recipe.data.row_tokens} is more than the {limit} positions of the model")
+    if (note := attention.cost(model, recipe)) is not None:
+        console.say(note)
     task = context.task(model)
     rate_of = adapters.rate_of(recipe.train, recipe.adapter, adapters.head_modules(model, spec))
     model = adapters.attach(model, recipe.adapter, spec, str(context.base), total_steps)
@@ -186,13 +193,3 @@ def make_meter(context: RunContext, engine: Engine, ranks: Ranks, console: Conso
     if not works or None in works.values():
         console.say("the FLOPs of this model are not known, so no mfu is recorded")
     return Meter(works, peak)
-
-
-def check_packing(task: Causal, engine: Engine, ranks: Ranks) -> None:
-    embeddings: Any = engine.module.get_input_embeddings()  # type: ignore[operator]
-    vocabulary = getattr(embeddings, "base_layer", embeddings).num_embeddings  # of an adapter's own
-    engine.model.eval()
-    leaks = task.documents_leak(engine.model, vocabulary, ranks.device)
-    engine.model.train()
-    if leaks:
-        raise UserError("data.packing: this model lets documents in one row see each other; set data.packing=false")

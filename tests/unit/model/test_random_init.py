@@ -209,6 +209,16 @@ def test_a_model_has_the_tokens_of_its_tokenizer_as_it_is_read(tmp_path: Path) -
     assert config.vocab_size >= len(tokenizer)
 
 
+def test_a_setting_that_only_the_code_of_a_model_knows(tmp_path: Path) -> None:
+    """DeBERTa-v3 is a DeBERTa-v2 with some that its configuration does not list."""
+    sizes = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8, "share_att_key": True}
+    folder = made(tmp_path, SPECS["encoder"], "deberta-v2", **BERT, **sizes)
+    layer = AutoModelForMaskedLM.from_pretrained(folder).deberta.encoder.layer[0].attention.self
+    assert layer.position_buckets == 8
+    with pytest.raises(UserError, match="position_bucket: deberta-v2 has no such setting"):
+        made(tmp_path, SPECS["encoder"], "deberta-v2", **BERT, position_bucket=8)
+
+
 @pytest.mark.parametrize(
     ("architecture", "config", "said"),
     [

@@ -176,6 +176,25 @@ def test_these_models_keep_documents_apart(kind: str, flatten: bool) -> None:
     assert not Causal(model.forward, flatten).documents_leak(model, VOCABULARY, CPU)
 
 
+JAMBA = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+JAMBA |= {"num_key_value_heads": 2, "attn_layer_offset": 1, "attn_layer_period": 2, "num_experts": 1}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sizes"),
+    [
+        ("bloom", {"hidden_size": 32, "n_layer": 1, "n_head": 2}),  # it takes no positions
+        ("opt", {"hidden_size": 32, "ffn_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2}),
+        ("jamba", {**JAMBA, "initializer_range": 0.015}),  # nearly nothing leaks through a new one's state
+    ],
+)
+def test_models_that_mix_documents_are_found_out(architecture: str, sizes: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(architecture, vocab_size=VOCABULARY, pad_token_id=0, **sizes)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert Causal(model.forward, flatten=False).documents_leak(model, VOCABULARY, CPU)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_that_does_not_see_positions_is_found_out(kind: str) -> None:
     model = make(kind)

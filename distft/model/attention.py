@@ -1,0 +1,129 @@
+"""`model.attention`: which implementation of attention a model class supports, and which of them a run uses."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+
+from distft.errors import UserError
+from distft.recipe.schema import Engine, Recipe
+from distft.recipe.tasks import TaskName
+from distft.tasks.protocol import TaskSpec
+
+SDPA, FLASH, EAGER = "sdpa", "flash_attention_2", "eager"
+
+
+def choose(folder: Path, recipe: Recipe, auto_class: str) -> str:
+    """The implementation that the recipe names, or else the best that the model's class supports and the machine has.
+
+    Args:
+        auto_class: transformers' class for the task.
+
+    Raises:
+        UserError: the recipe names one that the class has not.
+    """
+    wanted = recipe.model.attention
+    if wanted == EAGER:
+        return EAGER
+    name, supported = support(folder, recipe.model.trust_remote_code, auto_class)
+    if wanted == "auto":
+        if FLASH in supported and flash_fits(recipe.engine):
+            return FLASH
+        return SDPA if SDPA in supported else EAGER
+    if wanted not in supported:
+        raise UserError(
+            f"model.attention: {name} does not support {wanted}, only {' and '.join(supported)}; "
+            "set model.attention to auto, which takes the best that fits"
+        )
+    return wanted
+
+
+def check(folder: Path, recipe: Recipe, specs: Mapping[TaskName, TaskSpec]) -> None:
+    """Raises UserError if the recipe names an implementation that the model has not for one of its tasks."""
+    for spec in specs.values():
+        choose(folder, recipe, spec.model.auto_class)
+
+
+def flash_fits(engine: Engine) -> bool:
+    """Whether flash attention is installed, there is a GPU for it, and the dtype is one that it takes."""
+    installed = importlib.util.find_spec("flash_attn") is not None
+    return installed and torch.cuda.is_available() and engine.dtype == "bf16"
+
+
+def support(folder: Path, trusted: bool, auto_class: str) -> tuple[str, list[str]]:
+    """The name of the class that transformers takes for a model folder, and the implementations which it and the
+    models inside it all support, best last. A class that cannot be found counts as one that supports all: what is
+    wrong is said where the model is loaded."""
+    from transformers import AutoConfig
+
+    everything = [EAGER, SDPA, FLASH]
+    try:
+        settings = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
+        found = model_class(folder, settings, trusted, auto_class)
+        classes = [] if found is None else [found, *_inner_classes(_own_settings(found, settings))]
+    except (OSError, ValueError, KeyError, ImportError, AttributeError, StrictDataclassError):
+        classes = []
+    if not classes:
+        return auto_class, everything
+    return str(found.__name__), [name for name in everything if all(_supports(one, name) for one in classes)]
+
+
+def model_class(folder: Path, settings: Any, trusted: bool, auto_class: str) -> Any:
+    """The class that `auto_class` of transformers takes for a configuration; None if it knows none."""
+    import transformers
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    code = (getattr(settings, "auto_map", None) or {}).get(auto_class)
+    if code is not None and trusted:  # comes with the model
+        return get_class_from_dynamic_module(code, folder)
+    known = getattr(transformers, auto_class)._model_mapping.get(type(settings), None)
+    if not isinstance(known, list | tuple):
+        return known
+    named = [one for one in known if one.__name__ in (settings.architectures or ())]
+    return (named or known)[0]
+
+
+def _own_settings(found: Any, settings: Any) -> Any:
+    """What the class is built from: of a model for texts and images it may be the text's part alone."""
+    text = settings.get_text_config()
+    return text if getattr(found, "config_class", None) is type(text) else settings
+
+
+def _inner_classes(settings: Any) -> Iterator[Any]:
+    """Classes of the models inside a composite one, such as an encoder and a decoder that are models of their own."""
+    from transformers import MODEL_MAPPING
+
+    for key in getattr(settings, "sub_configs", None) or {}:
+        inner = getattr(settings, key, None)
+        if inner is None:
+            continue
+        known = MODEL_MAPPING.get(type(inner), None)
+        if known is not None:
+            yield known[0] if isinstance(known, list | tuple) else known
+        yield from _inner_classes(inner)
+
+
+def _supports(found: Any, name: str) -> bool:
+    if name == EAGER:
+        return True
+    if name == SDPA:
+        return bool(getattr(found, "_supports_sdpa", False))
+    kernels = getattr(found, "_compatible_flash_implementations", None)  # others need kernels of their own
+    return bool(getattr(found, "_supports_flash_attn", False)) and (kernels is None or FLASH in kernels)
+
+
+def cost(model: Any, recipe: Recipe) -> str | None:
+    """What the log says of a loaded model for which `auto` has found nothing that saves memory."""
+    if recipe.model.attention != "auto" or getattr(model.config, "_attn_implementation", None) != EAGER:
+        return None
+    found = next((type(module) for module in model.modules() if hasattr(module, "_supports_sdpa")), type(model))
+    hint = "; it would support flash attention on a GPU with bf16" if _supports(found, FLASH) else ""
+    return (
+        f"model.attention auto: {found.__name__} does not support sdpa, so attention is eager{hint}. "
+        "Each layer then holds its scores, which grow with the square of data.row_tokens"
+    )
