@@ -15,6 +15,7 @@ from distft.recipe.adapters import AdaLora, Adapter, Layers, Lora, NoAdapter, Pa
 from distft.recipe.schema import Train
 from distft.tasks.multi_task import Shared
 from distft.tasks.protocol import ModelSpec
+from distft.tasks.shared.routers import linear_routers, routers_of
 
 NAME = "default"  # of the one adapter, in PEFT
 PREFIX = "base_model.model."  # what PEFT puts before a parameter's name
@@ -52,6 +53,8 @@ def attach(model: Any, adapter: Adapter, spec: ModelSpec, base: str | None, tota
         torch.manual_seed(adapter.seed)
         try:
             settings = configuration(adapter, spec, total_steps, targets(model, adapter, heads), heads)
+            if adapter.targets == "all-linear" and not adapter.routers:
+                leave_out_routers(settings, model)
             # in fp32 beside a head in bf16 ZeRO-3 would refuse them; masters are fp32 anyway
             adapted = get_peft_model(model, settings, autocast_adapter_dtype=False)
         except (ValueError, TypeError) as error:  # a module that PEFT has no layer for, or cannot copy
@@ -80,7 +83,7 @@ def poolers(model: Any, spec: ModelSpec) -> list[str]:
     return sorted({f"{before}.pooler" for before, found, _ in names if found})
 
 
-def targets(model: Any, adapter: Lora | AdaLora, heads: list[str]) -> str | list[str]:
+def targets(model: Any, adapter: Layers, heads: list[str]) -> str | list[str]:
     """Modules that get an adapter. Of tasks with heads PEFT would count these among the linear layers."""
     if adapter.targets != "all-linear":
         return listed(adapter.targets)
@@ -90,6 +93,31 @@ def targets(model: Any, adapter: Lora | AdaLora, heads: list[str]) -> str | list
 
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)]
     return [name for name in linear if not any(name == head or name.startswith(f"{head}.") for head in heads)]
+
+
+def leave_out_routers(settings: Any, model: Any) -> None:
+    """Take the routers of a mixture of experts out of `all-linear`: a small change there sends tokens to other experts.
+
+    Of some architectures PEFT takes `all-linear` for fused weights of experts and the routers' matrices too. It
+    rewrites its configuration for that, which is done here first: it leaves one alone that it has rewritten.
+    """
+    names = routers_of(model)
+    if not names:
+        return
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    convert_peft_config_for_transformers(settings, model=model, conversions=None)
+    matrices = [f"{name}.{key}" for name in names for key, _ in model.get_submodule(name).named_parameters()]
+    if parameters := getattr(settings, "target_parameters", None):
+        settings.target_parameters = {one for one in parameters if not any(_names(one, full) for full in matrices)}
+    linear, chosen = linear_routers(model), settings.target_modules
+    if not isinstance(chosen, str):  # PEFT warns of exceptions from nothing
+        linear = [name for name in linear if any(_names(one, name) for one in chosen)]
+    settings.exclude_modules = set(linear) or None
+
+
+def _names(short: str, full: str) -> bool:
+    return full == short or full.endswith(f".{short}")
 
 
 def configuration(

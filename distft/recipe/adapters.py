@@ -33,6 +33,9 @@ class Layers(Section):
     targets: str | list[str] = Field(
         "all-linear", description="modules that get an adapter: `all-linear`, or names of modules"
     )
+    routers: bool = Field(
+        False, description="under `all-linear`, also give an adapter to the routers of a mixture of experts"
+    )
     modules_to_save: list[Text] = Field(
         default_factory=list, description="modules to train fully beside the adapter: heads, embeddings"
     )

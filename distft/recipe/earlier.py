@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from distft.recipe.schema import Recipe
+from distft.recipe.section import Section
 
 EARLIER: dict[tuple[str, str], object] = {
     ("engine", "grad_dtype"): "bf16",
+    ("train", "router_loss"): 0.0,
+    ("adapter", "routers"): True,
 }
 """(section, key): what the key stood for in recipes that were resolved before there was such a key."""
 
@@ -16,8 +19,17 @@ def complete(resolved: dict[str, Any]) -> None:
     """Give a resolved recipe, as read, the keys that it was resolved without."""
     for (section, key), value in EARLIER.items():
         values = resolved.get(section)
-        if isinstance(values, dict):
+        if isinstance(values, dict) and key in _section(section, values).model_fields:
             values.setdefault(key, value)
+
+
+def _section(name: str, values: dict[str, Any]) -> type[Section]:
+    """The class of a section: its only one, or that of its type."""
+    annotation = Recipe.model_fields[name].annotation
+    classes: tuple[type[Section], ...] = get_args(annotation) or (annotation,)
+    types = [(one, one.model_fields.get("type")) for one in classes]
+    fit = (one for one, field in types if field is not None and values.get("type") in get_args(field.annotation))
+    return next(fit, classes[0])
 
 
 def inherited(old: Recipe, new: Recipe) -> Recipe:

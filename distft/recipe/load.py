@@ -192,6 +192,8 @@ def _contradictions_of_task(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
         yield ("data", "overlong"), f"got '{data.overlong}'; task.type {task.type} can {fits}"
     if recipe.train.head_lr is not None and not task.HAS_HEAD:
         yield ("train", "head_lr"), f"task.type {task.type} adds no head to the model; leave it out"
+    if recipe.train.router_loss and not task.BALANCES:
+        yield ("train", "router_loss"), f"task.type {task.type} has no such loss; leave it out"
     if best is not None and not held_out:
         yield ("train", "best"), "needs held-out data; set data.eval"
     if best is not None and best not in task.SCORES:

@@ -116,6 +116,11 @@ class Train(Section):
     )
     eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="epsilon of AdamW")
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="maximum gradient norm; 0: no clipping")
+    router_loss: Annotated[float, Field(ge=0)] | None = Field(
+        None,
+        description="causal-lm: weight of the load-balancing loss of a mixture of experts; default: the model's own "
+        "`router_aux_loss_coef` where routers are trained, else 0",
+    )
     eval_every: Positive | None = Field(None, description="steps between evaluations; default: only at the end")
     best: Text | None = Field(
         None, description="score on held-out data; the checkpoint that is best by it is kept and exported"

@@ -35,11 +35,13 @@ class TaskSection(Section):
     OVERLONG: what can be done with a record longer than a row; the first is the default.
     FIELDS: fields that its records have; empty if they are only known with the data.
     HAS_HEAD: True if the task puts a head of its own on the model.
+    BALANCES: True if the task can add the load-balancing loss of a mixture of experts.
     """
 
     OVERLONG: ClassVar[tuple[Overlong, ...]]
     FIELDS: ClassVar[tuple[str, ...]] = ()
     HAS_HEAD: ClassVar[bool] = False
+    BALANCES: ClassVar[bool] = False
 
 
 class CausalLM(TaskSection):
@@ -48,6 +50,7 @@ class CausalLM(TaskSection):
     type: Literal["causal-lm"] = "causal-lm"
     SCORES: ClassVar = ("loss", "perplexity", "accuracy")
     OVERLONG = ("split", "drop")
+    BALANCES = True
 
 
 class MaskedLM(TaskSection):

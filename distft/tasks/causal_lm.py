@@ -19,11 +19,12 @@ from distft.errors import UserError
 from distft.metrics.scores import Report
 from distft.recipe.tasks import CausalLM
 from distft.run.digest import of_parts
-from distft.tasks.protocol import ModelSpec, Outcome, Setting, TaskSpec, mean, only
+from distft.tasks.protocol import MICRO_BATCHES, ModelSpec, Outcome, Setting, TaskSpec, mean, only
 from distft.tasks.shared.generation import continued
 from distft.tasks.shared.lengths import Lengths
 from distft.tasks.shared.padding import DROPPED, SPLIT, row_width
 from distft.tasks.shared.position_limits import positions
+from distft.tasks.shared.routers import ROUTER, Routers, balance, find_routers
 from distft.tasks.shared.token_scores import add_outcomes, report_token_scores, score_tokens
 from distft.tasks.shared.tokenizer_family import DECODER
 
@@ -43,7 +44,8 @@ def spec(settings: CausalLM, fields: Mapping[str, str]) -> TaskSpec:
 
     def build(setting: Setting, model: Any) -> Causal:
         flatten = getattr(model.config, "_attn_implementation", "") == "flash_attention_2"
-        return Causal(model.forward, flatten, setting, positions(model))
+        routers = find_routers(model, setting.recipe.train.router_loss)
+        return Causal(model.forward, flatten, setting, positions(model), routers)
 
     model = ModelSpec("AutoModelForCausalLM", DECODER, peft_task="CAUSAL_LM", packs=True)
     return TaskSpec(model, texts, encoder, build, takes_decoding=True)
@@ -120,6 +122,7 @@ class CausalBatch:
         at: [N], where a target's logits are in the flattened [B * K].
         targets: [N], the tokens to predict.
         owners: [N], the document that a target is of, counted over the batch.
+        real: bool [B * T], False for padding.
         useful_tokens: tokens that are not padding.
         documents: as they were given, in order.
     """
@@ -130,6 +133,7 @@ class CausalBatch:
     at: torch.Tensor
     targets: torch.Tensor
     owners: torch.Tensor
+    real: torch.Tensor
     useful_tokens: int
     documents: Sequence[Document]
 
@@ -146,11 +150,19 @@ class Causal:
         flatten: rows become one row of B * T tokens; flash attention keeps documents apart in that form only.
         setting: for predictions, which need a tokenizer.
         limit: tokens that the model takes; None: it knows no limit.
+        routers: those of a mixture of experts; their loss is a term of its own.
     """
 
-    counted = (TOKENS,)
-
-    def __init__(self, forward: Any, flatten: bool, setting: Setting | None = None, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        forward: Any,
+        flatten: bool,
+        setting: Setting | None = None,
+        limit: int | None = None,
+        routers: Routers | None = None,
+    ) -> None:
+        self.counted = (TOKENS,) if routers is None else (TOKENS, MICRO_BATCHES)
+        self._routers = routers
         taken = inspect.signature(forward).parameters
         self._takes_keep = "logits_to_keep" in taken
         self._takes_positions = "position_ids" in taken
@@ -161,6 +173,7 @@ class Causal:
         ids = np.full((len(rows), width), _FILLER, dtype=np.int64)
         positions = np.zeros((len(rows), width), dtype=np.int64)
         owners = np.full((len(rows), width), -1, dtype=np.int64)  # of the tokens that are targets
+        real = np.zeros((len(rows), width), dtype=bool)
         documents: list[Document] = []
         for index, row in enumerate(rows):
             begin = 0
@@ -171,14 +184,15 @@ class Causal:
                 positions[index, begin:] = np.arange(width - begin)  # padding carries on the last document
                 documents.append(document)
                 begin = end
+            real[index, :begin] = True
             if begin == 0:
                 positions[index] = np.arange(width)
         if self._flatten:
             ids, positions, owners = ids.reshape(1, -1), positions.reshape(1, -1), owners.reshape(1, -1)
-        return self._batch(ids, positions, owners, documents, device)
+        return self._batch(ids, positions, owners, real.reshape(-1), documents, device)
 
     def _batch(
-        self, ids: Any, positions: Any, owners: Any, documents: Sequence[Document], device: torch.device
+        self, ids: Any, positions: Any, owners: Any, real: Any, documents: Sequence[Document], device: torch.device
     ) -> CausalBatch:
         row, column = np.nonzero(owners >= 0)
         before = column - 1  # the logits that predict a token are at the one before it
@@ -188,29 +202,49 @@ class Causal:
                 keep = np.zeros(1, dtype=np.int64)
         else:
             keep, place = np.arange(ids.shape[1]), before
-        arrays = (ids, positions, keep, row * len(keep) + place, ids[row, column], owners[row, column])
-        input_ids, position_ids, kept, at, targets, owner = (torch.from_numpy(array).to(device) for array in arrays)
+        arrays = (ids, positions, keep, row * len(keep) + place, ids[row, column], owners[row, column], real)
+        input_ids, position_ids, kept, at, targets, owner, useful_ones = (
+            torch.from_numpy(array).to(device) for array in arrays
+        )
         useful = sum(document.size for document in documents)
-        return CausalBatch(input_ids, position_ids, kept, at, targets, owner, useful, documents)
+        return CausalBatch(input_ids, position_ids, kept, at, targets, owner, useful_ones, useful, documents)
 
     def counts(self, batch: CausalBatch) -> dict[str, int]:
-        return {TOKENS: len(batch.targets)}
+        found = {TOKENS: len(batch.targets), MICRO_BATCHES: 1}
+        return {name: found[name] for name in self.counted}
 
     def factors(self, counts: Mapping[str, float]) -> dict[str, float]:
-        return mean(counts)
+        found = mean({TOKENS: counts[TOKENS]})
+        if (routers := self._balanced) is not None:
+            found[ROUTER] = routers.weight * mean(counts)[MICRO_BATCHES]
+        return found
+
+    @property
+    def _balanced(self) -> Routers | None:
+        """The routers, if their loss counts."""
+        return self._routers if self._routers is not None and self._routers.weight else None
 
     def loss(self, model: Any, batch: CausalBatch) -> dict[str, torch.Tensor]:
-        logits = self.logits(model, batch).flatten(0, 1)[batch.at]
-        return {TOKENS: functional.cross_entropy(logits.float(), batch.targets, reduction="sum")}
+        routers = self._balanced
+        output = self._output(model, batch, {} if routers is None else {"output_router_logits": True})
+        logits = output.logits.flatten(0, 1)[batch.at]
+        losses = {TOKENS: functional.cross_entropy(logits.float(), batch.targets, reduction="sum")}
+        if routers is not None:
+            losses[ROUTER] = balance(output.router_logits, routers.chosen, batch.real)
+        return losses
 
     def logits(self, model: Any, batch: CausalBatch, **optional: torch.Tensor) -> torch.Tensor:
         """[B, K, vocabulary], in the model's dtype. `optional`: what else the model is given."""
-        if self._takes_positions:
-            optional["position_ids"] = batch.position_ids
-        if self._takes_keep:
-            optional["logits_to_keep"] = batch.keep
-        logits: torch.Tensor = model(input_ids=batch.input_ids, use_cache=False, **optional).logits
+        logits: torch.Tensor = self._output(model, batch, optional).logits
         return logits
+
+    def _output(self, model: Any, batch: CausalBatch, optional: Mapping[str, Any]) -> Any:
+        given = dict(optional)
+        if self._takes_positions:
+            given["position_ids"] = batch.position_ids
+        if self._takes_keep:
+            given["logits_to_keep"] = batch.keep
+        return model(input_ids=batch.input_ids, use_cache=False, **given)
 
     def predict(self, model: Any, batch: CausalBatch) -> list[Outcome]:
         """How well each document's targets were told; where there are none, an answer to it."""

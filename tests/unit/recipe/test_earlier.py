@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import yaml
 
+from distft.errors import UserError
+from distft.recipe.earlier import EARLIER
 from distft.recipe.load import differences, dump, load, load_resolved
 from tests.unit.recipes import recipe
 
@@ -36,3 +39,36 @@ def test_who_asks_for_the_new_default_is_told_that_it_differs(tmp_path: Path) ->
     path.write_text(dump(recipe()))
     [found] = differences(stored, load(path, ["engine.grad_dtype=fp32"]))
     assert (found.key, found.old, found.new, found.rule) == ("engine.grad_dtype", "bf16", "fp32", "to be allowed")
+
+
+LORA = {"type": "lora"}
+
+
+@pytest.mark.parametrize("adapter", [{"type": "none"}, LORA, {"type": "adalora"}, {"type": "partial", "train": ["a"]}])
+def test_every_such_key_is_taken_as_it_was(tmp_path: Path, adapter: dict[str, object]) -> None:
+    """A section of another type may not have it."""
+    new = recipe(adapter=adapter)
+    values = yaml.safe_load(dump(new))
+    for section, key in EARLIER:
+        values[section].pop(key, None)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    stored = load_resolved(path)
+    found = {(s, k): getattr(getattr(stored, s), k) for s, k in EARLIER if hasattr(getattr(stored, s), k)}
+    assert found == {place: value for place, value in EARLIER.items() if place in found}
+    assert (("adapter", "routers") in found) == (adapter["type"] in ("lora", "adalora"))
+    assert found["train", "router_loss"] == 0.0
+    assert differences(stored, new) == []
+    changed = recipe(adapter=LORA | {"routers": False}, train={"steps": 5, "router_loss": 0.1})
+    if adapter == LORA:
+        rules = {one.key: one.rule for one in differences(stored, changed)}
+        assert rules == {"train.router_loss": "to be allowed", "adapter.routers": "refused"}
+
+
+def test_a_task_that_cannot_balance_routers_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    for task in ("masked-lm", "dpo"):
+        path.write_text(dump(recipe(task={"type": task})))
+        assert load(path, ["train.router_loss=0.0"]).train.router_loss == 0.0  # as in a run that was begun before
+        with pytest.raises(UserError, match=f"train.router_loss: task.type {task} has no such loss; leave it out"):
+            load(path, ["train.router_loss=0.1"])

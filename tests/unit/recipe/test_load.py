@@ -801,6 +801,7 @@ def test_differences_are_flat_ordered_and_complete() -> None:
         Difference("adapter.alpha", 32.0, None),
         Difference("adapter.dropout", 0.0, None),
         Difference("adapter.targets", ["q"], None),
+        Difference("adapter.routers", False, None),
         Difference("adapter.modules_to_save", [], None),
         Difference("adapter.seed", 0, None),
         Difference("adapter.r", 16, None),
