@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test check unit cluster-test soak cluster-soak exactness tasks adapters quality qlora-test clean
+.PHONY: demo test check unit long-test cluster-test soak cluster-soak exactness tasks adapters quality qlora-test clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing the tested set into $(VENV) (a minute or two)"
@@ -29,10 +29,12 @@ check: $(INSTALLED) ## lint and types
 unit: $(INSTALLED) ## the tests that take under a minute
 	@$(BIN)/python -m pytest -n 2 tests/unit
 
+long-test: $(INSTALLED) ## what takes too long for every run of the tests: several processes, the command line
+	@$(BIN)/python -m pytest -m long tests/e2e tests/dist
+
 PART ?=
 cluster-test: $(INSTALLED) ## all that a cluster does to a job, two hours; run again, it goes on; a part: PART=test_kills.py
 	@DISTFT_GSM8K=1 DISTFT_CLUSTER_PASSED=runs/cluster-passed.jsonl $(BIN)/python -m pytest -m "" tests/cluster/$(PART)
-	@$(BIN)/python -m pytest -m long tests/e2e
 	@DISTFT_FUZZ=5000 $(BIN)/python -m pytest tests/unit/launchers/test_slurm_site.py
 
 TRIALS ?= 150

@@ -58,21 +58,32 @@ def test_an_encoder_without_sdpa_trains(place: Workplace) -> None:
     assert refused.sentence.startswith("model.attention: DebertaV2ForSequenceClassification does not support sdpa")
 
 
-def test_a_model_that_mixes_documents_gets_rows_of_one_and_keeps_them(place: Workplace) -> None:
-    """Also after a restart, and with the losses of `data.packing: false`."""
-    written = recipe(place, "gpt_oss")
-    runs = {name: place.folder / name for name in ("open", "apart", "broken")}
-    ended = place.run("train", written, "--run-dir", runs["open"])
+@pytest.fixture(scope="module")
+def mixing(place: Workplace) -> Path:
+    """A run of a model that mixes documents, by its default."""
+    run = place.folder / "mixing"
+    ended = place.run("train", recipe(place, "gpt_oss"), "--run-dir", run)
     assert ended.code == 0, ended.err
     assert "see each other, so each row holds one" in ended.err
-    assert json.loads((runs["open"] / "packing.json").read_text()) == {"packing": False}
-    assert place.run("train", written, "--run-dir", runs["apart"], "data.packing=false").code == 0
-    assert losses(runs["apart"]) == losses(runs["open"])
+    return run
 
-    assert place.run("train", written, "--run-dir", runs["broken"], "train.steps=3").code == 0
-    again = place.run("train", written, "--run-dir", runs["broken"], "--allow", "train.steps")
+
+def test_a_model_that_mixes_documents_gets_rows_of_one(place: Workplace, mixing: Path) -> None:
+    assert json.loads((mixing / "packing.json").read_text()) == {"packing": False}
+    assert len(losses(mixing)) == 6
+
+
+@pytest.mark.long
+def test_rows_of_one_are_those_without_packing(place: Workplace, mixing: Path) -> None:
+    """Also after a restart."""
+    written, apart, broken = recipe(place, "gpt_oss"), place.folder / "apart", place.folder / "broken"
+    assert place.run("train", written, "--run-dir", apart, "data.packing=false").code == 0
+    assert losses(apart) == losses(mixing)
+
+    assert place.run("train", written, "--run-dir", broken, "train.steps=3").code == 0
+    again = place.run("train", written, "--run-dir", broken, "--allow", "train.steps")
     assert again.code == 0, again.err
-    assert losses(runs["broken"]) == losses(runs["open"])
+    assert losses(broken) == losses(mixing)
 
     refused = place.run("train", written, "--run-dir", place.folder / "refused", "data.packing=true")
     assert refused.code == 2
