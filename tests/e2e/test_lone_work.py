@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 
@@ -86,10 +87,24 @@ def test_an_export_that_is_cut_off_is_all_that_is_left_to_do(place: Workplace) -
     assert place.run(*command).out.endswith("nothing to do\n")
 
 
+SLOW_EXPORT = """\
+import os, time
+fsync = os.fsync
+def slowly(descriptor):
+    with open("/proc/self/comm") as file:
+        time.sleep(2.0 * file.read().startswith("distft-export"))
+    fsync(descriptor)
+os.fsync = slowly
+"""
+
+
 @pytest.mark.long
 def test_an_export_that_hangs_is_named(place: Workplace) -> None:
-    run = place.folder / "hung-export"
-    with place.start("train", "recipe.yaml", "train.steps=5", "--run-dir", run) as command:
+    run, slow = place.folder / "hung-export", place.folder / "slow-export"
+    slow.mkdir()
+    (slow / "sitecustomize.py").write_text(SLOW_EXPORT)
+    environment = {"PYTHONPATH": ":".join(filter(None, [str(slow), os.environ.get("PYTHONPATH")]))}
+    with place.start("train", "recipe.yaml", "train.steps=5", "--run-dir", run, environment=environment) as command:
         process = export_of(command, after=0.2)  # it beats then
         ended = command.end()
         assert not process.is_running()
