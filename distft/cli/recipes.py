@@ -30,6 +30,43 @@ def config(
 
 
 @app.command()
+def data(
+    config: Annotated[Path, typer.Argument(help="recipe (YAML)")],
+    overrides: Overrides = None,
+    records: Annotated[int, typer.Option(min=0, help="how many documents to show")] = 3,
+    read: Annotated[int, typer.Option(min=1, help="how many records to read and count")] = 1000,
+    held_out: Annotated[bool, typer.Option("--eval", help="the held-out data")] = False,
+    task: Annotated[str | None, typer.Option(help="of several tasks, the one to look at")] = None,
+    ids: Annotated[bool, typer.Option("--ids", help="show the token ids too")] = False,
+    page: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="write a page instead")] = None,
+) -> None:
+    """Show records as they will be trained.
+
+    Texts with what is learned of them in colour, what was split, truncated or dropped, and how long documents are.
+    """
+    from rich.console import Console as Terminal
+
+    from distft.process.console import Console
+    from distft.recipe.load import load
+    from distft.run.files import write_atomically
+
+    recipe = load(config, overrides or [])
+    from distft.inference.inputs import checked_part
+    from distft.training import preview, preview_view
+
+    part = checked_part(recipe, task)
+
+    found = preview.look(recipe, part, "eval" if held_out else "train", records, read, Console(first=True))
+    if page is None:
+        preview_view.on_terminal(found, Terminal(highlight=False), ids)
+    else:
+        write_atomically(page, preview_view.page(found, ids))
+        print(f"{page} shows {len(found.shown)} of {len(found.sizes):,} documents")
+    if found.faulty:
+        raise UserError(f"{found.faulty:,} of {found.read:,} records cannot be used; the first: {found.faults[0]}")
+
+
+@app.command()
 def new(
     task: Annotated[str, typer.Argument(help="a task.type; or `site`, `sbatch`: files that describe a cluster")],
     data: Annotated[

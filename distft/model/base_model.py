@@ -28,6 +28,7 @@ from distft.tasks.multi_task import join_models, whole
 from distft.tasks.protocol import Labels, ModelSpec, TaskSpec
 from distft.tasks.shared.tokenizer_family import TokenizerFamily
 
+WEIGHTS = ("safetensors", "bin", "pt", "pth", "h5", "msgpack", "onnx", "gguf", "ot")  # suffixes of large files
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -52,16 +53,18 @@ def locate(model: Model, run: RunDir, make: Callable[[ModelInit, Path], None]) -
         return folder.absolute()
     if folder.is_absolute() or model.path.startswith((".", "~")):
         raise UserError(f"model.path: folder {folder} does not exist; give a local model or a hub id (owner/name)")
-    return _fetch(model)
+    return fetch(model)
 
 
-def _fetch(model: Model) -> Path:
+def fetch(model: Model, weights: bool = True) -> Path:
+    """The folder of a model of the hub, downloaded unless it is here already. Raises UserError if it cannot be."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     assert model.path is not None
     try:
-        return Path(snapshot_download(model.path, revision=model.revision))
+        unwanted = None if weights else [f"*.{suffix}" for suffix in WEIGHTS]
+        return Path(snapshot_download(model.path, revision=model.revision, ignore_patterns=unwanted))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
