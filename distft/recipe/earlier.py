@@ -11,6 +11,7 @@ EARLIER: dict[tuple[str, str], object] = {
     ("engine", "grad_dtype"): "bf16",
     ("train", "router_loss"): 0.0,
     ("adapter", "routers"): True,
+    ("task", "scheme"): "exact",
 }
 """(section, key): what the key stood for in recipes that were resolved before there was such a key."""
 

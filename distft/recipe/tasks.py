@@ -95,6 +95,11 @@ class TokenClassification(TaskSection):
     type: Literal["token-classification"]
     crf: bool = Field(False, description="put a linear-chain CRF over the tags (Lafferty et al. 2001)")
     labels: LabelNames | None = Field(None, description="list of all tags; default: those in data.train, sorted")
+    scheme: Literal["auto", "none", "exact", "IOB", "IOE", "BIOES", "BILOU", "BMES", "BMEWO"] = Field(
+        "auto",
+        description="how tags mark entities; auto: recognised by the labels; exact: only marks like B- and I- are "
+        "recognised; none: each word is scored by itself",
+    )
     SCORES: ClassVar = ("loss", "f1", "precision", "recall", "macro_f1", "accuracy")
     OVERLONG = ("split", "truncate", "drop")
     FIELDS = ("tokens", "tags", "text")

@@ -93,6 +93,7 @@ def _all(spec: LabelSpec, source: Source, named: list[str] | None, key: str) -> 
                     raise UserError(
                         f"{record.where}: this is label {MOST + 1} of at most {MOST}; check the column (data.fields)"
                     )
+    spec.check(seen)
     if named is not None:
         if empty := [label for label in named if label not in seen]:
             raise UserError(

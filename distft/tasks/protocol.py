@@ -149,6 +149,14 @@ class ModelSpec:
     extend: Callable[[Any, Labels], None] = leave_as_it_is
 
 
+def accept(seen: Mapping[str, str]) -> None:
+    pass
+
+
+def say_nothing(labels: Labels) -> str | None:
+    return None
+
+
 @dataclass(frozen=True)
 class LabelSpec:
     """How a task finds its labels.
@@ -156,10 +164,14 @@ class LabelSpec:
     Attributes:
         find: all labels in a record.
         exclusive: each example has exactly one label, so that there must be two.
+        check: is given all labels and where each came first; raises UserError if they are not fit for the task.
+        describe: what the log says of a label set; None: nothing.
     """
 
     find: Callable[[Record], Iterable[str]]
     exclusive: bool = True
+    check: Callable[[Mapping[str, str]], None] = accept
+    describe: Callable[[Labels], str | None] = say_nothing
 
 
 @dataclass(frozen=True)

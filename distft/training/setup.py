@@ -59,6 +59,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     base_model.check_architecture(context.base, recipe, spec)  # before all data are encoded
     attention.check(context.base, recipe, context.specs)
     stop_signals.check()
+    tell_labels(context, console)
     pulse.at("the data")
     shares, untried = row_sharing.begin(run, recipe, spec, ranks)
     train, held = open_datasets(context, shares, ranks, console)
@@ -153,6 +154,13 @@ def build_engine(context: RunContext, ranks: Ranks, total_steps: int, console: C
     engine = Engine(model, recipe, ranks, rate_of)
     del keep_alive
     return engine, task
+
+
+def tell_labels(context: RunContext, console: Console) -> None:
+    for name, spec in context.specs.items():
+        told = spec.labels.describe(context.setting(name).labels) if spec.labels is not None else None
+        if told is not None:
+            console.say(f"{name}: {told}" if name else told)
 
 
 def tell_zero_stage(recipe: Recipe, engine: Engine, console: Console) -> None:

@@ -89,12 +89,12 @@ def test_an_export_that_is_cut_off_is_all_that_is_left_to_do(place: Workplace) -
 
 SLOW_EXPORT = """\
 import os, time
-fsync = os.fsync
-def slowly(descriptor):
+replace = os.replace
+def slowly(*paths, **options):
     with open("/proc/self/comm") as file:
-        time.sleep(2.0 * file.read().startswith("distft-export"))
-    fsync(descriptor)
-os.fsync = slowly
+        time.sleep(3.0 * file.read().startswith("distft-export"))
+    replace(*paths, **options)
+os.replace = slowly
 """
 
 

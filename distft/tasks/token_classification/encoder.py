@@ -70,6 +70,7 @@ class TaggingEncoder:
         crf: tags that the scheme of the labels does not allow are refused: with a CRF they have no probability.
         overlong: what becomes of sentences longer than a row: they are split between words (but a word that has more
             tokens than a row is cut), truncated, or dropped; of those to be predicted none is dropped.
+        meanings: of the labels, by their scheme; None: their own.
     """
 
     tokenizer: Any
@@ -78,6 +79,7 @@ class TaggingEncoder:
     fields: Mapping[str, str]
     row_tokens: int
     overlong: str
+    meanings: tuple[str, ...] | None = None
 
     # A value a word: `starts`, index of its first token (-1: the tokenizer makes none of it, or it is beyond the row),
     # and `tags` (none: not known). `edges`: the first word begins the sentence; the last one ends it and has tokens.
@@ -85,7 +87,9 @@ class TaggingEncoder:
 
     @cached_property
     def digest(self) -> str:
-        parts = [self.crf, self.labels, sorted(self.fields.items()), self.row_tokens, self.overlong]
+        parts: list[Any] = [self.crf, self.labels, sorted(self.fields.items()), self.row_tokens, self.overlong]
+        if self.crf and self.meanings not in (None, self.labels):  # they decide what is refused
+            parts.append(self.meanings)
         return of_parts("token-classification", digest_of(self.tokenizer), *parts)
 
     def encode(self, record: Record, answered: bool = True) -> Encoded:
@@ -136,7 +140,7 @@ class TaggingEncoder:
 
     @cached_property
     def _allowed(self) -> tuple[Column, Column, Column]:
-        allowed = allowed_transitions(self.labels)
+        allowed = allowed_transitions(self.meanings or self.labels)
         return allowed.start.numpy(), allowed.end.numpy(), allowed.transitions.numpy()
 
     @cached_property

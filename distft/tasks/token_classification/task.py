@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import Any
 
@@ -13,7 +13,9 @@ import torch
 from torch.nn import functional
 
 from distft.data.records import Document
+from distft.errors import UserError
 from distft.metrics.scores import Report, scheme_of, score_tags
+from distft.metrics.tag_schemes import OUTSIDE, SCHEMES, recognise, strays
 from distft.recipe.tasks import TokenClassification
 from distft.tasks.protocol import Labels, LabelSpec, ModelSpec, Outcome, Setting, TaskSpec, mean, named
 from distft.tasks.shared.generation import unwrapped
@@ -43,10 +45,12 @@ def spec(settings: TokenClassification, fields: Mapping[str, str]) -> TaskSpec:
     def encoder(setting: Setting) -> TaggingEncoder:
         data, labels = setting.recipe.data, tuple(setting.labels)
         overlong = data.overlong or "split"
-        return TaggingEncoder(setting.processor(), settings.crf, labels, fields, data.row_tokens, overlong)
+        meanings = meanings_of(labels, settings)
+        return TaggingEncoder(setting.processor(), settings.crf, labels, fields, data.row_tokens, overlong, meanings)
 
     def build(setting: Setting, model: Any) -> Tagging:
-        return Tagging(tuple(setting.labels), settings.crf, Inputs(model, setting.processor()))
+        labels = tuple(setting.labels)
+        return Tagging(labels, settings.crf, Inputs(model, setting.processor()), meanings_of(labels, settings))
 
     return TaskSpec(
         ModelSpec(
@@ -60,8 +64,39 @@ def spec(settings: TokenClassification, fields: Mapping[str, str]) -> TaskSpec:
         lambda record: [" ".join(words_of(record, fields))],
         encoder,
         build,
-        labels=LabelSpec(lambda record: tag_names(record, fields)),
+        labels=LabelSpec(
+            lambda record: tag_names(record, fields),
+            check=partial(check_scheme, settings=settings),
+            describe=partial(describe_scheme, settings=settings),
+        ),
     )
+
+
+def meanings_of(labels: tuple[str, ...], settings: TokenClassification) -> tuple[str, ...]:
+    """Each label as its scheme means it: B-X, I-X, E-X, S-X, L-X, U-X or O; as it is where there is no scheme."""
+    scheme = recognise(labels, settings.scheme)
+    return labels if scheme is None else tuple(scheme.plain(labels))
+
+
+def check_scheme(seen: Mapping[str, str], settings: TokenClassification) -> None:
+    """Raises UserError if a tag is not of the scheme of all others, or of the one that the recipe names."""
+    labels, wanted = list(seen), settings.scheme
+    if wanted == "auto" and (found := strays(labels)) is not None:
+        scheme, odd = found
+        raise UserError(
+            f"{seen[odd[0]]}: tag {odd[0]!r} is not of the scheme of the others, {scheme.name} ({scheme.form}); "
+            "correct it, or set task.scheme to none to score each word by itself"
+        )
+    if wanted in SCHEMES and recognise(labels, wanted) is None:
+        odd = [label for label in labels if recognise([label, OUTSIDE], wanted) is None] or labels
+        raise UserError(f"{seen[odd[0]]}: tag {odd[0]!r} is not of task.scheme {wanted}; correct it, or set it to auto")
+
+
+def describe_scheme(labels: Labels, settings: TokenClassification) -> str:
+    scheme = recognise(labels, settings.scheme)
+    if scheme is None:
+        return "tags: they mark no entities (task.scheme), so each word is scored by itself"
+    return f"tags: {scheme.name}, as in {scheme.form} (task.scheme); scores are of entities"
 
 
 @dataclass(frozen=True)
@@ -108,11 +143,14 @@ class Tagging:
 
     counted = (TAGS,)
 
-    def __init__(self, labels: tuple[str, ...], crf: bool, inputs: Inputs) -> None:
+    def __init__(
+        self, labels: tuple[str, ...], crf: bool, inputs: Inputs, meanings: tuple[str, ...] | None = None
+    ) -> None:
         self._labels, self._inputs = labels, inputs
-        self._allowed = allowed_transitions(labels) if crf else None
-        self._default = labels.index("O") if "O" in labels else 0
-        self._scheme = scheme_of(labels)
+        self._meanings = meanings = meanings or labels
+        self._allowed = allowed_transitions(meanings) if crf else None
+        self._default = meanings.index(OUTSIDE) if OUTSIDE in meanings else 0
+        self._scheme = scheme_of(meanings)
 
     def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> TaggingBatch:
         batch = self._inputs.padded(rows, device)
@@ -192,11 +230,11 @@ class Tagging:
         return best, shares.gather(-1, best[..., None]).squeeze(-1) * batch.seen
 
     def score(self, outcomes: Sequence[Outcome]) -> Report:
-        truth, predicted = ([self._names(outcome[side]) for outcome in outcomes] for side in ("gold", TAGS))
-        return score_tags(truth, predicted, self._labels)
+        truth, predicted = ([self._meant(outcome[side]) for outcome in outcomes] for side in ("gold", TAGS))
+        return score_tags(truth, predicted, self._meanings)
 
-    def _names(self, tags: Sequence[int]) -> list[str]:
-        return [self._labels[tag] for tag in tags]
+    def _meant(self, tags: Sequence[int]) -> list[str]:
+        return [self._meanings[tag] for tag in tags]
 
     def join(self, parts: Sequence[Outcome]) -> Outcome:
         """The pieces of a sentence that was longer than a row: lists one behind the other, and sums."""
@@ -204,12 +242,12 @@ class Tagging:
 
     def answer(self, outcome: Outcome) -> Outcome:
         """A tag for each word; `entities` where the tags mark some, `start` and `end` counting words."""
-        tags, words = self._names(outcome[TAGS]), outcome["words"]
+        tags, words = [self._labels[tag] for tag in outcome[TAGS]], outcome["words"]
         found: Outcome = {TAGS: tags, "scores": outcome["scores"]}
         if self._scheme is not None:
             found["entities"] = [
                 {"type": kind, "start": start, "end": end, "text": " ".join(words[start:end])}
-                for kind, start, end in entities(tags, whole=self._scheme != "IOB")
+                for kind, start, end in entities(self._meant(outcome[TAGS]), whole=self._scheme != "IOB")
             ]
         return found
 

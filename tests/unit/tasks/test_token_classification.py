@@ -7,6 +7,7 @@ import itertools
 import json
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -19,11 +20,13 @@ from transformers import AutoModelForTokenClassification, BertConfig, PreTrained
 from distft.data.records import Document, Encoded, Record
 from distft.errors import UserError
 from distft.recipe.tasks import TokenClassification
+from distft.tasks import labels as label_sets
 from distft.tasks.shared.padding import DROPPED, TRUNCATED, Inputs, unpack_json
 from distft.tasks.token_classification import task as token_classification
 from distft.tasks.token_classification.crf import CRF, allowed_transitions, constrained, log_likelihood
 from distft.tasks.token_classification.encoder import SPLIT, WITHOUT_WORDS, split_words
 from distft.tasks.token_classification.task import Tagging, TaggingEncoder, crf_of, entities
+from tests.unit.recipes import recipe
 
 CPU = torch.device("cpu")
 LABELS = ("O", "B-LOC", "B-PER", "I-LOC", "I-PER")
@@ -601,3 +604,66 @@ def test_kind_makes_what_the_settings_say() -> None:
     plain = model_of()
     token_classification.spec(TokenClassification(type="token-classification"), {}).model.extend(plain, LABELS)
     assert not hasattr(plain, "crf")
+
+
+# --- schemes ----------------------------------------------------------------------------------------------------------
+
+BMES = ("O", "B-PER", "M-PER", "E-PER", "S-PER")
+
+
+def tagging(labels: Sequence[str], crf: bool = False, scheme: str = "auto") -> Tagging:
+    settings = TokenClassification.model_validate({"type": "token-classification", "crf": crf, "scheme": scheme})
+    meanings = token_classification.meanings_of(tuple(labels), settings)
+    return Tagging(tuple(labels), crf, Inputs(model_of(labels, crf), tokenizer_of()), meanings)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [BMES, ("O", "B_PER", "I_PER", "E_PER", "S_PER"), ("O", "PER-B", "PER-I", "PER-L", "PER-U"), ("o", *"bies")],
+)
+def test_entities_are_scored_in_every_scheme(labels: Sequence[str]) -> None:
+    task, gold = tagging(labels), [0, 1, 2, 3, 0, 4, 0, 0]
+    nothing, half = [0] * 8, [0, 0, 0, 0, 0, 4, 0, 0]
+    assert task.score([{"gold": gold, "tags": nothing}]).scores["f1"] == 0.0
+    assert task.score([{"gold": gold, "tags": half}]).scores["recall"] == 0.5
+    assert task.score([{"gold": gold, "tags": gold}]).scores["f1"] == 1.0
+    outcome = {"tags": gold, "scores": [1.0] * 8, "words": [*"abcdefgh"]}
+    found = task.answer(outcome)
+    assert [(one["start"], one["end"]) for one in found["entities"]] == [(1, 4), (5, 6)]
+    assert found["tags"] == [labels[tag] for tag in gold]  # as the corpus writes them
+
+
+def test_words_are_scored_where_the_recipe_wants_it() -> None:
+    task = tagging(BMES, scheme="none")
+    assert task.score([{"gold": [0, 1, 3], "tags": [0, 0, 0]}]).scores["f1"] == pytest.approx(1 / 3)
+    assert "entities" not in task.answer({"tags": [0], "scores": [1.0], "words": ["a"]})
+
+
+@pytest.mark.parametrize("labels", [BMES, ("O", "B_PER", "I_PER"), ("o", "b-per", "i-per")])
+def test_a_crf_keeps_to_every_scheme(labels: Sequence[str]) -> None:
+    task = tagging(labels, crf=True)
+    allowed = task._allowed
+    assert allowed is not None
+    begins, goes_on = labels.index(labels[1]), labels.index(labels[2])
+    assert not allowed.start[goes_on]
+    assert allowed.transitions[begins, goes_on]
+    assert not allowed.transitions[0, goes_on]
+
+
+def test_a_tag_of_no_scheme_is_named_where_it_stands(tmp_path: Path) -> None:
+    lines = ["a B-PER", "b I-PER", "", "c B-LOC", "d PERSON", "e I-LOC", "f O"]
+    (tmp_path / "x.conll").write_text("\n".join(lines) + "\n")
+    for settings, refused in (({}, True), ({"scheme": "none"}, False), ({"scheme": "IOB"}, True)):
+        whole = recipe(task={"type": "token-classification", **settings}, data={"train": str(tmp_path / "x.conll")})
+        if refused:
+            with pytest.raises(UserError, match=r"x\.conll:4: tag 'PERSON' is not of (the |task\.)scheme"):
+                label_sets.find(whole.parts())
+        else:
+            assert "PERSON" in label_sets.find(whole.parts())["label"]
+
+
+def test_the_log_says_which_scheme_is_used() -> None:
+    settings = TokenClassification(type="token-classification")
+    told = token_classification.describe_scheme(BMES, settings)
+    assert told == "tags: BMES, as in B-PER (task.scheme); scores are of entities"
+    assert "each word" in token_classification.describe_scheme(("NN", "VB"), settings)
