@@ -20,6 +20,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from distft.data import class_names
 from distft.data.records import Broken, Record
 from distft.errors import UserError, first_line
 
@@ -292,8 +293,9 @@ def parquet(path: Path) -> RecordStream:
             source = pyarrow.BufferReader(file.read())  # whole: it has to be read from its end
     try:
         with pyarrow.parquet.ParquetFile(source) as table:
-            batches = table.iter_batches(batch_size=1000)
-            yield from numbered(str(path), (row for batch in batches for row in batch.to_pylist()))
+            rows = (row for batch in table.iter_batches(batch_size=1000) for row in batch.to_pylist())
+            name = class_names.of_parquet(table.schema_arrow.metadata)
+            yield from numbered(str(path), rows if name is None else map(name, rows))
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"data file {path} cannot be read as parquet: {first_line(error)}") from error
 

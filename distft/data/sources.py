@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from distft.data import readers
+from distft.data import class_names, readers
 from distft.data.readers import RecordStream
 from distft.data.records import Broken, Record
 from distft.errors import UserError, first_line
@@ -99,9 +99,9 @@ def read_leniently(source: Source) -> Iterator[Record | Broken]:
         return _read_parallel(_parallel(source.spec))
     path = _local(source.spec)
     if path is None:
-        return readers.numbered(source.spec, _load_hub(source.spec, source))
+        return readers.numbered(source.spec, _named(_load_hub(source.spec, source)))
     if path.is_dir():
-        return readers.numbered(str(path), _load_folder(path, source.split))
+        return readers.numbered(str(path), _named(_load_folder(path, source.split)))
     return _reader(path, source)(path)
 
 
@@ -248,6 +248,12 @@ def _load_folder(path: Path, split: str) -> Any:
             raise UserError(f"data folder {path} has no split {split!r}; it has {', '.join(loaded)}")
         return _undecoded(loaded[split])
     return _undecoded(loaded)
+
+
+def _named(loaded: Any) -> Iterable[dict[str, Any]]:
+    """The rows of a data set, with the names of its classes."""
+    name = class_names.of_features(loaded.features.to_dict())
+    return loaded if name is None else map(name, loaded)
 
 
 def _undecoded(loaded: Any) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from distft.data.class_names import NOT_LEARNED, label_text, place_of
 from distft.data.formats import text_of, value_of
 from distft.data.records import Document, Encoded, Record
 from distft.errors import UserError
@@ -39,7 +40,9 @@ def spec(settings: SequenceClassification, fields: Mapping[str, str]) -> TaskSpe
         make_padding_known(model, setting.processor)
         return Classification(kind, tuple(setting.labels), Inputs(model, setting.processor()))
 
-    labels = LabelSpec(lambda record: label_names(record, kind, fields), exclusive=kind == "single")
+    labels = LabelSpec(
+        lambda record: label_names(record, kind, fields), exclusive=kind == "single", check=check_spelling
+    )
     return TaskSpec(
         ModelSpec(
             "AutoModelForSequenceClassification",
@@ -105,10 +108,26 @@ def label_names(record: Record, kind: str, fields: Mapping[str, str]) -> list[st
             except (ValueError, RecursionError):
                 raise UserError(f"{record.where}: label is not a valid list of labels: {value[:60]}") from None
         values = value if isinstance(value, list | tuple) else value.split(",") if isinstance(value, str) else [value]
-        return [str(one).strip() for one in values if one is not None and str(one).strip()]
-    if value is None or isinstance(value, dict | list) or not str(value).strip():
+        return [_learned(label, record) for one in values if (label := label_text(one)) is not None]
+    found = None if isinstance(value, dict | list) else label_text(value)
+    if found is None:
         raise UserError(f"{record.where} has no label; give it one, or leave the record out")
-    return [str(value).strip()]
+    return [_learned(found, record)]
+
+
+def _learned(label: str, record: Record) -> str:
+    if label == str(NOT_LEARNED):
+        raise UserError(f"{record.where}: label {label} stands for what is not learned; leave the record out")
+    return label
+
+
+def check_spelling(seen: Mapping[str, str]) -> None:
+    """Raises UserError where true and false stand beside 0 and 1, which may mean the same."""
+    words, numbers = ({"True", "False", "true", "false"} & seen.keys(), {"0", "1"} & seen.keys())
+    if words and numbers:
+        word, number = min(words), min(numbers)
+        beside = f"label {word!r} stands beside label {number!r} ({seen[number]})"
+        raise UserError(f"{seen[word]}: {beside}; write one meaning in one way")
 
 
 def number_of(record: Record, fields: Mapping[str, str]) -> float:
@@ -167,15 +186,17 @@ class ClassificationEncoder:
         if self.kind == "regression":
             return np.array([number_of(record, self.fields)], np.float32)
         names = label_names(record, self.kind, self.fields)
-        for name in names:
-            if name not in self.labels:
+        places = {label: place for place, label in enumerate(self.labels)}
+        found = [place_of(name, places) for name in names]
+        for name, place in zip(names, found, strict=True):
+            if place is None:
                 raise UserError(
                     f"{record.where}: label {name!r} is not one of this run's: {', '.join(self.labels[:20])}; "
                     "correct it, or name all labels in task.labels"
                 )
         if self.kind == "single":
-            return np.array([self.labels.index(names[0])], np.int32)
-        return np.array([float(label in names) for label in self.labels], np.float32)
+            return np.array(found, np.int32)
+        return np.array([float(place in found) for place in range(len(self.labels))], np.float32)
 
 
 class Classification:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from distft.data.class_names import NOT_LEARNED, label_text, place_of
 from distft.data.formats import text_of, value_of
 from distft.data.records import Column, Document, Encoded, Record
 from distft.errors import UserError
@@ -41,11 +42,14 @@ def words_of(record: Record, fields: Mapping[str, str], answered: bool = True) -
 def tag_names(record: Record, fields: Mapping[str, str]) -> list[str]:
     """The tags of a record: names, or numbers as names."""
     tags = _listed(record, TAGS, fields)
+    found = []
     for index, tag in enumerate(tags):
-        if not isinstance(tag, str | int) or isinstance(tag, bool) or not str(tag).strip():
+        text = label_text(tag) if isinstance(tag, str | int | float) and not isinstance(tag, bool) else None
+        if text is None or text == str(NOT_LEARNED):
             place = f"{fields.get(TAGS, TAGS)}[{index}]"
             raise UserError(f"{record.where}: {place} must be the name of a tag or its number, not {tag!r}")
-    return [str(tag) for tag in tags]
+        found.append(tag if isinstance(tag, str) else text)
+    return found
 
 
 def _listed(record: Record, name: str, fields: Mapping[str, str]) -> list[Any]:
@@ -113,13 +117,14 @@ class TaggingEncoder:
         names = tag_names(record, self.fields)
         if len(names) != words:
             raise UserError(f"{record.where} has {words} words but {len(names)} tags; give each word one tag")
-        for name in names:
-            if name not in self._places:
+        places = [place_of(name, self._places) for name in names]
+        for name, place in zip(names, places, strict=True):
+            if place is None:
                 raise UserError(
                     f"{record.where}: tag {name!r} is not one of this run's: {', '.join(self.labels[:20])}; "
                     "correct it, or name all tags in task.labels"
                 )
-        tags = np.array([self._places[name] for name in names], np.int32)
+        tags = np.array(places, np.int32)
         if self.crf and words and (flaw := self._flaw(tags)):
             raise UserError(f"{record.where}: {flaw} in the labels' scheme; convert to IOB2, or set task.crf to false")
         return tags
