@@ -15,7 +15,7 @@ import torch
 
 from distft.engine.configuration import configuration, stage
 from distft.engine.fragments import Fragment, Gradient, LiveWeights
-from distft.engine.optimizer import optimizer_of
+from distft.engine.optimizer import groups_of, optimizer_of
 from distft.process.distributed import Ranks
 from distft.recipe.schema import Recipe
 
@@ -87,13 +87,9 @@ class Engine:
         self.shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self._parameters.items()}
         trainable = sum(torch.Size(shape).numel() for shape in self.shapes.values())
         total = sum(getattr(p, "ds_numel", p.numel()) for p in module.parameters())
-        groups: dict[float, list[torch.nn.Parameter]] = {}
-        for name, parameter in self._parameters.items():
-            groups.setdefault(rate_of(name), []).append(parameter)
         self.optimizer = optimizer_of(recipe)
-        self._optimizer = self.optimizer.build(
-            [{"params": parameters, "rate": rate} for rate, parameters in groups.items()], recipe.train
-        )
+        groups = groups_of(self._parameters, self.shapes, rate_of, recipe.train)
+        self._optimizer = self.optimizer.build(groups, recipe.train)
         self.model, *_ = deepspeed.initialize(
             model=module,
             optimizer=self._optimizer,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,24 @@ def _adamw(groups: Groups, train: Train) -> torch.optim.Optimizer:
 
 ADAMW = OptimizerSpec("adamw", ("exp_avg", "exp_avg_sq"), _adamw)
 _SPECS = {"adamw": ADAMW}  # by optimizer.type
+
+
+def groups_of(
+    parameters: Mapping[str, torch.nn.Parameter],
+    shapes: Mapping[str, tuple[int, ...]],
+    rate_of: Callable[[str], float],
+    train: Train,
+) -> Groups:
+    """Parameters that are trained alike: "rate", what their learning rate is multiplied by, and their weight decay.
+
+    Args:
+        shapes: whole, where the parameters are sharded.
+    """
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        decays = train.decay == "all" or len(shapes[name]) > 1
+        groups.setdefault((rate_of(name), train.weight_decay if decays else 0.0), []).append(parameter)
+    return [{"params": own, "rate": rate, "weight_decay": decay} for (rate, decay), own in groups.items()]
 
 
 def optimizer_of(recipe: Recipe) -> OptimizerSpec:

@@ -10,6 +10,7 @@ from distft.recipe.section import Section
 EARLIER: dict[tuple[str, str], object] = {
     ("engine", "grad_dtype"): "bf16",
     ("train", "router_loss"): 0.0,
+    ("train", "decay"): "all",
     ("adapter", "routers"): True,
     ("task", "scheme"): "exact",
 }

@@ -111,6 +111,9 @@ class Train(Section):
     )
     warmup: Annotated[int, Field(ge=0)] = Field(0, description="number of steps of linear warm-up")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="weight decay of AdamW")
+    decay: Literal["matrices", "all"] = Field(
+        "matrices", description="what weight decay acts on; matrices: not on biases and norms"
+    )
     betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = Field(
         [0.9, 0.999], description="betas of AdamW"
     )

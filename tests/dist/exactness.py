@@ -36,7 +36,8 @@ def combinations(*factors: Iterable[Any], half: bool) -> list[tuple[Any, ...]]:
 
 
 def variant(adapter: str, packing: bool, steps: int) -> list[str]:
-    return [ADAPTERS[adapter], f"data.packing={str(packing).lower()}", f"train.steps={steps}"]
+    length = [f"train.steps={steps}", "train.weight_decay=0.1"]
+    return [ADAPTERS[adapter], f"data.packing={str(packing).lower()}", *length]
 
 
 # --- a plain loop ---------------------------------------------------------------------------------------------------
@@ -72,7 +73,9 @@ def plain_loop(opened: scenario.Open, recipe: Recipe, steps: int) -> list[list[f
         model = get_peft_model(model, lora)
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.train.lr, weight_decay=recipe.train.weight_decay)
+    matrices, others = ([p for p in parameters if (p.dim() > 1) is which] for which in (True, False))
+    groups = [{"params": matrices, "weight_decay": recipe.train.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=recipe.train.lr)
     schedule = plain_schedule(optimizer, recipe.train.warmup, steps)
     history = []
     for number in range(steps):
