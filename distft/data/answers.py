@@ -96,25 +96,28 @@ def _listed(value: Any, where: str) -> Iterator[tuple[Any, Any]]:
             )
 
 
-def placed(record: Record, context: str, answers: Sequence[Answer]) -> tuple[int, int]:
-    """First and one-past-last character of the first answer that is in the context, without the blanks around it.
+def placed(record: Record, context: str, answers: Sequence[Answer]) -> tuple[int, int, bool]:
+    """First and one-past-last character of the first answer that is in the context, without the blanks around it; and
+    whether others are not where they are said to be.
 
     Where the data do not tell its place it is searched for, as words of their own before a part of other words.
 
     Raises:
-        UserError: one is not where it is said to be, or none is in the context.
+        UserError: none is where it is said to be, or in the context at all.
     """
-    places = []
+    places, misplaced = [], ""
     for answer in answers:
         begin = _searched(answer.text, context) if answer.begin is None else answer.begin
         found = context[max(begin, 0) :][: len(answer.text)]
         if answer.begin is not None and (begin < 0 or found != answer.text):
-            raise UserError(
+            misplaced = misplaced or (
                 f"{record.where}: the answer {_short(answer.text)} is not in the context at answer_start {begin}, "
                 f"where {_short(found)} is; correct answer_start, or leave it out to have the answer searched for"
             )
-        if begin >= 0:
+        elif begin >= 0:
             places.append((begin, answer.text))
+    if not places and misplaced:
+        raise UserError(misplaced)
     if not places:
         raise UserError(
             f"{record.where}: the answer {_short(answers[0].text)} is not in the context {_short(context)}; "
@@ -122,7 +125,7 @@ def placed(record: Record, context: str, answers: Sequence[Answer]) -> tuple[int
         )
     begin, text = places[0]
     begin += len(text) - len(text.lstrip())
-    return begin, begin + len(text.strip())
+    return begin, begin + len(text.strip()), bool(misplaced)
 
 
 def _searched(text: str, context: str) -> int:

@@ -189,7 +189,14 @@ def score_answers(truth: Lists, predicted: Strings) -> Report:
 
 
 def plain(answer: str) -> list[str]:
-    """The words that SQuAD compares: in lower case, without ASCII punctuation and English articles."""
+    """The words that SQuAD compares: in lower case, without ASCII punctuation and English articles.
+
+    Of a text with Chinese or Japanese each of their characters is one, and no other punctuation counts either, as MLQA
+    has it (Lewis et al. 2020, arXiv:1910.07475) and CMRC and DRCD have for Chinese.
+    """
+    if SPACELESS.search(answer):
+        answer = "".join(" " if unicodedata.category(letter)[0] == "P" else letter for letter in answer)
+        answer = SPACELESS.sub(r" \1 ", answer)
     unmarked = answer.lower().translate(str.maketrans("", "", string.punctuation))
     return re.sub(r"\b(a|an|the)\b", " ", unmarked).split()
 

@@ -24,6 +24,7 @@ from distft.tasks.shared.tokenizer_family import ENCODER
 SPANS = "spans"
 QUESTION_CUT = "with a question longer than half a row, which was cut"
 UNHELD = "with an answer that no window holds whole"
+MISPLACED = "with answers beside the first that are not where answer_start says"
 
 
 def spec(settings: QuestionAnswering, fields: Mapping[str, str]) -> TaskSpec:
@@ -93,12 +94,14 @@ class AnsweringEncoder:
         asked = self._shortened(question, context)
         windows = self._windows(asked, context)
         spans = [np.zeros(2 if answered else 0, np.int32)] * len(windows)
+        misplaced = False
         if answers:
-            spans = spans_of(windows, *placed(record, context, answers))
+            begin, end, misplaced = placed(record, context, answers)
+            spans = spans_of(windows, begin, end)
         texts = None if answers is None else [answer.text for answer in answers]
         abouts = [pack_json({"context": context, "answers": texts}), *[pack_json(None)] * (len(windows) - 1)]
         unheld = bool(answers) and not any(span.any() for span in spans)
-        notes = {SPLIT: len(windows) > 1, QUESTION_CUT: asked != question, UNHELD: unheld}
+        notes = {SPLIT: len(windows) > 1, QUESTION_CUT: asked != question, UNHELD: unheld, MISPLACED: misplaced}
         documents = [
             Document({**window, "span": span, "about": about}, len(window["tokens"]))
             for window, span, about in zip(windows, spans, abouts, strict=True)

@@ -256,6 +256,25 @@ def test_squad_normalisation(answer: str, words: str) -> None:
     assert plain(answer) == words.split()
 
 
+@pytest.mark.parametrize(
+    ("right", "given", "exact", "f1"),
+    [
+        ("北京大学", "北京大", 0.0, 6 / 7),
+        ("北京大学。", "北京大学", 1.0, 1.0),
+        ("「北京大学」", "北京大学", 1.0, 1.0),
+        ("1998年", "1998 年", 1.0, 1.0),
+        ("東京タワー", "タワー", 0.0, 6 / 8),
+        ("iPhone手机", "iphone 手机\uff01", 1.0, 1.0),
+        ("the cat", "cat.", 1.0, 1.0),  # as SQuAD has it
+        ("“cat”", "cat", 0.0, 0.0),  # so too
+    ],
+)
+def test_answers_in_chinese_and_japanese_are_compared_by_characters(
+    right: str, given: str, exact: float, f1: float
+) -> None:
+    assert score_answers([[right]], [given]).scores == pytest.approx({"exact_match": exact, "f1": f1})
+
+
 def test_answers() -> None:
     report = score_answers([["the big cat", "Cat"], ["in Paris"]], ["a cat!", "Paris, in France"])
     assert report.scores == pytest.approx({"exact_match": 1 / 2, "f1": (1 + 4 / 5) / 2})

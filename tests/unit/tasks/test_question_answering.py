@@ -24,7 +24,7 @@ from distft.errors import UserError
 from distft.recipe.tasks import QuestionAnswering
 from distft.tasks import question_answering
 from distft.tasks.protocol import Outcome
-from distft.tasks.question_answering import QUESTION_CUT, SPANS, UNHELD, Answering, AnsweringEncoder
+from distft.tasks.question_answering import MISPLACED, QUESTION_CUT, SPANS, UNHELD, Answering, AnsweringEncoder
 from distft.tasks.shared.padding import Inputs, unpack_json
 
 CPU = torch.device("cpu")
@@ -172,7 +172,19 @@ def test_an_answer_without_a_place_is_searched_for_outside_of_other_words(
     context: str, answer: str, begin: int
 ) -> None:
     end = begin + len(answer.strip())
-    assert placed(Record("x", {}), context, [Answer(answer)]) == (begin, end)
+    assert placed(Record("x", {}), context, [Answer(answer)]) == (begin, end, False)
+
+
+def test_a_misplaced_answer_beside_one_in_place_is_counted() -> None:
+    here, text = CONTEXT.index("Rudolf"), "Rudolf Brun"
+    right, wrong = {"text": text, "answer_start": here}, {"text": "Brun", "answer_start": 3}
+    for shape in ([right, wrong], [wrong, right], [right, {"text": "Brun", "answer_start": -1}]):
+        encoded = encoder(row=1024).encode(record(shape))
+        assert held(encoded, CONTEXT) == {text}
+        assert encoded.notes == {MISPLACED: 1}
+    assert encoder(row=1024).encode(record([right])).notes == {}
+    with pytest.raises(UserError, match="is not in the context at answer_start 3"):
+        encoder(row=1024).encode(record([wrong, {"text": text, "answer_start": here + 1}]))
 
 
 def test_an_answer_that_begins_inside_a_piece_takes_the_whole_piece() -> None:
