@@ -21,6 +21,7 @@ from typing import TextIO
 
 from distft.errors import DONE, FAILED, PREEMPTED, USAGE
 from distft.process import environment, stop_signals
+from distft.process.devices import allocator_settings
 from distft.recipe.schema import Recipe
 from distft.run.folder import RunDir, this_host
 from launchers.attempt import Verdict
@@ -79,7 +80,8 @@ class Household:
         if self._server is None or not self._server.usable:
             threads = str(max(1, len(os.sched_getaffinity(0)) // self._nproc))
             # NumPy's library starts its threads when it is imported, and they do not survive a fork.
-            common = {"OMP_NUM_THREADS": threads, **os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+            own = {"OMP_NUM_THREADS": threads, **allocator_settings(os.environ)}
+            common = {**own, **os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
             log = self._run.attempt_logs(attempt) / f"node-{index}.log"
             self._server = ForkServer(self._run, log, common)
             read_ahead(self._run)  # the disk works while the fork server imports

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from distft.errors import UserError
 from distft.process import environment
+from distft.process.devices import allocator_settings
 from distft.process.interpreter import running
 
 POLL_SECONDS = 0.2
@@ -60,7 +61,13 @@ def start_workers(nproc: int, part: str | None, checkpoint: Path | None) -> None
     """This very command, several times; of several tasks for `part` alone. All use the checkpoint that is named: a run
     that still trains makes others."""
     threads = max(1, (os.cpu_count() or 1) // nproc)
-    common = {**os.environ, "WORLD_SIZE": str(nproc), environment.PARENT: str(os.getpid()), STARTED_HERE: "1"}
+    common = {
+        **allocator_settings(os.environ),
+        **os.environ,
+        "WORLD_SIZE": str(nproc),
+        environment.PARENT: str(os.getpid()),
+        STARTED_HERE: "1",
+    }
     common.setdefault("OMP_NUM_THREADS", str(threads))
     if checkpoint is not None:
         common[CHECKPOINT] = str(checkpoint)

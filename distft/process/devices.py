@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
+from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,9 @@ from distft.process import environment
 if TYPE_CHECKING:
     import torch
 
+MOST_ROUNDED_MB = 64
+_ALLOCATORS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # torch reads the first first
+_ROUNDS_SINCE = (2, 13)  # the first torch that was seen to know the setting; one that does not know it fails
 _GPU = re.compile(r"\s*(\d+\s*$|GPU-|MIG-)")
 
 
@@ -73,6 +78,19 @@ def local_rank() -> int:
     if not number.isdecimal():
         raise UserError(f"LOCAL_RANK is '{number}'; it must be the number of this rank on its machine, from 0 on")
     return int(number)
+
+
+def allocator_settings(variables: Mapping[str, str]) -> dict[str, str]:
+    """What processes that use GPUs should tell torch's allocators before they load it; nothing if the user told them.
+
+    Segments that grow leave no holes between blocks of many sizes. Pinned memory beyond a few megabytes, such as the
+    room for a save's copies, is not rounded up to a power of two.
+    """
+    if not gpus() or any(name in variables for name in _ALLOCATORS):
+        return {}
+    known = tuple(int(part) for part in version("torch").split(".")[:2]) >= _ROUNDS_SINCE
+    pinned = f",pinned_max_round_threshold_mb:{MOST_ROUNDED_MB}" if known else ""
+    return {_ALLOCATORS[0]: f"expandable_segments:True{pinned}"}
 
 
 def _seen() -> str:

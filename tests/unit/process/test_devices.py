@@ -13,7 +13,7 @@ from distft.errors import UserError
 from distft.inference import passes, predictor
 from distft.process import distributed, environment
 from distft.process.console import Console
-from distft.process.devices import gpus, index_among, local_rank, take_device
+from distft.process.devices import allocator_settings, gpus, index_among, local_rank, take_device
 
 
 @pytest.mark.parametrize(
@@ -146,3 +146,19 @@ def test_a_base_in_4_bits_is_loaded_on_the_current_device(
     take_device(2)
     quantizer = Bnb4BitHfQuantizer(BitsAndBytesConfig(load_in_4bit=True))
     assert quantizer.update_device_map(None) == {"": 2}
+
+
+# --- what torch's allocators are told ---------------------------------------------------------------------------------
+
+
+def test_allocators_are_told_where_there_are_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    [(name, value)] = allocator_settings({}).items()
+    assert (name, value.split(",")) == (
+        "PYTORCH_ALLOC_CONF",
+        ["expandable_segments:True", "pinned_max_round_threshold_mb:64"],
+    )
+    for theirs in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        assert allocator_settings({theirs: "max_split_size_mb:128"}) == {}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert allocator_settings({}) == {}
