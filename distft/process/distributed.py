@@ -21,7 +21,7 @@ from torch._C._distributed_c10d import TCPStore
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from distft.errors import RunFailed
-from distft.process import environment, pulse, stop_signals
+from distft.process import environment, numa, pulse, stop_signals
 from distft.process.devices import take_device
 from distft.process.lifetime import die_with_parent
 from distft.process.lone_work import lone_work
@@ -66,6 +66,9 @@ def init(timeout_seconds: int) -> Ranks:
     on_gpu = device.type == "cuda"
     if on_gpu:
         os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed takes it for the number of the device
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if (bound := numa.bind(torch.cuda.get_device_properties(device), here)) is not None:
+            print(f"rank {rank} computes {bound}", flush=True)
     timeout = timedelta(seconds=timeout_seconds)
     listen = os.environ.pop(environment.LISTEN_FD, None)
     store = TCPStore(

@@ -100,6 +100,8 @@ def test_deepspeed_is_told_the_device_of_a_rank_that_sees_one_gpu(
     def meet(*_: Any, **__: Any) -> None:
         raise Met
 
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: None)
+    monkeypatch.setattr(distributed.numa, "bind", lambda properties, ranks: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(distributed, "TCPStore", meet)
     monkeypatch.delenv(environment.PARENT)
