@@ -83,7 +83,7 @@ def submit(
     allow: Allow = None,
     launcher: LauncherName = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the batch script, send nothing")] = False,
-    check: Annotated[bool, typer.Option("--check", help="send a 10-second diagnostic job instead of the run")] = False,
+    check: Annotated[bool, typer.Option("--check", help="send a short diagnostic job instead of the run")] = False,
 ) -> None:
     """Send a run to SLURM.
 

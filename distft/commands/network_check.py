@@ -19,7 +19,10 @@ TIMEOUT_SECONDS = 120
 
 def main() -> None:
     ranks = distributed.init(TIMEOUT_SECONDS)
-    device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU"
+    device = "CPU"
+    if ranks.device.type == "cuda":
+        memory = torch.cuda.get_device_properties(ranks.device).total_memory
+        device = f"{torch.cuda.get_device_name(ranks.device)}, {memory / 2**30:.0f} GiB"
     print(f"rank {ranks.rank} of {ranks.world} on {this_host()}: {device}", flush=True)
     vector = torch.full((ELEMENTS,), float(ranks.rank + 1), device=ranks.device)
     td.all_reduce(vector)

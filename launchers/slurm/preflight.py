@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from distft.errors import DONE, FAILED, UserError
-from distft.recipe.load import check_sizes
+from distft.recipe.load import check_sizes, dump
 from distft.recipe.schema import Recipe
 from distft.run import tracking
 from distft.run.folder import RunDir
@@ -172,10 +172,11 @@ def seconds_of(text: str) -> float:
     return float(((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
-def send_probe(request: Request) -> int:
-    """A short job in place of the run: what it sees is printed. Returns DONE where all nodes agree."""
+def send_probe(request: Request, recipe: Recipe) -> int:
+    """A short job in place of the run: what it sees is printed. Returns DONE where all nodes agree, and train."""
     folder = request.run_dir.parent / f".check-{secrets.token_hex(4)}"
     folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
     try:
         probe = dataclasses.replace(
             request, name="distft-check", run_dir=folder, folder=folder, time="5", module=PROBE, policy=False
@@ -189,7 +190,7 @@ def send_probe(request: Request) -> int:
             raise
         for path in sorted(folder.glob("*_log.out")):
             print(path.read_text(encoding="utf-8", errors="replace"), end="")
-        return DONE if ended and (folder / "agreed").exists() else FAILED
+        return DONE if ended and all((folder / name).exists() for name in ("agreed", "trained")) else FAILED
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

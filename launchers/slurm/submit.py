@@ -49,7 +49,7 @@ class SlurmLauncher:
             return DONE
         scheduler.require("sbatch")
         if job.mode == "check":
-            return preflight.send_probe(request)
+            return preflight.send_probe(request, recipe)
         cluster = settings.get("ClusterName")
         entry = Sent("", str(profile_path.absolute()), request.nodes, request.time, 0.0, cluster, values)
         with in_turn(run) as made:

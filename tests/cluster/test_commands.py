@@ -29,6 +29,7 @@ def test_a_check_sums_over_all_ranks(cluster: Cluster) -> None:
     assert re.search(r"[\d.]+ GB/s per link", said)
     for number in range(4):
         assert f"rank {number} of 4 on node" in said
+    assert re.search(r"training a small model with 4 forked ranks, ZeRO 2, fp32: 3 steps of [\d.]+ s, loss \d", said)
     assert f"sees {cluster.folder}" in said
     assert not (cluster.folder / "looked").exists()
     assert not list(cluster.folder.glob(".check-*"))

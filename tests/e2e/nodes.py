@@ -13,7 +13,7 @@ import psutil
 
 from tests.e2e.command import START_SECONDS, Workplace
 
-HOSTS = "127.0.0.1,localhost"
+HOSTS = ("127.0.0.1", "localhost")
 
 
 @dataclass
@@ -35,15 +35,26 @@ def two_nodes(place: Workplace, run: Path, *overrides: str, ranks: tuple[int, in
     """The first start of a job on two nodes, with so many ranks on each."""
     prepared = place.run("train", "recipe.yaml", *overrides, "--run-dir", run, "--prepare")
     assert prepared.code == 0, prepared.err
+    with nodes_of(place, run, "launchers.slurm.node", ranks) as found:
+        yield found
+
+
+@contextmanager
+def nodes_of(place: Workplace, run: Path, module: str, ranks: tuple[int, ...]) -> Iterator[Nodes]:
+    """A program that srun starts once per node, with so many ranks on each."""
     found = Nodes([], [])
     with ExitStack() as stack:
         for index, number in enumerate(ranks):
             of_slurm = {"SLURM_JOB_ID": "7", "SLURM_NODEID": str(index), "GLOO_SOCKET_IFNAME": "lo"}
-            of_script = {"DISTFT_RUN_DIR": str(run), "DISTFT_HOSTS": HOSTS, "DISTFT_RANKS": str(number)}
+            of_script = {
+                "DISTFT_RUN_DIR": str(run),
+                "DISTFT_HOSTS": ",".join(HOSTS[: len(ranks)]),
+                "DISTFT_RANKS": str(number),
+            }
             found.logs.append(place.folder / f"{run.name}-node-{index}.txt")
             output = stack.enter_context(open(found.logs[-1], "wb"))
             parent = subprocess.Popen(
-                [sys.executable, "-u", "-m", "launchers.slurm.node"],
+                [sys.executable, "-u", "-m", module],
                 cwd=place.folder,
                 env={**place.environment(), **of_slurm, **of_script, "DISTFT_MAX_RESTARTS": "0"},
                 stdout=output,
