@@ -34,6 +34,7 @@ POLL_SECONDS = 0.05
 LOOK_AROUND_SECONDS = 0.5
 STANDSTILL = 0.9  # of engine.timeout: the rank that hangs is to be named before the others give up waiting for it
 ERROR_PREFIX = "distft: error: "
+GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Node:
     nodes: int = 1
     address: str = "127.0.0.1"
     port: int = 0
+    interface: str | None = "lo"  # on the way to the other ranks, for gloo; None: not known
     listener: socket.socket | None = None  # of the first node: what rank 0 listens on
     deadline: float | None = None  # seconds since the epoch; the scheduler ends the job then
     timeout: float = float("inf")  # seconds a collective may take
@@ -182,8 +184,9 @@ def rank_environment(node: Node, claim: Claim, local: int) -> dict[str, str]:
     }
     if node.deadline is not None:
         variables[environment.DEADLINE] = str(node.deadline)
-    if node.nodes == 1 and "GLOO_SOCKET_IFNAME" not in os.environ:
-        variables["GLOO_SOCKET_IFNAME"] = "lo"
+    # NCCL needs no such help: it passes over loopback by itself, and takes all fast networks that it finds.
+    if node.interface is not None and GLOO_INTERFACE not in os.environ:
+        variables[GLOO_INTERFACE] = node.interface
     return variables
 
 

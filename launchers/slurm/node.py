@@ -32,6 +32,7 @@ from distft.run import lease
 from distft.run.folder import Attempt, RunDir, this_host
 from distft.run.lease import Held
 from launchers.attempt import Phases, Restarts, Verdict, in_this_allocation
+from launchers.interface import interface_to
 from launchers.parent import POLL_SECONDS, Claim, Household, Node, export, household, run_ranks
 from launchers.slurm import jobs, policy, scheduler
 from launchers.slurm.cause import settle, stop_cause
@@ -58,6 +59,12 @@ class NodePlace:
     @property
     def leads(self) -> bool:
         return self.index == 0
+
+    def node(self, address: str, port: int, timeout: float, listener: socket.socket | None = None) -> Node:
+        """This node in an attempt whose ranks meet there."""
+        nodes = len(self.hosts)
+        interface = "lo" if nodes == 1 else interface_to(self.hosts[1] if self.leads else address)
+        return Node(self.ranks, self.index, nodes, address, port, interface, listener, self.ends, timeout)
 
     def named(self, verdict: Verdict) -> Verdict:
         """With SLURM's name of this node, where it blames the host; the machine's own may be a longer one."""
@@ -162,7 +169,7 @@ def leading(
     listener = listen_near(FIRST_PORT + (int(here.job) * 31 + (here.restart + attempt.number) * 7) % PORTS)
     port = listener.getsockname()[1]
     held.publish(attempt.number, here.hosts[0], port, here.ranks)
-    node = Node(here.ranks, 0, len(here.hosts), here.hosts[0], port, listener, here.ends, recipe.engine.timeout)
+    node = here.node(here.hosts[0], port, recipe.engine.timeout, listener)
     verdicts = ended.of(attempt.number)
 
     def look_around() -> Verdict | None:
@@ -207,7 +214,7 @@ def unequal(here: NodePlace, ranks: int) -> str:
 
 def join(run: RunDir, here: NodePlace, ended: Verdicts, found: lease.Lease, timeout: float, home: Household) -> Verdict:
     run.attempt_logs(found.attempt).mkdir(parents=True, exist_ok=True)
-    node = Node(here.ranks, here.index, len(here.hosts), found.address, found.port, None, here.ends, timeout)
+    node = here.node(found.address, found.port, timeout)
     fence, verdicts = lease.Fence(run, found.token), ended.of(found.attempt)
 
     def look_around() -> Verdict | None:

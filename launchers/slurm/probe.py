@@ -107,7 +107,7 @@ def meet(here: NodePlace, folder: Path) -> Node:
     if here.leads:
         listener = listen_near(20000 + int(here.job) % 20000)
         write_atomically(path, str(listener.getsockname()[1]))
-        return Node(here.ranks, 0, len(here.hosts), here.hosts[0], listener.getsockname()[1], listener)
+        return here.node(here.hosts[0], listener.getsockname()[1], MEET_SECONDS, listener)
     deadline = time.monotonic() + MEET_SECONDS
     while not path.exists():
         if time.monotonic() > deadline:
@@ -115,7 +115,7 @@ def meet(here: NodePlace, folder: Path) -> Node:
                 f"{this_host()} cannot see what {here.hosts[0]} wrote to {folder}; use a folder that all nodes share"
             )
         time.sleep(0.2)
-    return Node(here.ranks, here.index, len(here.hosts), here.hosts[0], int(path.read_text()))
+    return here.node(here.hosts[0], int(path.read_text()), MEET_SECONDS)
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ class Site(Section):
     variables: dict[EnvironmentName, Line] = Field(default_factory=dict, description="environment variables")
     offline: bool = Field(True, description="nodes have no internet (sets HF_HUB_OFFLINE=1)")
     interface: Interface | None = Field(
-        None, description="network interface between ranks (NCCL_ and GLOO_SOCKET_IFNAME)"
+        None, description="network interface between ranks (NCCL_ and GLOO_SOCKET_IFNAME); default: found by the route"
     )
     scratch: Scratch = Field(default_factory=Scratch, description="cache folders")
     container: Container | None = Field(None, description="container image for the ranks")

@@ -45,7 +45,7 @@ def nodes_of(place: Workplace, run: Path, module: str, ranks: tuple[int, ...]) -
     found = Nodes([], [])
     with ExitStack() as stack:
         for index, number in enumerate(ranks):
-            of_slurm = {"SLURM_JOB_ID": "7", "SLURM_NODEID": str(index), "GLOO_SOCKET_IFNAME": "lo"}
+            of_slurm = {"SLURM_JOB_ID": "7", "SLURM_NODEID": str(index)}
             of_script = {
                 "DISTFT_RUN_DIR": str(run),
                 "DISTFT_HOSTS": ",".join(HOSTS[: len(ranks)]),
