@@ -22,6 +22,8 @@ from launchers.slurm.script import Request
 from launchers.slurm.site import Site
 
 NOT_SHARED = ("/tmp", "/var/tmp", "/dev/shm", "/run")
+CPU_OPTIONS = ("--cpus-per-task=", "--cpus-per-gpu=")  # of sbatch
+CPUS_A_RANK = 8  # a usual share of a GPU node
 ROOM_SECONDS = 60.0  # of training that a time limit should leave beside the signal's lead
 PROBE = "launchers.slurm.probe"
 PROBE_SECONDS = 300.0
@@ -41,7 +43,7 @@ def check(run: RunDir, recipe: Recipe, site: Site, request: Request) -> list[str
         problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
-    return [*lead_warning(run, site, request)]
+    return [*lead_warning(run, site, request), *cpus_warning(site)]
 
 
 def unprintable(path: Path) -> Iterator[str]:
@@ -122,6 +124,20 @@ def lead_warning(run: RunDir, site: Site, request: Request) -> Iterator[str]:
             f"a step ({step:.0f} s) and a save ({save:.0f} s) of this run do not fit into signal_lead = "
             f"{site.signal_lead}; set it to {needed:.0f} or more (the run still stops in time, by the clock)"
         )
+
+
+def cpus_warning(site: Site) -> Iterator[str]:
+    """SLURM's own default is one CPU per task, and each node runs one task, whatever the number of its ranks."""
+    whole_nodes = site.exclusive or "--exclusive" in site.sbatch
+    given = site.cpus or whole_nodes or any(line.startswith(CPU_OPTIONS) for line in site.sbatch)
+    ranks = site.ranks_a_node
+    if given or (ranks == 1 and site.gpus is None):
+        return
+    those = "a node's rank" if ranks == 1 else f"a node's {ranks} ranks together"
+    yield (
+        f"`cpus` is missing in the site profile, so SLURM gives {those} one CPU unless the partition has another "
+        f"default; set cpus = {CPUS_A_RANK * ranks}, or what a node has for them"
+    )
 
 
 def preemption(run: RunDir, site: Site, settings: Mapping[str, str]) -> list[str]:

@@ -359,6 +359,39 @@ def test_a_lead_that_cannot_fit_is_warned_of(tmp_path: Path) -> None:
     assert "set it to 225 or more" in warning
 
 
+GPUS = {"count": 8}
+ONE_CPU = "one CPU unless the partition has another default; set cpus ="
+
+
+@pytest.mark.parametrize(
+    ("profile", "told"),
+    [
+        ({"gpus": GPUS}, f"gives a node's 8 ranks together {ONE_CPU} 64,"),
+        ({"gpus": GPUS, "ranks": 2}, f"gives a node's 2 ranks together {ONE_CPU} 16,"),
+        ({"gpus": {"count": 1}}, f"gives a node's rank {ONE_CPU} 8,"),
+        ({"ranks": 4}, f"gives a node's 4 ranks together {ONE_CPU} 32,"),
+        ({"gpus": GPUS, "sbatch": ["--exclusive=user"]}, f"{ONE_CPU} 64,"),
+        ({"gpus": GPUS, "cpus": 1}, None),
+        ({"gpus": GPUS, "exclusive": True}, None),
+        ({"gpus": GPUS, "sbatch": ["--exclusive"]}, None),
+        ({"gpus": GPUS, "sbatch": ["--cpus-per-gpu=12"]}, None),
+        ({"ranks": 4, "sbatch": ["--licenses=x", "--cpus-per-task=8"]}, None),
+        ({}, None),
+        ({"ranks": 1}, None),
+    ],
+)
+def test_a_profile_that_gives_many_ranks_one_core_is_warned_of(
+    tmp_path: Path, profile: dict[str, Any], told: str | None
+) -> None:
+    found = checked(tmp_path, recipe(tmp_path, global_batch=16, micro_batch=1), **profile)
+    if told is None:
+        assert found == []
+    else:
+        [warning] = found
+        assert warning.startswith("`cpus` is missing in the site profile, so SLURM gives a node's ")
+        assert told in warning
+
+
 def test_the_job_keeps_the_name_of_its_launcher(tmp_path: Path) -> None:
     asked = dataclasses.replace(request(Site()), launcher="big one")
     assert "export DISTFT_LAUNCHER='big one'" in script.text(asked).splitlines()
