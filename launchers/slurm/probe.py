@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-import distft.sample
+import distft
 from distft.errors import DONE, FAILED, RunFailed, UserError
 from distft.process import environment
 from distft.process.interpreter import running
@@ -64,7 +64,7 @@ def main() -> int:
 def prepare_training(folder: Path, world: int) -> None:
     """A run of a small model under the recipe's engine, in the folder of the check."""
     wanted = load_resolved(folder / RECIPE)
-    sample = Path(distft.sample.__file__).with_name("conversations.jsonl")
+    sample = Path(distft.__file__).parent / "sample" / "conversations.jsonl"
     small = {
         "name": "check",
         "model": {"init": MODEL, "attention": wanted.model.attention},
