@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 MOST_ROUNDED_MB = 64
-_ALLOCATORS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # torch reads the first first
+_ALLOCATORS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # torch reads all of them
 _ROUNDS_SINCE = (2, 13)  # the first torch that was seen to know the setting; one that does not know it fails
 _GPU = re.compile(r"\s*(\d+\s*$|GPU-|MIG-)")
 
@@ -89,8 +89,10 @@ def allocator_settings(variables: Mapping[str, str]) -> dict[str, str]:
     if not gpus() or any(name in variables for name in _ALLOCATORS):
         return {}
     known = tuple(int(part) for part in version("torch").split(".")[:2]) >= _ROUNDS_SINCE
-    pinned = f",pinned_max_round_threshold_mb:{MOST_ROUNDED_MB}" if known else ""
-    return {_ALLOCATORS[0]: f"expandable_segments:True{pinned}"}
+    # Nor is it kept when it is freed: of blocks that are kept and not rounded, torch 2.13 hands out ones that are too
+    # small (pytorch/pytorch#192722).
+    limits = ("pinned_max_round_threshold_mb", "pinned_max_cached_size_mb") if known else ()
+    return {_ALLOCATORS[0]: ",".join(["expandable_segments:True", *(f"{key}:{MOST_ROUNDED_MB}" for key in limits)])}
 
 
 def _seen() -> str:

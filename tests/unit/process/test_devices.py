@@ -11,7 +11,7 @@ import torch
 
 from distft.errors import UserError
 from distft.inference import passes, predictor
-from distft.process import distributed, environment
+from distft.process import devices, distributed, environment
 from distft.process.console import Console
 from distft.process.devices import allocator_settings, gpus, index_among, local_rank, take_device
 
@@ -158,9 +158,42 @@ def test_allocators_are_told_where_there_are_gpus(monkeypatch: pytest.MonkeyPatc
     [(name, value)] = allocator_settings({}).items()
     assert (name, value.split(",")) == (
         "PYTORCH_ALLOC_CONF",
-        ["expandable_segments:True", "pinned_max_round_threshold_mb:64"],
+        ["expandable_segments:True", "pinned_max_round_threshold_mb:64", "pinned_max_cached_size_mb:64"],
     )
     for theirs in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         assert allocator_settings({theirs: "max_split_size_mb:128"}) == {}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert allocator_settings({}) == {}
+
+
+def test_torch_knows_what_the_allocators_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU nobody looks at a key that is not known, but a value of a known one is read."""
+    known: Any = torch._C
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    [told] = allocator_settings({}).values()
+    before = known._accelerator_getAllocatorSettings()
+    try:
+        known._accelerator_setAllocatorSettings(told)
+        for setting in told.split(","):
+            with pytest.raises(ValueError, match=r"stoull|Expected 'True' or 'False'"):
+                known._accelerator_setAllocatorSettings(f"{setting.split(':')[0]}:wrong")
+    finally:
+        known._accelerator_setAllocatorSettings(before)
+
+
+def test_pinned_memory_that_is_not_rounded_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else torch 2.13 gives a block of 150 MB that was freed to somebody who asks for 200 (pytorch/pytorch#192722)."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    [told] = allocator_settings({}).values()
+    limits = dict(setting.split(":") for setting in told.split(",") if setting.startswith("pinned"))
+    assert limits["pinned_max_cached_size_mb"] == limits["pinned_max_round_threshold_mb"]
+
+
+@pytest.mark.parametrize(("torch_version", "settings"), [("2.13.0+cu130", 3), ("2.14.0a0+git1", 3), ("2.12.1", 1)])
+def test_an_older_torch_is_told_no_setting_that_it_would_refuse(
+    monkeypatch: pytest.MonkeyPatch, torch_version: str, settings: int
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(devices, "version", lambda package: torch_version)
+    [told] = allocator_settings({}).values()
+    assert len(told.split(",")) == settings
