@@ -68,6 +68,7 @@ def init(timeout_seconds: int) -> Ranks:
         os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed takes it for the number of the device
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if (bound := numa.bind(torch.cuda.get_device_properties(device), here)) is not None:
+            torch.set_num_threads(min(torch.get_num_threads(), len(os.sched_getaffinity(0))))
             print(f"rank {rank} computes {bound}", flush=True)
     timeout = timedelta(seconds=timeout_seconds)
     listen = os.environ.pop(environment.LISTEN_FD, None)

@@ -91,11 +91,13 @@ def test_a_predictor_takes_its_device_before_it_loads_anything(
     assert four_gpus == [3, "run"]
 
 
-def test_deepspeed_is_told_the_device_of_a_rank_that_sees_one_gpu(
-    monkeypatch: pytest.MonkeyPatch, four_gpus: list[Any]
-) -> None:
-    class Met(Exception):
-        pass
+class Met(Exception):
+    """A rank has come to where it meets the others."""
+
+
+@pytest.fixture
+def alone_on_a_gpu(monkeypatch: pytest.MonkeyPatch, four_gpus: list[Any]) -> list[Any]:
+    """A rank that sees one GPU, up to where it meets the others."""
 
     def meet(*_: Any, **__: Any) -> None:
         raise Met
@@ -113,10 +115,30 @@ def test_deepspeed_is_told_the_device_of_a_rank_that_sees_one_gpu(
         "MASTER_PORT": "1",
     }.items():
         monkeypatch.setenv(name, value)
+    return four_gpus
+
+
+def test_deepspeed_is_told_the_device_of_a_rank_that_sees_one_gpu(alone_on_a_gpu: list[Any]) -> None:
     with pytest.raises(Met):
         distributed.init(1)
-    assert four_gpus == [0]
+    assert alone_on_a_gpu == [0]
     assert os.environ["LOCAL_RANK"] == "0"
+
+
+@pytest.mark.parametrize(("bound", "threads"), [("on one core", 1), (None, 3)])
+def test_a_rank_on_fewer_cores_computes_with_as_many_threads(
+    monkeypatch: pytest.MonkeyPatch, alone_on_a_gpu: list[Any], bound: str | None, threads: int
+) -> None:
+    monkeypatch.setattr(distributed.numa, "bind", lambda properties, ranks: bound)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3})
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(Met):
+            distributed.init(1)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("asked", "visible", "started"), [(None, "0,1,2", [3]), (2, "0,1,2", [2]), (None, "", [])])
