@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from distft.data import readers, sources
+from distft.data import readers, sources, tables, text_lines
 from distft.data.records import Broken
 from distft.errors import UserError
 
@@ -54,7 +54,7 @@ def layout_of(path: Path, task: str, names: set[str]) -> Layout:
     if task == "token-classification" and suffix not in (".csv", ".tsv") and _has_tags(lines):
         return Layout({"format": "conll"})
     usual = {".csv": ",", ".tsv": "\t"}.get(suffix)
-    delimiter = _delimiter(lines, usual)
+    delimiter = _delimiter(lines, usual and tables.delimiter_of(path, usual, None))
     reads_lines = task in ("causal-lm", "masked-lm")
     if usual is None and (reads_lines or delimiter is None):
         return _of_lines(path, suffix)
@@ -112,9 +112,9 @@ def _is_number(text: str) -> bool:
 
 def _first_lines(path: Path) -> list[str]:
     """Lines that are not empty but for CoNLL's, which are kept as ''."""
-    found = list(islice(readers.lines(path), LOOKED_AT))
+    found = list(islice(text_lines.lines(path), LOOKED_AT))
     broken = next((line for line in found if isinstance(line, Broken)), None)
-    whole = [readers.bare(line) for line in found if isinstance(line, str)]
+    whole = [text_lines.bare(line) for line in found if isinstance(line, str)]
     if broken is not None and len(whole) <= len(found) / 2:
         raise readers.refusal(broken)
     if not any(line.strip() for line in whole):
@@ -124,7 +124,11 @@ def _first_lines(path: Path) -> list[str]:
 
 def _has_tags(lines: Sequence[str]) -> bool:
     """True for lines of columns with a token first and a tag last."""
-    words = [line.split() for line in lines if line.strip() and not line.startswith(("-DOCSTART-", "# "))]
+    words = [
+        line.split()
+        for line in lines
+        if line.strip() and not line.startswith(("-DOCSTART-", "# ", "#\t", "#begin", "#end"))
+    ]
     if not words or len({len(columns) for columns in words}) > 2:
         return False
     tagged = sum(len(columns) > 1 and _SAME_TAG.fullmatch(columns[-1]) is not None for columns in words)
@@ -148,9 +152,10 @@ def _delimiter(lines: Sequence[str], usual: str | None) -> str | None:
 
 def _rows(lines: Sequence[str], delimiter: str) -> list[list[str]]:
     filled = [line for line in lines if line.strip()]
-    if delimiter != ",":
+    ends = [f"{line}\n" for line in lines]
+    if delimiter != "," and not (len(delimiter) == 1 and tables.quotes_in(ends, delimiter)):
         return [line.split(delimiter) for line in filled]
-    return [row for row in csv.reader(f"{line}\n" for line in lines) if row]
+    return [row for row in csv.reader(ends, delimiter=delimiter) if row]
 
 
 def _short(text: str) -> str:

@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from distft.data import class_names, readers
+from distft.data import class_names, conll, readers, tables, text_lines
 from distft.data.readers import RecordStream
 from distft.data.records import Broken, Record
 from distft.errors import UserError, first_line
@@ -24,13 +24,11 @@ _OBJECTS = {
     ".jsonl": readers.jsonl,
     ".json": readers.json_file,
     ".parquet": readers.parquet,
-    ".conll": readers.conll,
-    ".bio": readers.conll,
-    ".iob": readers.conll,
 }
+_SENTENCES = (".conll", ".bio", ".iob")
 _TABLES = {".csv": ",", ".tsv": "\t"}
 TEXTS = (".txt", ".text")
-_SUFFIXES = (*_OBJECTS, *_TABLES, *TEXTS)
+_SUFFIXES = (*_OBJECTS, *_SENTENCES, *_TABLES, *TEXTS)
 
 
 Which = Literal["train", "eval"]
@@ -45,10 +43,12 @@ class Source:
             line i of each belongs to record i.
         split: matters where the source has several.
         hub_config: configuration name, on the hub only.
-        delimiter: between the columns of a text file; None: by the suffix. If it is not a comma, quotes mean nothing,
-            and the first column may hold it.
+        delimiter: between the columns of a text file; None: by the suffix. If it is not a comma and cells are not in
+            quotes, the first column may hold it.
         columns: names of the columns of a file that has no header line.
         format: of a file, whatever its suffix; "lines": every line is a record, also an empty one.
+        encoding: of text files; None: as a byte-order mark says, or UTF-8.
+        detect: look into a file for what its keys leave open.
     """
 
     spec: str | Mapping[str, str]
@@ -57,6 +57,8 @@ class Source:
     delimiter: str | None = None
     columns: tuple[str, ...] = ()
     format: Literal["auto", "conll", "lines"] = "auto"
+    encoding: str | None = None
+    detect: bool = True
 
     @property
     def name(self) -> str:
@@ -69,7 +71,9 @@ def source_of(part: TaskPart, which: Which) -> Source | None:
     spec, split = (part.train, part.train_split) if which == "train" else (part.eval, part.eval_split)
     if not spec:
         return None
-    return Source(spec, split, part.hub_config, part.delimiter, tuple(part.columns), part.format)
+    return Source(
+        spec, split, part.hub_config, part.delimiter, tuple(part.columns), part.format, part.encoding, part.detect
+    )
 
 
 def training_source(part: TaskPart) -> Source:
@@ -96,7 +100,7 @@ def _all_whole(rows: RecordStream) -> Iterator[Record]:
 def read_leniently(source: Source) -> Iterator[Record | Broken]:
     """As `read`, but what cannot be read comes as Broken, and reading goes on, where lines and sentences allow it."""
     if not isinstance(source.spec, str):
-        return _read_parallel(_parallel(source.spec))
+        return _read_parallel(_parallel(source.spec), _encoding(source).get("encoding"))
     path = _local(source.spec)
     if path is None:
         return readers.numbered(source.spec, _named(_load_hub(source.spec, source)))
@@ -115,14 +119,18 @@ def fingerprint(source: Source, memory: Path | None = None) -> str:
     """
     parts: list[Any]
     if not isinstance(source.spec, str):
-        parts = ["parallel", [[column, _content(path, memory)] for column, path in _parallel(source.spec).items()]]
+        files = [[column, _content(path, memory)] for column, path in _parallel(source.spec).items()]
+        parts = ["parallel", files, *_encoding(source).values()]
     elif (path := _local(source.spec)) is None:
         parts = ["hub", str(_load_hub(source.spec, source)._fingerprint)]
     elif path.is_dir():
         parts = ["folder", source.split, _content(path, memory)]
     else:
         reader = _reader(path, source)  # another suffix, delimiter or column is another function or keyword
-        parts = [reader.func.__name__, reader.keywords, _content(path, memory)]
+        how = dict(reader.keywords)
+        if form := how.pop("form", None):
+            how |= {"form": described} if (described := form.described()) else {}
+        parts = [reader.func.__name__, how, _content(path, memory)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -169,7 +177,7 @@ def _local(spec: str) -> Path | None:
         return path
     if path.exists():
         return path
-    if readers.is_gzip(path) or suffix_of(path) in _SUFFIXES or spec.startswith((".", "/", "~")):
+    if text_lines.is_gzip(path) or suffix_of(path) in _SUFFIXES or spec.startswith((".", "/", "~")):
         raise _missing(spec)
     return None
 
@@ -180,31 +188,48 @@ def _missing(spec: str) -> UserError:
 
 def suffix_of(path: Path) -> str:
     """In small letters, and without .gz."""
-    return (Path(path.stem) if readers.is_gzip(path) else path).suffix.lower()
+    return (Path(path.stem) if text_lines.is_gzip(path) else path).suffix.lower()
+
+
+def _encoding(source: Source) -> dict[str, Any]:
+    """The keyword of a reader, if the encoding is not what readers take by themselves."""
+    name = text_lines.canonical(source.encoding)
+    return {"encoding": name} if name else {}
 
 
 def _reader(path: Path, source: Source) -> partial[RecordStream]:
     """The call that reads a file, but for its path."""
-    suffix = suffix_of(path)
-    if source.format == "conll":
-        return partial(readers.conll)
+    suffix, encoding = suffix_of(path), _encoding(source)
+    if source.format == "conll" or (suffix in _SENTENCES and source.format == "auto"):
+        form = conll.form_of(path, source.columns, source.delimiter, encoding.get("encoding"), source.detect)
+        return partial(conll.conll, form=form, **encoding)
     if source.format == "lines":
-        return partial(readers.text, keep_empty=True)
+        return partial(readers.text, keep_empty=True, **encoding)
     if suffix in _OBJECTS:
-        return partial(_OBJECTS[suffix])
+        return partial(_OBJECTS[suffix], **({} if suffix == ".parquet" else encoding))
     if suffix in _TABLES or source.delimiter or source.columns:
-        delimiter = source.delimiter or _TABLES.get(suffix)
-        if delimiter is None and len(source.columns) > 1:
-            raise UserError(f"data file {path} has several columns; set data.delimiter to their separator")
-        from_right = source.delimiter not in (None, ",")
-        # One column is the whole line: nothing divides it.
-        return partial(readers.table, delimiter=delimiter or "\n", columns=source.columns, from_right=from_right)
+        return _table(path, source, encoding)
     if suffix in TEXTS:
-        return partial(readers.text)
+        return partial(readers.text, **encoding)
     raise UserError(
         f"data file {path} has an unknown suffix; known are {' '.join(_SUFFIXES)}, also with .gz; "
         f"for other text files set data.format, or data.delimiter and data.columns"
     )
+
+
+def _table(path: Path, source: Source, encoding: dict[str, Any]) -> partial[RecordStream]:
+    delimiter = source.delimiter or _TABLES.get(suffix_of(path))
+    if delimiter is None and len(source.columns) > 1:
+        raise UserError(f"data file {path} has several columns; set data.delimiter to their separator")
+    name = encoding.get("encoding")
+    if source.delimiter is None and delimiter is not None and source.detect and not source.columns:
+        delimiter = tables.delimiter_of(path, delimiter, name)
+    from_right = source.delimiter not in (None, ",")
+    # One column is the whole line: nothing divides it.
+    how: dict[str, Any] = {"delimiter": delimiter or "\n", "columns": source.columns, "from_right": from_right}
+    if source.detect and delimiter not in (None, ",") and tables.is_quoted(path, delimiter or "", name):
+        how["quoted"] = True
+    return partial(tables.table, **how, **encoding)
 
 
 def _parallel(spec: Mapping[str, str]) -> dict[str, Path]:
@@ -219,9 +244,9 @@ def _parallel(spec: Mapping[str, str]) -> dict[str, Path]:
     return files
 
 
-def _read_parallel(files: Mapping[str, Path]) -> RecordStream:
+def _read_parallel(files: Mapping[str, Path], encoding: str | None) -> RecordStream:
     """Line i of each file makes record i, also where it is empty."""
-    rest = {column: readers.lines(path) for column, path in files.items()}
+    rest = {column: text_lines.lines(path, encoding) for column, path in files.items()}
     first = next(iter(files.values()))
     for number in count(1):
         row = {column: line for column, lines in rest.items() if (line := next(lines, None)) is not None}
@@ -232,7 +257,7 @@ def _read_parallel(files: Mapping[str, Path]) -> RecordStream:
             told = " but ".join(f"{path} has {lines} lines" for path, lines in counts.items())
             raise UserError(f"parallel files must have the same number of lines, but {told}")
         broken = next((line for line in row.values() if isinstance(line, Broken)), None)
-        fields = {column: readers.bare(line) for column, line in row.items() if isinstance(line, str)}
+        fields = {column: text_lines.bare(line) for column, line in row.items() if isinstance(line, str)}
         yield broken or Record(f"{first}:{number}", fields)
 
 

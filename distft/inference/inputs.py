@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from distft.data import sources
@@ -50,15 +51,16 @@ def source_like(run: RunDir, recipe: Recipe, path: Path, part: str | None, answe
         answered: the records hold what is right, and so the form of the training data.
     """
     like, suffix = sources.training_source(part_of(recipe, part)), sources.suffix_of(path)
-    text = suffix in sources.TEXTS
+    text, encoding = suffix in sources.TEXTS, None
     if isinstance(like.spec, str) and sources.suffix_of(Path(like.spec)) == suffix:
-        same = Source(str(path), like.split, None, like.delimiter, like.columns, like.format)
+        same = replace(like, spec=str(path), hub_config=None)
         known = (labels.read_labels(run.labels) or {}).get(labels.key_of(part), [])
         if (like.columns or like.delimiter or like.format != "auto") and (
-            answered or not text or looks_like(same, known)
+            answered or not text or looks_like(same, known, part_of(recipe, part).fields.get("tags", "tags"))
         ):
             return same
-    return Source({column_of(recipe, part): str(path)} if text else str(path))
+        encoding = like.encoding
+    return Source({column_of(recipe, part): str(path)} if text else str(path), encoding=encoding, detect=like.detect)
 
 
 def trained_on_texts(recipe: Recipe) -> bool:
@@ -70,13 +72,13 @@ def trained_on_texts(recipe: Recipe) -> bool:
         return False
 
 
-def looks_like(source: Source, tags: Sequence[str]) -> bool:
+def looks_like(source: Source, tags: Sequence[str], column: str = "tags") -> bool:
     """Whether a file is of this form and no texts: most of its lines have the columns, or most tags are of this run."""
     first = list(itertools.islice(sources.read_leniently(source), FIRST))
     whole = [one for one in first if isinstance(one, Record)]
     if source.format != "conll":
         return 2 * len(whole) > len(first)
-    found = [tag for one in whole for tag in one.fields["tags"]]
+    found = [tag for one in whole for tag in one.fields.get(column, ())]
     return 2 * sum(tag in (*tags, *PLACEHOLDERS) for tag in found) > len(found)
 
 

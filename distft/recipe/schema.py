@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from distft.recipe.adapters import Adapter, NoAdapter
-from distft.recipe.section import Fraction, Positive, Scalar, Section, Text
+from distft.recipe.section import Encoding, Fraction, Positive, Scalar, Section, Text
 from distft.recipe.tasks import AnyTask, CausalLM, MultiTask, Overlong, TaskPart
 
 
@@ -67,7 +67,18 @@ class Data(Section):
     )
     format: Literal["auto", "conll", "lines"] = Field("auto", description="format of text files; auto: by the suffix")
     delimiter: Text | None = Field(None, description="separator between the columns of a text file")
-    columns: list[Text] = Field(default_factory=list, description="names of the columns, if the file has no header")
+    columns: list[Text] = Field(
+        default_factory=list,
+        description="names of the columns, if the file has no header; of CoNLL columns the first ones, _: unused",
+    )
+    encoding: Encoding | None = Field(
+        None, description="encoding of text files (gb18030, latin-1, ...); default: by a byte-order mark, else UTF-8"
+    )
+    detect: bool = Field(
+        True,
+        description="look into text files for what other keys leave open: quotes around cells, semicolons in a .csv, "
+        "comments and counted words in CoNLL columns",
+    )
     hub_config: str | None = Field(None, description="name of a configuration of a data set on the hub")
     train_split: str = Field("train", description="split to train on, if the source has several")
     eval_split: str = Field("validation", description="split to evaluate on, if the source has several")
@@ -235,7 +246,7 @@ class Recipe(Section):
         hub = (data.hub_config, data.train_split, data.eval_split)
         if not isinstance(task, MultiTask):
             own = (data.train, data.eval, data.fields, data.format, data.delimiter, data.columns)
-            return (TaskPart(None, task, ("data",), *own, *hub),)
+            return (TaskPart(None, task, ("data",), *own, data.encoding, data.detect, *hub),)
         return tuple(
             TaskPart(
                 name,
@@ -247,6 +258,8 @@ class Recipe(Section):
                 part.format,
                 part.delimiter,
                 part.columns,
+                part.encoding,
+                data.detect,
                 *hub,
                 part.weight,
                 task.temperature,

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Text = Annotated[str, Field(min_length=1)]
+
+
+def _encodes(name: str) -> str:
+    try:
+        "a\n".encode(name)
+    except (LookupError, UnicodeError, ValueError) as error:
+        raise ValueError(
+            f"{name!r} is no encoding of text; write one such as utf-8, utf-16, gb18030, shift_jis, latin-1, cp1252"
+        ) from error
+    return name
+
+
+Encoding = Annotated[str, AfterValidator(_encodes)]
 Scalar = str | int | float | bool | None
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from distft.recipe.section import Positive, Section, Text
+from distft.recipe.section import Encoding, Positive, Section, Text
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "wer", "cer", "mse", "mae"})
 
@@ -199,6 +199,7 @@ class SubTask(Section):
     format: Literal["auto", "conll", "lines"] = Field("auto", description="like data.format")
     delimiter: Text | None = Field(None, description="like data.delimiter")
     columns: list[Text] = Field(default_factory=list, description="like data.columns")
+    encoding: Encoding | None = Field(None, description="like data.encoding")
     weight: Annotated[float, Field(gt=0.0)] | None = Field(None, description="relative share of the micro-batches")
 
 
@@ -257,6 +258,8 @@ class TaskPart:
     format: Literal["auto", "conll", "lines"]
     delimiter: str | None
     columns: list[str]
+    encoding: str | None
+    detect: bool
     hub_config: str | None
     train_split: str
     eval_split: str

@@ -19,7 +19,7 @@ def test_data_are_shown_as_they_will_be_trained(
     assert "train.jsonl:1" in shown.out
     assert "\u27e6" in shown.out  # no colours here, so brackets
     assert " to learn (" in shown.out
-    assert not (place.folder / "runs").exists()
+    assert not (place.folder / "runs" / "recipe").exists()
 
     paged = here(monkeypatch, capfd, "data", "recipe.yaml", "--html", "page.html")
     assert paged.code == 0, paged.err

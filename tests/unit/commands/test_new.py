@@ -224,7 +224,7 @@ def test_what_cannot_be_done_is_one_sentence(arguments: tuple[str, list[str], li
     Path("empty.jsonl").touch()
     Path("empty.txt").touch()
     Path("bad.jsonl").write_text("{no\n")
-    Path("bad.txt").write_bytes(b"\xff\xfe\n")
+    Path("bad.txt").write_bytes(b"\xff\xff\n")
     before = sorted(Path().iterdir())
     with pytest.raises(UserError, match=told):
         new.write(*arguments, None)

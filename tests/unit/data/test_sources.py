@@ -75,12 +75,6 @@ def test_a_bad_line_is_named(tmp_path, line, said):
     assert said in message
 
 
-def test_utf16_is_refused_at_its_first_line(tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "a"}\n', encoding="utf-16")
-    assert f"{path}:1 is not UTF-8" in complaint(path)
-
-
 def test_json_array_and_json_lines_in_a_json_file(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('\ufeff\n[{"text": "a"},\n {"text": "b"}]\n')
