@@ -52,6 +52,7 @@ def test_preemption_with_notice_loses_no_step(cluster: Cluster, variant: str, ev
     assert about(run.path)["attempts"][0]["cause"].startswith("preempted")
 
 
+@pytest.mark.long
 def test_several_tasks_lose_no_step_and_no_score(cluster: Cluster) -> None:
     """A mixture, a CRF, evaluations, the best checkpoint."""
     cluster.reference("two-tasks")

@@ -10,7 +10,8 @@ import pytest
 from tests.dist.launch import run_ranks
 
 
-@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.long), 2])
+@pytest.mark.long
+@pytest.mark.parametrize("world", [1, 2])
 def test_it_equals_a_plain_loop(tmp_path: Path, world: int) -> None:
     run_ranks("tests.dist.routers", world, str(tmp_path))
     rows = json.loads((tmp_path / f"routers-{world}.json").read_text())
