@@ -176,7 +176,7 @@ def stages(bench: Bench) -> None:
 
 
 def look_at_a_run(bench: Bench, found: Trained) -> None:
-    bench.say("ranks are forked and not started afresh", "imports everything by itself" not in found.log)
+    bench.say("ranks are forked and not started afresh", "imports everything itself" not in found.log)
     if bench.gpus:
         memory, mfu = found.last.get("memory_bytes", 0), found.last.get("mfu")
         bench.say("the memory is the GPU's", memory > 0, f"{memory / 1e9:.2f} GB", memory=memory)
