@@ -14,12 +14,13 @@ def test_data_are_shown_as_they_will_be_trained(
     place: Workplace, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place.folder)
+    runs = sorted(place.folder.glob("runs/*"))  # of other tests
     shown = here(monkeypatch, capfd, "data", "recipe.yaml", "--records", "1", "--ids")
     assert shown.code == 0, shown.err
     assert "train.jsonl:1" in shown.out
     assert "\u27e6" in shown.out  # no colours here, so brackets
     assert " to learn (" in shown.out
-    assert not (place.folder / "runs" / "recipe").exists()
+    assert sorted(place.folder.glob("runs/*")) == runs
 
     paged = here(monkeypatch, capfd, "data", "recipe.yaml", "--html", "page.html")
     assert paged.code == 0, paged.err
