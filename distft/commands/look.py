@@ -15,6 +15,7 @@ from distft.data.columns import Found, find_columns, known_names
 from distft.data.layout import LOOKED_AT, Layout, layout_of
 from distft.data.records import Broken, Record
 from distft.data.sources import Source, read_leniently
+from distft.data.spans import Span, has_spans, is_left_out, spans_of
 from distft.errors import UserError
 
 Spec = str | dict[str, str]  # a file, or parallel files by column
@@ -22,7 +23,16 @@ Spec = str | dict[str, str]  # a file, or parallel files by column
 _SHORTEST, _LONGEST = 64, 4096  # tokens in a row
 _ENCODER_HOLDS = 512  # positions of most encoders
 _ENCODERS = ("masked-lm", "sequence-classification", "token-classification", "question-answering")
-_UNSIZED = ("label", "tags", "answers", "answer", "is_impossible", "target")  # beside what fills a row
+_UNSIZED = (
+    "label",
+    "tags",
+    "spans",
+    "annotations",
+    "answers",
+    "answer",
+    "is_impossible",
+    "target",
+)  # beside what fills a row
 _CHARACTERS = 4  # in a token of a text in Latin letters
 
 
@@ -131,13 +141,22 @@ def _repeated(said: Sequence[str], questions: int) -> list[str]:
 
 def _refusal(task: str, records: Sequence[Record], fields: Mapping[str, str]) -> str | None:
     """Why the task will not take one of the records."""
-    parsers = {"causal-lm": formats.parse, "dpo": formats.pair_of, "question-answering": answers_of}
+    parsers = {
+        "causal-lm": formats.parse,
+        "dpo": formats.pair_of,
+        "question-answering": answers_of,
+        "token-classification": _spans_if_any,
+    }
     try:
         for record in records if task in parsers else ():
             parsers[task](record, fields)
     except UserError as error:
         return str(error)
     return None
+
+
+def _spans_if_any(record: Record, fields: Mapping[str, str]) -> list[Span]:
+    return spans_of(record, fields) if has_spans(record, fields) and not is_left_out(record) else []
 
 
 def _kind(labels: Sequence[Any], doubts: list[str]) -> tuple[dict[str, Any], str | None]:

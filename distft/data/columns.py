@@ -19,6 +19,7 @@ _NAMES = {  # field: words that name it, the likeliest first
     "label": "label labels sentiment intent category class topic polarity emotion rating stars score target y",
     "tokens": "tokens words token word",
     "tags": "tags nertags postags ner biotags taglist labels label",
+    "spans": "spans entities ents labels label annotations annotation ner",
     "context": "context passage paragraph document article review text",
     "question": "question query",
     "answers": "answers answerspans humananswerspans humanansspans",
@@ -61,7 +62,7 @@ WANTED = {
     ),
     "masked-lm": Wanted((("text",),)),
     "sequence-classification": Wanted((("text", "label"),), ("text_pair",)),
-    "token-classification": Wanted((("tokens", "tags"),)),
+    "token-classification": Wanted((("tokens", "tags"), ("text", "spans"), ("data", "annotations"))),
     "question-answering": Wanted(
         (("context", "question", "answers"), ("context", "question", "answer")), ("is_impossible",)
     ),
@@ -128,19 +129,35 @@ def _best_form(task: str, values: Mapping[str, Any]) -> tuple[dict[str, str], tu
 
 def _by_name(task: str, fields: Sequence[str], values: Mapping[str, Any]) -> dict[str, str]:
     """Columns whose name is that of a field, or a word for it."""
-    found = {name: name for name in fields if name in values}
+    found = {name: name for name in fields if name in values and _may_be(name, values[name])}
     by_word: dict[str, str] = {}
     for column in values:
         by_word.setdefault(normal(column), column)
     for name in fields:
         free = [by_word[word] for word in _words(name, task) if word in by_word]
-        free = [column for column in free if column not in found.values()]
+        free = [column for column in free if column not in found.values() and _may_be(name, values[column])]
         if name not in found and free:
             found[name] = free[0]
     pair = [column for column in values if len(column) == 2 and column.isalpha()]
     if "source" in fields and len(pair) == 2 and not {"source", "target"} & values.keys():
         found = {"source": pair[0], "target": pair[1]}
     return found
+
+
+def _may_be(name: str, held: Sequence[Any]) -> bool:
+    """False for columns that can be no spans or tokens, whatever they are called: annotation tools have other ones."""
+    match name:
+        case "spans":
+            return all(_holds_spans(value) for value in held)
+        case "tokens":
+            return not any(isinstance(value, list) and any(isinstance(one, dict) for one in value) for value in held)
+    return True
+
+
+def _holds_spans(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.lstrip()[:1] in ("[", "{")
+    return isinstance(value, dict) or (isinstance(value, list) and all(isinstance(one, dict | list) for one in value))
 
 
 def _words(name: str, task: str) -> list[str]:

@@ -7,6 +7,7 @@ whole raises UserError. Tables and CoNLL columns have modules of their own.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from distft.data.text_lines import bare, is_gzip, lines, opened
 from distft.errors import UserError, first_line
 
 RecordStream = Iterator[Record | Broken]
+_FILLED = re.compile(r"\S")
 
 
 def refusal(broken: Broken) -> UserError:
@@ -41,23 +43,53 @@ def jsonl(path: Path, encoding: str | None = None) -> RecordStream:
 
 
 def json_file(path: Path, encoding: str | None = None) -> RecordStream:
-    """An array of objects, or SQuAD's articles; else it is read as JSON lines, which is what such files hold."""
+    """An array of objects, objects of several lines each, SQuAD's articles, or, as in most such files, JSON lines."""
     first = next((line for line in lines(path, encoding) if isinstance(line, Broken) or line.strip()), "")
     start = first.strip() if isinstance(first, str) else ""
     if start.startswith("["):
         for index, value in enumerate(_whole(path, encoding)):
             yield _record(f"{path}[{index}]", value)
+    elif start == "{":
+        yield from _objects(path, encoding)
     elif (articles := _articles(path, start, encoding)) is not None:
         yield from _squad(path, articles)
     else:
         yield from jsonl(path, encoding)
 
 
-def _whole(path: Path, encoding: str | None) -> Any:
-    """The one JSON value of a file."""
+def _objects(path: Path, encoding: str | None) -> RecordStream:
+    """Objects over several lines, one behind the other, each a record; or one that is SQuAD's."""
+    found = list(_values(path, _text(path, encoding)))
+    if len(found) == 1:
+        yield from _squad(path, _articles_of(path, found[0][1]))
+    else:
+        yield from (_record(f"{path}:{line}", value) for line, value in found)
+
+
+def _values(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    """The JSON values of a text, one behind the other, each with the line it begins on."""
+    decoder, place, line = json.JSONDecoder(), 0, 1
+    while (found := _FILLED.search(text, place)) is not None:
+        line += text.count("\n", place, found.start())
+        try:
+            value, place = decoder.raw_decode(text, found.start())
+        except (ValueError, RecursionError) as error:
+            raise refusal(_unparsed(path, 1 if isinstance(error, json.JSONDecodeError) else line, error)) from None
+        yield line, value
+        line += text.count("\n", found.start(), place)
+
+
+def _text(path: Path, encoding: str | None) -> str:
     read = list(lines(path, encoding))
     broken = next((line for line in read if isinstance(line, Broken)), None)
-    value = broken or _parse("".join(line for line in read if isinstance(line, str)), path, 1)
+    if broken is not None:
+        raise refusal(broken)
+    return "".join(line for line in read if isinstance(line, str))
+
+
+def _whole(path: Path, encoding: str | None) -> Any:
+    """The one JSON value of a file."""
+    value = _parse(_text(path, encoding), path, 1)
     if isinstance(value, Broken):
         raise refusal(value)
     return value
@@ -71,9 +103,11 @@ def _articles(path: Path, start: str, encoding: str | None) -> Any:
     try:
         value = _whole(path, encoding)
     except UserError:
-        if start == "{":  # no record, but an object over several lines, and here is what is wrong with it
-            raise
         return None
+    return _articles_of(path, value)
+
+
+def _articles_of(path: Path, value: Any) -> Any:
     if not _is_squad(value):
         raise UserError(f"{path} is one JSON object; expected an array of objects, JSON lines, or SQuAD's articles")
     return value["data"]
@@ -117,16 +151,23 @@ def _parse(source: str, path: Path, line: int) -> Any:
     """The JSON value of a text that begins on `line` of `path`, or Broken."""
     try:
         return json.loads(source)
-    except json.JSONDecodeError as error:
-        place = f"{path}:{line + error.lineno - 1}"
-        return Broken(place, f"is not valid JSON: {error.msg} (column {error.colno})")
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets nested thousands deep
-        return Broken(f"{path}:{line}", f"cannot be parsed as JSON: {error}")
+    except (ValueError, RecursionError) as error:
+        return _unparsed(path, line, error)
+
+
+def _unparsed(path: Path, line: int, error: Exception) -> Broken:
+    """What is wrong with JSON in a text that begins on `line`."""
+    if isinstance(error, json.JSONDecodeError):
+        return Broken(f"{path}:{line + error.lineno - 1}", f"is not valid JSON: {error.msg} (column {error.colno})")
+    # a number of thousands of digits; brackets nested thousands deep
+    return Broken(f"{path}:{line}", f"cannot be parsed as JSON: {error}")
 
 
 def _record(where: str, value: Any) -> Record | Broken:
     if isinstance(value, Broken):
         return value
+    if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], dict):
+        return Record(where, {"text": value[0], **value[1]})  # spaCy's training data
     if not isinstance(value, dict):
         return Broken(where, f"holds a JSON {type(value).__name__}, expected an object with named fields")
     return Record(where, value)

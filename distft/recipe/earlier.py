@@ -13,6 +13,7 @@ EARLIER: dict[tuple[str, str], object] = {
     ("train", "decay"): "all",
     ("adapter", "routers"): True,
     ("task", "scheme"): "exact",
+    ("task", "words"): "spaces",
     ("data", "detect"): False,
 }
 """(section, key): what the key stood for in recipes that were resolved before there was such a key."""

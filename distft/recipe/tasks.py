@@ -100,9 +100,14 @@ class TokenClassification(TaskSection):
         description="how tags mark entities; auto: recognised by the labels; exact: only marks like B- and I- are "
         "recognised; none: each word is scored by itself",
     )
+    words: Literal["signs", "spaces"] = Field(
+        "signs",
+        description="how a text becomes words; signs: at white space, and each punctuation mark, symbol and Chinese, "
+        "Japanese, Korean or Thai character is one; spaces: at white space alone, and entities count words",
+    )
     SCORES: ClassVar = ("loss", "f1", "precision", "recall", "macro_f1", "accuracy")
     OVERLONG = ("split", "truncate", "drop")
-    FIELDS = ("tokens", "tags", "text")
+    FIELDS = ("tokens", "tags", "text", "spans")
     HAS_HEAD = True
 
 

@@ -18,6 +18,7 @@ from distft.data import sources
 from distft.data.packing import pack
 from distft.data.records import Broken, Document, Record
 from distft.data.sources import Which
+from distft.data.words import word_text
 from distft.errors import UserError
 from distft.model import base_model
 from distft.model.context import RunContext
@@ -182,12 +183,8 @@ def facts(document: Document, tokenizer: Any, labels: Labels) -> Iterator[tuple[
     if "tags" in columns and "words" in columns:
         tags = (labels[int(tag)] for tag in columns["tags"])
         seen = (" (no token left)" if start < 0 else "" for start in columns["starts"])
-        yield (
-            "tags",
-            " ".join(
-                f"{word}/{tag}{lost}" for word, tag, lost in zip(unpack_json(columns["words"]), tags, seen, strict=True)
-            ),
-        )
+        words = map(word_text, unpack_json(columns["words"]))
+        yield "tags", " ".join(f"{word}/{tag}{lost}" for word, tag, lost in zip(words, tags, seen, strict=True))
     if "span" in columns and len(columns["span"]) == 2:
         begin, end = (int(place) for place in columns["span"])
         yield "answer", tokenizer.decode([int(token) for token in columns["tokens"][begin : end + 1]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,59 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from distft.data.class_names import NOT_LEARNED, label_text, place_of
-from distft.data.formats import text_of, value_of
+from distft.data.class_names import place_of
 from distft.data.records import Column, Document, Encoded, Record
 from distft.errors import UserError
+from distft.metrics.scores import scheme_of
 from distft.run.digest import of_parts
 from distft.tasks.shared.padding import COLUMNS, DROPPED, SPLIT, TRUNCATED, digest_of, pack_json
 from distft.tasks.token_classification.crf import allowed_transitions
+from distft.tasks.token_classification.sentences import TAGS, UNACCEPTED, Sentence, TextWords, read
 
-TAGS = "tags"  # a column, and a field of records
 WITHOUT_WORDS = "without any word were dropped"
-
-
-def words_of(record: Record, fields: Mapping[str, str], answered: bool = True) -> list[str]:
-    """The words of a record; one without tags may have a text instead, which spaces divide."""
-    column = fields.get("tokens", "tokens")
-    if not answered and record.fields.get(column) is None and fields.get("text", "text") in record.fields:
-        return text_of(record, "text", fields).split()
-    words = _listed(record, "tokens", fields)
-    for index, word in enumerate(words):
-        if not isinstance(word, str):
-            raise UserError(f"{record.where}: {column}[{index}] must be a text, not {type(word).__name__}")
-        try:
-            word.encode()
-        except UnicodeEncodeError:
-            raise UserError(f"{record.where}: {column}[{index}] contains half of a surrogate pair; repair it") from None
-    return words
-
-
-def tag_names(record: Record, fields: Mapping[str, str]) -> list[str]:
-    """The tags of a record: names, or numbers as names."""
-    tags = _listed(record, TAGS, fields)
-    found = []
-    for index, tag in enumerate(tags):
-        text = label_text(tag) if isinstance(tag, str | int | float) and not isinstance(tag, bool) else None
-        if text is None or text == str(NOT_LEARNED):
-            place = f"{fields.get(TAGS, TAGS)}[{index}]"
-            raise UserError(f"{record.where}: {place} must be the name of a tag or its number, not {tag!r}")
-        found.append(tag if isinstance(tag, str) else text)
-    return found
-
-
-def _listed(record: Record, name: str, fields: Mapping[str, str]) -> list[Any]:
-    """A column that is a list, or a text that holds one in JSON, as in CSV files."""
-    value = found = value_of(record, name, fields)
-    if isinstance(value, str):
-        try:
-            found = json.loads(value)
-        except (ValueError, RecursionError):
-            found = None
-    if not isinstance(found, list | tuple):
-        column = fields.get(name, name)
-        raise UserError(f"{record.where}: {column} must be a list, or a list written in JSON, not {str(value)[:60]!r}")
-    return list(found)
 
 
 @dataclass(frozen=True)
@@ -75,6 +31,7 @@ class TaggingEncoder:
         overlong: what becomes of sentences longer than a row: they are split between words (but a word that has more
             tokens than a row is cut), truncated, or dropped; of those to be predicted none is dropped.
         meanings: of the labels, by their scheme; None: their own.
+        text_words: how a text becomes words. It is in no digest: spans are refused where it is not `signs`.
     """
 
     tokenizer: Any
@@ -84,9 +41,11 @@ class TaggingEncoder:
     row_tokens: int
     overlong: str
     meanings: tuple[str, ...] | None = None
+    text_words: TextWords = "signs"
 
     # A value a word: `starts`, index of its first token (-1: the tokenizer makes none of it, or it is beyond the row),
     # and `tags` (none: not known). `edges`: the first word begins the sentence; the last one ends it and has tokens.
+    # `words`: JSON, a list of texts, or of `Word`s in a text.
     columns = {**COLUMNS, "starts": "int32", TAGS: "int32", "edges": "bool", "words": "uint8"}  # noqa: RUF012
 
     @cached_property
@@ -97,24 +56,36 @@ class TaggingEncoder:
         return of_parts("token-classification", digest_of(self.tokenizer), *parts)
 
     def encode(self, record: Record, answered: bool = True) -> Encoded:
-        words = words_of(record, self.fields, answered)
-        tags = self._tags(record, len(words)) if answered else np.zeros(0, np.int32)
-        if answered and not words:
+        sentence = read(record, self.fields, answered, self.text_words)
+        if sentence.left_out:
+            return Encoded([], {UNACCEPTED: 1})
+        tags = self._tags(record, sentence) if answered else np.zeros(0, np.int32)
+        if answered and not sentence.words:
             return Encoded([], {WITHOUT_WORDS: 1})
         found = self.tokenizer(
-            [f" {word}" for word in words] if self._spaced else words,
-            is_split_into_words=True,
-            return_token_type_ids=True,
-            verbose=False,
+            self._spelled(sentence), is_split_into_words=True, return_token_type_ids=True, verbose=False
         )
         long = len(found["input_ids"]) > self.row_tokens
         if long and self.overlong == "drop" and answered:
             return Encoded([], {DROPPED: 1})
-        documents = self._documents(words, tags, found, long and self.overlong != "truncate")
-        return Encoded(documents, {SPLIT if len(documents) > 1 else TRUNCATED: 1} if long else {})
+        documents = self._documents(sentence.words, tags, found, long and self.overlong != "truncate")
+        return Encoded(
+            documents, {**sentence.notes, **({SPLIT if len(documents) > 1 else TRUNCATED: 1} if long else {})}
+        )
 
-    def _tags(self, record: Record, words: int) -> Column:
-        names = tag_names(record, self.fields)
+    def _spelled(self, sentence: Sentence) -> list[str]:
+        """Words as they are given to the tokenizer, with a blank before where they have one in a text."""
+        if not self._spaced:
+            return sentence.texts
+        return [
+            f" {text}" if isinstance(word, str) or word[1] or not index else text
+            for index, (word, text) in enumerate(zip(sentence.words, sentence.texts, strict=True))
+        ]
+
+    def _tags(self, record: Record, sentence: Sentence) -> Column:
+        names, words = sentence.tags or [], len(sentence.words)
+        if sentence.from_spans and (scheme := scheme_of(self.meanings or self.labels)) not in ("IOB", None):
+            raise UserError(f"{record.where} has spans, which are tagged B- and I-, but this run's tags are {scheme}")
         if len(names) != words:
             raise UserError(f"{record.where} has {words} words but {len(names)} tags; give each word one tag")
         places = [place_of(name, self._places) for name in names]
@@ -159,7 +130,7 @@ class TaggingEncoder:
         whole = ids("a a")
         return bool(whole != ids(["a", "a"]) and whole == ids(["a", " a"]))
 
-    def _documents(self, words: list[str], tags: Column, found: Any, split: bool) -> list[Document]:
+    def _documents(self, words: Sequence[Any], tags: Column, found: Any, split: bool) -> list[Document]:
         """One of all words, as far as they fit into a row, or as many as it takes."""
         ids, types = np.array(found["input_ids"], np.int32), np.array(found["token_type_ids"], np.uint8)
         owners = np.array([-1 if word is None else word for word in found.word_ids()], np.int64)

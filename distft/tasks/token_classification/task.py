@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from distft.data.records import Document
+from distft.data.words import Word, between
 from distft.errors import UserError
 from distft.metrics.scores import Report, scheme_of, score_tags
 from distft.metrics.tag_schemes import OUTSIDE, SCHEMES, recognise, strays
@@ -32,7 +33,8 @@ from distft.tasks.token_classification.crf import (
     log_likelihood,
     marginals,
 )
-from distft.tasks.token_classification.encoder import TAGS, TaggingEncoder, tag_names, words_of
+from distft.tasks.token_classification.encoder import TaggingEncoder
+from distft.tasks.token_classification.sentences import TAGS, read, tag_names
 
 FIRST, INNER, LAST = frozenset("BSU"), frozenset("IEL"), frozenset("ELSU")  # prefixes of tags by place in an entity
 
@@ -46,7 +48,9 @@ def spec(settings: TokenClassification, fields: Mapping[str, str]) -> TaskSpec:
         data, labels = setting.recipe.data, tuple(setting.labels)
         overlong = data.overlong or "split"
         meanings = meanings_of(labels, settings)
-        return TaggingEncoder(setting.processor(), settings.crf, labels, fields, data.row_tokens, overlong, meanings)
+        return TaggingEncoder(
+            setting.processor(), settings.crf, labels, fields, data.row_tokens, overlong, meanings, settings.words
+        )
 
     def build(setting: Setting, model: Any) -> Tagging:
         labels = tuple(setting.labels)
@@ -61,11 +65,11 @@ def spec(settings: TokenClassification, fields: Mapping[str, str]) -> TaskSpec:
             head=named,
             extend=extend,
         ),
-        lambda record: [" ".join(words_of(record, fields))],
+        lambda record: [" ".join(read(record, fields, answered=False).texts)],
         encoder,
         build,
         labels=LabelSpec(
-            lambda record: tag_names(record, fields),
+            lambda record: tag_names(record, fields, settings.words),
             check=partial(check_scheme, settings=settings),
             describe=partial(describe_scheme, settings=settings),
         ),
@@ -241,15 +245,29 @@ class Tagging:
         return {key: reduce(add, [part[key] for part in parts]) for key in parts[0]}
 
     def answer(self, outcome: Outcome) -> Outcome:
-        """A tag for each word; `entities` where the tags mark some, `start` and `end` counting words."""
+        """A tag for each word; `entities` where the tags mark some: their places count words if those were given, and
+        characters if a text was, of which the `words` are told too."""
         tags, words = [self._labels[tag] for tag in outcome[TAGS]], outcome["words"]
         found: Outcome = {TAGS: tags, "scores": outcome["scores"]}
+        of_text = bool(words) and not isinstance(words[0], str)
+        if of_text:
+            found["words"] = [word for _, _, word in words]
         if self._scheme is not None:
+            spans = entities(self._meant(outcome[TAGS]), whole=self._scheme != "IOB")
             found["entities"] = [
-                {"type": kind, "start": start, "end": end, "text": " ".join(words[start:end])}
-                for kind, start, end in entities(self._meant(outcome[TAGS]), whole=self._scheme != "IOB")
+                {"type": kind, **(_in_text(words[start:end]) if of_text else _in_words(words, start, end))}
+                for kind, start, end in spans
             ]
         return found
+
+
+def _in_words(words: Sequence[str], start: int, end: int) -> Outcome:
+    return {"start": start, "end": end, "text": " ".join(words[start:end])}
+
+
+def _in_text(words: Sequence[Word]) -> Outcome:
+    text = between(words)
+    return {"start": words[0][0], "end": words[0][0] + len(text), "text": text}
 
 
 def crf_of(model: Any) -> Any:
