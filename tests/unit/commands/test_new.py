@@ -140,6 +140,31 @@ def test_tags_in_lists() -> None:
 @pytest.mark.parametrize(
     ("record", "fields"),
     [
+        ({"text": "In Graz.", "spans": [{"start": 3, "end": 7, "label": "LOC"}]}, {}),
+        ({"id": 3, "text": "In Graz.", "label": [[3, 7, "LOC"]]}, {"spans": "label"}),
+        ({"text": "In Graz.", "label": {"LOC": {"Graz": [[3, 6]]}}}, {"spans": "label"}),
+        ({"Text": "In Graz.", "Entities": "[]", "label": "news"}, {"text": "Text", "spans": "Entities"}),
+        ({"text": "In Graz.", "tokens": [{"text": "In", "id": 0}], "spans": [], "answer": "accept"}, {}),
+        ({"data": {"text": "In Graz."}, "annotations": [{"result": []}]}, {}),
+        ({"sentence": ["In", "Graz"], "labels": ["O", "B-LOC"]}, {"tokens": "sentence", "tags": "labels"}),
+        ({"text": "In Graz", "tokens": ["In", "Graz"], "tags": ["O", "B-LOC"], "entities": []}, {}),
+    ],
+)
+def test_spans_in_texts(record: dict[str, Any], fields: dict[str, str]) -> None:
+    recipe, doubts = made("token-classification", objects("a.jsonl", record))
+    guessed = "tokens is read from the column 'sentence', a guess" if "sentence" in record else ""
+    assert (recipe.data.fields, doubts[: len(guessed)]) == (fields, guessed)
+    assert guessed or not doubts
+
+
+def test_spans_that_a_run_would_refuse_are_told() -> None:
+    record = {"text": "In Graz.", "entities": [{"start": 3, "end": 6, "label": "LOC", "text": "Graz"}]}
+    assert "the end seems to be inside the span" in made("token-classification", objects("a.jsonl", record))[1]
+
+
+@pytest.mark.parametrize(
+    ("record", "fields"),
+    [
         ({"question": "Who?", "answer": "Anna."}, {"prompt": "question", "completion": "answer"}),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "text": "c"}, {}),
         ({"instruction": "Say it.", "input": "a", "output": "b"}, {}),

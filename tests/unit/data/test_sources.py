@@ -321,6 +321,26 @@ def test_objects_in_a_json_file_that_are_not_squad(tmp_path):
     assert leniently(path)[1:] == [{"text": "b"}]
 
 
+def test_objects_one_behind_the_other_over_several_lines(tmp_path):
+    objects = [{"text": "a\nb", "n": [1]}, {"text": "}{"}, {"n": {}}]
+    path = write(tmp_path / "a.json", "\n\n" + "\n".join(json.dumps(one, indent=2) for one in objects) + "\n")
+    assert fields(path) == objects
+    assert [record.where.rpartition(":")[2] for record in rows(path)] == ["3", "9", "12"]
+    write(path, '{\n"a": 1\n}{\n"a": 2\n}\n[3]')
+    assert leniently(path)[:2] == [{"a": 1}, {"a": 2}]
+    assert f"{path}:6 holds a JSON list" in complaint(path)
+    write(path, '{\n"a": 1\n}\n{\n"a" 2\n}\n')
+    assert f"{path}:5 is not valid JSON: Expecting ':' delimiter (column 5)" in complaint(path)
+
+
+def test_a_pair_of_a_text_and_what_is_in_it_is_a_record(tmp_path):
+    pair = ["Anna lives", {"entities": [[0, 4, "PER"]]}]
+    expected = [{"text": "Anna lives", "entities": [[0, 4, "PER"]]}] * 2
+    assert fields(write(tmp_path / "a.json", json.dumps([pair, pair]))) == expected
+    assert fields(write(tmp_path / "a.jsonl", f"{json.dumps(pair)}\n" * 2)) == expected
+    assert "holds a JSON list, expected an object" in complaint(write(tmp_path / "b.jsonl", '["a", 1]'))
+
+
 def test_lines_of_text(tmp_path):
     path = write(tmp_path / "a.txt", '\ufeff one "two"\r\n\n  \nthree\u2028, four')
     expected = [(f"{path}:1", ' one "two"'), (f"{path}:4", "three\u2028, four")]
