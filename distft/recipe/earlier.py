@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, get_args
 
 from distft.recipe.schema import Recipe
 from distft.recipe.section import Section
+from distft.recipe.tasks import MultiTask
 
 EARLIER: dict[tuple[str, str], object] = {
     ("engine", "grad_dtype"): "bf16",
@@ -22,9 +24,20 @@ EARLIER: dict[tuple[str, str], object] = {
 def complete(resolved: dict[str, Any]) -> None:
     """Give a resolved recipe, as read, the keys that it was resolved without."""
     for (section, key), value in EARLIER.items():
-        values = resolved.get(section)
-        if isinstance(values, dict) and key in _section(section, values).model_fields:
-            values.setdefault(key, value)
+        for values in _all_of(resolved, section):
+            if key in _section(section, values).model_fields:
+                values.setdefault(key, value)
+
+
+def _all_of(resolved: dict[str, Any], section: str) -> Iterator[dict[str, Any]]:
+    """A section, as far as there is one, and the sections of that name of each of several tasks."""
+    values = resolved.get(section)
+    if isinstance(values, dict):
+        yield values
+        tasks = values.get("tasks") if section == "task" else None
+        for part in tasks.values() if isinstance(tasks, dict) else ():
+            if isinstance(part, dict):
+                yield from _all_of(part, section)
 
 
 def _section(name: str, values: dict[str, Any]) -> type[Section]:
@@ -38,9 +51,24 @@ def _section(name: str, values: dict[str, Any]) -> type[Section]:
 
 def inherited(old: Recipe, new: Recipe) -> Recipe:
     """`new`, with the values of `old` for those of these keys that `new` leaves to their defaults."""
-    for section, key in EARLIER:
-        before, after = getattr(old, section), getattr(new, section)
-        if key in type(before).model_fields and key in type(after).model_fields and key not in after.model_fields_set:
-            kept = after.model_copy(update={key: getattr(before, key)})
-            new = new.model_copy(update={section: kept})
-    return new
+    sections = dict.fromkeys(section for section, _ in EARLIER)
+    return new.model_copy(update={name: _kept(name, getattr(old, name), getattr(new, name)) for name in sections})
+
+
+def _kept(section: str, old: Section, new: Section) -> Section:
+    kept: dict[str, Any] = {
+        key: getattr(old, key)
+        for name, key in EARLIER
+        if name == section
+        and key in type(old).model_fields
+        and key in type(new).model_fields
+        and key not in new.model_fields_set
+    }
+    if isinstance(old, MultiTask) and isinstance(new, MultiTask):
+        kept["tasks"] = {
+            name: part.model_copy(update={"task": _kept(section, old.tasks[name].task, part.task)})
+            if name in old.tasks
+            else part
+            for name, part in new.tasks.items()
+        }
+    return new.model_copy(update=kept)

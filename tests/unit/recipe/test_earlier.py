@@ -10,6 +10,7 @@ import yaml
 from distft.errors import UserError
 from distft.recipe.earlier import EARLIER
 from distft.recipe.load import differences, dump, load, load_resolved
+from distft.recipe.tasks import TokenClassification
 from tests.unit.recipes import recipe
 
 
@@ -63,6 +64,28 @@ def test_every_such_key_is_taken_as_it_was(tmp_path: Path, adapter: dict[str, ob
     if adapter == LORA:
         rules = {one.key: one.rule for one in differences(stored, changed)}
         assert rules == {"train.router_loss": "to be allowed", "adapter.routers": "refused"}
+
+
+def test_each_of_several_tasks_is_taken_as_it_was(tmp_path: Path) -> None:
+    """With new keys in one of them, which are a difference."""
+    tags = {"task": {"type": "token-classification"}, "train": "a.conll"}
+    label = {"task": {"type": "sequence-classification"}, "train": "a.jsonl"}
+    several = {"type": "multi-task", "tasks": {"tags": tags, "label": label}}
+    new = recipe(task=several, data={})
+    values = yaml.safe_load(dump(new))
+    for key in ("scheme", "words"):
+        del values["task"]["tasks"]["tags"]["task"][key]
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    stored = load_resolved(path)
+    [task] = [part.task for part in stored.parts() if part.name == "tags"]
+    assert isinstance(task, TokenClassification)
+    assert (task.scheme, task.words) == ("exact", "spaces")
+    assert differences(stored, new) == []
+    tags["task"]["scheme"] = "auto"
+    asked = recipe(task=several, data={})
+    [found] = differences(stored, asked)
+    assert (found.key, found.old, found.new) == ("task.tasks.tags.task.scheme", "exact", "auto")
 
 
 def test_a_task_that_cannot_balance_routers_is_told(tmp_path: Path) -> None:
