@@ -73,6 +73,7 @@ quality: $(INSTALLED) ## tasks on real data, beside transformers' Trainer where 
 	@$(QUALITY)/speech.py runs/quality/speech
 	@$(QUALITY)/preference.py runs/quality/preference
 	@$(QUALITY)/multitask.py runs/quality/multitask --minilm $(MINILM)
+	@$(QUALITY)/entities.py runs/quality/entities
 	@$(QUALITY)/recipes.py runs/quality/recipes
 
 clean:

@@ -15,7 +15,7 @@ from distft.data.columns import Found, find_columns, known_names
 from distft.data.layout import LOOKED_AT, Layout, layout_of
 from distft.data.records import Broken, Record
 from distft.data.sources import Source, read_leniently
-from distft.data.spans import Span, has_spans, is_left_out, spans_of
+from distft.data.spans import Span, has_spans, has_words, is_left_out, spans_of
 from distft.errors import UserError
 
 Spec = str | dict[str, str]  # a file, or parallel files by column
@@ -75,6 +75,8 @@ def look_at(task: str, train: Spec | None, held_out: Spec | None) -> Look:
         records = [Record(r.where, {names.get(c, c): value for c, value in r.fields.items()}) for r in records]
         found = Found({name: name for name in found.columns}, found.doubts)
     fields = {name: column for name, column in found.columns.items() if name != column}
+    if "spans" in found.columns and any(has_words(record, {}) for record in records):
+        fields["spans"] = found.columns["spans"]  # else the words count
     if fields:
         keys["fields"] = fields
     of_task, best = _decided(task, records, found.columns, doubts)

@@ -27,12 +27,18 @@ class Span:
 
 
 def has_spans(record: Record, fields: Mapping[str, str]) -> bool:
-    """Whether a record is of this form; one with tags for its words is not, unless data.fields names the spans."""
+    """Whether a record is of this form; one with words or tags is not, unless data.fields names the spans."""
     if SPANS in fields:
         return True
-    if fields.keys() & {"tokens", "tags"} or record.fields.get("tags") is not None:
+    if fields.keys() & {"tokens", "tags"} or record.fields.get("tags") is not None or has_words(record, fields):
         return False
-    return has_text(record, fields) and any(name in record.fields for name in COLUMNS)
+    return has_text(record, fields) and _column(record, fields) is not None
+
+
+def has_words(record: Record, fields: Mapping[str, str]) -> bool:
+    """Whether there are `tokens` that can be words: those of annotation tools are objects that say where they are."""
+    tokens = record.fields.get(fields.get("tokens", "tokens"))
+    return tokens is not None and not (isinstance(tokens, list) and any(isinstance(one, Mapping) for one in tokens))
 
 
 def has_text(record: Record, fields: Mapping[str, str]) -> bool:
@@ -73,7 +79,7 @@ def spans_of(record: Record, fields: Mapping[str, str]) -> list[Span]:
     Raises:
         UserError: one is not in the text, is not what the record says that it is, or overlaps another.
     """
-    text, column = marked_text(record, fields), _column(record, fields)
+    text, column = marked_text(record, fields), _column(record, fields) or SPANS
     value = value_of(record, SPANS, {**fields, SPANS: column})
     if value is None:
         raise UserError(f"{record.where}: {column} is null; write [] if nothing is marked, or leave the record out")
@@ -92,11 +98,11 @@ def _shown(span: Span, text: str) -> str:
     return f"{span.kind} {text[span.start : span.end][:40]!r} [{span.start}, {span.end}]"
 
 
-def _column(record: Record, fields: Mapping[str, str]) -> str:
+def _column(record: Record, fields: Mapping[str, str]) -> str | None:
     if SPANS in fields:
         return fields[SPANS]
     there = [name for name in COLUMNS if name in record.fields]
-    return next((name for name in there if record.fields[name] is not None), there[0] if there else SPANS)
+    return next((name for name in there if record.fields[name] is not None), there[0] if there else None)
 
 
 def _checked(text: str, entry: Entry, where: str) -> Span:

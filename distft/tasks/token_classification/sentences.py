@@ -10,7 +10,7 @@ from typing import Any, Literal
 from distft.data.class_names import NOT_LEARNED, label_text
 from distft.data.formats import value_of
 from distft.data.records import Record
-from distft.data.spans import Span, has_spans, has_text, is_left_out, marked_text, spans_of
+from distft.data.spans import Span, has_spans, has_text, has_words, is_left_out, marked_text, spans_of
 from distft.data.words import Word, word_text, words_in
 from distft.errors import UserError
 from distft.metrics.tag_schemes import OUTSIDE
@@ -50,10 +50,11 @@ def read(record: Record, fields: Mapping[str, str], answered: bool = True, how: 
     """
     if answered and has_spans(record, fields):
         return _marked(record, fields, how)
-    if not answered and _is_text(record, fields):
+    if not answered and has_text(record, fields) and ("spans" in fields or not has_words(record, fields)):
         text = marked_text(record, fields)
         return Sentence(text.split() if how == "spaces" else words_in(text)[0])
-    if answered and has_text(record, fields) and not _has_any(record, fields, ("tokens", TAGS)):
+    named = fields.keys() | record.fields.keys()
+    if answered and has_text(record, fields) and not named & {"tokens", TAGS}:
         raise UserError(
             f"{record.where} has a text, but no spans in it; write spans: [] if it has none, or name their column "
             "(data.fields: {spans: its name})"
@@ -99,17 +100,6 @@ def _marks(words: Iterable[Word], spans: Sequence[Span]) -> Iterator[str]:
             yield OUTSIDE
         else:
             yield f"{'B' if begin == span.start else 'I'}-{span.kind}"
-
-
-def _is_text(record: Record, fields: Mapping[str, str]) -> bool:
-    """Whether a record to predict is to be read as a text; `tokens` of annotation tools are objects, and no words."""
-    tokens = record.fields.get(fields.get("tokens", "tokens"))
-    words = tokens is not None and not (isinstance(tokens, list) and any(isinstance(one, dict) for one in tokens))
-    return has_text(record, fields) and ("spans" in fields or not words)
-
-
-def _has_any(record: Record, fields: Mapping[str, str], names: Iterable[str]) -> bool:
-    return any(name in fields or name in record.fields for name in names)
 
 
 def _words(record: Record, fields: Mapping[str, str]) -> list[str]:

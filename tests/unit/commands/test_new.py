@@ -145,6 +145,7 @@ def test_tags_in_lists() -> None:
         ({"text": "In Graz.", "label": {"LOC": {"Graz": [[3, 6]]}}}, {"spans": "label"}),
         ({"Text": "In Graz.", "Entities": "[]", "label": "news"}, {"text": "Text", "spans": "Entities"}),
         ({"text": "In Graz.", "tokens": [{"text": "In", "id": 0}], "spans": [], "answer": "accept"}, {}),
+        ({"text": "In Graz.", "tokens": ["In", "Graz", "."], "spans": []}, {"spans": "spans"}),
         ({"data": {"text": "In Graz."}, "annotations": [{"result": []}]}, {}),
         ({"sentence": ["In", "Graz"], "labels": ["O", "B-LOC"]}, {"tokens": "sentence", "tags": "labels"}),
         ({"text": "In Graz", "tokens": ["In", "Graz"], "tags": ["O", "B-LOC"], "entities": []}, {}),

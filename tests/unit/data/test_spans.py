@@ -148,6 +148,7 @@ def test_columns_are_named_by_the_recipe() -> None:
     [
         ({"tokens": ["a"], "tags": ["O"], "text": "a", "spans": []}, {}),
         ({"tokens": ["a"], "ner": ["O"], "text": "a", "labels": []}, {"tags": "ner"}),
+        ({"tokens": ["a"], "text": "a", "spans": []}, {}),
         ({"text": "a"}, {}),
         ({"tokens": ["a"], "labels": [0]}, {}),
     ],
