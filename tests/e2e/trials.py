@@ -109,7 +109,7 @@ TRIALS = {
         "AutoModelForTokenClassification",
         {"loss", "precision", "recall", "f1", "macro_f1", "accuracy"},
         TAGGED,
-        {"tags", "scores", "entities"},
+        {"tags", "scores", "words", "entities"},
     ),
     "question-answering": Trial(
         "question-answering",

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from distft.data.records import Document
-from distft.data.words import Word, between
+from distft.data.words import Word, between, word_text
 from distft.errors import UserError
 from distft.metrics.scores import Report, scheme_of, score_tags
 from distft.metrics.tag_schemes import OUTSIDE, SCHEMES, recognise, strays
@@ -245,18 +245,15 @@ class Tagging:
         return {key: reduce(add, [part[key] for part in parts]) for key in parts[0]}
 
     def answer(self, outcome: Outcome) -> Outcome:
-        """A tag for each word; `entities` where the tags mark some: their places count words if those were given, and
-        characters if a text was, of which the `words` are told too."""
+        """A tag for each of the `words`; `entities` where the tags mark some: their places count words if those were
+        given, and characters if a text was."""
         tags, words = [self._labels[tag] for tag in outcome[TAGS]], outcome["words"]
-        found: Outcome = {TAGS: tags, "scores": outcome["scores"]}
-        of_text = bool(words) and not isinstance(words[0], str)
-        if of_text:
-            found["words"] = [word for _, _, word in words]
+        found: Outcome = {TAGS: tags, "scores": outcome["scores"], "words": list(map(word_text, words))}
         if self._scheme is not None:
-            spans = entities(self._meant(outcome[TAGS]), whole=self._scheme != "IOB")
+            place = _in_words if not words or isinstance(words[0], str) else _in_text
             found["entities"] = [
-                {"type": kind, **(_in_text(words[start:end]) if of_text else _in_words(words, start, end))}
-                for kind, start, end in spans
+                {"type": kind, **place(words, start, end)}
+                for kind, start, end in entities(self._meant(outcome[TAGS]), whole=self._scheme != "IOB")
             ]
         return found
 
@@ -265,9 +262,9 @@ def _in_words(words: Sequence[str], start: int, end: int) -> Outcome:
     return {"start": start, "end": end, "text": " ".join(words[start:end])}
 
 
-def _in_text(words: Sequence[Word]) -> Outcome:
-    text = between(words)
-    return {"start": words[0][0], "end": words[0][0] + len(text), "text": text}
+def _in_text(words: Sequence[Word], start: int, end: int) -> Outcome:
+    begin, text = words[start][0], between(words[start:end])
+    return {"start": begin, "end": begin + len(text), "text": text}
 
 
 def crf_of(model: Any) -> Any:

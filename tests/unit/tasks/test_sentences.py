@@ -159,11 +159,11 @@ def test_entities_of_words_count_words() -> None:
     ):
         found = answer(one, [0, 1], **of)
         assert found["entities"] == [{"type": "LOC", "start": 1, "end": 2, "text": "London."}]
-        assert "words" not in found
+        assert found["words"] == ["in", "London."]
 
 
 def test_a_text_without_words_has_no_entities() -> None:
-    assert answer(Record("x", {"text": " "}), []) == {"tags": [], "scores": [], "entities": []}
+    assert answer(Record("x", {"text": " "}), []) == {"tags": [], "scores": [], "words": [], "entities": []}
 
 
 def test_what_is_marked_comes_back_from_a_text_longer_than_a_row() -> None:

@@ -234,7 +234,7 @@ def test_a_record_without_words_is_dropped_or_has_no_tags() -> None:
             model = model_of(crf=crf)
             task = task_of(model, crf=crf)
             [outcome] = task.predict(model, task.collate([[document]], CPU))
-            assert task.answer(outcome) == {"tags": [], "scores": [], "entities": []}
+            assert task.answer(outcome) == {"tags": [], "scores": [], "words": [], "entities": []}
     with pytest.raises(UserError, match="0 words but 1 tags"):
         encoder().encode(record([], "O"))
 
@@ -567,6 +567,7 @@ def test_answers_name_tags_and_entities() -> None:
     assert task.answer(outcome) == {
         "tags": ["B-PER", "I-PER", "O", "I-LOC"],
         "scores": [0.9, 0.8, 0.7, 0.6],
+        "words": ["Ada", "Lovelace", "in", "London"],
         "entities": [
             {"type": "PER", "start": 0, "end": 2, "text": "Ada Lovelace"},
             {"type": "LOC", "start": 3, "end": 4, "text": "London"},
