@@ -107,7 +107,8 @@ def _all(spec: LabelSpec, source: Source, named: list[str] | None, key: str) -> 
         raise UserError(
             f"{source.name}: all records have the same label {next(iter(seen))!r}; at least two labels are needed"
         )
-    return sorted(seen, key=_rank) if named is None else named
+    # plain texts: transformers copies them, which a LabelText does not allow
+    return sorted(map(str, seen), key=_rank) if named is None else named
 
 
 def _check_text(label: str, where: str) -> None:

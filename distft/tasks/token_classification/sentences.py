@@ -53,23 +53,28 @@ def read(record: Record, fields: Mapping[str, str], answered: bool = True, how: 
     if not answered and has_text(record, fields) and ("spans" in fields or not has_words(record, fields)):
         text = marked_text(record, fields)
         return Sentence(text.split() if how == "spaces" else words_in(text)[0])
-    named = fields.keys() | record.fields.keys()
-    if answered and has_text(record, fields) and not named & {"tokens", TAGS}:
+    if answered:
+        _check_annotated(record, fields)
+    return Sentence(_words(record, fields), _tags(record, fields) if answered else None)
+
+
+def tag_names(record: Record, fields: Mapping[str, str], how: TextWords = "signs") -> list[str]:
+    """The tags that a record adds to those of a run. Those of spans come in full: a longer one may come later."""
+    if not has_spans(record, fields):
+        _check_annotated(record, fields)
+        return _tags(record, fields)
+    spans = _accepted(record, fields, how)
+    kinds = dict.fromkeys(span.kind for span in spans or ())
+    return [] if spans is None else [OUTSIDE, *(f"{mark}-{kind}" for kind in kinds for mark in "BI")]
+
+
+def _check_annotated(record: Record, fields: Mapping[str, str]) -> None:
+    """Raises UserError for a text with nothing else, in the words of its form."""
+    if has_text(record, fields) and not (fields.keys() | record.fields.keys()) & {"tokens", TAGS}:
         raise UserError(
             f"{record.where} has a text, but no spans in it; write spans: [] if it has none, or name their column "
             "(data.fields: {spans: its name})"
         )
-    return Sentence(_words(record, fields), _tags(record, fields) if answered else None)
-
-
-def tag_names(record: Record, fields: Mapping[str, str], how: TextWords = "signs") -> Iterator[str]:
-    """The tags that a record adds to those of a run. Those of spans come in full: a longer one may come later."""
-    if not has_spans(record, fields):
-        yield from _tags(record, fields)
-    elif (spans := _accepted(record, fields, how)) is not None:
-        yield OUTSIDE
-        for span in spans:
-            yield from (f"B-{span.kind}", f"I-{span.kind}")
 
 
 def _accepted(record: Record, fields: Mapping[str, str], how: TextWords) -> list[Span] | None:

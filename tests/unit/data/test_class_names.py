@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from distft.data.sources import Source, read
 from distft.errors import UserError
 from distft.tasks import labels
 from distft.tasks.sequence_classification import label_names
-from distft.tasks.token_classification.encoder import tag_names
+from distft.tasks.token_classification.sentences import tag_names
 from tests.unit.recipes import recipe
 
 SENTIMENT = datasets.ClassLabel(names=["bad", "good"])
@@ -36,7 +37,9 @@ def test_classes_have_the_names_of_their_data_set(tmp_path: Path, form: str) -> 
     source = written(tmp_path, form, {"text": ["a", "b"], "label": [1, 0]}, features)
     assert [label_names(record, "single", {}) for record in read(source)] == [["good"], ["bad"]]
     whole = recipe(task={"type": "sequence-classification"}, data={"train": source.spec})
-    assert labels.find(whole.parts()) == {"label": ["bad", "good"]}
+    found = labels.find(whole.parts())
+    assert found == {"label": ["bad", "good"]}
+    assert copy.deepcopy(found) == found  # as transformers does with its configurations
 
 
 @pytest.mark.parametrize("form", ["folder", "parquet"])
