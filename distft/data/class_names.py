@@ -62,14 +62,7 @@ def of_features(features: Any) -> Callable[[dict[str, Any]], dict[str, Any]] | N
     """
     if not isinstance(features, Mapping):
         return None
-    found = {column: translate for column, feature in features.items() if (translate := _translate(feature))}
-    if not found:
-        return None
-
-    def name(row: dict[str, Any]) -> dict[str, Any]:
-        return {column: found[column](value) if column in found else value for column, value in row.items()}
-
-    return name
+    return _of_object(features)
 
 
 def of_parquet(metadata: Mapping[bytes, bytes] | None) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
@@ -82,15 +75,15 @@ def of_parquet(metadata: Mapping[bytes, bytes] | None) -> Callable[[dict[str, An
 
 def _translate(feature: Any) -> Translate | None:
     if isinstance(feature, Sequence) and not isinstance(feature, str) and len(feature) == 1:
-        return _of_each(_translate(feature[0]))
+        return _of_each(feature[0])
     if not isinstance(feature, Mapping):
         return None
     kind = feature.get("_type")
     if kind == "ClassLabel":
         return _of_classes(feature.get("names") or [])
     if kind in _WRAPPERS:
-        return _of_each(_translate(feature.get("feature")))
-    return None
+        return _of_each(feature.get("feature"))
+    return _of_object(feature) if kind is None else None
 
 
 def _of_classes(names: Sequence[str]) -> Translate | None:
@@ -104,7 +97,33 @@ def _of_classes(names: Sequence[str]) -> Translate | None:
     return name if names else None
 
 
-def _of_each(inner: Translate | None) -> Translate | None:
+def _of_each(feature: Any) -> Translate | None:
+    """Of lists, and of objects of lists, which `datasets` makes of lists of objects."""
+    inner = _translate(feature)
     if inner is None:
         return None
-    return lambda values: [inner(value) for value in values] if isinstance(values, list) else values
+    columns = _of_object({name: [held] for name, held in feature.items()}) if _is_object(feature) else None
+
+    def name(values: Any) -> Any:
+        if columns is not None and isinstance(values, dict):
+            return columns(values)
+        return [inner(value) for value in values] if isinstance(values, list) else values
+
+    return name
+
+
+def _of_object(features: Mapping[str, Any]) -> Translate | None:
+    found = {key: translate for key, feature in features.items() if (translate := _translate(feature))}
+    if not found:
+        return None
+
+    def name(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: found[key](held) if key in found else held for key, held in value.items()}
+
+    return name
+
+
+def _is_object(feature: Any) -> bool:
+    return isinstance(feature, Mapping) and "_type" not in feature

@@ -10,8 +10,9 @@ import datasets
 import numpy as np
 import pytest
 
-from distft.data.class_names import LabelText, label_text, of_parquet, place_of
+from distft.data.class_names import LabelText, label_text, of_features, of_parquet, place_of
 from distft.data.sources import Source, read
+from distft.data.spans import spans_of
 from distft.errors import UserError
 from distft.tasks import labels
 from distft.tasks.sequence_classification import label_names
@@ -50,6 +51,33 @@ def test_so_do_tags(tmp_path: Path, form: str, many: Any) -> None:
     source = written(tmp_path, form, {"tokens": [["a", "b", "c"]], "tags": [[1, 2, 0]]}, features)
     [record] = read(source)
     assert tag_names(record, {}) == ["B-PER", "I-PER", "O"]
+
+
+@pytest.mark.parametrize("form", ["folder", "parquet"])
+@pytest.mark.parametrize("many", [datasets.List, datasets.Sequence])
+def test_so_do_the_kinds_of_spans(tmp_path: Path, form: str, many: Any) -> None:
+    """`datasets` keeps a `Sequence` of objects as an object of lists."""
+    number, text = datasets.Value("int32"), datasets.Value("string")
+    span = {"start": number, "end": number, "label": datasets.ClassLabel(names=["PER", "LOC"])}
+    features = datasets.Features({"text": text, "spans": many(span)})
+    rows = [{"start": 0, "end": 1, "label": 1}, {"start": 2, "end": 3, "label": 0}]
+    spans = rows if many is datasets.List else {name: [row[name] for row in rows] for name in span}
+    source = written(tmp_path, form, {"text": ["a b"], "spans": [spans]}, features)
+    [record] = read(source)
+    assert [(one.start, one.kind) for one in spans_of(record, {})] == [(0, "LOC"), (2, "PER")]
+
+
+def test_so_does_what_earlier_versions_of_datasets_wrote() -> None:
+    kind = {"names": ["PER", "LOC"], "_type": "ClassLabel"}
+    place = {"dtype": "int32", "_type": "Value"}
+    name = of_features({"spans": {"feature": {"start": place, "label": kind}, "_type": "Sequence"}})
+    assert name is not None
+    for spans in ({"start": [0, 2], "label": [1, 0]}, [{"start": 0, "label": 1}, {"start": 2, "label": 0}]):
+        found = name({"spans": spans, "n": 1})["spans"]
+        kinds = found["label"] if isinstance(found, dict) else [one["label"] for one in found]
+        assert [one.name for one in kinds] == ["LOC", "PER"]
+    assert name({"spans": None}) == {"spans": None}
+    assert of_features({"spans": {"feature": {"start": place}, "_type": "Sequence"}}) is None
 
 
 def test_several_labels_and_those_that_are_missing(tmp_path: Path) -> None:
