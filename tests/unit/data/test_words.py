@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distft.data.words import between, word_text, words_in
@@ -52,6 +52,7 @@ def test_words_between_are_told_as_the_text_has_them() -> None:
     assert between([]) == ""
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.text(max_size=40), st.lists(st.integers(-2, 45), max_size=4))
 def test_words_are_where_they_say(text: str, cuts: list[int]) -> None:
     words, forced = words_in(text, cuts)
