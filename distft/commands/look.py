@@ -13,6 +13,7 @@ from distft.data import formats, readers
 from distft.data.answers import answers_of
 from distft.data.columns import Found, find_columns, known_names
 from distft.data.layout import LOOKED_AT, Layout, layout_of
+from distft.data.pairs import pair_of
 from distft.data.records import Broken, Record
 from distft.data.sources import Source, read_leniently
 from distft.errors import UserError
@@ -131,7 +132,7 @@ def _repeated(said: Sequence[str], questions: int) -> list[str]:
 
 def _refusal(task: str, records: Sequence[Record], fields: Mapping[str, str]) -> str | None:
     """Why the task will not take one of the records."""
-    parsers = {"causal-lm": formats.parse, "dpo": formats.pair_of, "question-answering": answers_of}
+    parsers = {"causal-lm": formats.parse, "dpo": pair_of, "question-answering": answers_of}
     try:
         for record in records if task in parsers else ():
             parsers[task](record, fields)

@@ -31,6 +31,7 @@ class Progress:
     size: int = 0
     targets: int = 0
     notes: dict[str, int] = field(default_factory=dict)
+    warnings: dict[str, str] = field(default_factory=dict)
     ends: dict[str, int] = field(default_factory=dict)  # values of each column
     lengths: dict[str, int] = field(default_factory=dict)
 
@@ -89,6 +90,7 @@ class CacheWriter:
         """Add what became of one record."""
         done = self._done
         self._notes.update(encoded.notes)
+        done.warnings = {**encoded.warnings, **done.warnings}
         for document in encoded.documents:
             numbers = {"sizes": document.size, "targets": document.targets, "records": done.records}
             for name, number in numbers.items():

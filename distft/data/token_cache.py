@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -32,7 +33,7 @@ _DAY = 86400.0  # seconds
 _LONG = 30 * _DAY  # a job may wait in the queue
 _KEEP_EVERY = 30.0  # seconds between two times at which what was encoded is made to last
 _POLL = 0.5  # seconds between two tries for the lock
-_EVERY = 50  # records between two calls of check_stop and progress
+_EVERY = 0.2  # seconds between two calls of check_stop and progress, but for a record that takes longer
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Meta:
     size: int = 0  # of all documents
     targets: int = 0  # to predict
     notes: dict[str, int] = field(default_factory=dict)  # what was done to how many
+    warnings: dict[str, str] = field(default_factory=dict)  # of some of these notes more, for the first record
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,13 +223,15 @@ def _write(
             _encode(writer, source, encoder, check_stop, progress)
             written = writer.finish()
         progress(written.records)
-        counts = {key: getattr(written, key) for key in ("records", "documents", "size", "targets", "notes")}
+        counts = {
+            key: getattr(written, key) for key in ("records", "documents", "size", "targets", "notes", "warnings")
+        }
         meta = Meta(source.name, dict(encoder.columns), **counts)
         if meta.documents == 0:
             raise UserError(_why_empty(meta))
         if not unchanged():
             raise UserError(f"data {source.name} changed while being read; run the same command again")
-        _dump(part / _META, json.dumps(asdict(meta), indent=1))
+        _dump(part / _META, json.dumps(_entries(meta), indent=1))
         part.rename(folder)
     except OSError as error:
         if no_space(error):
@@ -248,20 +252,27 @@ def _encode(
     progress: Callable[[int], None],
 ) -> None:
     """Encode the records that the writer does not have yet."""
-    kept, there = time.monotonic(), writer.records
+    kept, there, told = time.monotonic(), writer.records, -math.inf
     for number, record in enumerate(sources.read(source)):
-        if number % _EVERY == 0:
+        now = time.monotonic()
+        if now - told > _EVERY:
             try:
                 check_stop()
             except BaseException:
                 writer.keep()
                 raise
             progress(number)
-            if time.monotonic() - kept > _KEEP_EVERY:
+            told = now
+            if now - kept > _KEEP_EVERY:
                 writer.keep()
-                kept = time.monotonic()
+                kept = now
         if number >= there:
             writer.add(encoder.encode(record))
+
+
+def _entries(meta: Meta) -> dict[str, Any]:
+    """As JSON. What is new in it is left out where it says nothing, for other versions share the cache."""
+    return {key: value for key, value in asdict(meta).items() if value or key != "warnings"}
 
 
 def _why_empty(meta: Meta) -> str:

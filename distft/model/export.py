@@ -98,7 +98,7 @@ def write(
         _refuse_empty(staged)
         processor = context.fresh_processor()  # a task may have set its own to a language
         if context.model_spec.family.chats:
-            template = Template.load(processor, recipe.data.template)
+            template = Template.load(processor, recipe.data)
             if processor.chat_template is None or recipe.data.template:
                 processor.chat_template = template.text
             end_turns(staged, model, template)

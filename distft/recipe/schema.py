@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from distft.recipe.adapters import Adapter, NoAdapter
-from distft.recipe.section import Encoding, Fraction, Positive, Scalar, Section, Text
+from distft.recipe.section import Day, Encoding, Fraction, Positive, Scalar, Section, Text
 from distft.recipe.tasks import AnyTask, CausalLM, MultiTask, Overlong, TaskPart
 
 
@@ -84,6 +84,9 @@ class Data(Section):
     eval_split: str = Field("validation", description="split to evaluate on, if the source has several")
     template: Text | None = Field(
         None, description="file with a chat template (Jinja) to use instead of the tokenizer's own"
+    )
+    today: Day | None = Field(
+        None, description="the day that chat templates see as today (2026-01-31); default: the day the run begins"
     )
     row_tokens: Annotated[int, Field(ge=8)] = Field(
         1024, description="length of a row in tokens (speech: in milliseconds)"

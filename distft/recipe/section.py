@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -21,6 +22,15 @@ def _encodes(name: str) -> str:
     return name
 
 
+def _day(text: str) -> str:
+    try:
+        date.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no day; write it as 2026-01-31") from error
+    return text
+
+
+Day = Annotated[str, AfterValidator(_day)]
 Encoding = Annotated[str, AfterValidator(_encodes)]
 Scalar = str | int | float | bool | None
 

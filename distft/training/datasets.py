@@ -74,6 +74,8 @@ def open_dataset(
     corpus = Corpus.open(folder)
     found = arrange(corpus, folder.name, recipe, spec, packed)
     console.say(describe_rows(name, corpus, found.rows, recipe))
+    for warning in corpus.meta.warnings.values():
+        console.say(f"warning: {warning}")
     return found
 
 

@@ -66,7 +66,7 @@ class Preview:
     Attributes:
         complete: there are no more records than those read.
         faults: sentences about records that cannot be used, the first few; `faulty` is their number.
-        notes: what was done to how many records.
+        notes: what was done to how many records; `warnings`: of some of these more, for the first record.
         sizes: of all documents, in `unit`.
         rows: that the documents take when they share rows; None: they do not.
         learns_tokens: what is learned are some of the tokens.
@@ -81,6 +81,7 @@ class Preview:
     faults: list[str] = field(default_factory=list)
     unusable: int = 0
     notes: Counter[str] = field(default_factory=Counter)
+    warnings: dict[str, str] = field(default_factory=dict)
     sizes: list[int] = field(default_factory=list)
     targets: int = 0
     rows: int | None = None
@@ -146,6 +147,7 @@ def add(found: Preview, record: Record | Broken, encoder: Any, tokenizer: Any, l
         found.faults += [str(error)][: MOST_FAULTS - len(found.faults)]
         return
     found.notes.update(encoded.notes)
+    found.warnings = {**encoded.warnings, **found.warnings}
     found.unusable += not encoded.documents
     for document in encoded.documents:
         found.sizes.append(document.size)

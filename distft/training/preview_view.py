@@ -64,6 +64,8 @@ def summary(found: Preview) -> Iterator[str]:
         yield f"{found.rows:,} rows of {found.row_size:,}, {full:.0%} full (data.row_tokens)"
     for note, number in found.notes.items():
         yield f"{number:,} {note}"
+        if note in found.warnings:
+            yield f"  {found.warnings[note]}"
     if found.unusable:
         yield f"{found.unusable:,} records have nothing to learn and are left out"
     if found.faulty:

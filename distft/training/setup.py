@@ -14,6 +14,7 @@ import torch
 
 from distft.checkpoint.state import Identity
 from distft.checkpoint.writer import Writer
+from distft.data import templates
 from distft.data.loader import Slots
 from distft.data.token_cache import Corpus
 from distft.engine import configuration, deepspeed
@@ -132,6 +133,8 @@ def identify(context: RunContext, train: dict[TaskName, Dataset], ranks: Ranks) 
     digest = distributed.on_rank_0(ranks, "digest", lambda: base_model.digest(context.base, run.path / "base.json"))
     tokenizer = distributed.on_rank_0(ranks, "tokenizer", lambda: family.digest(context.processor, recipe))
     versions = {name: version(name) for name in LIBRARIES}
+    if family.chats:
+        versions["reading of conversations"] = str(templates.FORMAT)
     return Identity(digest, datasets.digest_of(train), tokenizer, versions)
 
 
