@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 from distft.data.formats import Conversation
 from distft.data.messages import Message
@@ -20,6 +20,7 @@ Span = tuple[int, int]  # characters [start, end)
 _ERRORS = (TypeError, ValueError, LookupError, AttributeError)  # beside Jinja's own: templates run code
 _CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+_NULLS: tuple[Literal["null", "absent", "empty"], ...] = ("null", "absent", "empty")
 _PROBE = "distft-looks-for-this"
 
 
@@ -40,16 +41,18 @@ class Form:
     """How a template is given what messages may hold.
 
     Attributes:
-        null: content that is None stays None; else it is "".
+        null: content that is None is None to the template, or there is none, or it is "".
         objects: the arguments of a call are an object; else they are its JSON text.
     """
 
-    null: bool = True
+    null: Literal["null", "absent", "empty"] = "null"
     objects: bool = True
 
     def of(self, message: Message) -> Message:
-        if message["content"] is None and not self.null:
-            message = {**message, "content": ""}
+        if message["content"] is None and self.null != "null":
+            message = {key: value for key, value in message.items() if key != "content"}
+            if self.null == "empty":
+                message["content"] = ""
         if not self.objects and message.get("tool_calls"):
             message = {**message, "tool_calls": [_with_text(call) for call in message["tool_calls"]]}
         return message
@@ -90,7 +93,7 @@ class Renderer:
         raise first or UserError("the chat template shows the arguments of calls in a form that is not JSON")
 
     def _forms(self, messages: Sequence[Message]) -> list[Form]:
-        nulls = [True, False] if any(message["content"] is None for message in messages) else [True]
+        nulls = _NULLS if any(message["content"] is None for message in messages) else _NULLS[:1]
         calls = [True, False] if any(message.get("tool_calls") for message in messages) else [True]
         return [Form(null, objects) for objects in calls for null in nulls]
 
@@ -106,7 +109,7 @@ class Renderer:
                 shown = str(arguments) if rendering.form.objects else _json(_json(arguments))
                 if arguments and shown in text:
                     return True
-        if rendering.form.null and "None" in text and any(message["content"] is None for message in messages):
+        if rendering.form.null == "null" and "None" in text and any(message["content"] is None for message in messages):
             emptied = [{**message, "content": message["content"] or ""} for message in messages]
             try:
                 return text.count("None") > rendering(emptied, prompt).count("None")
@@ -138,16 +141,34 @@ class Renderer:
         return re.compile("|".join(map(re.escape, texts))) if texts else None
 
     def apply(self, messages: list[Message], tools: list[dict[str, Any]] | None, prompt: bool) -> str:
+        text: str = self._rendered(messages, tools, prompt, False)[0][0]
+        return text
+
+    def blocks(self, messages: list[Message], tools: list[dict[str, Any]] | None, prompt: bool) -> list[Span]:
+        """What the template itself marks with {% generation %}.
+
+        In characters: the token mask that apply_chat_template offers is wrong for tokenizers whose offsets leave
+        out white space (a turn that begins or ends with it loses or gains tokens, transformers 5.23).
+        """
+        blocks = self._rendered(messages, tools, prompt, True)[1]
+        return [(start, end) for start, end in blocks[0] if start < end]
+
+    def _rendered(self, messages: list[Message], tools: list[dict[str, Any]] | None, prompt: bool, mark: bool) -> Any:
+        """By the function below apply_chat_template, which leaves out what is None before a template can see it."""
         from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            text = self.tokenizer.apply_chat_template(
-                messages, tools=tools, chat_template=self.text, tokenize=False, add_generation_prompt=prompt
+            return render_jinja_template(
+                conversations=[messages],
+                tools=tools,
+                chat_template=self.text,
+                return_assistant_tokens_mask=mark,
+                add_generation_prompt=prompt,
+                **self.tokenizer.special_tokens_map,
             )
         except (TemplateError, *_ERRORS) as error:
             raise UserError(f"the chat template rejects the conversation: {error}") from error
-        assert isinstance(text, str)
-        return text
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,27 +186,17 @@ class Rendering:
     def _shaped(self, messages: Sequence[Message]) -> list[Message]:
         shaped = [self.form.of(message) for message in messages]
         if self.renderer.wants_parts:
-            shaped = [{**message, "content": _parts(message["content"])} for message in shaped]
+            shaped = [
+                {**message, "content": _parts(message["content"])} if message.get("content") else message
+                for message in shaped
+            ]
         return shaped
 
     def blocks(self, messages: Sequence[Message], prompt: bool) -> list[Span]:
-        """What the template itself marks with {% generation %}.
-
-        In characters: the token mask that apply_chat_template offers is wrong for tokenizers whose offsets leave
-        out white space (a turn that begins or ends with it loses or gains tokens, transformers 5.23).
-        """
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        _, blocks = render_jinja_template(
-            conversations=[self._shaped(messages)],
-            tools=self.tools,
-            chat_template=self.renderer.text,
-            return_assistant_tokens_mask=True,
-            add_generation_prompt=prompt,
-            **self.renderer.tokenizer.special_tokens_map,
-        )
-        return [(start, end) for start, end in blocks[0] if start < end]
+        """As `Renderer.blocks`."""
+        return self.renderer.blocks(self._shaped(messages), self.tools, prompt)
 
 
-def _parts(content: str | None) -> list[dict[str, str]] | None:
-    return None if content is None else [{"type": "text", "text": content}]
+def _in_parts(message: Message) -> Message:
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}]} if content else message

@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from distft.data.endings import MARK, OTHER, Endings, between, marked, marked_before, shared
-from distft.data.messages import Message, said
+from distft.data.messages import Message, names_of_calls, said
 from distft.data.rendering import Rendering, Span
 from distft.errors import UserError
 
@@ -151,7 +151,13 @@ class Finder:
         then = next((k for k in self._spoken if k > i + 1), len(self.messages))
         here = [*self.messages[:i], marked(self.messages[i])]
         after = [marked_before(self.messages[i + 1]), *self.messages[i + 2 : then]]
-        last, middle = self.rendering(here).partition(MARK)[2], between(self.rendering([*here, *after]))
+        _, shown, last = self.rendering(here).partition(MARK)
+        if not shown and (calls := names_of_calls(self.messages[i])):
+            raise UserError(
+                f"the chat template does not show the call of {calls[-1]!r} in message {i}; use another one "
+                f"(data.template), or leave out the record"
+            )
+        middle = between(self.rendering([*here, *after]))
         if middle is None:
             raise self._lost(i)
         return self.endings.parted(last, middle)
