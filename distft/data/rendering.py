@@ -186,10 +186,7 @@ class Rendering:
     def _shaped(self, messages: Sequence[Message]) -> list[Message]:
         shaped = [self.form.of(message) for message in messages]
         if self.renderer.wants_parts:
-            shaped = [
-                {**message, "content": _parts(message["content"])} if message.get("content") else message
-                for message in shaped
-            ]
+            shaped = [_in_parts(message) for message in shaped]
         return shaped
 
     def blocks(self, messages: Sequence[Message], prompt: bool) -> list[Span]:
