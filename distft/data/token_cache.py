@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distft.data import sources
+from distft.data import bad_records, sources
+from distft.data.bad_records import Bad
 from distft.data.cache_writer import NUMBERS, CacheWriter, sync
 from distft.data.records import Document, Encoder
 from distft.data.sources import Source
@@ -115,12 +116,14 @@ def build_cache(
     `check_stop` raises to give up; the next call goes on from there, also after a kill, and a cache folder is never
     half written. `progress` takes the number of records done.
     Both are called every few records, `check_stop` also while another job writes the same folder. Raises UserError
-    for bad data, for data without anything to learn, and where the cache cannot be written.
+    for bad data, for data without anything to learn, and where the cache cannot be written; BadRecords if more records
+    are bad than the source allows.
     """
     root = root_of(cache)
     key = _key(source, encoder, root)
     folder = root / key
     if folder.exists():
+        _check_bad(folder, source)
         return folder
 
     def unchanged() -> bool:
@@ -138,7 +141,21 @@ def build_cache(
                 finally:
                     if not alone:
                         shutil.rmtree(part, ignore_errors=True)
+    _check_bad(folder, source)
     return folder
+
+
+def left_out(folder: Path, source: Source) -> tuple[list[Bad], int]:
+    """(bad records that are not in a cache folder, number of all records). They have this source's name: another
+    source with the same bytes may have filled it."""
+    meta = Corpus.open(folder).meta
+    return bad_records.listed(folder / bad_records.FILE, meta.source, source.name), meta.records
+
+
+def _check_bad(folder: Path, source: Source) -> None:
+    """Of a folder that a run may have filled which allows for more."""
+    if (folder / bad_records.FILE).exists():
+        bad_records.check(source, *left_out(folder, source))
 
 
 def root_of(cache: str | None) -> Path:
@@ -227,6 +244,7 @@ def _write(
             key: getattr(written, key) for key in ("records", "documents", "size", "targets", "notes", "warnings")
         }
         meta = Meta(source.name, dict(encoder.columns), **counts)
+        bad_records.check(source, bad_records.listed(part / bad_records.FILE), meta.records)
         if meta.documents == 0:
             raise UserError(_why_empty(meta))
         if not unchanged():
@@ -253,7 +271,7 @@ def _encode(
 ) -> None:
     """Encode the records that the writer does not have yet."""
     kept, there, told = time.monotonic(), writer.records, -math.inf
-    for number, record in enumerate(sources.read(source)):
+    for number, row in enumerate(sources.read_leniently(source)):
         now = time.monotonic()
         if now - told > _EVERY:
             try:
@@ -267,7 +285,14 @@ def _encode(
                 writer.keep()
                 kept = now
         if number >= there:
-            writer.add(encoder.encode(record))
+            try:
+                encoded = encoder.encode(sources.whole(row))
+            except UserError as error:
+                if source.bad_budget is None:
+                    raise
+                writer.leave_out(row.where, str(error))
+            else:
+                writer.add(encoded)
 
 
 def _entries(meta: Meta) -> dict[str, Any]:

@@ -79,6 +79,14 @@ class Data(Section):
         description="look into text files for what other keys leave open: quotes around cells, semicolons in a .csv, "
         "comments and counted words in CoNLL columns",
     )
+    bad_records: Literal["refuse", "skip"] = Field(
+        "refuse",
+        description="what to do with records that cannot be read or used; skip: leave them out, and list them in "
+        "bad-records.jsonl of the run folder",
+    )
+    bad_budget: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.01, description="share of the records of a data set that may be left out as bad; more are refused"
+    )
     hub_config: str | None = Field(None, description="name of a configuration of a data set on the hub")
     train_split: str = Field("train", description="split to train on, if the source has several")
     eval_split: str = Field("validation", description="split to evaluate on, if the source has several")
@@ -247,9 +255,10 @@ class Recipe(Section):
         """The tasks of this run with their data, by name; a run of one task has one part, without a name."""
         data, task = self.data, self.task
         hub = (data.hub_config, data.train_split, data.eval_split)
+        bad_budget = data.bad_budget if data.bad_records == "skip" else None
         if not isinstance(task, MultiTask):
             own = (data.train, data.eval, data.fields, data.format, data.delimiter, data.columns)
-            return (TaskPart(None, task, ("data",), *own, data.encoding, data.detect, *hub),)
+            return (TaskPart(None, task, ("data",), *own, data.encoding, data.detect, *hub, bad_budget),)
         return tuple(
             TaskPart(
                 name,
@@ -264,6 +273,7 @@ class Recipe(Section):
                 part.encoding,
                 data.detect,
                 *hub,
+                bad_budget,
                 part.weight,
                 task.temperature,
             )

@@ -246,6 +246,7 @@ class TaskPart:
     Attributes:
         name: None if the run has one task.
         keys: where in the recipe its data are named: ("data",) or ("task", "tasks", NAME).
+        bad_budget: share of the records of a data set that may be left out as bad; None: not one.
         weight: its share of the micro-batches; None: rows ** (1 / temperature).
     """
 
@@ -263,5 +264,6 @@ class TaskPart:
     hub_config: str | None
     train_split: str
     eval_split: str
+    bad_budget: float | None = None
     weight: float | None = None
     temperature: float = 1.0

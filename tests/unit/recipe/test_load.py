@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from distft.data.sources import source_of
 from distft.errors import UserError
 from distft.recipe.adapters import Layers
 from distft.recipe.changes import ALLOWABLE, HARMLESS, Difference, agree, check_allowed
@@ -468,6 +469,26 @@ def test_a_multi_task_names_its_data_itself(write: Write, tmp_path: Path) -> Non
     assert task.tasks["b"].train == {"tokens": str(tmp_path / "b.words"), "tags": str(tmp_path / "b.tags")}
     again = load(write(dump(load(write(LONE + TWO), [])), "again.yaml"), [])
     assert again.task == task
+
+
+def test_all_tasks_leave_out_bad_records_as_the_data_section_says(write: Write) -> None:
+    for text in (SMALL, LONE + TWO):
+        path = write(text)
+        for changed, budget in (([], None), (["data.bad_budget=0.5"], None), (["data.bad_records=skip"], 0.01)):
+            assert {part.bad_budget for part in load(path, changed).parts()} == {budget}
+        recipe = load(path, ["data.bad_records=skip", "data.bad_budget=0.0"])
+        sources = [source_of(part, which) for part in recipe.parts() for which in ("train", "eval")]
+        assert {source.bad_budget for source in sources if source is not None} == {0.0}
+
+
+def test_runs_begun_before_bad_records_could_be_left_out_go_on(write: Write) -> None:
+    values = yaml.safe_load(dump(small()))
+    assert (values["data"].pop("bad_records"), values["data"].pop("bad_budget")) == ("refuse", 0.01)
+    stored = load_resolved(write(yaml.safe_dump(values), "config.yaml"))
+    assert differences(stored, small()) == []
+    lenient = small(data={"train": "/d", "bad_records": "skip", "bad_budget": 0.5})
+    rules = {one.key: one.rule for one in differences(stored, lenient) if "bad" in one.key}
+    assert rules == {"data.bad_records": "harmless", "data.bad_budget": "harmless"}
 
 
 @pytest.mark.parametrize("given", ["./x.en", "x.jsonl", "~/x", "../x.txt.gz"])

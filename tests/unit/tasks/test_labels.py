@@ -237,3 +237,18 @@ def test_a_damaged_file_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"labels\.json is damaged .*; restore it from a copy"):
         labels.read_labels(path)
+
+
+def test_records_with_wrong_labels_are_passed_over_where_they_may_be_left_out(data: Any) -> None:
+    def labels_of(named: list[str] | None, budget: float | None) -> list[str]:
+        task = CLASSES if named is None else {**CLASSES, "labels": named}
+        where = data("a", None, "b", [1], "z", "\ud83d")
+        parts = [replace(part, bad_budget=budget) for part in parts_of(recipe(task), where)]
+        return labels.find(parts)["label"]
+
+    assert labels_of(None, 0.5) == ["a", "b", "z"]
+    assert labels_of(["b", "a"], 0.5) == ["b", "a"]
+    with pytest.raises(UserError, match=r"no record of .* has label 'c'; remove that label, or add records"):
+        labels_of(["b", "a", "c"], 0.5)
+    with pytest.raises(UserError, match=r"a.jsonl:2 has no label; give it one"):
+        labels_of(["b", "a"], None)
