@@ -102,6 +102,9 @@ def step(session: Session, bar: Bar) -> bool:
     *totals, useful, flops = distributed.sum_over_ranks([*mine, tokens, flops])
     factors = task.factors(dict(zip(task.counted, totals, strict=True)))
     parts, named = backward(session, number, list(zip(micros, batches, strict=True)), factors)
+    if session.reached is not None:
+        session.reached.check()
+        session.reached = None
     pulse.at(f"step {number}, the update")
     own = torch.stack([sum(parts, start=torch.zeros_like(parts[0])), *named.values()]).tolist()
     mean, *by_name, stop = distributed.sum_over_ranks([*own, float(session.is_to_stop())])

@@ -15,6 +15,7 @@ from distft.data.loader import Loader
 from distft.engine.deepspeed import Engine
 from distft.model.adalora import Allocator
 from distft.model.context import RunContext
+from distft.model.reached import Reached
 from distft.process import distributed, environment, stop_signals
 from distft.process.console import Console
 from distft.process.deadline import Clock
@@ -56,6 +57,7 @@ class Session:
     identity: Identity
     progress: Progress
     saved: int  # step of the newest checkpoint, written or being written
+    reached: Reached | None = None  # of a run that begins
 
     @property
     def recipe(self) -> Recipe:

@@ -23,6 +23,7 @@ from distft.errors import UserError
 from distft.model import adapters, attention, base_model
 from distft.model.adalora import Allocator, NoAllocator, RankAllocator
 from distft.model.context import RunContext
+from distft.model.reached import Reached
 from distft.process import distributed, environment, pulse, stop_signals
 from distft.process.console import Console
 from distft.process.deadline import Clock
@@ -110,6 +111,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         identity=identity,
         progress=progress,
         saved=progress.step,
+        reached=Reached(engine.module, recipe.adapter) if progress.step == 0 else None,
     )
 
 
