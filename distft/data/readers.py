@@ -41,14 +41,14 @@ def jsonl(path: Path, encoding: str | None = None) -> RecordStream:
 
 
 def json_file(path: Path, encoding: str | None = None) -> RecordStream:
-    """An array of objects, or SQuAD's articles; else it is read as JSON lines, which is what such files hold."""
+    """An array of objects, SQuAD's articles, or an object of columns; else JSON lines, which such files often hold."""
     first = next((line for line in lines(path, encoding) if isinstance(line, Broken) or line.strip()), "")
     start = first.strip() if isinstance(first, str) else ""
     if start.startswith("["):
         for index, value in enumerate(_whole(path, encoding)):
             yield _record(f"{path}[{index}]", value)
-    elif (articles := _articles(path, start, encoding)) is not None:
-        yield from _squad(path, articles)
+    elif (value := _one_object(path, start, encoding)) is not None:
+        yield from _squad(path, value["data"]) if _is_squad(value) else numbered(str(path), rows_of(value))
     else:
         yield from jsonl(path, encoding)
 
@@ -63,10 +63,14 @@ def _whole(path: Path, encoding: str | None) -> Any:
     return value
 
 
-def _articles(path: Path, start: str, encoding: str | None) -> Any:
-    """The articles of a file that is one object of SQuAD's; None where it holds JSON lines. `start`: its first line."""
+def _one_object(path: Path, start: str, encoding: str | None) -> Any:
+    """The value of a file that is one object, of SQuAD's or of columns; None where it holds JSON lines.
+
+    Args:
+        start: its first line.
+    """
     first = _parse(start, path, 1)
-    if not start.startswith("{") or not (isinstance(first, Broken) or _is_squad(first)):
+    if not start.startswith("{") or not (isinstance(first, Broken) or _is_squad(first) or is_columns(first)):
         return None
     try:
         value = _whole(path, encoding)
@@ -74,9 +78,38 @@ def _articles(path: Path, start: str, encoding: str | None) -> Any:
         if start == "{":  # no record, but an object over several lines, and here is what is wrong with it
             raise
         return None
-    if not _is_squad(value):
-        raise UserError(f"{path} is one JSON object; expected an array of objects, JSON lines, or SQuAD's articles")
-    return value["data"]
+    if not (_is_squad(value) or is_columns(value)):
+        raise UserError(
+            f"{path} is one JSON object; expected an array of objects, JSON lines, columns of equal lengths, or "
+            "SQuAD's articles"
+        )
+    return value
+
+
+def is_columns(value: Any) -> bool:
+    """Whether an object holds columns: equally long lists, as `to_dict` of datasets has them, or {"0": ..., "1": ...}
+    of the same numbers, as pandas writes them. It may be a single record of lists: words and tags, or messages."""
+    if not isinstance(value, dict) or not value:
+        return False
+    columns = list(value.values())
+    if all(isinstance(column, dict) for column in columns):
+        return (
+            bool(columns[0])
+            and all(column.keys() == columns[0].keys() for column in columns)
+            and all(index.isdecimal() for index in columns[0])
+        )
+    if not all(isinstance(column, list) for column in columns) or len({len(column) for column in columns}) > 1:
+        return False
+    cells = [cell for column in columns for cell in column]
+    of_words = any(name.lower().endswith(("tokens", "words", "tags")) for name in value)
+    nested = any(isinstance(cell, list) for cell in cells)
+    return bool(cells) and (nested or not of_words) and not any(isinstance(cell, dict) for cell in cells)
+
+
+def rows_of(columns: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    first = next(iter(columns.values()))
+    for place in first if isinstance(first, dict) else range(len(first)):
+        yield {name: column[place] for name, column in columns.items()}
 
 
 def _is_squad(value: Any) -> bool:

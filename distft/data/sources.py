@@ -16,6 +16,7 @@ from distft.data.readers import RecordStream
 from distft.data.records import Broken, Record
 from distft.errors import UserError, first_line
 from distft.process import pulse
+from distft.recipe.section import is_url
 from distft.recipe.tasks import TaskPart
 from distft.run.digest import remembered
 
@@ -179,12 +180,14 @@ def _local(spec: str) -> Path | None:
         return path
     if path.exists():
         return path
-    if text_lines.is_gzip(path) or suffix_of(path) in _SUFFIXES or spec.startswith((".", "/", "~")):
+    if text_lines.is_gzip(path) or suffix_of(path) in _SUFFIXES or spec.startswith((".", "/", "~")) or is_url(spec):
         raise _missing(spec)
     return None
 
 
 def _missing(spec: str) -> UserError:
+    if is_url(spec):
+        return UserError(f"data {spec} is an address on the web; download it first, and give the file")
     return UserError(f"data file {spec} does not exist (relative paths start from {Path.cwd()})")
 
 

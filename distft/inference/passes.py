@@ -165,6 +165,7 @@ def as_one_of_several(work: Pass, rank: int, world: int, console: Console) -> in
     count = do_parts(work, console, lambda number: number % world == rank)
     if rank > 0 or STARTED_HERE in os.environ:
         return None
+    console.say(f"rank 0 of {world} has done its share and waits for the others")
     wait_for(lambda: all(work.file(number).exists() for number in range(count)))
     return do_parts(work, console)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from distft.recipe.adapters import Adapter, NoAdapter
-from distft.recipe.section import Day, Encoding, Fraction, Positive, Scalar, Section, Text
+from distft.recipe.section import Day, Encoding, Fraction, Place, Positive, Scalar, Section, Text
 from distft.recipe.tasks import AnyTask, CausalLM, MultiTask, Overlong, TaskPart
 
 
@@ -31,7 +31,7 @@ class ModelInit(Section):
 class Model(Section):
     """The base model: `path` or `init`, not both."""
 
-    path: Text | None = Field(None, description="local folder or hub id of a model")
+    path: Place | None = Field(None, description="local folder or hub id of a model")
     init: ModelInit | None = Field(None, description="make a small random model instead of loading one")
     revision: str | None = Field(None, description="hub revision of `path`")
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
@@ -56,12 +56,12 @@ class Model(Section):
 class Data(Section):
     """What data to read, how to make rows of tokens of it, and in which order."""
 
-    train: Text | dict[str, Text] | None = Field(
+    train: Place | dict[str, Place] | None = Field(
         None,
         description="training data: a file (.jsonl .json .csv .tsv .parquet .txt .conll), a folder written by "
         "`datasets`, a hub id, or parallel files of lines: {source: a.en, target: a.de}",
     )
-    eval: Text | dict[str, Text] | None = Field(None, description="held-out data, in the same forms")
+    eval: Place | dict[str, Place] | None = Field(None, description="held-out data, in the same forms")
     fields: dict[str, str] = Field(
         default_factory=dict, description="names of the columns: {name in distft: name of the column}"
     )

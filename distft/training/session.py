@@ -52,12 +52,19 @@ class Session:
     loader: Loader
     held_out: Sequence[HeldOut]
     rows: int  # in an epoch
+    total_rows: int | None  # after which steps are filled up with empty rows; None: never
     total_steps: int
     writer: Writer
     identity: Identity
     progress: Progress
     saved: int  # step of the newest checkpoint, written or being written
     reached: Reached | None = None  # of a run that begins
+
+    @property
+    def epoch(self) -> float:
+        """How many times the data were fed. What fills up the last step of the last epoch does not count."""
+        fed = self.progress.next_row
+        return (fed if self.total_rows is None else min(fed, self.total_rows)) / self.rows
 
     @property
     def recipe(self) -> Recipe:
