@@ -7,7 +7,8 @@ whole raises UserError. Tables and CoNLL columns have modules of their own.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,33 +118,47 @@ def _is_squad(value: Any) -> bool:
     return isinstance(data, list) and any(isinstance(article, dict) and "paragraphs" in article for article in data)
 
 
-def _squad(path: Path, articles: Sequence[Any]) -> Iterator[Record]:
+def _squad(path: Path, articles: Sequence[Any]) -> RecordStream:
     """A flat record for each question, with the fields that the hub's copy of SQuAD has."""
-    where = str(path)
+    for number, article in enumerate(articles):
+        for place, paragraph in _inside(f"{path}[{number}]", article, "paragraphs"):
+            for where, question in _inside(place, paragraph, "qas"):
+                yield _in_format(where, partial(_question, where, article, paragraph, question))
+
+
+def _inside(where: str, value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """The parts of a value by their places; what is Broken as its own only part."""
+    found = value if isinstance(value, Broken) else _in_format(where, lambda: list(value[key]))
+    if isinstance(found, Broken):
+        yield where, found
+    else:
+        for number, part in enumerate(found):
+            yield f"{where}.{key}[{number}]", part
+
+
+def _in_format(where: str, make: Callable[[], Any]) -> Any:
+    """What is made of a value; Broken if the value is not as SQuAD's are."""
     try:
-        for a, article in enumerate(articles):
-            where = f"{path}[{a}]"
-            for p, paragraph in enumerate(article["paragraphs"]):
-                where = f"{path}[{a}].paragraphs[{p}]"
-                for q, question in enumerate(paragraph["qas"]):
-                    where = f"{path}[{a}].paragraphs[{p}].qas[{q}]"
-                    yield Record(where, _question(where, article, paragraph["context"], question))
+        return make()
     except KeyError as error:
-        raise UserError(f"{where} lacks {error}, which the SQuAD format requires; add it") from error
-    except (TypeError, AttributeError) as error:
-        raise UserError(f"{where} is not in the SQuAD format: a value has the wrong type") from error
+        return Broken(where, f"lacks {error}, which the SQuAD format requires; add it")
+    except (TypeError, AttributeError):
+        return Broken(where, "is not in the SQuAD format: a value has the wrong type")
 
 
-def _question(where: str, article: Mapping[str, Any], context: Any, question: Mapping[str, Any]) -> dict[str, Any]:
+def _question(where: str, article: Mapping[str, Any], paragraph: Any, question: Any) -> Record | Broken:
+    if isinstance(question, Broken):
+        return question
     answers = question.get("answers") or []
-    return {
+    fields = {
         "id": str(question.get("id", where)),
         "title": article.get("title", ""),
-        "context": context,
+        "context": paragraph["context"],
         "question": question["question"],
         "answers": {name: [answer[name] for answer in answers] for name in ("text", "answer_start")},
         "is_impossible": bool(question.get("is_impossible", False)),
     }
+    return Record(where, fields)
 
 
 def _parse(source: str, path: Path, line: int) -> Any:

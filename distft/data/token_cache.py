@@ -145,17 +145,18 @@ def build_cache(
     return folder
 
 
-def left_out(folder: Path, source: Source) -> tuple[list[Bad], int]:
-    """(bad records that are not in a cache folder, number of all records). They have this source's name: another
-    source with the same bytes may have filled it."""
-    meta = Corpus.open(folder).meta
-    return bad_records.listed(folder / bad_records.FILE, meta.source, source.name), meta.records
+def left_out(folder: Path, source: Source) -> list[Bad]:
+    """The bad records that are not in a cache folder, with this source's name: another one with the same bytes may
+    have filled it."""
+    if not (folder / bad_records.FILE).exists():
+        return []
+    return bad_records.listed(folder / bad_records.FILE, Corpus.open(folder).meta.source, source.name)
 
 
 def _check_bad(folder: Path, source: Source) -> None:
     """Of a folder that a run may have filled which allows for more."""
-    if (folder / bad_records.FILE).exists():
-        bad_records.check(source, *left_out(folder, source))
+    if bad := left_out(folder, source):
+        bad_records.check(source, bad, Corpus.open(folder).meta.records)
 
 
 def root_of(cache: str | None) -> Path:

@@ -304,7 +304,7 @@ def score(work: Pass, count: int, path: Path) -> Report:
     outcomes = [json.loads(line) for text in texts for line in text.split("\n") if line]
     left_out = [outcome[LEFT_OUT] for outcome in outcomes if LEFT_OUT in outcome]
     bad, records = [Bad(**outcome[BAD]) for outcome in outcomes if BAD in outcome], len(outcomes)
-    with listing(path, work.part or "eval", work.source) as listed:
+    with listing(path, f"eval of {work.part}" if work.part else "eval", work.source) as listed:
         check(work.source, bad, records)
         listed += bad
     outcomes = [outcome for outcome in outcomes if LEFT_OUT not in outcome and BAD not in outcome]

@@ -70,7 +70,7 @@ def open_dataset(
             encoder = context.encoder(part.name)
             with listing(context.run.bad_records, name, source) as bad:
                 folder = token_cache.build_cache(source, encoder, recipe.data.cache, stop_signals.check, show)
-                bad += token_cache.left_out(folder, source)[0]
+                bad += token_cache.left_out(folder, source)
             return str(folder), len(bad)
 
     path, bad = distributed.on_rank_0(ranks, f"tokens/{name}", build_cache)

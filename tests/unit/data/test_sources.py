@@ -303,6 +303,29 @@ def test_bad_squad_is_named(tmp_path, article, said):
     assert f"{path}{said}" in complaint(path)
 
 
+def test_what_is_bad_of_squad_leaves_the_rest(tmp_path):
+    path = tmp_path / "a.json"
+    article = SQUAD["data"][1]
+    [paragraph] = article["paragraphs"]
+    good = paragraph["qas"][0]
+    spoilt = {**article, "paragraphs": [{**paragraph, "qas": [good, {"id": "x"}, good]}, {"context": "c"}, 3]}
+    write(path, json.dumps({"data": [{"title": "t"}, spoilt, article]}))
+    found = list(read_leniently(source(path)))
+    broken = [(one.where.removeprefix(str(path)), one.why.split()[1]) for one in found if isinstance(one, Broken)]
+    assert broken == [
+        ("[0]", "'paragraphs',"),
+        ("[1].paragraphs[0].qas[1]", "'question',"),
+        ("[1].paragraphs[1]", "'qas',"),
+        ("[1].paragraphs[2]", "not"),
+    ]
+    whole = [one.where.removeprefix(str(path)) for one in found if not isinstance(one, Broken)]
+    assert whole == [
+        "[1].paragraphs[0].qas[0]",
+        "[1].paragraphs[0].qas[2]",
+        *(f"[2].paragraphs[0].qas[{number}]" for number in range(3)),
+    ]
+
+
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize(
     ("columns", "expected"),
