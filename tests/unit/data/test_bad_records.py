@@ -127,11 +127,12 @@ def test_stopped_and_killed_encodes_leave_out_the_same(tmp_path: Path, build: Bu
 
     def stop() -> None:
         calls.append(1)
-        if len(calls) == 4:
+        if len(calls) == 151:
             raise Stop
 
     at_once = of_files(build(source, "at once"))
-    monkeypatch.setattr(token_cache, "_KEEP_EVERY", 0.0)
+    monkeypatch.setattr(token_cache, "_KEEP_EVERY", -1.0)
+    monkeypatch.setattr(token_cache, "_EVERY", -1.0)
     with pytest.raises(Stop):
         build(source, stop=stop)
     leave_out = CacheWriter.leave_out
