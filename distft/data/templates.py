@@ -32,10 +32,10 @@ FORMAT = 2  # raise it when the same record and template give other tokens or ta
 # assistant's turns end with the eos token, so that a model stops where it should.
 DEFAULT = (
     "{% for message in messages %}"
-    "{{ '<|' + message['role'] + '|>\n' + message['content'] }}"
-    "{{ eos_token if message['role'] == 'assistant' else '' }}{{ '\n' }}"
+    "{{ '<|' + message['role'] + '|>\\n' + message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' else '' }}{{ '\\n' }}"
     "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
 
 REJECTED = "whose label is false were left out"

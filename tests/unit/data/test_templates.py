@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -275,3 +277,8 @@ def test_records_that_do_not_fit_are_named(record, fields, said):
         parse(Record("a:1", record), fields)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_default_template_is_that_of_all_runs_before() -> None:
+    """It is part of what tells a run's tokenizer; another text for the same words would refuse to go on with them."""
+    assert hashlib.sha256(DEFAULT.encode()).hexdigest().startswith("37794034e19bc83b")

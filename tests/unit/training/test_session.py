@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from distft.checkpoint.state import Progress
-from distft.training.session import Session
+from distft.checkpoint.state import Identity, Progress
+from distft.errors import UserError
+from distft.recipe.changes import agree
+from distft.training.session import Session, differences
 
 
 @pytest.mark.parametrize(
@@ -28,3 +31,16 @@ def test_rows_that_fill_up_the_last_step_are_not_counted(
     session: Any = SimpleNamespace(progress=progress, rows=rows, total_rows=total_rows)
     getter: Any = Session.epoch
     assert getter.fget(session) == epoch
+
+
+def test_a_run_whose_conversations_were_read_in_another_way_says_so() -> None:
+    before = Identity("base", "rows", "tokenizer", {"torch": "2.10.0"})
+    now = replace(before, rows="others", versions={**before.versions, "reading of conversations": "2"})
+    with pytest.raises(UserError) as caught:
+        agree(differences(before, now), frozenset(), "it does not match this run")
+    assert str(caught.value).splitlines() == [
+        "it does not match this run; add --allow data.content --allow versions, or use the same values:",
+        "  needs --allow: data.content: 'rows' before, 'others' now",
+        "  needs --allow: versions.reading of conversations: None before, '2' now",
+    ]
+    agree(differences(before, now), frozenset({"data.content", "versions"}), "")
