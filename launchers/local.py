@@ -15,7 +15,7 @@ from distft.launcher import Job, Outlook, find_launcher
 from distft.process import environment
 from distft.process.devices import gpus
 from distft.recipe import changes
-from distft.recipe.earlier import inherited
+from distft.recipe.earlier import begun, inherited
 from distft.recipe.load import check_sizes, differences, dump, load_resolved
 from distft.recipe.schema import Recipe
 from distft.run import lease, tracking
@@ -127,8 +127,9 @@ def settle_recipe(run: RunDir, wanted: Recipe | None, allowed: frozenset[str] = 
     if not run.exists():
         assert wanted is not None
         assert wanted.name is not None
-        run.create(wanted.name, dump(wanted))
-        return wanted
+        recipe = begun(wanted)
+        run.create(wanted.name, dump(recipe))
+        return recipe
     agreed, stored = agreed_recipe(run, wanted, allowed), load_resolved(run.config)
     if agreed != stored:
         if has_nothing_to_lose(run):
@@ -172,7 +173,7 @@ def start_over(run: RunDir, new: Recipe, changed: list[str]) -> None:
         run.metrics.rename(run.attempt_logs(record.attempts[-1].number) / run.metrics.name)
     for folder in (run.base, run.path / "tensorboard"):
         shutil.rmtree(folder, ignore_errors=True)
-    for made in (run.labels, run.reference, run.path / "base.json", run.chart):
+    for made in (run.labels, run.bad_records, run.reference, run.path / "base.json", run.chart):
         made.unlink(missing_ok=True)
     run.write(dataclasses.replace(record, name=new.name or record.name, wandb_id=new_wandb_id(), trained=0))
 
@@ -187,7 +188,7 @@ def agreed_recipe(run: RunDir, wanted: Recipe | None, allowed: frozenset[str] = 
     if wanted is None or wanted == stored:
         return stored
     if has_nothing_to_lose(run):
-        return wanted
+        return begun(wanted, stored.data.today)
     changes.agree(differences(stored, wanted), allowed, f"{run.path} holds a run of another recipe")
     return inherited(stored, wanted)
 

@@ -39,8 +39,14 @@ def train(
 
     The same command continues an interrupted run; a finished run is a no-op.
     """
-    if "RANK" in os.environ or environment.FORKSERVER_FD in os.environ:
+    if environment.TOKEN in os.environ or environment.FORKSERVER_FD in os.environ:
         raise typer.Exit(process_of_a_node(run_dir))
+    if "RANK" in os.environ:
+        raise UserError(
+            f"RANK is set ({os.environ['RANK']}), as torchrun or a script sets it for one of several processes, but "
+            "distft train starts its ranks itself: run it once, with --nproc N, in place of torchrun or srun; if it is "
+            "left over: `unset RANK LOCAL_RANK WORLD_SIZE`"
+        )
     from distft.launcher import HERE, Job, Mode, Resources, find_launcher
     from distft.recipe.changes import check_allowed
     from distft.recipe.load import load
@@ -61,7 +67,7 @@ def train(
 def process_of_a_node(run_dir: Path | None) -> int:
     """What a launcher starts: a rank, or the process from which the ranks of a node are forked."""
     if run_dir is None:
-        raise UserError("RANK is set, so this process is one rank of a run and needs --run-dir")
+        raise UserError(f"{environment.TOKEN} is set, so this process belongs to a run and needs --run-dir")
     from distft.training import forkserver
 
     if environment.FORKSERVER_FD in os.environ:

@@ -62,7 +62,7 @@ def data(
     else:
         write_atomically(page, preview_view.page(found, ids))
         print(f"{page} shows {len(found.shown)} of {len(found.sizes):,} documents")
-    if found.faulty:
+    if found.refused:
         raise UserError(f"{found.faulty:,} of {found.read:,} records cannot be used; the first: {found.faults[0]}")
 
 

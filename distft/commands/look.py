@@ -13,6 +13,7 @@ from distft.data import formats, readers
 from distft.data.answers import answers_of
 from distft.data.columns import Found, find_columns, known_names
 from distft.data.layout import LOOKED_AT, Layout, layout_of
+from distft.data.pairs import pair_of
 from distft.data.records import Broken, Record
 from distft.data.sources import Source, read_leniently
 from distft.data.spans import Span, has_spans, has_words, is_left_out, spans_of
@@ -23,16 +24,8 @@ Spec = str | dict[str, str]  # a file, or parallel files by column
 _SHORTEST, _LONGEST = 64, 4096  # tokens in a row
 _ENCODER_HOLDS = 512  # positions of most encoders
 _ENCODERS = ("masked-lm", "sequence-classification", "token-classification", "question-answering")
-_UNSIZED = (
-    "label",
-    "tags",
-    "spans",
-    "annotations",
-    "answers",
-    "answer",
-    "is_impossible",
-    "target",
-)  # beside what fills a row
+# beside what fills a row
+_UNSIZED = ("label", "tags", "spans", "annotations", "answers", "answer", "is_impossible", "target")
 _CHARACTERS = 4  # in a token of a text in Latin letters
 
 
@@ -145,7 +138,7 @@ def _refusal(task: str, records: Sequence[Record], fields: Mapping[str, str]) ->
     """Why the task will not take one of the records."""
     parsers = {
         "causal-lm": formats.parse,
-        "dpo": formats.pair_of,
+        "dpo": pair_of,
         "question-answering": answers_of,
         "token-classification": _spans_if_any,
     }

@@ -15,11 +15,14 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from distft.data import bad_records
+from distft.data.bad_records import Bad
 from distft.data.records import Encoded
 from distft.run.files import write_atomically
 
 NUMBERS = {"sizes": "int32", "targets": "int32", "records": "int64"}  # one a document
 PROGRESS = "progress.json"
+_BAD = "bad records"  # the file that lists them, which is there only if there are any
 
 
 @dataclass
@@ -31,6 +34,7 @@ class Progress:
     size: int = 0
     targets: int = 0
     notes: dict[str, int] = field(default_factory=dict)
+    warnings: dict[str, str] = field(default_factory=dict)
     ends: dict[str, int] = field(default_factory=dict)  # values of each column
     lengths: dict[str, int] = field(default_factory=dict)
 
@@ -47,13 +51,14 @@ class CacheWriter:
 
     def __init__(self, folder: Path, columns: Mapping[str, str]) -> None:
         self._folder, self._columns = folder, dict(columns)
-        self._names = [*NUMBERS, *(f"{c}.{part}" for c in columns for part in ("offsets", "column"))]
+        arrays = [*NUMBERS, *(f"{c}.{part}" for c in columns for part in ("offsets", "column"))]
+        self._paths = {name: folder / f"{name}.bin" for name in arrays} | {_BAD: folder / bad_records.FILE}
         self._stack = ExitStack()
         self._done = self._continued() or self._begun()
         self._notes = Counter(self._done.notes)
         self._files: dict[str, BinaryIO] = {}
-        for name in self._names:
-            file = self._stack.enter_context((folder / f"{name}.bin").open("r+b"))
+        for name, path in self._paths.items():
+            file = self._stack.enter_context(path.open("r+b"))
             file.truncate(self._done.lengths.get(name, 0))
             file.seek(0, os.SEEK_END)
             self._files[name] = file
@@ -73,7 +78,7 @@ class CacheWriter:
         """What is there; None where that is not enough to go on from."""
         try:
             found = Progress(**json.loads((self._folder / PROGRESS).read_text(encoding="utf-8")))
-            whole = all((self._folder / f"{n}.bin").stat().st_size >= found.lengths[n] for n in self._names)
+            whole = all(path.stat().st_size >= found.lengths[name] for name, path in self._paths.items())
         except (OSError, ValueError, TypeError, KeyError):
             return None
         return found if whole and found.ends.keys() == self._columns.keys() else None
@@ -81,14 +86,15 @@ class CacheWriter:
     def _begun(self) -> Progress:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir()
-        for name in self._names:
-            (self._folder / f"{name}.bin").touch()
+        for path in self._paths.values():
+            path.touch()
         return Progress(ends=dict.fromkeys(self._columns, 0))
 
     def add(self, encoded: Encoded) -> None:
         """Add what became of one record."""
         done = self._done
         self._notes.update(encoded.notes)
+        done.warnings = {**encoded.warnings, **done.warnings}
         for document in encoded.documents:
             numbers = {"sizes": document.size, "targets": document.targets, "records": done.records}
             for name, number in numbers.items():
@@ -102,6 +108,11 @@ class CacheWriter:
             done.size += document.size
             done.targets += document.targets
         done.records += 1
+
+    def leave_out(self, where: str, error: str) -> None:
+        """Count one record and list it as bad."""
+        self._files[_BAD].write(Bad(self._done.records, where, error).line().encode())
+        self._done.records += 1
 
     def _put(self, name: str, values: npt.NDArray[Any]) -> None:
         self._files[name].write(values.tobytes())
@@ -118,6 +129,8 @@ class CacheWriter:
         for name, end in self._done.ends.items():
             self._put(f"{name}.offsets", np.array([end], "int64"))
         self._sync_all()
+        if self._files[_BAD].tell() == 0:
+            self._paths[_BAD].unlink()
         (self._folder / PROGRESS).unlink(missing_ok=True)
         self._done.notes = dict(self._notes)
         return self._done

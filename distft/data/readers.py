@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def jsonl(path: Path, encoding: str | None = None) -> RecordStream:
 
 
 def json_file(path: Path, encoding: str | None = None) -> RecordStream:
-    """An array of objects, objects of several lines each, SQuAD's articles, or, as in most such files, JSON lines."""
+    """An array of objects, objects of several lines each, SQuAD's articles, an object of columns, or JSON lines."""
     first = next((line for line in lines(path, encoding) if isinstance(line, Broken) or line.strip()), "")
     start = first.strip() if isinstance(first, str) else ""
     if start.startswith("["):
@@ -51,17 +52,17 @@ def json_file(path: Path, encoding: str | None = None) -> RecordStream:
             yield _record(f"{path}[{index}]", value)
     elif start == "{":
         yield from _objects(path, encoding)
-    elif (articles := _articles(path, start, encoding)) is not None:
-        yield from _squad(path, articles)
+    elif (value := _one_object(path, start, encoding)) is not None:
+        yield from _in_one(path, value)
     else:
         yield from jsonl(path, encoding)
 
 
 def _objects(path: Path, encoding: str | None) -> RecordStream:
-    """Objects over several lines, one behind the other, each a record; or one that is SQuAD's."""
+    """Objects over several lines, one behind the other, each a record; or one that holds all of them."""
     found = list(_values(path, _text(path, encoding)))
     if len(found) == 1:
-        yield from _squad(path, _articles_of(path, found[0][1]))
+        yield from _in_one(path, found[0][1])
     else:
         yield from (_record(f"{path}:{line}", value) for line, value in found)
 
@@ -95,22 +96,57 @@ def _whole(path: Path, encoding: str | None) -> Any:
     return value
 
 
-def _articles(path: Path, start: str, encoding: str | None) -> Any:
-    """The articles of a file that is one object of SQuAD's; None where it holds JSON lines. `start`: its first line."""
+def _one_object(path: Path, start: str, encoding: str | None) -> Any:
+    """The value of a file that is one object and begins as SQuAD's or columns do; None where it holds JSON lines.
+
+    Args:
+        start: its first line.
+    """
     first = _parse(start, path, 1)
-    if not start.startswith("{") or not (isinstance(first, Broken) or _is_squad(first)):
+    if not start.startswith("{") or not (isinstance(first, Broken) or _is_squad(first) or is_columns(first)):
         return None
     try:
-        value = _whole(path, encoding)
+        return _whole(path, encoding)
     except UserError:
         return None
-    return _articles_of(path, value)
 
 
-def _articles_of(path: Path, value: Any) -> Any:
-    if not _is_squad(value):
-        raise UserError(f"{path} is one JSON object; expected an array of objects, JSON lines, or SQuAD's articles")
-    return value["data"]
+def _in_one(path: Path, value: Any) -> RecordStream:
+    """The records of a file that is one object."""
+    if _is_squad(value):
+        return _squad(path, value["data"])
+    if is_columns(value):
+        return numbered(str(path), rows_of(value))
+    raise UserError(
+        f"{path} is one JSON object; expected an array of objects, JSON lines, columns of equal lengths, or "
+        "SQuAD's articles"
+    )
+
+
+def is_columns(value: Any) -> bool:
+    """Whether an object holds columns: equally long lists, as `to_dict` of datasets has them, or {"0": ..., "1": ...}
+    of the same numbers, as pandas writes them. It may be a single record of lists: words and tags, or messages."""
+    if not isinstance(value, dict) or not value:
+        return False
+    columns = list(value.values())
+    if all(isinstance(column, dict) for column in columns):
+        return (
+            bool(columns[0])
+            and all(column.keys() == columns[0].keys() for column in columns)
+            and all(index.isdecimal() for index in columns[0])
+        )
+    if not all(isinstance(column, list) for column in columns) or len({len(column) for column in columns}) > 1:
+        return False
+    cells = [cell for column in columns for cell in column]
+    of_words = any(name.lower().endswith(("tokens", "words", "tags")) for name in value)
+    nested = any(isinstance(cell, list) for cell in cells)
+    return bool(cells) and (nested or not of_words) and not any(isinstance(cell, dict) for cell in cells)
+
+
+def rows_of(columns: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    first = next(iter(columns.values()))
+    for place in first if isinstance(first, dict) else range(len(first)):
+        yield {name: column[place] for name, column in columns.items()}
 
 
 def _is_squad(value: Any) -> bool:
@@ -118,33 +154,47 @@ def _is_squad(value: Any) -> bool:
     return isinstance(data, list) and any(isinstance(article, dict) and "paragraphs" in article for article in data)
 
 
-def _squad(path: Path, articles: Sequence[Any]) -> Iterator[Record]:
+def _squad(path: Path, articles: Sequence[Any]) -> RecordStream:
     """A flat record for each question, with the fields that the hub's copy of SQuAD has."""
-    where = str(path)
+    for number, article in enumerate(articles):
+        for place, paragraph in _inside(f"{path}[{number}]", article, "paragraphs"):
+            for where, question in _inside(place, paragraph, "qas"):
+                yield _in_format(where, partial(_question, where, article, paragraph, question))
+
+
+def _inside(where: str, value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """The parts of a value by their places; what is Broken as its own only part."""
+    found = value if isinstance(value, Broken) else _in_format(where, lambda: list(value[key]))
+    if isinstance(found, Broken):
+        yield where, found
+    else:
+        for number, part in enumerate(found):
+            yield f"{where}.{key}[{number}]", part
+
+
+def _in_format(where: str, make: Callable[[], Any]) -> Any:
+    """What is made of a value; Broken if the value is not as SQuAD's are."""
     try:
-        for a, article in enumerate(articles):
-            where = f"{path}[{a}]"
-            for p, paragraph in enumerate(article["paragraphs"]):
-                where = f"{path}[{a}].paragraphs[{p}]"
-                for q, question in enumerate(paragraph["qas"]):
-                    where = f"{path}[{a}].paragraphs[{p}].qas[{q}]"
-                    yield Record(where, _question(where, article, paragraph["context"], question))
+        return make()
     except KeyError as error:
-        raise UserError(f"{where} lacks {error}, which the SQuAD format requires; add it") from error
-    except (TypeError, AttributeError) as error:
-        raise UserError(f"{where} is not in the SQuAD format: a value has the wrong type") from error
+        return Broken(where, f"lacks {error}, which the SQuAD format requires; add it")
+    except (TypeError, AttributeError):
+        return Broken(where, "is not in the SQuAD format: a value has the wrong type")
 
 
-def _question(where: str, article: Mapping[str, Any], context: Any, question: Mapping[str, Any]) -> dict[str, Any]:
+def _question(where: str, article: Mapping[str, Any], paragraph: Any, question: Any) -> Record | Broken:
+    if isinstance(question, Broken):
+        return question
     answers = question.get("answers") or []
-    return {
+    fields = {
         "id": str(question.get("id", where)),
         "title": article.get("title", ""),
-        "context": context,
+        "context": paragraph["context"],
         "question": question["question"],
         "answers": {name: [answer[name] for answer in answers] for name in ("text", "answer_start")},
         "is_impossible": bool(question.get("is_impossible", False)),
     }
+    return Record(where, fields)
 
 
 def _parse(source: str, path: Path, line: int) -> Any:

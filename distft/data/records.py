@@ -54,10 +54,17 @@ class Document:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What became of a record: documents, or none, and how often what had to be done to it ("were truncated")."""
+    """What became of a record.
+
+    Attributes:
+        documents: none, one or several.
+        notes: how often what had to be done to it ("were truncated").
+        warnings: for some of these notes a sentence that says more; of many records the first one is shown.
+    """
 
     documents: list[Document]
     notes: Mapping[str, int] = field(default_factory=dict)
+    warnings: Mapping[str, str] = field(default_factory=dict)
 
 
 class Encoder(Protocol):

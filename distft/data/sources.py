@@ -16,6 +16,7 @@ from distft.data.readers import RecordStream
 from distft.data.records import Broken, Record
 from distft.errors import UserError, first_line
 from distft.process import pulse
+from distft.recipe.section import is_url
 from distft.recipe.tasks import TaskPart
 from distft.run.digest import remembered
 
@@ -49,6 +50,8 @@ class Source:
         format: of a file, whatever its suffix; "lines": every line is a record, also an empty one.
         encoding: of text files; None: as a byte-order mark says, or UTF-8.
         detect: look into a file for what its keys leave open.
+        bad_budget: share of the records that may be left out because they cannot be read or used; None: the first such
+            record is refused.
     """
 
     spec: str | Mapping[str, str]
@@ -59,6 +62,7 @@ class Source:
     format: Literal["auto", "conll", "lines"] = "auto"
     encoding: str | None = None
     detect: bool = True
+    bad_budget: float | None = None
 
     @property
     def name(self) -> str:
@@ -71,9 +75,8 @@ def source_of(part: TaskPart, which: Which) -> Source | None:
     spec, split = (part.train, part.train_split) if which == "train" else (part.eval, part.eval_split)
     if not spec:
         return None
-    return Source(
-        spec, split, part.hub_config, part.delimiter, tuple(part.columns), part.format, part.encoding, part.detect
-    )
+    how = (part.delimiter, tuple(part.columns), part.format, part.encoding, part.detect, part.bad_budget)
+    return Source(spec, split, part.hub_config, *how)
 
 
 def training_source(part: TaskPart) -> Source:
@@ -87,14 +90,14 @@ def read(source: Source) -> Iterator[Record]:
 
     Raises UserError, here or while iterating, naming the file and the line.
     """
-    return _all_whole(read_leniently(source))
+    return map(whole, read_leniently(source))
 
 
-def _all_whole(rows: RecordStream) -> Iterator[Record]:
-    for row in rows:
-        if isinstance(row, Broken):
-            raise readers.refusal(row)
-        yield row
+def whole(row: Record | Broken) -> Record:
+    """Raises UserError where it could not be read."""
+    if isinstance(row, Broken):
+        raise readers.refusal(row)
+    return row
 
 
 def read_leniently(source: Source) -> Iterator[Record | Broken]:
@@ -177,12 +180,14 @@ def _local(spec: str) -> Path | None:
         return path
     if path.exists():
         return path
-    if text_lines.is_gzip(path) or suffix_of(path) in _SUFFIXES or spec.startswith((".", "/", "~")):
+    if text_lines.is_gzip(path) or suffix_of(path) in _SUFFIXES or spec.startswith((".", "/", "~")) or is_url(spec):
         raise _missing(spec)
     return None
 
 
 def _missing(spec: str) -> UserError:
+    if is_url(spec):
+        return UserError(f"data {spec} is an address on the web; download it first, and give the file")
     return UserError(f"data file {spec} does not exist (relative paths start from {Path.cwd()})")
 
 

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -19,7 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distft.data import sources
+from distft.data import bad_records, sources
+from distft.data.bad_records import Bad
 from distft.data.cache_writer import NUMBERS, CacheWriter, sync
 from distft.data.records import Document, Encoder
 from distft.data.sources import Source
@@ -32,7 +34,7 @@ _DAY = 86400.0  # seconds
 _LONG = 30 * _DAY  # a job may wait in the queue
 _KEEP_EVERY = 30.0  # seconds between two times at which what was encoded is made to last
 _POLL = 0.5  # seconds between two tries for the lock
-_EVERY = 50  # records between two calls of check_stop and progress
+_EVERY = 0.2  # seconds between two calls of check_stop and progress, but for a record that takes longer
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Meta:
     size: int = 0  # of all documents
     targets: int = 0  # to predict
     notes: dict[str, int] = field(default_factory=dict)  # what was done to how many
+    warnings: dict[str, str] = field(default_factory=dict)  # of some of these notes more, for the first record
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,12 +116,14 @@ def build_cache(
     `check_stop` raises to give up; the next call goes on from there, also after a kill, and a cache folder is never
     half written. `progress` takes the number of records done.
     Both are called every few records, `check_stop` also while another job writes the same folder. Raises UserError
-    for bad data, for data without anything to learn, and where the cache cannot be written.
+    for bad data, for data without anything to learn, and where the cache cannot be written; BadRecords if more records
+    are bad than the source allows.
     """
     root = root_of(cache)
     key = _key(source, encoder, root)
     folder = root / key
     if folder.exists():
+        _check_bad(folder, source)
         return folder
 
     def unchanged() -> bool:
@@ -136,7 +141,22 @@ def build_cache(
                 finally:
                     if not alone:
                         shutil.rmtree(part, ignore_errors=True)
+    _check_bad(folder, source)
     return folder
+
+
+def left_out(folder: Path, source: Source) -> list[Bad]:
+    """The bad records that are not in a cache folder, with this source's name: another one with the same bytes may
+    have filled it."""
+    if not (folder / bad_records.FILE).exists():
+        return []
+    return bad_records.listed(folder / bad_records.FILE, Corpus.open(folder).meta.source, source.name)
+
+
+def _check_bad(folder: Path, source: Source) -> None:
+    """Of a folder that a run may have filled which allows for more."""
+    if bad := left_out(folder, source):
+        bad_records.check(source, bad, Corpus.open(folder).meta.records)
 
 
 def root_of(cache: str | None) -> Path:
@@ -221,13 +241,16 @@ def _write(
             _encode(writer, source, encoder, check_stop, progress)
             written = writer.finish()
         progress(written.records)
-        counts = {key: getattr(written, key) for key in ("records", "documents", "size", "targets", "notes")}
+        counts = {
+            key: getattr(written, key) for key in ("records", "documents", "size", "targets", "notes", "warnings")
+        }
         meta = Meta(source.name, dict(encoder.columns), **counts)
+        bad_records.check(source, bad_records.listed(part / bad_records.FILE), meta.records)
         if meta.documents == 0:
             raise UserError(_why_empty(meta))
         if not unchanged():
             raise UserError(f"data {source.name} changed while being read; run the same command again")
-        _dump(part / _META, json.dumps(asdict(meta), indent=1))
+        _dump(part / _META, json.dumps(_entries(meta), indent=1))
         part.rename(folder)
     except OSError as error:
         if no_space(error):
@@ -248,20 +271,34 @@ def _encode(
     progress: Callable[[int], None],
 ) -> None:
     """Encode the records that the writer does not have yet."""
-    kept, there = time.monotonic(), writer.records
-    for number, record in enumerate(sources.read(source)):
-        if number % _EVERY == 0:
+    kept, there, told = time.monotonic(), writer.records, -math.inf
+    for number, row in enumerate(sources.read_leniently(source)):
+        now = time.monotonic()
+        if now - told > _EVERY:
             try:
                 check_stop()
             except BaseException:
                 writer.keep()
                 raise
             progress(number)
-            if time.monotonic() - kept > _KEEP_EVERY:
+            told = now
+            if now - kept > _KEEP_EVERY:
                 writer.keep()
-                kept = time.monotonic()
+                kept = now
         if number >= there:
-            writer.add(encoder.encode(record))
+            try:
+                encoded = encoder.encode(sources.whole(row))
+            except UserError as error:
+                if source.bad_budget is None:
+                    raise
+                writer.leave_out(row.where, str(error))
+            else:
+                writer.add(encoded)
+
+
+def _entries(meta: Meta) -> dict[str, Any]:
+    """As JSON. What is new in it is left out where it says nothing, for other versions share the cache."""
+    return {key: value for key, value in asdict(meta).items() if value or key != "warnings"}
 
 
 def _why_empty(meta: Meta) -> str:

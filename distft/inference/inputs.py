@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from distft.data import sources
+from distft.data.bad_records import usable
 from distft.data.formats import parse
 from distft.data.records import Record
 from distft.data.sources import Source
@@ -60,14 +61,16 @@ def source_like(run: RunDir, recipe: Recipe, path: Path, part: str | None, answe
         ):
             return same
         encoding = like.encoding
-    return Source({column_of(recipe, part): str(path)} if text else str(path), encoding=encoding, detect=like.detect)
+    spec = {column_of(recipe, part): str(path)} if text else str(path)
+    return Source(spec, encoding=encoding, detect=like.detect, bad_budget=like.bad_budget)
 
 
 def trained_on_texts(recipe: Recipe) -> bool:
     """Whether a language model learned plain texts, by the first record. Not if its data are not there any more."""
     try:
-        first = next(sources.read(sources.training_source(recipe.parts()[0])), None)
-        return first is not None and isinstance(parse(first, recipe.data.fields), str)
+        source = sources.training_source(recipe.parts()[0])
+        _, first = next(usable(source, lambda record: parse(record, recipe.data.fields)), (None, None))
+        return isinstance(first, str)
     except UserError:
         return False
 

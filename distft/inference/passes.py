@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from distft.checkpoint import store
 from distft.checkpoint.best import choose_checkpoint
 from distft.checkpoint.state import Stored
 from distft.data import sources
+from distft.data.bad_records import FILE, Bad, check, listing
 from distft.data.records import Broken, Record
 from distft.data.sources import Source
 from distft.errors import UserError
@@ -40,6 +41,7 @@ from distft.tasks.shared.generation import Decoding
 
 PART = 256  # records
 LEFT_OUT = "left out"  # key of a record that the task makes nothing of, as in training
+BAD = "bad"  # key of a record that data.bad_records leaves out
 _ABOUT = "pass.json"
 
 
@@ -76,7 +78,12 @@ class Pass:
         return json.dumps(parts, sort_keys=True)
 
     def records(self) -> Iterator[Record | Broken]:
-        return sources.read(self.source) if self.answered else sources.read_leniently(self.source)
+        return sources.read(self.source) if self.refuses else sources.read_leniently(self.source)
+
+    @property
+    def refuses(self) -> bool:
+        """Whether one bad record ends the pass."""
+        return self.answered and self.source.bad_budget is None
 
     def file(self, number: int) -> Path:
         return self.folder / f"{number:06d}.jsonl"
@@ -112,15 +119,25 @@ def do_parts(work: Pass, console: Console, mine: Callable[[int], bool] = lambda 
             if not mine(number) or work.file(number).exists():
                 continue
             predictor = predictor or Predictor(work.run.path, work.stored, work.part, work.decoding)
-            outcomes = predictor.outcomes(batch, work.answered)
+            outcomes = predictor.outcomes(batch, work.answered, work.refuses)
             if work.answered:
-                outcomes = [{LEFT_OUT: one} if isinstance(one, str) else one for one in outcomes]
+                shown = [line_of(one, number * PART) for one in outcomes]
             else:
-                outcomes = [{"error": one} if isinstance(one, str) else predictor.answer(one) for one in outcomes]
-            lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in outcomes]
+                shown = [predictor.answer(one) if isinstance(one, dict) else {"error": str(one)} for one in outcomes]
+            lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in shown]
             write_atomically(work.file(number), "".join(lines))
             bar.at(number * PART + len(batch), "")
     return count
+
+
+def line_of(outcome: dict[str, Any] | str | Bad, offset: int) -> dict[str, Any]:
+    """What a part holds for a record that is to be scored. `offset`: index of the first record of the part."""
+    match outcome:
+        case Bad():
+            return {BAD: asdict(replace(outcome, record=offset + outcome.record))}
+        case str():
+            return {LEFT_OUT: outcome}
+    return outcome
 
 
 def carry_out(work: Pass, nproc: int | None, console: Console) -> int | None:
@@ -148,6 +165,7 @@ def as_one_of_several(work: Pass, rank: int, world: int, console: Console) -> in
     count = do_parts(work, console, lambda number: number % world == rank)
     if rank > 0 or STARTED_HERE in os.environ:
         return None
+    console.say(f"rank 0 of {world} has done its share and waits for the others")
     wait_for(lambda: all(work.file(number).exists() for number in range(count)))
     return do_parts(work, console)
 
@@ -223,8 +241,8 @@ def predict_one(run_dir: Path, text: str, part: str | None, decoding: Decoding, 
         predictor = Predictor(run_dir, stored, part, decoding)
     record = Record("--prompt", {column_of(predictor.recipe, part): text})
     [outcome] = predictor.outcomes([record], answered=False)
-    if isinstance(outcome, str):
-        raise UserError(outcome)
+    if not isinstance(outcome, dict):
+        raise UserError(str(outcome))
     if "error" in outcome:
         raise UserError(str(outcome["error"]))
     answer = predictor.answer(outcome)
@@ -263,7 +281,7 @@ def evaluate_run(
             count = carry_out(work, nproc, Console(rank_and_world() in (None, (0, 1))))
             if count is None:
                 continue
-            reports[one or ""] = score(work, count)
+            reports[one or ""] = score(work, count, run.evaluations / f"{'-'.join(filter(None, [about, one]))}.{FILE}")
             shutil.rmtree(folder)
     if not reports:
         return None
@@ -273,14 +291,25 @@ def evaluate_run(
     return found, report.write(run.evaluations, name, found)
 
 
-def score(work: Pass, count: int) -> Report:
+def score(work: Pass, count: int, path: Path) -> Report:
+    """The report on all parts. `path`: of the list of bad records, if there are any.
+
+    Raises:
+        UserError: nothing can be scored, or too many records are bad.
+    """
     from distft.inference.predictor import reporter
 
     texts = (work.file(number).read_text(encoding="utf-8") for number in range(count))
     # not splitlines(), which takes for an end of line what a text may hold (U+2028)
     outcomes = [json.loads(line) for text in texts for line in text.split("\n") if line]
     left_out = [outcome[LEFT_OUT] for outcome in outcomes if LEFT_OUT in outcome]
-    outcomes = [outcome for outcome in outcomes if LEFT_OUT not in outcome]
+    bad, records = [Bad(**outcome[BAD]) for outcome in outcomes if BAD in outcome], len(outcomes)
+    with listing(path, f"eval of {work.part}" if work.part else "eval", work.source) as listed:
+        check(work.source, bad, records)
+        listed += bad
+    outcomes = [outcome for outcome in outcomes if LEFT_OUT not in outcome and BAD not in outcome]
+    if bad:
+        print(f"{len(bad):,} of {records:,} records left out, see {path}")
     if not outcomes:
         raise UserError(left_out[0] if left_out else f"{work.source.name} has no records")
     if left_out:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from distft.checkpoint.state import Stored
+from distft.data.bad_records import Bad
 from distft.data.records import Broken, Document, Encoded, Encoder, Record
 from distft.errors import UserError
 from distft.inference.inputs import checked_part, trained_on_texts
@@ -32,7 +33,7 @@ from distft.training.evaluation import report_of, with_fixed_draw
 from distft.training.reference_pass import recall
 
 NOTES = "notes"  # key of what a record lost before it was predicted
-Predicted = Outcome | str  # a text says what is wrong with the record
+Predicted = Outcome | str | Bad  # a text says why there is nothing to predict
 
 
 class Predictor:
@@ -70,26 +71,27 @@ class Predictor:
         self._model: Any = view_of(model, part)
         self._batch = self.recipe.train.micro_batch
 
-    def outcomes(self, records: Sequence[Record | Broken], answered: bool) -> list[Predicted]:
+    def outcomes(self, records: Sequence[Record | Broken], answered: bool, refuse: bool = False) -> list[Predicted]:
         """One a record, in order.
 
         Args:
-            answered: the records hold what is right, and one that does not fit is an error.
+            answered: the records hold what is right.
+            refuse: one that cannot be used is an error.
 
         Raises:
             UserError: see above.
         """
         found: dict[int, list[Outcome]] = {}
-        wrong: dict[int, str] = {}
+        wrong: dict[int, str | Bad] = {}
         notes: dict[int, Outcome] = {}
         documents: list[Document] = []
         for index, record in enumerate(records):
             try:
                 encoded = self._encoded(record, answered)
             except UserError as error:
-                if answered:
+                if refuse:
                     raise
-                wrong[index] = str(error)
+                wrong[index] = Bad(index, record.where, str(error))
                 continue
             documents += [replace(with_fixed_draw(document), record=index) for document in encoded.documents]
             lost = [note for note in encoded.notes if note != SPLIT]  # pieces are joined again

@@ -22,14 +22,40 @@ STARTED_HERE = environment.PASS  # in the environment of ranks whose parent puts
 CHECKPOINT = environment.CHECKPOINT  # and the one that their parent chose
 
 
+UNSET = "unset RANK LOCAL_RANK WORLD_SIZE"
+STARTERS = (
+    *("SLURM_PROCID", "TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "MPI_LOCALRANKID"),
+    *("FLUX_TASK_RANK", "JSM_NAMESPACE_RANK", "KUBERNETES_SERVICE_HOST"),
+)  # what those set in the environment of a process who start several
+
+
 def rank_and_world() -> tuple[int, int] | None:
-    """Of a process that somebody else starts several times; None for one that is alone, or starts the others."""
+    """Of a process that somebody else starts several times; None for one that is alone, or starts the others.
+
+    Raises:
+        UserError: the variables that say so are no numbers, or nothing is seen of who would start the others.
+    """
     if "RANK" not in os.environ:
         return None
     try:
-        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     except (KeyError, ValueError):
-        raise UserError("RANK is set, so RANK and WORLD_SIZE must both be numbers") from None
+        raise UserError(
+            f"RANK is set, so RANK and WORLD_SIZE must both be numbers; if it is left over: `{UNSET}`"
+        ) from None
+    if world > 1 and STARTED_HERE not in os.environ and not started_among_others():
+        raise UserError(
+            f"RANK is {rank} and WORLD_SIZE {world}, but nothing like srun, torchrun or mpirun has started this "
+            f"process, so it would wait in vain for other ranks; if these variables are left over: `{UNSET}`, and "
+            "have distft start the ranks (--nproc)"
+        )
+    return rank, world
+
+
+def started_among_others() -> bool:
+    """Whether a program that starts several processes has started this one; a shell within srun is a single task."""
+    alone = os.environ.get("SLURM_STEP_NUM_TASKS") == "1"
+    return any(name in os.environ for name in STARTERS if not (alone and name == "SLURM_PROCID"))
 
 
 @contextmanager

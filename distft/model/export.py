@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from distft.model import adapters, base_model
 from distft.model.context import RunContext
 from distft.recipe.adapters import AdaLora, Lora, NoAdapter, Partial
 from distft.run.files import complete_folder
+from distft.tasks.multi_task import Shared
 from distft.tasks.shared.generation import stops
 
 MARK = "distft.json"  # in every export: which run and step it is of, and that it may be written over
@@ -89,6 +90,7 @@ def write(
     model = load_trained(context, stored)
     if merged and (tied := tied_target(model)) is not None:
         raise UserError(f"--merged: {tied} shares its weight with another layer, which would change too; leave it out")
+    untied = merged and untied_copies(model)
     if merged:
         model = model.merge_and_unload()
     # a task writes into the configuration what the base leaves open: the filler of a decoder that classifies
@@ -96,9 +98,11 @@ def write(
     with complete_folder(out.resolve()) as staged:
         model.save_pretrained(staged)
         _refuse_empty(staged)
+        if untied:
+            check_loads(model, staged)
         processor = context.fresh_processor()  # a task may have set its own to a language
         if context.model_spec.family.chats:
-            template = Template.load(processor, recipe.data.template)
+            template = Template.load(processor, recipe.data)
             if processor.chat_template is None or recipe.data.template:
                 processor.chat_template = template.text
             end_turns(staged, model, template)
@@ -117,6 +121,27 @@ def tied_target(model: Any) -> str | None:
     owners = Counter(id(weight) for module in model.modules() for weight in module._parameters.values())
     layers = ((name, module) for name, module in model.named_modules() if hasattr(module, "lora_A"))
     return next((name for name, layer in layers if owners[id(layer.base_layer.weight)] > 1), None)
+
+
+def untied_copies(model: Any) -> bool:
+    """Whether a module was trained as a copy (`modules_to_save`) and shares a weight with another one in the base."""
+    owners = Counter(id(weight) for module in model.modules() for weight in module._parameters.values())
+    copied = (module.original_module for module in model.modules() if hasattr(module, "original_module"))
+    return any(owners[id(weight)] > 1 for module in copied for weight in module.parameters())
+
+
+def check_loads(model: Any, folder: Path) -> None:
+    """Raises UserError if transformers makes another model of an export than the one that was written: it ties layers
+    of some architectures whatever the files hold, and leaves weights out of the files for that."""
+    parts: Mapping[str, Any] = dict(model.parts) if isinstance(model, Shared) else {"": model}
+    for name, part in parts.items():
+        loaded, weights = type(part).from_pretrained(folder / name, dtype=part.dtype).state_dict(), part.state_dict()
+        for key in sorted(loaded.keys() & weights.keys()):
+            if not torch.equal(loaded[key], weights[key].to(loaded[key].dtype)):
+                raise UserError(
+                    "--merged: adapter.modules_to_save has trained a layer apart from those that share its weight, and "
+                    f"transformers cannot load such a {part.config.model_type} ({key} differs); leave it out"
+                )
 
 
 def end_turns(folder: Path, model: Any, template: Template) -> None:

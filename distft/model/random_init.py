@@ -7,13 +7,15 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from distft.data import sources
+from distft.data.bad_records import usable
+from distft.data.records import Record
 from distft.data.sources import Source
 from distft.errors import UserError
 from distft.model.attention import model_class
@@ -95,6 +97,10 @@ def _in_a_sentence(init: ModelInit) -> Iterator[None]:
 
 def texts(data: Sequence[tuple[TaskSpec, Source]]) -> Iterator[str]:
     for spec, source in data:
-        for record in sources.read(source):
+        for _, found in usable(source, partial(_texts_of, spec)):
             stop_signals.check()
-            yield from spec.texts(record)
+            yield from found
+
+
+def _texts_of(spec: TaskSpec, record: Record) -> list[str]:
+    return list(spec.texts(record))

@@ -17,6 +17,7 @@ HARMLESS = frozenset(
         *(f"checkpoint.{key}" for key in Checkpoint.model_fields),
         *(f"track.{key}" for key in Track.model_fields),
         *("name", "data.cache", "data.eval", "data.eval_split"),
+        *("data.bad_records", "data.bad_budget"),  # what a run has begun with is the same under all of their values
         *("train.eval_every", "train.best", "train.patience", "train.non_finite", "train.non_finite_budget"),
     }
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import date
 from typing import Any, get_args
 
 from distft.recipe.schema import Recipe
@@ -17,6 +18,7 @@ EARLIER: dict[tuple[str, str], object] = {
     ("task", "scheme"): "exact",
     ("task", "words"): "spaces",
     ("data", "detect"): False,
+    ("data", "today"): None,
 }
 """(section, key): what the key stood for in recipes that were resolved before there was such a key."""
 
@@ -47,6 +49,12 @@ def _section(name: str, values: dict[str, Any]) -> type[Section]:
     types = [(one, one.model_fields.get("type")) for one in classes]
     fit = (one for one, field in types if field is not None and values.get("type") in get_args(field.annotation))
     return next(fit, classes[0])
+
+
+def begun(recipe: Recipe, day: str | None = None) -> Recipe:
+    """A recipe as the run keeps it: what depends on the time, is as it was when the run began (`day`, or today)."""
+    today = recipe.data.today or day or date.today().isoformat()
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"today": today})})
 
 
 def inherited(old: Recipe, new: Recipe) -> Recipe:

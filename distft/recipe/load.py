@@ -22,6 +22,7 @@ from distft.recipe.changes import Difference
 from distft.recipe.messages import did_you_mean, explain
 from distft.recipe.plugin_tasks import recipe_class_of
 from distft.recipe.schema import Data, Recipe
+from distft.recipe.section import is_url
 from distft.recipe.yamlfile import Draft, Keys
 
 _DATA_SUFFIXES = (
@@ -235,6 +236,6 @@ def _absolute(path: str, folder: str, may_be_hub_id: bool) -> str:
     """`path` as seen from `folder`; as it is when it is absolute, or nothing says that it is no hub id."""
     full = os.path.abspath(os.path.join(folder, os.path.expanduser(path)))
     local = path.startswith(("./", "../", "~")) or path.lower().endswith(_DATA_SUFFIXES)
-    if not path or os.path.isabs(path) or not (local or not may_be_hub_id or os.path.exists(full)):
+    if not path or is_url(path) or os.path.isabs(path) or not (local or not may_be_hub_id or os.path.exists(full)):
         return path
     return full

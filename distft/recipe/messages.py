@@ -34,6 +34,8 @@ def explain(
         if error["input"] is not LOST or error["type"] == "extra_forbidden":
             found.setdefault(_key(error["loc"], values, root), []).append(error)
     for key, errors in found.items():
+        if any(len(other) > len(key) and other[: len(key)] == key for other in found):
+            continue  # what is said of a part of a value was meant for one member of a union; the others did not fit
         if errors[0]["type"].startswith("union_tag"):
             yield from _invalid_tag(key, errors[0]["loc"], errors[0]["input"], root)
         else:
@@ -90,7 +92,18 @@ def _words(errors: list[ErrorDetails], root: type[BaseModel]) -> str:
     valid = [
         value for error in errors for value in re.findall("'([^']*)'", str(error.get("ctx", {}).get("expected", "")))
     ]
-    return f"got {given}; {did_you_mean(errors[0]['input'], valid)}{must} {' or '.join(dict.fromkeys(wanted))}"
+    words = f"got {given}; {did_you_mean(errors[0]['input'], valid)}{must} {' or '.join(dict.fromkeys(wanted))}"
+    of_data = bool({"train", "eval"} & {*loc[-2:]})
+    return words + _not_a_list(errors[0]["input"], of_data) if of_data or loc[-1] in _names(parents) else words
+
+
+def _not_a_list(given: object, of_data: bool) -> str:
+    """What to write in place of a list, of a key that takes none."""
+    if not isinstance(given, list):
+        return ""
+    if len(given) == 1:
+        return f", not a list: write {short(given[0])} without brackets"
+    return ", not a list: join several files into one" if of_data else ", not a list"
 
 
 def _unknown(name: str, valid: list[str]) -> str:

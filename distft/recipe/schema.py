@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from distft.recipe.adapters import Adapter, NoAdapter
-from distft.recipe.section import Encoding, Fraction, Positive, Scalar, Section, Text
+from distft.recipe.section import Day, Encoding, Fraction, Place, Positive, Scalar, Section, Text
 from distft.recipe.tasks import AnyTask, CausalLM, MultiTask, Overlong, TaskPart
 
 
@@ -31,7 +31,7 @@ class ModelInit(Section):
 class Model(Section):
     """The base model: `path` or `init`, not both."""
 
-    path: Text | None = Field(None, description="local folder or hub id of a model")
+    path: Place | None = Field(None, description="local folder or hub id of a model")
     init: ModelInit | None = Field(None, description="make a small random model instead of loading one")
     revision: str | None = Field(None, description="hub revision of `path`")
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
@@ -56,12 +56,12 @@ class Model(Section):
 class Data(Section):
     """What data to read, how to make rows of tokens of it, and in which order."""
 
-    train: Text | dict[str, Text] | None = Field(
+    train: Place | dict[str, Place] | None = Field(
         None,
         description="training data: a file (.jsonl .json .csv .tsv .parquet .txt .conll), a folder written by "
         "`datasets`, a hub id, or parallel files of lines: {source: a.en, target: a.de}",
     )
-    eval: Text | dict[str, Text] | None = Field(None, description="held-out data, in the same forms")
+    eval: Place | dict[str, Place] | None = Field(None, description="held-out data, in the same forms")
     fields: dict[str, str] = Field(
         default_factory=dict, description="names of the columns: {name in distft: name of the column}"
     )
@@ -79,11 +79,22 @@ class Data(Section):
         description="look into text files for what other keys leave open: quotes around cells, semicolons in a .csv, "
         "comments and counted words in CoNLL columns",
     )
+    bad_records: Literal["refuse", "skip"] = Field(
+        "refuse",
+        description="what to do with records that cannot be read or used; skip: leave them out, and list them in "
+        "bad-records.jsonl of the run folder",
+    )
+    bad_budget: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.01, description="share of the records of a data set that may be left out as bad; more are refused"
+    )
     hub_config: str | None = Field(None, description="name of a configuration of a data set on the hub")
     train_split: str = Field("train", description="split to train on, if the source has several")
     eval_split: str = Field("validation", description="split to evaluate on, if the source has several")
     template: Text | None = Field(
         None, description="file with a chat template (Jinja) to use instead of the tokenizer's own"
+    )
+    today: Day | None = Field(
+        None, description="the day that chat templates see as today (2026-01-31); default: the day the run begins"
     )
     row_tokens: Annotated[int, Field(ge=8)] = Field(
         1024, description="length of a row in tokens (speech: in milliseconds)"
@@ -244,9 +255,10 @@ class Recipe(Section):
         """The tasks of this run with their data, by name; a run of one task has one part, without a name."""
         data, task = self.data, self.task
         hub = (data.hub_config, data.train_split, data.eval_split)
+        bad_budget = data.bad_budget if data.bad_records == "skip" else None
         if not isinstance(task, MultiTask):
             own = (data.train, data.eval, data.fields, data.format, data.delimiter, data.columns)
-            return (TaskPart(None, task, ("data",), *own, data.encoding, data.detect, *hub),)
+            return (TaskPart(None, task, ("data",), *own, data.encoding, data.detect, *hub, bad_budget),)
         return tuple(
             TaskPart(
                 name,
@@ -261,6 +273,7 @@ class Recipe(Section):
                 part.encoding,
                 data.detect,
                 *hub,
+                bad_budget,
                 part.weight,
                 task.temperature,
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from datetime import date
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -9,6 +11,26 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Text = Annotated[str, Field(min_length=1)]
+
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/+[^/].*")
+_HUB = re.compile(r"(?:https://(?:huggingface\.co|hf\.co)/|hf://)(?:datasets/)?([^/]+/[^/?#@]+)(?:/tree/main)?/?")
+
+
+def is_url(text: str) -> bool:
+    return _URL.fullmatch(text) is not None
+
+
+def no_url(text: str) -> str:
+    """Raises ValueError if a place is an address on the web."""
+    if is_url(text):
+        hub = _HUB.fullmatch(text)
+        instead = f"write the hub id: {hub[1]}" if hub else "download it first, and give the file or folder"
+        raise ValueError(f"got {text!r}; distft reads files, folders and hub ids: {instead}")
+    return text
+
+
+Place = Annotated[Text, AfterValidator(no_url)]
 
 
 def _encodes(name: str) -> str:
@@ -21,6 +43,15 @@ def _encodes(name: str) -> str:
     return name
 
 
+def _day(text: str) -> str:
+    try:
+        date.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no day; write it as 2026-01-31") from error
+    return text
+
+
+Day = Annotated[str, AfterValidator(_day)]
 Encoding = Annotated[str, AfterValidator(_encodes)]
 Scalar = str | int | float | bool | None
 

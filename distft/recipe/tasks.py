@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from distft.recipe.section import Encoding, Positive, Section, Text
+from distft.recipe.section import Encoding, Place, Positive, Section, Text
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "wer", "cer", "mse", "mae"})
 
@@ -198,8 +198,8 @@ class SubTask(Section):
     """One of several tasks, with data of its own."""
 
     task: EncoderTask
-    train: Text | dict[str, Text] = Field(description="like data.train")
-    eval: Text | dict[str, Text] | None = Field(None, description="like data.eval")
+    train: Place | dict[str, Place] = Field(description="like data.train")
+    eval: Place | dict[str, Place] | None = Field(None, description="like data.eval")
     fields: dict[str, str] = Field(default_factory=dict, description="like data.fields")
     format: Literal["auto", "conll", "lines"] = Field("auto", description="like data.format")
     delimiter: Text | None = Field(None, description="like data.delimiter")
@@ -251,6 +251,7 @@ class TaskPart:
     Attributes:
         name: None if the run has one task.
         keys: where in the recipe its data are named: ("data",) or ("task", "tasks", NAME).
+        bad_budget: share of the records of a data set that may be left out as bad; None: not one.
         weight: its share of the micro-batches; None: rows ** (1 / temperature).
     """
 
@@ -268,5 +269,6 @@ class TaskPart:
     hub_config: str | None
     train_split: str
     eval_split: str
+    bad_budget: float | None = None
     weight: float | None = None
     temperature: float = 1.0

@@ -11,6 +11,7 @@
     slurm/             what was sent to SLURM, and what the jobs said
     base/              the base model, where the recipe makes one (`model.init`)
     labels.json        the label set, where the task has one
+    bad-records.jsonl  the records that were left out as bad (`data.bad_records: skip`)
     packing.json       that documents do not share rows, where the recipe leaves it open and a trial has shown it
     reference.safetensors  what the starting model made of pairs of answers (DPO without an adapter)
     checkpoints/       step-00000050/
@@ -104,6 +105,7 @@ class RunDir:
         self.base = self.path / "base"
         self.labels = self.path / "labels.json"
         self.packing = self.path / "packing.json"
+        self.bad_records = self.path / "bad-records.jsonl"
         self.reference = self.path / "reference.safetensors"
         self.checkpoints = self.path / "checkpoints"
         self.final = self.path / "final"

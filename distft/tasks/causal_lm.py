@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from distft.data.formats import Message, asked_by, parse, prompt_of
+from distft.data.formats import Conversation, asked_by, parse, prompt_of
+from distft.data.messages import texts_of
 from distft.data.records import Column, Document, Encoded, Record
-from distft.data.templates import Marked, Template
+from distft.data.templates import REJECTED, Marked, Template
 from distft.errors import UserError
 from distft.metrics.scores import Report
 from distft.recipe.tasks import CausalLM
@@ -35,11 +36,11 @@ _FILLER = 0  # a padding token is seen by no real one: it comes last and attenti
 def spec(settings: CausalLM, fields: Mapping[str, str]) -> TaskSpec:
     def texts(record: Record) -> Iterator[str]:
         parsed = parse(record, fields)
-        yield parsed if isinstance(parsed, str) else "\n".join(m["content"] for m in parsed.messages)
+        yield parsed if isinstance(parsed, str) else "\n".join(texts_of(parsed.messages))
 
     def encoder(setting: Setting) -> CausalEncoder:
         data = setting.recipe.data
-        template = Template.load(setting.processor(), data.template)
+        template = Template.load(setting.processor(), data)
         return CausalEncoder(template, fields, data.row_tokens, drop=data.overlong == "drop")
 
     def build(setting: Setting, model: Any) -> Causal:
@@ -85,7 +86,7 @@ class CausalEncoder:
             return Encoded([Document({"tokens": tokens, "targets": np.zeros(len(tokens), bool)}, len(tokens), 0)])
         return split_to_rows(self.template.encode(record, self.fields), self.row_tokens, self.drop)
 
-    def _opening(self, asked: list[Message] | str) -> Column:
+    def _opening(self, asked: Conversation | str) -> Column:
         if isinstance(asked, str) and self.continues:
             return self.template.opening(asked)
         return self.template.prompt(asked_by(asked) if isinstance(asked, str) else asked)
@@ -95,8 +96,10 @@ def split_to_rows(marked: Marked, size: int, drop: bool) -> Encoded:
     """A document, or several where it is longer than a row; those without anything to predict are left out."""
     length = len(marked.tokens)
     if length > size and drop:
-        return Encoded([], {DROPPED: 1})
-    notes = {SPLIT: 1} if length > size else {}
+        return Encoded([], {**marked.notes, DROPPED: 1}, marked.warnings)
+    notes = {**marked.notes, SPLIT: 1} if length > size else dict(marked.notes)
+    if REJECTED in notes:
+        return Encoded([], notes)
     documents = []
     for begin in range(0, max(length, 1), size):
         targets = marked.targets[begin : begin + size].copy()
@@ -108,7 +111,7 @@ def split_to_rows(marked: Marked, size: int, drop: bool) -> Encoded:
         else:
             note = "without anything to predict were dropped"
             notes[note] = notes.get(note, 0) + 1
-    return Encoded(documents, notes)
+    return Encoded(documents, notes, marked.warnings)
 
 
 @dataclass(frozen=True)
@@ -270,7 +273,7 @@ class Causal:
     def _template(self) -> tuple[Setting, str]:
         """What predictions need, and what ends a turn."""
         assert self._setting is not None
-        template = Template.load(self._setting.processor(), self._setting.recipe.data.template)
+        template = Template.load(self._setting.processor(), self._setting.recipe.data)
         return self._setting, template.end_of_turn.strip()
 
     def score(self, outcomes: Sequence[Outcome]) -> Report:

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from distft.data.formats import Message, pair_of, pair_prompt_of
+from distft.data.messages import texts_of
+from distft.data.pairs import pair_of, pair_prompt_of
 from distft.data.records import Column, Document, Encoded, Record
-from distft.data.templates import Marked, Template
+from distft.data.templates import Template
 from distft.errors import UserError
 from distft.metrics.scores import Report
 from distft.recipe.adapters import AdaLora, Lora
@@ -37,12 +38,12 @@ MUTE = "without anything to predict were dropped"
 def spec(settings: DPO, fields: Mapping[str, str]) -> TaskSpec:
     def texts(record: Record) -> Iterator[str]:
         pair = pair_of(record, fields)
-        for messages in (pair.prompt + pair.chosen, pair.rejected):
-            yield "\n".join(message["content"] for message in messages)
+        for messages in (pair.prompt.messages + pair.chosen, pair.rejected):
+            yield "\n".join(texts_of(messages))
 
     def encoder(setting: Setting) -> DPOEncoder:
         data = setting.recipe.data
-        return DPOEncoder(Template.load(setting.processor(), data.template), fields, data.row_tokens)
+        return DPOEncoder(Template.load(setting.processor(), data), fields, data.row_tokens)
 
     def build(setting: Setting, model: Any) -> Preference:
         adapter = setting.recipe.adapter
@@ -81,23 +82,22 @@ class DPOEncoder:
             columns = (prompt, np.zeros(len(prompt), bool), np.zeros(0, np.int32), np.zeros(0, bool))
             return Encoded([_document(columns, targets=0)])
         pair = pair_of(record, self.fields)
-        chosen, rejected = (self._marked(record.where, pair.prompt, side) for side in (pair.chosen, pair.rejected))
+        chosen, rejected = (
+            self.template.encode_parsed(pair.answered(answer), record.where) for answer in (pair.chosen, pair.rejected)
+        )
+        notes, warnings = {**rejected.notes, **chosen.notes}, {**rejected.warnings, **chosen.warnings}
         if np.array_equal(chosen.tokens, rejected.tokens):
-            return Encoded([], {EQUAL: 1})
+            return Encoded([], {**notes, EQUAL: 1}, warnings)
         document = _document((chosen.tokens, chosen.targets, rejected.tokens, rejected.targets), targets=1)
         if document.size > self.row_tokens:
-            return Encoded([], {DROPPED: 1})
+            return Encoded([], {**notes, DROPPED: 1}, warnings)
         if not chosen.targets.any() or not rejected.targets.any():
-            return Encoded([], {MUTE: 1})
-        return Encoded([document])
-
-    def _marked(self, where: str, prompt: list[Message], answer: list[Message]) -> Marked:
-        return self.template.encode(Record(where, {"prompt": prompt, "completion": answer}), {})
+            return Encoded([], {**notes, MUTE: 1}, warnings)
+        return Encoded([document], notes, warnings)
 
     def _prompt(self, record: Record) -> Column:
-        messages = pair_prompt_of(record, self.fields)
         try:
-            return self.template.prompt(messages)
+            return self.template.prompt(pair_prompt_of(record, self.fields))
         except UserError as error:
             raise UserError(f"{record.where}: {error}") from error
 

@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from distft.data import sources
+from distft.data.bad_records import usable
+from distft.data.records import Record
 from distft.data.sources import Source, training_source
 from distft.errors import UserError
 from distft.process import pulse, stop_signals
@@ -82,12 +83,21 @@ def find(parts: Sequence[TaskPart]) -> dict[str, list[str]]:
 
 def _all(spec: LabelSpec, source: Source, named: list[str] | None, key: str) -> list[str]:
     seen: dict[str, str] = {}  # label: where it came first
-    for record in sources.read(source):
-        stop_signals.check()
-        pulse.moving()
-        for label in spec.find(record):
+
+    def labels_of(record: Record) -> list[str]:
+        labels = list(spec.find(record))
+        for label in labels:
             if label not in seen:
                 _check_text(label, record.where)
+                if named is not None and label not in named and source.bad_budget is not None:
+                    raise _unknown(label, record.where, key)
+        return labels
+
+    for record, labels in usable(source, labels_of):
+        stop_signals.check()
+        pulse.moving()
+        for label in labels:
+            if label not in seen:
                 seen[label] = record.where
                 if len(seen) > MOST:
                     raise UserError(
@@ -100,7 +110,7 @@ def _all(spec: LabelSpec, source: Source, named: list[str] | None, key: str) -> 
                 f"{key}: no record of {source.name} has label {empty[0]!r}; remove that label, or add records"
             )
         if unknown := [label for label in seen if label not in named]:
-            raise UserError(f"{seen[unknown[0]]}: label {unknown[0]!r} is not in {key}; correct it, or add it there")
+            raise _unknown(unknown[0], seen[unknown[0]], key)
     if not seen:
         raise UserError(f"{source.name}: no record has a label; add labels, or name their column (data.fields)")
     if len(seen) == 1 and spec.exclusive:
@@ -109,6 +119,10 @@ def _all(spec: LabelSpec, source: Source, named: list[str] | None, key: str) -> 
         )
     # plain texts: transformers copies them, which a LabelText does not allow
     return sorted(map(str, seen), key=_rank) if named is None else named
+
+
+def _unknown(label: str, where: str, key: str) -> UserError:
+    return UserError(f"{where}: label {label!r} is not in {key}; correct it, or add it there")
 
 
 def _check_text(label: str, where: str) -> None:

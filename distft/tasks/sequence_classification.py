@@ -25,6 +25,7 @@ from distft.tasks.shared.padding import COLUMNS, DROPPED, TRUNCATED, Inputs, Pad
 from distft.tasks.shared.tokenizer_family import ENCODER
 
 SEQUENCES = "sequences"
+ONE_LABEL = "give one label without brackets, or set task.kind to multi-label"
 LARGEST = float(np.finfo(np.float32).max)  # of the numbers that a regression can learn
 
 
@@ -40,9 +41,11 @@ def spec(settings: SequenceClassification, fields: Mapping[str, str]) -> TaskSpe
         make_padding_known(model, setting.processor)
         return Classification(kind, tuple(setting.labels), Inputs(model, setting.processor()))
 
-    labels = LabelSpec(
-        lambda record: label_names(record, kind, fields), exclusive=kind == "single", check=check_spelling
-    )
+    def find(record: Record) -> list[str]:
+        names = label_names(record, kind, fields)
+        return names if kind == "multi-label" else [no_list(name, record) for name in names]
+
+    labels = LabelSpec(find, exclusive=kind == "single", check=check_spelling)
     return TaskSpec(
         ModelSpec(
             "AutoModelForSequenceClassification",
@@ -109,10 +112,23 @@ def label_names(record: Record, kind: str, fields: Mapping[str, str]) -> list[st
                 raise UserError(f"{record.where}: label is not a valid list of labels: {value[:60]}") from None
         values = value if isinstance(value, list | tuple) else value.split(",") if isinstance(value, str) else [value]
         return [_learned(label, record) for one in values if (label := label_text(one)) is not None]
-    found = None if isinstance(value, dict | list) else label_text(value)
+    if isinstance(value, list):
+        raise UserError(f"{record.where}: label is a list, {str(value)[:60]}; {ONE_LABEL}")
+    found = None if isinstance(value, dict) else label_text(value)
     if found is None:
         raise UserError(f"{record.where} has no label; give it one, or leave the record out")
     return [_learned(found, record)]
+
+
+def no_list(label: str, record: Record) -> str:
+    """Raises UserError if a label, which is to be a new run's, is the text of a list: '["pos"]'."""
+    try:
+        is_list = label.startswith("[") and isinstance(json.loads(label), list)
+    except (ValueError, RecursionError):
+        is_list = False
+    if is_list:
+        raise UserError(f"{record.where}: label is the text of a list, {label[:60]}; {ONE_LABEL}")
+    return label
 
 
 def _learned(label: str, record: Record) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distft.data import token_cache
+from distft.data.bad_records import listing
 from distft.data.loader import Loader, RowLoader, Shuffle, Slots
 from distft.data.mixture import Ingredient, Mixture, weights_of
 from distft.data.packing import Rows, bucket, one_per_row, pack
@@ -59,7 +60,7 @@ def open_dataset(
         return None
     name = f"{which} of {part.name}" if part.name else which
 
-    def build_cache() -> str:
+    def build_cache() -> tuple[str, int]:
         with console.bar(f"data.{name}: records", total=None) as bar:
 
             def show(number: int) -> None:
@@ -67,13 +68,22 @@ def open_dataset(
                 bar.at(number, "")
 
             encoder = context.encoder(part.name)
-            return str(token_cache.build_cache(source, encoder, recipe.data.cache, stop_signals.check, show))
+            with listing(context.run.bad_records, name, source) as bad:
+                folder = token_cache.build_cache(source, encoder, recipe.data.cache, stop_signals.check, show)
+                bad += token_cache.left_out(folder, source)
+            return str(folder), len(bad)
 
-    folder = Path(distributed.on_rank_0(ranks, f"tokens/{name}", build_cache))
+    path, bad = distributed.on_rank_0(ranks, f"tokens/{name}", build_cache)
     stop_signals.check()
+    folder = Path(path)
     corpus = Corpus.open(folder)
     found = arrange(corpus, folder.name, recipe, spec, packed)
     console.say(describe_rows(name, corpus, found.rows, recipe))
+    if bad:
+        records = corpus.meta.records
+        console.say(f"data.{name}: {bad:,} of {records:,} records left out, see {context.run.bad_records}")
+    for warning in corpus.meta.warnings.values():
+        console.say(f"warning: {warning}")
     return found
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +15,8 @@ import torch
 
 from distft.data.loader import MicroBatch
 from distft.engine.lr_schedule import learning_rate
-from distft.errors import DONE, PREEMPTED, UserError
-from distft.process import distributed, environment, pulse, stop_signals
+from distft.errors import DONE, PREEMPTED
+from distft.process import distributed, pulse, stop_signals
 from distft.process.console import Bar, Console
 from distft.recipe.load import load_resolved
 from distft.run.chart import draw_chart
@@ -37,11 +36,6 @@ def run_attempt(run_dir: Path) -> int:
         UserError, RunFailed, Preempted: see `distft.errors`.
     """
     run = RunDir(run_dir)
-    if environment.TOKEN not in os.environ:
-        raise UserError(
-            f"this rank holds no lease of {run.path}, so another attempt could be at work there; start all ranks by "
-            f"`distft train --run-dir {run.path} --nproc N` in place of torchrun or srun"
-        )
     recipe = load_resolved(run.config)
     pulse.begin()
     stop_signals.check()
@@ -102,6 +96,9 @@ def step(session: Session, bar: Bar) -> bool:
     *totals, useful, flops = distributed.sum_over_ranks([*mine, tokens, flops])
     factors = task.factors(dict(zip(task.counted, totals, strict=True)))
     parts, named = backward(session, number, list(zip(micros, batches, strict=True)), factors)
+    if session.reached is not None:
+        session.reached.check()
+        session.reached = None
     pulse.at(f"step {number}, the update")
     own = torch.stack([sum(parts, start=torch.zeros_like(parts[0])), *named.values()]).tolist()
     mean, *by_name, stop = distributed.sum_over_ranks([*own, float(session.is_to_stop())])
@@ -189,7 +186,7 @@ def record_step(
             "lr": rate,
             "grad_norm": norm,
             "tokens": progress.useful_tokens,
-            "epoch": progress.next_row / session.rows,
+            "epoch": session.epoch,
             "attempt": session.attempt,
             **session.allocator.figures(progress.step),
             **figures,

@@ -67,7 +67,8 @@ class Preview:
     Attributes:
         complete: there are no more records than those read.
         faults: sentences about records that cannot be used, the first few; `faulty` is their number.
-        notes: what was done to how many records.
+        bad_budget: share of the records that a run may leave out as bad; None: it refuses the first.
+        notes: what was done to how many records; `warnings`: of some of these more, for the first record.
         sizes: of all documents, in `unit`.
         rows: that the documents take when they share rows; None: they do not.
         learns_tokens: what is learned are some of the tokens.
@@ -80,13 +81,20 @@ class Preview:
     complete: bool = True
     faulty: int = 0
     faults: list[str] = field(default_factory=list)
+    bad_budget: float | None = None
     unusable: int = 0
     notes: Counter[str] = field(default_factory=Counter)
+    warnings: dict[str, str] = field(default_factory=dict)
     sizes: list[int] = field(default_factory=list)
     targets: int = 0
     rows: int | None = None
     learns_tokens: bool = False
     shown: list[Shown] = field(default_factory=list)
+
+    @property
+    def refused(self) -> bool:
+        """Whether a run would refuse these records."""
+        return self.faulty > 0 and self.faulty / self.read > (self.bad_budget or 0.0)
 
 
 def look(recipe: Recipe, part: TaskName, which: Which, show: int, most: int, console: Console) -> Preview:
@@ -111,6 +119,7 @@ def look(recipe: Recipe, part: TaskName, which: Which, show: int, most: int, con
         labels = context.setting(part).labels
         tokenizer = getattr(context.processor, "tokenizer", context.processor)
         found = Preview(source.name, "ms" if family.hears else "tokens", recipe.data.row_tokens)
+        found.bad_budget = source.bad_budget
         found.learns_tokens = LEARNED["tokens"] in encoder.columns
         with console.bar(f"data.{which}: records", total=None) as bar:
             for record in first(source, most, found):
@@ -147,6 +156,7 @@ def add(found: Preview, record: Record | Broken, encoder: Any, tokenizer: Any, l
         found.faults += [str(error)][: MOST_FAULTS - len(found.faults)]
         return
     found.notes.update(encoded.notes)
+    found.warnings = {**encoded.warnings, **found.warnings}
     found.unusable += not encoded.documents
     for document in encoded.documents:
         found.sizes.append(document.size)

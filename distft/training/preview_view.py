@@ -64,10 +64,15 @@ def summary(found: Preview) -> Iterator[str]:
         yield f"{found.rows:,} rows of {found.row_size:,}, {full:.0%} full (data.row_tokens)"
     for note, number in found.notes.items():
         yield f"{number:,} {note}"
+        if note in found.warnings:
+            yield f"  {found.warnings[note]}"
     if found.unusable:
         yield f"{found.unusable:,} records have nothing to learn and are left out"
-    if found.faulty:
-        yield f"{found.faulty:,} records cannot be used, and a run would refuse the data:"
+    if found.faulty and found.refused:
+        more = f", more than data.bad_budget {found.bad_budget:g} allows" if found.bad_budget is not None else ""
+        yield f"{found.faulty:,} records cannot be used{more}, and a run would refuse the data:"
+    elif found.faulty:
+        yield f"{found.faulty:,} records cannot be used and are left out (data.bad_records):"
 
 
 def histogram(sizes: Sequence[int]) -> list[tuple[str, int, float]]:

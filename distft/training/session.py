@@ -15,6 +15,7 @@ from distft.data.loader import Loader
 from distft.engine.deepspeed import Engine
 from distft.model.adalora import Allocator
 from distft.model.context import RunContext
+from distft.model.reached import Reached
 from distft.process import distributed, environment, stop_signals
 from distft.process.console import Console
 from distft.process.deadline import Clock
@@ -51,11 +52,19 @@ class Session:
     loader: Loader
     held_out: Sequence[HeldOut]
     rows: int  # in an epoch
+    total_rows: int | None  # after which steps are filled up with empty rows; None: never
     total_steps: int
     writer: Writer
     identity: Identity
     progress: Progress
     saved: int  # step of the newest checkpoint, written or being written
+    reached: Reached | None = None  # of a run that begins
+
+    @property
+    def epoch(self) -> float:
+        """How many times the data were fed. What fills up the last step of the last epoch does not count."""
+        fed = self.progress.next_row
+        return (fed if self.total_rows is None else min(fed, self.total_rows)) / self.rows
 
     @property
     def recipe(self) -> Recipe:

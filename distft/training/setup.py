@@ -14,6 +14,7 @@ import torch
 
 from distft.checkpoint.state import Identity
 from distft.checkpoint.writer import Writer
+from distft.data import templates
 from distft.data.loader import Slots
 from distft.data.token_cache import Corpus
 from distft.engine import configuration, deepspeed
@@ -22,6 +23,7 @@ from distft.errors import UserError
 from distft.model import adapters, attention, base_model
 from distft.model.adalora import Allocator, NoAllocator, RankAllocator
 from distft.model.context import RunContext
+from distft.model.reached import Reached
 from distft.process import distributed, environment, pulse, stop_signals
 from distft.process.console import Console
 from distft.process.deadline import Clock
@@ -104,11 +106,13 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         loader=datasets.training_loader(settled, spec, train, slots, total_rows),
         held_out=held_out,
         rows=rows,
+        total_rows=total_rows if None in train else None,  # of several tasks each goes on with its next epoch
         total_steps=total_steps,
         writer=Writer(run.checkpoints, identity, ranks, recipe.checkpoint.keep, fence),
         identity=identity,
         progress=progress,
         saved=progress.step,
+        reached=Reached(engine.module, recipe.adapter) if progress.step == 0 else None,
     )
 
 
@@ -132,6 +136,8 @@ def identify(context: RunContext, train: dict[TaskName, Dataset], ranks: Ranks) 
     digest = distributed.on_rank_0(ranks, "digest", lambda: base_model.digest(context.base, run.path / "base.json"))
     tokenizer = distributed.on_rank_0(ranks, "tokenizer", lambda: family.digest(context.processor, recipe))
     versions = {name: version(name) for name in LIBRARIES}
+    if family.chats:
+        versions["reading of conversations"] = str(templates.FORMAT)
     return Identity(digest, datasets.digest_of(train), tokenizer, versions)
 
 

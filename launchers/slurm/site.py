@@ -27,6 +27,7 @@ _SECRET_VALUE = re.compile(
 _OURS = re.compile(
     r"(DISTFT_|SLURM_|SBATCH_|SUBMITIT_).*|RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|MASTER_(ADDR|PORT)"
 )
+_TIME = re.compile(r"[0-9]{1,6}|[0-9]{1,4}(:[0-9]{2}){1,2}|[0-9]{1,3}-[0-9]{1,2}(:[0-9]{2}){0,2}")
 _OWNED_OPTIONS = {
     "array", "chdir", "error", "export", "job-name", "no-requeue", "ntasks", "ntasks-per-node", "open-mode", "output",
     "requeue", "signal", "wait", "wrap",
@@ -43,6 +44,15 @@ def _no_secret(value: str) -> str:
     if _SECRET_VALUE.search(value) or (re.search(r"\w=", value) and _SECRET_NAME.search(value)):
         raise ValueError(
             "looks like a secret; keep it out of the profile; export it in your shell or use the tool's login"
+        )
+    return value
+
+
+def _time_limit(value: str) -> str:
+    if not _TIME.fullmatch(value):
+        raise ValueError(
+            f"got {value!r}; give a limit such as 90 (minutes), 4:00:00 or 2-12 (days-hours), or 0 for none, where the "
+            "partition has none: such a job stops only when the run is over, or it is preempted or cancelled"
         )
     return value
 
@@ -68,7 +78,7 @@ Names = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@+,-]*$", max_le
 Constraint = Annotated[str, Field(pattern=r"^[A-Za-z0-9_\[(][A-Za-z0-9_.,&|*()\[\]:=-]*$", max_length=256)]
 Hosts = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,\[\]-]*$", max_length=1024)]
 Memory = Annotated[str, Field(pattern=r"^[0-9]{1,9}[KMGT]?B?$")]
-Time = Annotated[str, Field(pattern=r"^([0-9]{1,6}|[0-9]{1,4}(:[0-9]{2}){1,2}|[0-9]{1,3}-[0-9]{1,2}(:[0-9]{2}){0,2})$")]
+Time = Annotated[str, AfterValidator(_time_limit)]
 Absolute = Annotated[str, Field(pattern=r"^(/|~(/|$)|\$)", max_length=1024), AfterValidator(_one_line)]
 Interface = Annotated[str, Field(pattern=r"^[=^]?[A-Za-z0-9_.:,-]{1,64}$")]
 Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9._%+-]+(@[A-Za-z0-9.-]+)?$", max_length=256)]

@@ -116,3 +116,28 @@ def test_an_adapter_of_another_shape(dora: Made, tmp_path: Path) -> None:
     assert ended.sentence.startswith("adapter.from: ")
     assert "\n" not in ended.sentence
     assert list((tmp_path / "run").glob("checkpoints/*")) == []
+
+
+SEQ2SEQ = """\
+task: {type: seq2seq-lm, beams: 1}
+model:
+  init: {architecture: t5, vocab_size: 300, config: {d_model: 16, d_kv: 8, d_ff: 32, num_layers: 1, num_heads: 2}}
+data: {train: train.jsonl, fields: {source: prompt, target: completion}, row_tokens: 64}
+adapter: {type: lora, r: 2, targets: [q, v], modules_to_save: [shared]}
+train: {steps: 3, global_batch: 4, micro_batch: 2}
+engine: {zero_stage: 3, dtype: fp32}
+"""
+
+
+@pytest.mark.long
+def test_a_module_that_no_forward_pass_uses(place: Workplace) -> None:
+    (place.folder / "shared.yaml").write_text(SEQ2SEQ)
+    what = ("train", "shared.yaml", "--run-dir", place.folder / "shared", "--nproc", "2")
+    ended = place.run(*what)
+    assert ended.code == 2
+    assert ended.sentence == (
+        "adapter.modules_to_save: no forward pass of this model uses 'shared', so it would never change; its weight is "
+        "that of encoder.embed_tokens, decoder.embed_tokens, lm_head: name those modules"
+    )
+    ended = place.run(*what, "adapter.modules_to_save=[embed_tokens, lm_head]")
+    assert ended.code == 0, ended.err

@@ -113,14 +113,24 @@ def test_an_export_that_hangs_is_named(place: Workplace) -> None:
     assert about(run)["state"] == "trained"
 
 
-def test_a_rank_that_nobody_leases_is_refused(place: Workplace, unbroken: object) -> None:
+def test_variables_of_a_rank_in_a_shell_are_named(place: Workplace, unbroken: object) -> None:
     run = place.folder / "unbroken"
     before = (run / "metrics.jsonl").read_bytes()
     of_torchrun = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-    with place.start("train", "--run-dir", run, environment=of_torchrun) as command:
+    for what in (("train", "--run-dir", run), ("train", "recipe.yaml"), ("train", "recipe.yaml", "--run-dir", run)):
+        with place.start(*what, environment=of_torchrun) as command:
+            ended = command.end(60.0)
+        assert ended.code == 2
+        assert ended.sentence.startswith(
+            "RANK is set (0), as torchrun or a script sets it for one of several processes"
+        )
+    left_over = {"RANK": "0", "WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}
+    with place.start("eval", run, environment=left_over) as command:
         ended = command.end(60.0)
     assert ended.code == 2
-    assert ended.sentence.startswith(f"this rank holds no lease of {run}")
+    assert ended.sentence.startswith(
+        "RANK is 0 and WORLD_SIZE 2, but nothing like srun, torchrun or mpirun has started"
+    )
     assert (run / "metrics.jsonl").read_bytes() == before
 
 

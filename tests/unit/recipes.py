@@ -9,4 +9,5 @@ from distft.recipe.schema import Recipe
 
 def recipe(**sections: Any) -> Recipe:
     base = {"name": "x", "model": {"path": "/m"}, "data": {"train": "/d"}, "train": {"steps": 5}}
-    return Recipe.model_validate(base | sections)
+    wanted = base | sections
+    return Recipe.model_validate({**wanted, "data": {"today": "2026-01-31", **wanted["data"]}})

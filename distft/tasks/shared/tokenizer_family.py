@@ -46,7 +46,7 @@ class TokenizerFamily:
     def digest(self, processor: Any, recipe: Recipe) -> str:
         """sha256 (hex) of the tokenizer, with the chat template if there is one."""
         if self.chats:
-            return Template.load(processor, recipe.data.template).digest
+            return Template.load(processor, recipe.data).identity
         tokenizer = getattr(processor, "tokenizer", processor)
         return digest_of(tokenizer) if tokenizer.is_fast else of_parts(sorted(tokenizer.get_vocab().items()))
 

@@ -178,7 +178,7 @@ def test_forms_of_causal_lm(record: dict[str, Any], fields: dict[str, str]) -> N
 
 
 def test_records_that_the_task_would_refuse_are_told() -> None:
-    _, doubts = made("causal-lm", objects("a.jsonl", {"messages": [{"role": "user", "content": ["a"]}]}))
+    _, doubts = made("causal-lm", objects("a.jsonl", {"messages": [{"role": "user", "content": 5}]}))
     assert "a.jsonl:1: messages[0]: content must be a string" in doubts
     pairs = objects("b.jsonl", {"question": "Who?", "better": "Anna.", "worse": "No."})
     recipe, doubts = made("dpo", pairs)

@@ -303,6 +303,85 @@ def test_bad_squad_is_named(tmp_path, article, said):
     assert f"{path}{said}" in complaint(path)
 
 
+def test_what_is_bad_of_squad_leaves_the_rest(tmp_path):
+    path = tmp_path / "a.json"
+    article = SQUAD["data"][1]
+    [paragraph] = article["paragraphs"]
+    good = paragraph["qas"][0]
+    spoilt = {**article, "paragraphs": [{**paragraph, "qas": [good, {"id": "x"}, good]}, {"context": "c"}, 3]}
+    write(path, json.dumps({"data": [{"title": "t"}, spoilt, article]}))
+    found = list(read_leniently(source(path)))
+    broken = [(one.where.removeprefix(str(path)), one.why.split()[1]) for one in found if isinstance(one, Broken)]
+    assert broken == [
+        ("[0]", "'paragraphs',"),
+        ("[1].paragraphs[0].qas[1]", "'question',"),
+        ("[1].paragraphs[1]", "'qas',"),
+        ("[1].paragraphs[2]", "not"),
+    ]
+    whole = [one.where.removeprefix(str(path)) for one in found if not isinstance(one, Broken)]
+    assert whole == [
+        "[1].paragraphs[0].qas[0]",
+        "[1].paragraphs[0].qas[2]",
+        *(f"[2].paragraphs[0].qas[{number}]" for number in range(3)),
+    ]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"text": ["a", "b"], "label": [0, 1]}, [{"text": "a", "label": 0}, {"text": "b", "label": 1}]),
+        ({"text": ["a"]}, [{"text": "a"}]),
+        (
+            {"text": {"0": "a", "2": "b"}, "label": {"2": 1, "0": None}},
+            [{"text": "a", "label": None}, {"text": "b", "label": 1}],
+        ),
+        (
+            {"tokens": [["a", "b"], ["c"]], "tags": [["O", "O"], ["O"]]},
+            [{"tokens": ["a", "b"], "tags": ["O", "O"]}, {"tokens": ["c"], "tags": ["O"]}],
+        ),
+    ],
+)
+def test_columns_in_a_json_file(tmp_path, columns, expected, indent):
+    path = tmp_path / "a.json"
+    write(path, "\n" + json.dumps(columns, indent=indent) + "\n")
+    assert fields(path) == expected
+    assert [record.where for record in rows(path)] == [f"{path}[{index}]" for index in range(len(expected))]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"tokens": ["a", "b"], "ner_tags": [0, 1]},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+        {"text": ["a", "b"], "label": [0]},
+        {"text": "a", "label": [0]},
+        {"text": "a", "answers": {"0": "a"}},
+        {"answers": {"text": ["a"], "answer_start": [0]}},
+        {"a": {"0": 1}, "b": {"1": 1}},
+        {"text": []},
+        {"a": {}},
+        {},
+    ],
+)
+def test_a_single_record_is_not_taken_for_columns(tmp_path, record):
+    path = tmp_path / "a.json"
+    write(path, json.dumps(record))
+    assert fields(path) == [record]
+    write(path, json.dumps(record, indent=2))
+    if record:
+        assert f"{path} is one JSON object; expected" in complaint(path)
+    columns = {"text": ["a", "b"], "label": [0, 1]}
+    write(path, json.dumps(columns) + "\n" + json.dumps(record))  # lines are records, whatever the first looks like
+    assert fields(path) == [columns, record]
+
+
+def test_an_address_is_no_file(tmp_path):
+    for spec in ("https://example.org/a.jsonl", "https:/example.org/a", "s3://bucket/a.parquet"):
+        with pytest.raises(UserError, match=rf"^data {spec} is an address on the web; download it first"):
+            rows(spec)
+
+
 def test_objects_in_a_json_file_that_are_not_squad(tmp_path):
     path = tmp_path / "a.json"
     lines = [{"data": [1]}, {"data": []}, {"data": "text"}]

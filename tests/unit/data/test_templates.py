@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from distft.data.formats import Conversation, parse
 from distft.data.records import Record
 from distft.data.templates import DEFAULT, Template
 from distft.errors import UserError
+from distft.recipe.schema import Data
 from tests.unit.data.chat_templates import (
     BYTES,
     CHATML,
@@ -53,7 +56,6 @@ def learned(template, messages):
     [
         ("hello world", "the dog"),
         ("same", "same"),
-        ("", ""),
         ("é🙂漢字\u200d🏳️‍🌈", "a"),
         ("two\n\nparagraphs", "user"),
         ("<|im_start|>user\nhow?", "assistant"),
@@ -81,16 +83,16 @@ def test_prompt_is_what_training_saw_before_the_answer(contents, name, tokenizer
     messages = chat(*contents)
     document = encode(template, messages)
     learns = np.flatnonzero(document.targets)
-    for asked in (messages[:1], messages[:3], messages[:5]):
-        prompt = template.prompt(asked)
+    for count in (1, 3, 5):
+        prompt = template.prompt(Conversation(messages[:count]))
         assert prompt.dtype == np.int32
         assert document.tokens[: len(prompt)].tolist() == prompt.tolist()
-        assert len(prompt) in learns  # the first token a model has to write
+        assert (len(prompt) in learns) == bool(messages[count]["content"].strip())  # the first token it has to write
         assert len(prompt) - 1 not in learns
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "trimmed"])
-@pytest.mark.parametrize("answer", ["\nstarts with a line end", " starts and ends with a space ", "\n\n", "  two"])
+@pytest.mark.parametrize("answer", ["\nstarts with a line end", " starts and ends with a space ", "  two"])
 def test_white_space_at_the_edges_of_an_answer(tokenizer, answer):
     for name in ("chatml", "generation", "default"):
         template = Template(TOKENIZERS[tokenizer], TEMPLATES[name])
@@ -145,7 +147,7 @@ def test_end_of_turn_of_plain_characters():
         ("{% for %}", chat("a", "b"), "rejects the conversation"),
         ("{{ messages[9]['content'] + 1 }}", chat("a", "b"), "rejects the conversation"),
         ("{% for m in messages | reverse %}{{ m.content }}{% endfor %}", chat("a", "b", "c", "d"), "message"),
-        ("{{ messages[0]['content'] }}", chat("a", "b"), "cannot be found"),
+        ("{{ messages[0]['content'] }}", chat("a", "b"), "does not show what message 1 says, 'b'"),
     ],
 )
 def test_template_that_does_not_work_is_an_error_that_names_the_record(text, messages, said):
@@ -173,19 +175,19 @@ def test_plain_text_is_all_targets():
 
 def test_load_takes_the_file_then_the_tokenizers_own_then_the_default(tmp_path):
     tokenizer = byte_level()
-    assert Template.load(tokenizer, None).text == DEFAULT
-    assert Template.load(sentencepiece(), None).text == "{{ bos_token }}" + DEFAULT
-    assert encode(Template.load(sentencepiece(), None), chat("a", "b")).tokens[0] == sentencepiece().bos_token_id
-    assert Template.load(sentencepiece(bos=False), None).text == DEFAULT
+    assert Template.load(tokenizer, Data()).text == DEFAULT
+    assert Template.load(sentencepiece(), Data()).text == "{{ bos_token }}" + DEFAULT
+    assert encode(Template.load(sentencepiece(), Data()), chat("a", "b")).tokens[0] == sentencepiece().bos_token_id
+    assert Template.load(sentencepiece(bos=False), Data()).text == DEFAULT
     tokenizer.chat_template = CHATML
-    assert Template.load(tokenizer, None).text == CHATML
+    assert Template.load(tokenizer, Data()).text == CHATML
     (tmp_path / "t.jinja").write_text(LLAMA3)
-    assert Template.load(tokenizer, str(tmp_path / "t.jinja")).text == LLAMA3
+    assert Template.load(tokenizer, Data(template=str(tmp_path / "t.jinja"))).text == LLAMA3
     with pytest.raises(UserError, match=r"nowhere\.jinja"):
-        Template.load(tokenizer, str(tmp_path / "nowhere.jinja"))
+        Template.load(tokenizer, Data(template=str(tmp_path / "nowhere.jinja")))
     tokenizer.eos_token = None
     with pytest.raises(UserError, match="no end-of-sequence token"):
-        Template.load(tokenizer, None)
+        Template.load(tokenizer, Data())
 
 
 def test_digest_follows_what_matters_and_nothing_else():
@@ -241,7 +243,10 @@ def test_other_keys_of_a_message_reach_the_template():
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}], "name": None}
     parsed = parse(Record("a:1", {"messages": [call]}), {})
     assert isinstance(parsed, Conversation)
-    assert parsed.messages == [{"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}]
+    function = {"name": "f", "arguments": {}}
+    assert parsed.messages == [
+        {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": function}]}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -258,7 +263,7 @@ def test_other_keys_of_a_message_reach_the_template():
         ({"messages": [{"role": "boss", "content": "a"}]}, {}, "messages[0] has the role 'boss'"),
         ({"messages": [{"role": ["user"], "content": "a"}]}, {}, "messages[0] has the role"),
         ({"messages": [{"content": "a"}]}, {}, "messages[0] has the role None"),
-        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, {}, "content must be a string, not list"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, {}, "content[0] is a part of the type"),
         ({"messages": [{"role": "user"}]}, {}, "content must be a string, not null"),
         ({"instruction": ["a"], "output": "b"}, {}, "instruction must be a string"),
         ({"instruction": "a", "output": 0.5}, {}, "output must be a string"),
@@ -272,3 +277,8 @@ def test_records_that_do_not_fit_are_named(record, fields, said):
         parse(Record("a:1", record), fields)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_default_template_is_that_of_all_runs_before() -> None:
+    """It is part of what tells a run's tokenizer; another text for the same words would refuse to go on with them."""
+    assert hashlib.sha256(DEFAULT.encode()).hexdigest().startswith("37794034e19bc83b")

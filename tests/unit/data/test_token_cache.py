@@ -32,7 +32,7 @@ def byte_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
 
 
-TEMPLATE = Template.load(byte_tokenizer(), None)
+TEMPLATE = Template.load(byte_tokenizer(), Data())
 
 
 class Stop(Exception):
@@ -190,12 +190,18 @@ def test_made_once_and_again_only_for_what_matters(data, tmp_path, monkeypatch):
     others = [run(settings.model_copy(update=change)) for change in changes]
     others.append(run(data([{"text": "hullo", "other": "bye bye"}])))
     (tmp_path / "t.jinja").write_text("{{ messages }}")
-    template = Template.load(byte_tokenizer(), str(tmp_path / "t.jinja"))
+    template = Template.load(byte_tokenizer(), Data(template=str(tmp_path / "t.jinja")))
     others.append(run(settings, template=template))
     assert len({first, *others}) == 6
 
 
-def test_stopping_leaves_nothing_half_written(data):
+@pytest.fixture
+def each_record(monkeypatch):
+    """Every record is a time to stop, and to keep what there is."""
+    monkeypatch.setattr(token_cache, "_EVERY", -1.0)
+
+
+def test_stopping_leaves_nothing_half_written(data, each_record):
     settings = data([{"text": "hello"}] * 1000)
     calls = 0
 
@@ -208,7 +214,7 @@ def test_stopping_leaves_nothing_half_written(data):
     seen = []
     with pytest.raises(Stop):
         run(settings, check_stop=check_stop, progress=seen.append)
-    assert max(seen) < 500
+    assert max(seen) < 5
     assert left_over(settings) == []
     folder = run(settings, progress=seen.append)
     assert seen[-1] == 1000
@@ -239,18 +245,18 @@ MANY = [{"text": "ab" * (i % 4)} for i in range(1000)]
 
 
 @pytest.mark.parametrize("kept_before", [True, False])
-def test_what_was_stopped_goes_on_and_is_the_same_to_the_byte(data, monkeypatch, kept_before):
+def test_what_was_stopped_goes_on_and_is_the_same_to_the_byte(data, monkeypatch, each_record, kept_before):
     settings, calls = data(MANY), []
 
     def stop_late():
         calls.append(1)
-        if len(calls) == 11:  # after 500 records
+        if len(calls) == 501:
             raise Stop
 
     at_once = built(settings, Letters())
     expected = of_files(at_once)
     at_once.rename(at_once.with_name("aside"))
-    monkeypatch.setattr(token_cache, "_KEEP_EVERY", 0.0 if kept_before else 1000.0)
+    monkeypatch.setattr(token_cache, "_KEEP_EVERY", -1.0 if kept_before else 1000.0)
     first, second = Counting(), Counting()
     with pytest.raises(Stop):
         built(settings, first, stop_late)
@@ -260,9 +266,9 @@ def test_what_was_stopped_goes_on_and_is_the_same_to_the_byte(data, monkeypatch,
     assert of_files(again) == expected
 
 
-def test_what_was_killed_goes_on_from_what_was_on_the_disk(data, monkeypatch):
+def test_what_was_killed_goes_on_from_what_was_on_the_disk(data, monkeypatch, each_record):
     settings = data(MANY)
-    monkeypatch.setattr(token_cache, "_KEEP_EVERY", 0.0)
+    monkeypatch.setattr(token_cache, "_KEEP_EVERY", -1.0)
     add = CacheWriter.add
 
     def killed(self, encoded):
@@ -277,7 +283,7 @@ def test_what_was_killed_goes_on_from_what_was_on_the_disk(data, monkeypatch):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
     encoder = Counting()
     folder = built(settings, encoder)
-    assert encoder.encoded == 250
+    assert encoder.encoded == 223
     elsewhere = data(MANY, cache=f"{settings.cache}-of-its-own")
     assert of_files(folder) == of_files(built(elsewhere, Letters()))
 

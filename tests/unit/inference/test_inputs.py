@@ -72,6 +72,18 @@ def test_a_language_model_of_plain_texts_is_told_by_its_data(
     assert trained_on_texts(recipe({"type": "causal-lm"}, train=str(tmp_path / "d.jsonl"))) is wanted
 
 
+@pytest.mark.parametrize(("how", "wanted"), [({}, False), ({"bad_records": "skip"}, True)])
+def test_by_the_first_record_that_is_not_left_out(tmp_path: Path, how: dict[str, str], wanted: bool) -> None:
+    (tmp_path / "d.jsonl").write_text('{broken\n{"text": 3}\n{"text": "a"}\n')
+    assert trained_on_texts(recipe({"type": "causal-lm"}, train=str(tmp_path / "d.jsonl"), **how)) is wanted
+
+
+def test_what_is_evaluated_may_have_bad_records_where_the_training_data_may(tmp_path: Path) -> None:
+    for data in ({"train": "train.txt"}, {"train": "new.csv", "columns": ["text", "label"]}):
+        lenient = recipe({"type": "sequence-classification"}, **data, bad_records="skip", bad_budget=0.2)
+        assert source_like(RunDir(tmp_path), lenient, tmp_path / "new.csv", None, True).bad_budget == 0.2
+
+
 def test_a_choice_of_words_is_for_tasks_that_make_one() -> None:
     check_decoding(recipe({"type": "dpo"}), Decoding(max_tokens=3))
     check_decoding(recipe({"type": "seq2seq-lm"}), Decoding())

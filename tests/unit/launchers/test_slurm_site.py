@@ -176,8 +176,25 @@ def test_a_time_of_the_command_line_is_checked(new: str) -> None:
     assert preflight.seconds_of(profile.time) >= 0
 
 
+@pytest.mark.parametrize("limit", ["UNLIMITED", "infinite", "-1", "1d", "1:2:3:4", "2h", " 5"])
+def test_a_time_that_slurm_would_take_otherwise_is_refused_with_the_forms(limit: str, tmp_path: Path) -> None:
+    told = (
+        f"got {limit!r}; give a limit such as 90 (minutes), 4:00:00 or 2-12 (days-hours), or 0 for none, where the "
+        "partition has none: such a job stops only when the run is over, or it is preempted or cancelled"
+    )
+    with pytest.raises(UserError) as raised:
+        submit.overridden(Site(), {"time": limit})
+    assert str(raised.value) == f"--time: {told}"
+    (tmp_path / "x.toml").write_text(f'time = "{limit}"\n')
+    with pytest.raises(UserError) as raised:
+        site.load(tmp_path / "x.toml")
+    assert str(raised.value).endswith(f"x.toml:1: time: {told}")
+    for form in ("0", "90", "5:30", "4:00:00", "2-12", "2-12:30", "2-12:30:00"):
+        assert submit.overridden(Site(), {"time": form}).time == form
+
+
 def test_a_wrong_option_is_named() -> None:
-    with pytest.raises(UserError, match=r"^--time: got 'soon'; must match"):
+    with pytest.raises(UserError, match=r"^--time: got 'soon'; give a limit such as 90"):
         submit.overridden(Site(), {"time": "soon"})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from transformers import (
 from distft.data.processors import END_OF_TEXT, ROLES
 from distft.data.sources import Source
 from distft.errors import UserError
-from distft.model.random_init import create
+from distft.model.random_init import create, texts
 from distft.recipe.schema import ModelInit
 from distft.recipe.tasks import CausalLM, MaskedLM, Seq2SeqLM, SequenceClassification, SpeechSeq2Seq
 from distft.tasks import causal_lm, masked_lm, seq2seq_lm, sequence_classification, speech_seq2seq
@@ -155,6 +156,15 @@ def test_a_causal_model(tmp_path: Path) -> None:
     ends = {tokenizer.decode([token]) for token in (model.config.eos_token_id, model.config.pad_token_id)}
     assert ends == {END_OF_TEXT}
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_tokenizer_learns_from_the_records_that_can_be_read(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "the cat"}\n{broken\n{"text": 3}\n{"text": "no"}\n')
+    given = [(SPECS["encoder"], Source(str(data), bad_budget=0.5))]
+    assert list(texts(given)) == ["the cat", "no"]
+    with pytest.raises(UserError, match=r"data.jsonl:2 is not valid JSON"):
+        list(texts([(spec, replace(source, bad_budget=None)) for spec, source in given]))
 
 
 def test_an_encoder_model_can_be_that_of_any_task(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ LORA = {"type": "lora"}
 @pytest.mark.parametrize("adapter", [{"type": "none"}, LORA, {"type": "adalora"}, {"type": "partial", "train": ["a"]}])
 def test_every_such_key_is_taken_as_it_was(tmp_path: Path, adapter: dict[str, object]) -> None:
     """A section of another type may not have it."""
-    new = recipe(adapter=adapter)
+    new = recipe(adapter=adapter, data={"train": "/d", "today": None})
     values = yaml.safe_load(dump(new))
     for section, key in EARLIER:
         values[section].pop(key, None)
@@ -60,7 +60,9 @@ def test_every_such_key_is_taken_as_it_was(tmp_path: Path, adapter: dict[str, ob
     assert (("adapter", "routers") in found) == (adapter["type"] in ("lora", "adalora"))
     assert found["train", "router_loss"] == 0.0
     assert differences(stored, new) == []
-    changed = recipe(adapter=LORA | {"routers": False}, train={"steps": 5, "router_loss": 0.1})
+    changed = recipe(
+        data={"train": "/d", "today": None}, adapter=LORA | {"routers": False}, train={"steps": 5, "router_loss": 0.1}
+    )
     if adapter == LORA:
         rules = {one.key: one.rule for one in differences(stored, changed)}
         assert rules == {"train.router_loss": "to be allowed", "adapter.routers": "refused"}

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from distft.data.sources import source_of
 from distft.errors import UserError
 from distft.recipe.adapters import Layers
 from distft.recipe.changes import ALLOWABLE, HARMLESS, Difference, agree, check_allowed
@@ -213,6 +214,15 @@ track: on
         ("engine: {offload_params: on}", "engine.offload_params: got 'on'; must be true or false"),
         ("engine: {offload_params: true}", "engine: offload_params needs zero_stage 3"),
         ("track: {project: 3}", "track.project: got 3; must be text (in quotes if it looks like a number)"),
+        (
+            "track: {project: [a]}",
+            "track.project: got ['a']; must be text (in quotes if it looks like a number), not a list: write 'a'",
+        ),
+        (
+            "track: {project: [a, b]}",
+            "track.project: got ['a', 'b']; must be text (in quotes if it looks like a number), not a list",
+        ),
+        ("engine: {dtype: [x]}", "engine.dtype: got ['x']; must be 'bf16' or 'fp32', not a list: write 'x' without"),
         ("track:", "track: got null; write keys under it, or leave it out: wandb, project, entity"),
         ("adapter: lora", "adapter: got 'lora'; write keys under it, or leave it out: type, train, alpha, dropout"),
         ("adapter: {type: lora, r: 0}", "adapter.r: got 0; must be greater than 0"),
@@ -468,6 +478,60 @@ def test_a_multi_task_names_its_data_itself(write: Write, tmp_path: Path) -> Non
     assert task.tasks["b"].train == {"tokens": str(tmp_path / "b.words"), "tags": str(tmp_path / "b.tags")}
     again = load(write(dump(load(write(LONE + TWO), [])), "again.yaml"), [])
     assert again.task == task
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("data: {train: [a.jsonl]}", "mapping (key: value), not a list: write 'a.jsonl' without brackets"),
+        ("data: {train: x, eval: [a.jsonl, b.jsonl]}", "mapping (key: value), not a list: join several files into one"),
+        (
+            "data: {train: https://example.org/a.jsonl}",
+            "recipe.yaml:1: data.train: got 'https://example.org/a.jsonl'; distft reads files, folders and hub ids: "
+            "download it first, and give the file or folder",
+        ),
+        ("data: {train: {source: s3://b/a.en, target: /t}}", "got 's3://b/a.en'; distft reads files, folders and hub"),
+        (
+            "data: {train: x, eval: https://huggingface.co/datasets/org/name}",
+            "folders and hub ids: write the hub id: org/name",
+        ),
+        (
+            "data: {train: x, eval: hf://datasets/org/name/a.csv}",
+            "hub ids: download it first, and give the file or folder",
+        ),
+        ("model: {path: https://huggingface.co/org/name/tree/main}", "folders and hub ids: write the hub id: org/name"),
+    ],
+)
+def test_data_that_are_a_list_or_an_address(write: Write, text: str, told: str) -> None:
+    rest = "".join(f"{line}\n" for line in SMALL.splitlines() if line.split(":")[0] != text.split(":")[0])
+    message = complaint(write(f"{text}\n{rest}"))
+    assert message.count("recipe.yaml:") == 1
+    assert told in message
+
+
+def test_hub_ids_and_files_are_no_addresses(write: Write) -> None:
+    for place in ("org/name", "name", "./a:b/c.jsonl", "/a://b.jsonl", "C:/a.jsonl"):
+        assert load(write(SMALL), [f"data.train={place}"]).data.train.endswith(place.removeprefix("./"))
+
+
+def test_all_tasks_leave_out_bad_records_as_the_data_section_says(write: Write) -> None:
+    for text in (SMALL, LONE + TWO):
+        path = write(text)
+        for changed, budget in (([], None), (["data.bad_budget=0.5"], None), (["data.bad_records=skip"], 0.01)):
+            assert {part.bad_budget for part in load(path, changed).parts()} == {budget}
+        recipe = load(path, ["data.bad_records=skip", "data.bad_budget=0.0"])
+        sources = [source_of(part, which) for part in recipe.parts() for which in ("train", "eval")]
+        assert {source.bad_budget for source in sources if source is not None} == {0.0}
+
+
+def test_runs_begun_before_bad_records_could_be_left_out_go_on(write: Write) -> None:
+    values = yaml.safe_load(dump(small()))
+    assert (values["data"].pop("bad_records"), values["data"].pop("bad_budget")) == ("refuse", 0.01)
+    stored = load_resolved(write(yaml.safe_dump(values), "config.yaml"))
+    assert differences(stored, small()) == []
+    lenient = small(data={"train": "/d", "bad_records": "skip", "bad_budget": 0.5})
+    rules = {one.key: one.rule for one in differences(stored, lenient) if "bad" in one.key}
+    assert rules == {"data.bad_records": "harmless", "data.bad_budget": "harmless"}
 
 
 @pytest.mark.parametrize("given", ["./x.en", "x.jsonl", "~/x", "../x.txt.gz"])

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from distft.data.records import Document, Record
 from distft.data.templates import Marked, Template
 from distft.errors import UserError
-from distft.recipe.schema import Recipe
+from distft.recipe.schema import Data, Recipe
 from distft.recipe.tasks import CausalLM
 from distft.tasks import causal_lm
 from distft.tasks.causal_lm import TOKENS, Causal, CausalEncoder, split_to_rows
@@ -227,7 +227,7 @@ def tokenizer() -> Any:
 
 
 def encoder(row: int = 16, drop: bool = False, **fields: str) -> CausalEncoder:
-    return CausalEncoder(Template.load(tokenizer(), None), fields, row, drop)
+    return CausalEncoder(Template.load(tokenizer(), Data()), fields, row, drop)
 
 
 def record(**fields: Any) -> Record:

@@ -13,8 +13,9 @@ from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from distft.data.formats import pair_of, pair_prompt_of
+from distft.data.pairs import pair_of, pair_prompt_of
 from distft.data.records import Document, Record
+from distft.data.shown import ENDLESS, SILENT
 from distft.data.templates import Template
 from distft.errors import UserError
 from distft.recipe.schema import Recipe
@@ -394,7 +395,7 @@ def record(**fields: Any) -> Record:
 @pytest.mark.parametrize("shape", list(SHAPES))
 def test_all_shapes_of_a_record_become_the_same(shape: str) -> None:
     parsed = pair_of(record(**SHAPES[shape]), {})
-    assert (parsed.prompt, parsed.chosen, parsed.rejected) == ([QUESTION], [FINE], [BAD])
+    assert (parsed.prompt.messages, parsed.chosen, parsed.rejected) == ([QUESTION], [FINE], [BAD])
     [document] = encoder().encode(record(**SHAPES[shape])).documents
     assert BYTES.decode(document["chosen"]) == (
         "<|im_start|>user\nhow are you?<|im_end|>\n<|im_start|>assistant\nthe fox jumps<|im_end|>\n"
@@ -412,7 +413,7 @@ def test_what_both_conversations_begin_with_is_not_learned() -> None:
     [document] = encoder().encode(record(chosen=chosen, rejected=rejected)).documents
     assert BYTES.decode(document["chosen"][document["chosen_targets"]]) == "the fox jumps<|im_end|>"
     longer = pair_of(record(chosen=[QUESTION, FINE], rejected=[QUESTION, FINE, after, BAD]), {})
-    assert (longer.prompt, longer.rejected) == ([QUESTION], [FINE, after, BAD])
+    assert (longer.prompt.messages, longer.rejected) == ([QUESTION], [FINE, after, BAD])
 
 
 def test_renamed_columns() -> None:
@@ -433,7 +434,7 @@ def test_records_that_teach_nothing_are_dropped() -> None:
     assert encoder(size - 1).encode(record(**texts)).notes == {DROPPED: 1}
     no_end = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     mute = DPOEncoder(Template(BYTES, no_end), {}, 512)
-    assert mute.encode(record(**{**texts, "chosen": ""})).notes == {MUTE: 1}
+    assert mute.encode(record(**{**texts, "chosen": ""})).notes == {SILENT: 1, ENDLESS: 1, MUTE: 1}
 
 
 @pytest.mark.parametrize(
@@ -466,12 +467,12 @@ def test_records_that_are_refused(fields: dict[str, Any], message: str) -> None:
     ],
 )
 def test_a_prompt_is_what_comes_before_the_answers(fields: dict[str, Any]) -> None:
-    assert [message["content"].strip() for message in pair_prompt_of(record(**fields), {})] == ["how are you?"]
+    assert [message["content"].strip() for message in pair_prompt_of(record(**fields), {}).messages] == ["how are you?"]
 
 
 def test_a_prompt_alone_is_one_whatever_the_pairs_were_in() -> None:
     asked = pair_prompt_of(record(prompt="how are you?"), {"conversations": "dialogue"})
-    assert [message["content"] for message in asked] == ["how are you?"]
+    assert [message["content"] for message in asked.messages] == ["how are you?"]
 
 
 def test_a_prompt_alone_is_answered() -> None:

@@ -189,7 +189,7 @@ def test_too_many_are_the_wrong_column(data: Any) -> None:
         find(recipe(CLASSES), data(0, *range(labels.MOST + 1)))
 
 
-@pytest.mark.parametrize("value", [None, "", "  ", ["a"], {"a": 1}])
+@pytest.mark.parametrize("value", [None, "", "  ", {"a": 1}])
 def test_a_record_without_a_label_is_named(data: Any, value: Any) -> None:
     with pytest.raises(UserError, match=r"a\.jsonl:2 has no label"):
         find(recipe(CLASSES), data("a", value))
@@ -237,3 +237,29 @@ def test_a_damaged_file_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"labels\.json is damaged .*; restore it from a copy"):
         labels.read_labels(path)
+
+
+def test_records_with_wrong_labels_are_passed_over_where_they_may_be_left_out(data: Any) -> None:
+    def labels_of(named: list[str] | None, budget: float | None) -> list[str]:
+        task = CLASSES if named is None else {**CLASSES, "labels": named}
+        where = data("a", None, "b", [1], "z", "\ud83d")
+        parts = [replace(part, bad_budget=budget) for part in parts_of(recipe(task), where)]
+        return labels.find(parts)["label"]
+
+    assert labels_of(None, 0.5) == ["a", "b", "z"]
+    assert labels_of(["b", "a"], 0.5) == ["b", "a"]
+    with pytest.raises(UserError, match=r"no record of .* has label 'c'; remove that label, or add records"):
+        labels_of(["b", "a", "c"], 0.5)
+    with pytest.raises(UserError, match=r"a.jsonl:2 has no label; give it one"):
+        labels_of(["b", "a"], None)
+
+
+def test_the_text_of_a_list_is_no_name_of_a_class(data: Any) -> None:
+    for value in ('["pos"]', '["pos", "neg"]', "[1]"):
+        with pytest.raises(UserError) as raised:
+            find(recipe(CLASSES), data("[neg]", value))
+        assert str(raised.value).partition(".jsonl:2")[2] == (
+            f": label is the text of a list, {value}; give one label without brackets, or set task.kind to multi-label"
+        )
+    assert find(recipe(CLASSES), data("[neg]", "[", "pos")) == {"label": ["[", "[neg]", "pos"]}
+    assert find(recipe(SEVERAL), data('["pos"]', '["neg", "pos"]')) == {"label": ["neg", "pos"]}

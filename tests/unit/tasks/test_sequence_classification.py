@@ -148,7 +148,12 @@ def test_shapes_that_labels_come_in(way: str, value: Any, expected: list[str]) -
     [
         ("single", None, "a.csv:7 has no label; give it one, or leave the record out"),
         ("single", " ", "a.csv:7 has no label"),
-        ("single", ["good"], "a.csv:7 has no label"),
+        (
+            "single",
+            ["good"],
+            "a.csv:7: label is a list, ['good']; give one label without brackets, or set task.kind to",
+        ),
+        ("single", {"good": 1}, "a.csv:7 has no label"),
         ("single", "goood", "a.csv:7: label 'goood' is not one of this run's: bad, good, neutral; correct it, or name"),
         ("multi-label", ["good", "x"], "a.csv:7: label 'x' is not one of this run's: bad, good, neutral"),
         ("multi-label", "[good", "a.csv:7: label is not a valid list of labels: [good"),

@@ -19,7 +19,7 @@ from distft.process.console import Console
 from distft.recipe.load import load
 from distft.run.folder import RunDir
 from distft.training.preview import Piece, Preview, look, named, shown
-from distft.training.preview_view import histogram, on_terminal, page
+from distft.training.preview_view import histogram, on_terminal, page, summary
 
 ROOT = Path(__file__).parents[3]
 
@@ -33,9 +33,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def preview(tmp_path: Path, base: Path) -> Callable[..., Preview]:
-    def make(data: str, most: int = 1000, show: int = 2) -> Preview:
+    def make(data: str, most: int = 1000, show: int = 2, **how: Any) -> Preview:
         (tmp_path / "data.jsonl").write_text(data)
         settings = [f"model={{path: {base}}}", f"data.train={tmp_path}/data.jsonl", "data.row_tokens=64"]
+        settings += [f"data.{key}={value}" for key, value in how.items()]
         recipe = load(ROOT / "configs" / "causal-lm.yaml", settings)
         return look(recipe, None, "train", show, most, Console(first=False))
 
@@ -64,6 +65,27 @@ def test_records_that_cannot_be_used_are_named(preview: Make) -> None:
     found = preview(CHAT + "{broken\n" + '{"messages": 3}\n' + CHAT)
     assert (found.read, found.faulty, len(found.sizes)) == (4, 2, 2)
     assert [f":{line}" in fault for line, fault in zip((2, 3), found.faults, strict=True)] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({}, "2 records cannot be used, and a run would refuse the data:"),
+        (
+            {"bad_records": "skip"},
+            "2 records cannot be used, more than data.bad_budget 0.01 allows, and a run would refuse the data:",
+        ),
+        (
+            {"bad_records": "skip", "bad_budget": 0.5},
+            "2 records cannot be used and are left out (data.bad_records):",
+        ),
+    ],
+)
+def test_bad_records_are_said_to_be_left_out_where_a_run_does_so(preview: Make, how: Any, said: str) -> None:
+    found = preview(CHAT + "{broken\n" + '{"messages": 3}\n' + CHAT, **how)
+    assert list(summary(found))[-1] == said
+    assert found.refused is ("refuse" in said)
+    assert not preview(CHAT, **how).refused
 
 
 def test_only_the_first_are_read(preview: Make) -> None:
