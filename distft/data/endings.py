@@ -154,6 +154,10 @@ class Endings:
     def _behind_last(self, message: Message) -> tuple[str, str] | None:
         return (self._of_call if message.get("tool_calls") else self._of_text) or self._of_text
 
+    def behind_last(self, message: Message) -> str:
+        """What stands behind the last turn of a conversation, as far as messages of our own tell."""
+        return (self._behind_last(message) or ("", ""))[0]
+
     def addition(self, message: Message) -> str:
         """What the last turn of a conversation lacks, for the model to learn to stop there."""
         behind, tokens = self._behind_last(message), self.renderer.added_tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -9,7 +10,7 @@ from distft.data.endings import shared
 from distft.data.formats import Conversation
 from distft.data.messages import Message, names_of_calls, reasons, said
 from distft.data.rendering import Rendering
-from distft.data.turns import Turn
+from distft.data.turns import Turn, unshown
 from distft.errors import UserError
 
 SILENT = "with turns in which the assistant says nothing, which are not learned"
@@ -27,7 +28,7 @@ def is_silent(message: Message) -> bool:
 def check_shown(message: Message, turn: Turn, text: str, stop: str) -> None:
     """Raises UserError unless a turn shows what the message says and calls."""
     shown = text[turn.start : turn.end]
-    if said(message) not in shown:
+    if _words(said(message)) not in _words(shown):
         raise UserError(
             f"the chat template does not show what message {turn.message} says, {_short(said(message))!r}; "
             f"use another one (data.template), or leave out the record"
@@ -40,11 +41,13 @@ def check_shown(message: Message, turn: Turn, text: str, stop: str) -> None:
         )
     names = Counter(calls)
     for name, count in names.items():
-        if shown.count(name) < count:
-            raise UserError(
-                f"the chat template does not show the call of {name!r} in message {turn.message}; use another one "
-                f"(data.template), or leave out the record"
-            )
+        if len(re.findall(rf"(?<!\w){re.escape(name)}(?!\w)", shown)) < count:
+            raise unshown(name, turn.message)
+
+
+def _words(text: str) -> str:
+    """The text with every stretch of white space as one space: some templates leave out empty lines."""
+    return " ".join(text.split())
 
 
 def _short(text: str) -> str:
@@ -73,9 +76,14 @@ def hidden(conversation: Conversation, template: str, text: str) -> list[str]:
 
 
 def other_prompt(rendering: Rendering, messages: Sequence[Message], learned: Sequence[Turn], text: str) -> str:
-    """A sentence if the first or the last turn that is learned follows other text than a prediction would, else ""."""
-    for turn in dict.fromkeys((*learned[:1], *learned[-1:])):
-        prompt = rendering(messages[: turn.message], True) if turn.message else ""
-        if prompt and prompt != text[: turn.start]:
+    """A sentence if a turn that is learned follows other text than a prediction would, else "".
+
+    The first and the last turn in answer to each role are looked at.
+    """
+    asked = [(messages[turn.message - 1]["role"], turn) for turn in learned if turn.message]
+    looked_at = {*dict(asked).values(), *dict(reversed(asked)).values()}
+    for turn in sorted(looked_at, key=lambda turn: turn.message):
+        prompt = rendering(messages[: turn.message], True)
+        if prompt != text[: turn.start]:
             return f"message {turn.message}: {_parting(text[: turn.start], prompt)}"
     return ""

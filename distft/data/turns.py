@@ -48,8 +48,13 @@ class Finder:
 
     def turns(self) -> list[Turn]:
         """In order. Raises UserError if one cannot be found, or the template does not keep them in order."""
+        if MARK in self.text or OTHER in self.text:
+            raise UserError(f"the text contains {MARK!r} or {OTHER!r}, words that distft needs; leave out the record")
         found: list[Turn] = []
         for i in self._spoken:
+            for name in names_of_calls(self.messages[i]):
+                if name not in self.text:
+                    raise unshown(name, i)
             start = self._start(i, found[-1].end if found else 0)
             found.append(Turn(i, start, self._end(i, start)))
         if any(turn.end < turn.start for turn in found) or any(b.start < a.end for a, b in pairwise(found)):
@@ -131,10 +136,12 @@ class Finder:
             return len(self.text) if self.prompt else self.endings.of_last(self.messages[i], self.text)
         key = self.messages[i + 1]["role"], bool(self.messages[i].get("tool_calls"))
         if key not in self._seams:
-            self._seams[key] = self._seam(i)
+            next_turn = next((k for k in self._spoken if k > i + 1), len(self.messages))
+            self._seams[key] = self._seam(i, next_turn)
         end = self._end_before(i, start, *self._seams[key])
-        if end is None:  # this place differs from the first one of its kind
-            end = self._end_before(i, start, *self._seam(i))
+        if end is None:  # this place differs from the first one of its kind, or with what comes later
+            self._seams[key] = self._seam(i, len(self.messages))
+            end = self._end_before(i, start, *self._seams[key])
         if end is None:
             raise self._lost(i)
         return end
@@ -146,20 +153,24 @@ class Finder:
                 return begin - len(head)
         return None
 
-    def _seam(self, i: int) -> tuple[str, str]:
-        """(the mark that ends turn i, what the template puts between it and the next message)."""
-        then = next((k for k in self._spoken if k > i + 1), len(self.messages))
+    def _seam(self, i: int, until: int) -> tuple[str, str]:
+        """(the mark that ends turn i, what the template puts between it and the next message).
+
+        Args:
+            until: how many messages to render.
+        """
         here = [*self.messages[:i], marked(self.messages[i])]
-        after = [marked_before(self.messages[i + 1]), *self.messages[i + 2 : then]]
-        _, shown, last = self.rendering(here).partition(MARK)
-        if not shown and (calls := names_of_calls(self.messages[i])):
-            raise UserError(
-                f"the chat template does not show the call of {calls[-1]!r} in message {i}; use another one "
-                f"(data.template), or leave out the record"
-            )
-        middle = between(self.rendering([*here, *after]))
+        after = [marked_before(self.messages[i + 1]), *self.messages[i + 2 : until]]
+        together = self.rendering([*here, *after])
+        if MARK not in together and (calls := names_of_calls(self.messages[i])):
+            raise unshown(calls[-1], i)
+        middle = between(together)
         if middle is None:
             raise self._lost(i)
+        try:
+            last = self.rendering(here).partition(MARK)[2]
+        except UserError:  # it wants more than the first messages, a user's for instance
+            last = self.endings.behind_last(self.messages[i])
         return self.endings.parted(last, middle)
 
     # Where messages are
@@ -192,8 +203,8 @@ class Finder:
         wanted |= {i + 1 for i in self._spoken if i + 1 < len(self.messages)}
         texts = {i: said(self.messages[i]) for i in sorted(wanted)}
         places, escaped = {}, {}
-        for i, (at,) in self._found({i: [len(text) // 2] for i, text in texts.items()}).items():
-            begin = at - len(texts[i]) // 2
+        for i, (at,) in self._found({i: [_middle(text)] for i, text in texts.items()}).items():
+            begin = at - _middle(texts[i])
             if self.text.startswith(texts[i], begin):
                 places[i] = (begin, begin + len(texts[i]))
             else:
@@ -231,6 +242,20 @@ class Finder:
 
     def _lost(self, i: int) -> UserError:
         return UserError(f"message {i} cannot be found in the output of the chat template; {_WAY_OUT}")
+
+
+def _middle(text: str) -> int:
+    """A place in the middle, beside no white space: some templates change that."""
+    half = len(text) // 2
+    return next((k for k in range(half, 0, -1) if not (text[k - 1].isspace() or text[k].isspace())), 0)
+
+
+def unshown(name: str, message: int) -> UserError:
+    """For a call of this name."""
+    return UserError(
+        f"the chat template does not show the call of {name!r} in message {message}; use another one "
+        f"(data.template), or leave out the record"
+    )
 
 
 _WITHIN_TAG = re.compile(r"<[^<>\s]*$")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from distft.data.endings import MARK, OTHER
 from distft.data.formats import Conversation
 from distft.data.records import Record
 from distft.data.rendering import Renderer, on_day
@@ -68,6 +69,21 @@ SYSTEM_LAST = """\
 {{- '[INST] ' + (first + '\\n' if loop.last or loop.nextitem.role == 'assistant' and loop.revindex == 2 else '') }}
 {{- m.content + '[/INST]' }}
 {%- elif m.role == 'assistant' %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"""
+
+# ... and in front of what the last user says, however many turns there are. Like Mistral Nemo.
+SYSTEM_BEFORE_LAST = """\
+{{ bos_token }}{% set last = (messages | selectattr('role', 'eq', 'user') | list)[-1] %}
+{%- for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' }}
+{%- if m is sameas last and messages[0].role == 'system' %}{{ messages[0].content + '\n' }}{% endif %}
+{{- m.content + '[/INST]' }}
+{%- elif m.role == 'assistant' %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"""
+
+# A result is closed in another way if an answer follows. Like Hermes 2 Pro.
+CLOSES = CALLS.replace("'</result>' }}", "'</result>' + ('' if loop.last else '\n') }}")
+
+# Rejects messages among which none is a user's; leaves out empty lines. Like Qwen3.5, and like Falcon.
+WANTS_USER = "{% if 'user' not in messages|map(attribute='role') %}{{ raise_exception('none') }}{% endif %}" + CHATML
+NO_EMPTY_LINES = CHATML.replace("m['content']", "m['content'].replace('\n\n', '\n')")
 
 # Only parts, as models that see pictures have it; arguments as texts; null written out.
 PARTS = """\
@@ -240,6 +256,46 @@ def test_another_prompt_than_that_of_predictions_is_said_with_both() -> None:
     assert encode(SYSTEM_LAST, messages=[*said, *chat[:2]]).notes == {}  # a single turn is the last one
     for text in (CHATML, CALLS, MORE, OPEN, GENERATION):
         assert DIFFERS not in encode(text, messages=chat).notes
+
+
+def test_what_stands_before_the_last_message_only_does_not_hide_turns() -> None:
+    chat = [user("a"), assistant("b"), user("c"), assistant("d"), user("e"), assistant("f")]
+    marked = encode(SYSTEM_BEFORE_LAST, messages=[{"role": "system", "content": "s"}, *chat])
+    assert learned(marked) == [" b</s>", " d</s>", " f</s>"]
+    assert BYTES.decode(marked.tokens) == "<s>[INST] a[/INST] b</s>[INST] c[/INST] d</s>[INST] s\ne[/INST] f</s>"
+    assert marked.notes == {DIFFERS: 1}
+
+
+def test_a_prompt_that_differs_in_the_middle_only_is_said_too() -> None:
+    messages = [user("a"), assistant(None, tool_calls=[CALL]), tool("22C"), assistant("b"), user("c"), assistant("d")]
+    assert encode(CALLS, messages=messages).notes == {}
+    assert "message 3: " in encode(CLOSES, messages=messages).warnings[DIFFERS]
+
+
+def test_a_conversation_that_the_assistant_begins() -> None:
+    messages = [assistant("hello"), user("a"), assistant("b"), user("c"), assistant("d")]
+    for text in (CHATML, WANTS_USER):
+        assert learned(encode(text, messages=messages)) == ["hello<|im_end|>", "b<|im_end|>", "d<|im_end|>"]
+
+
+def test_a_name_within_another_word_is_no_call() -> None:
+    both = [CALL | {"function": {"name": name, "arguments": {}}} for name in ("get_w_now", "get_w")]
+    with pytest.raises(UserError, match="does not show the call of 'get_w' in message 1"):
+        encode(INSTEAD, messages=[user("?"), assistant(None, tool_calls=both)])
+    with pytest.raises(UserError, match="does not show the call of 'get_w' in message 1"):  # nor what the tool says
+        encode(NO_CALLS, messages=[user("?"), assistant(None, tool_calls=[CALL]), tool("22C"), assistant("b")])
+
+
+def test_empty_lines_that_a_template_leaves_out_hide_nothing() -> None:
+    messages = [user("a\n\nb"), assistant("c\n\nd"), user("e"), assistant("f")]
+    assert learned(encode(NO_EMPTY_LINES, messages=messages)) == ["c\nd<|im_end|>", "f<|im_end|>"]
+
+
+@pytest.mark.parametrize("word", [MARK, OTHER])
+def test_words_that_mark_places_are_refused(word: str) -> None:
+    for messages in ([user(word), assistant("b")], [user("a"), assistant(word), user("c"), assistant("d")]):
+        with pytest.raises(UserError, match=r"a\.jsonl:1: the text contains 'distft-marks-"):
+            encode(CHATML, messages=messages)
 
 
 # --- columns beside the conversation ----------------------------------------------------------------------------------
