@@ -144,6 +144,20 @@ class Endings:
             return ""
         return self.addition(_ANSWER) if self.left_open else self._shortened(*self._of_text)
 
+    @cached_property
+    def of_turns(self) -> tuple[str, ...]:
+        """At what a prediction is to stop: tokens, or texts if no token does it, that end answers and calls."""
+        ends = [self.of_turn]
+        if self._of_call is not None:
+            ends.append(self.addition(_CALL) or self.parted(*self._of_call)[0])
+        return tuple(dict.fromkeys(self._last_token(end.strip()) for end in ends if end.strip()))
+
+    def _last_token(self, text: str) -> str:
+        """The token that is no part of running text with which a text ends; without one, the text."""
+        tokens = self.renderer.added_tokens
+        found = [match[0] for match in tokens.finditer(text)] if tokens else []
+        return found[-1] if found and text.endswith(found[-1]) else text
+
     def _shortened(self, last: str, middle: str) -> str:
         """What ends the last turn of a conversation: as it ends others, if the template writes more behind that."""
         bare = self._bare(last)
@@ -175,5 +189,5 @@ class Endings:
         bare = self._bare(behind[0])
         if not bare or self.left_open:
             return len(text)
-        end = len(self._bare(text))
-        return end - len(bare) + len(self._shortened(*behind)) if text.endswith(bare, 0, end) else end
+        end, more = len(self._bare(text)), bare.removeprefix(self._shortened(*behind))
+        return end - len(more) if text.endswith(more, 0, end) else end

@@ -156,6 +156,11 @@ class Template:
         """What ends an assistant's turn, as a text: "<|im_end|>", " </s>", or nothing."""
         return self._endings.of_turn
 
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """At what a prediction is to stop, as texts: the ends of answers and of calls, which may be others."""
+        return self._endings.of_turns
+
     @cached_property
     def _renderer(self) -> Renderer:
         return Renderer(self.tokenizer, on_day(self.text, self.day))

@@ -23,7 +23,7 @@ from distft.model.context import RunContext
 from distft.recipe.adapters import AdaLora, Lora, NoAdapter, Partial
 from distft.run.files import complete_folder
 from distft.tasks.multi_task import Shared
-from distft.tasks.shared.generation import stops
+from distft.tasks.shared.generation import parted_ends, stops
 
 MARK = "distft.json"  # in every export: which run and step it is of, and that it may be written over
 
@@ -145,12 +145,11 @@ def check_loads(model: Any, folder: Path) -> None:
 
 
 def end_turns(folder: Path, model: Any, template: Template) -> None:
-    """A model stops where it was taught to, if one token says so; of an exported adapter the base stays as it is."""
-    if (folder / "generation_config.json").exists():
-        ends = template.tokenizer(template.end_of_turn.strip(), add_special_tokens=False)["input_ids"]
-        if len(ends) == 1:
-            model.generation_config.eos_token_id = stops(model, template.tokenizer, ends)
-            model.generation_config.save_pretrained(folder)
+    """A model stops where it was taught to, if tokens say so; of an exported adapter the base stays as it is."""
+    tokens, _ = parted_ends(template.tokenizer, template.ends)
+    if tokens and (folder / "generation_config.json").exists():
+        model.generation_config.eos_token_id = stops(model, template.tokenizer, tokens)
+        model.generation_config.save_pretrained(folder)
 
 
 def check_target(out: Path) -> None:

@@ -258,23 +258,23 @@ class Causal:
 
     def _answers(self, model: Any, batch: CausalBatch) -> list[Outcome]:
         """An answer is as long as the model has places for it behind the prompt, whatever the others in the batch."""
-        setting, mark = self._template
+        setting, ends = self._template
         most, limit = setting.decoding.max_tokens, self._limit
         rooms = [most if limit is None else min(most, limit - document.size) for document in batch.documents]
         texts = {}
         for room in {room for room in rooms if room > 0}:
             some = [d["tokens"].tolist() for d, its in zip(batch.documents, rooms, strict=True) if its == room]
             decoding = replace(setting.decoding, max_tokens=room)
-            texts[room] = iter(continued(model, setting.processor(), some, decoding, mark))
+            texts[room] = iter(continued(model, setting.processor(), some, decoding, ends))
         full = f"the prompt fills all {limit} positions of the model; shorten it"
         return [{"answer": next(texts[room])} if room > 0 else {"error": full} for room in rooms]
 
     @cached_property
-    def _template(self) -> tuple[Setting, str]:
-        """What predictions need, and what ends a turn."""
+    def _template(self) -> tuple[Setting, tuple[str, ...]]:
+        """What predictions need, and what ends a turn: any of these texts."""
         assert self._setting is not None
         template = Template.load(self._setting.processor(), self._setting.recipe.data)
-        return self._setting, template.end_of_turn.strip()
+        return self._setting, template.ends
 
     def score(self, outcomes: Sequence[Outcome]) -> Report:
         return report_token_scores(outcomes)

@@ -28,18 +28,18 @@ def sharded(module: torch.nn.Module) -> bool:
 
 
 def continued(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], decoding: Decoding, mark: str = ""
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], decoding: Decoding, ends: Sequence[str] = ()
 ) -> list[str]:
     """What a decoder writes after each prompt.
 
     Args:
-        mark: ends a turn, beside the tokenizer's own end.
+        ends: texts that end a turn, beside the tokenizer's own end.
     """
     module = unwrapped(model)
     device = next(module.parameters()).device
     width = max(len(prompt) for prompt in prompts)
-    end = tokenizer(mark, add_special_tokens=False)["input_ids"] if mark else []
-    text_end = {"stop_strings": [mark], "tokenizer": tokenizer} if len(end) > 1 else {}
+    tokens, texts = parted_ends(tokenizer, ends)
+    text_ends = {"stop_strings": texts, "tokenizer": tokenizer} if texts else {}
     filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     ids = torch.tensor([[filler] * (width - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
@@ -50,19 +50,24 @@ def continued(
         input_ids=ids,
         attention_mask=mask,
         max_new_tokens=decoding.max_tokens,
-        eos_token_id=stops(module, tokenizer, end),
+        eos_token_id=stops(module, tokenizer, tokens),
         pad_token_id=filler,
         synced_gpus=sharded(module),
         **sampling,
-        **text_end,
+        **text_ends,
     )
-    texts = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
-    return [(text.partition(mark)[0] if text_end else text).strip() for text in texts]
+    answers = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
+    return [min((answer.partition(end)[0] for end in texts), key=len, default=answer).strip() for answer in answers]
 
 
-def stops(module: Any, tokenizer: Any, end: Sequence[int] = ()) -> list[int]:
-    """The tokenizer's end token, those the model's own configuration names (chat models have several), and `end`
-    where a single token ends a turn."""
+def parted_ends(tokenizer: Any, ends: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Of texts that end a turn, those that are single tokens, as tokens, and the others."""
+    ids = {end: tokenizer(end, add_special_tokens=False)["input_ids"] for end in ends}
+    return [i[0] for i in ids.values() if len(i) == 1], [end for end, i in ids.items() if len(i) > 1]
+
+
+def stops(module: Any, tokenizer: Any, tokens: Sequence[int] = ()) -> list[int]:
+    """The tokenizer's end token, those the model's own configuration names (chat models have several), and `tokens`."""
     own = module.generation_config.eos_token_id
     known = own if isinstance(own, list) else [own] if own is not None else []
-    return sorted({tokenizer.eos_token_id, *known, *(end if len(end) == 1 else ())})
+    return sorted({tokenizer.eos_token_id, *known, *tokens})

@@ -59,6 +59,18 @@ OTHER_END = """\
 {{- '<|eot_id|>' if loop.last and m.role == 'assistant' else '<|im_end|>' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 
+# ... behind calls too; and with the beginning of an answer behind them. Like Phi-4 mini and Command R7B.
+MORE_BEHIND_CALLS = CALLS.replace(
+    "{%- if add_generation_prompt",
+    "{%- if not add_generation_prompt %}{{ eos_token }}{% endif %}{% if add_generation_prompt",
+)
+ANSWER_BEHIND_CALLS = CALLS.replace(
+    "{%- if add_generation_prompt", "{%- if add_generation_prompt or messages[-1].tool_calls"
+)
+
+# Calls are answered within the turn. Like Apertus.
+WITHIN = OPEN.replace("'</call>'", "'</s>'").replace("'[INST]\\n' + m.content", "'[' + m.content + ']'")
+
 # <think> only in what is to be answered. Like DeepSeek-R1.
 THINKS = CHATML.replace("'<|im_start|>assistant\\n' }}", "'<|im_start|>assistant\\n<think>\\n' }}")
 
@@ -234,9 +246,36 @@ def test_every_turn_learns_to_stop() -> None:
     calls = [user("a"), assistant("", tool_calls=[CALL]), tool("22C"), assistant("d")]
     assert learned(encode(OPEN, messages=calls)) == ["<call>get_w</call>[INST]", "d<|head|>"]
     assert learned(encode(OPEN, messages=calls[:2])) == ["<call>get_w</call>[INST]"]
+    shown = f"<think></think>{SHOWN}<|im_end|>"
+    assert learned(encode(MORE_BEHIND_CALLS, messages=calls[:2])) == [shown]
+    assert learned(encode(ANSWER_BEHIND_CALLS, messages=calls[:2])) == [shown]
     ends = {MORE: "<|im_end|>", OTHER_END: "<|eot_id|>", OPEN: "<|head|>", MISTRAL: "</s>", TRANSCRIPT: ""}
     assert {text: Template(BYTES, text).end_of_turn for text in ends} == ends
     assert encode(TRANSCRIPT, messages=chat).notes == {ENDLESS: 1}
+
+
+def test_predictions_stop_at_the_end_of_an_answer_and_at_that_of_a_call() -> None:
+    call_end = CALLS.replace(
+        "{{ '<|im_end|>\\n' }}\n{%- else", "{{ '[/INST]' if m.tool_calls else '<|im_end|>' }}\n{%- else"
+    )
+    ends = {
+        CHATML: ("<|im_end|>",),
+        CALLS: ("<|im_end|>",),
+        call_end: ("<|im_end|>", "[/INST]"),  # like <|call|> of GPT-OSS
+        OPEN: ("<|head|>", "[INST]"),  # like GLM-4
+        WITHIN: ("<|head|>", "</s>"),
+        CALLS.replace("'</call>'", "c.id + '</call>'"): ("<|im_end|>",),  # more in a call than its name and arguments
+        CHATML.replace("'<|im_end|>'", "'</s><|eot_id|>'"): ("<|eot_id|>",),
+        TRANSCRIPT: (),
+    }
+    assert call_end != CALLS
+    assert {text: Template(BYTES, text).ends for text in ends} == ends
+    messages = [user("a"), assistant("", tool_calls=[CALL]), tool("22C"), assistant("d")]
+    for text in (call_end, OPEN, WITHIN):
+        call, answer = learned(encode(text, messages=messages))
+        assert (answer.endswith(ends[text][0]), call.endswith(ends[text][1])) == (True, True)
+    plain = CHATML.replace("<|im_start|>", "[[").replace("<|im_end|>", "]]")
+    assert Template(BYTES, plain).ends == ("]]",)
 
 
 def test_another_prompt_than_that_of_predictions_is_said_with_both() -> None:

@@ -377,17 +377,25 @@ class Scripted(torch.nn.Linear):
 
 
 def test_a_turn_ends_where_its_template_ends_it() -> None:
-    """At a token that ends it, like at the tokenizer's own end; of several tokens at their text."""
+    """At tokens that end it, like at the tokenizer's own end; of several tokens at their text."""
     several = tokenizer()
-    model = Scripted(several("hi<|e|>more")["input_ids"])
-    assert continued(model, several, [[1, 2]], Decoding(), mark="<|e|>") == ["hi"]
-    assert model.asked["stop_strings"] == ["<|e|>"]
-    assert model.asked["eos_token_id"] == [several.eos_token_id, 7]
-    one = tokenizer()
-    one.add_special_tokens({"additional_special_tokens": ["<|e|>"]})
-    continued(model, one, [[1, 2]], Decoding(), mark="<|e|>")
+    model = Scripted(several("hi<|e|>more<|f|>")["input_ids"])
+    assert continued(model, several, [[1, 2]], Decoding(), ["<|f|>", "<|e|>"]) == ["hi"]
+    assert continued(model, several, [[1, 2]], Decoding()) == ["hi<|e|>more<|f|>"]
     assert "stop_strings" not in model.asked
-    assert model.asked["eos_token_id"] == sorted([7, one.eos_token_id, one.convert_tokens_to_ids("<|e|>")])
+    one = tokenizer()
+    one.add_special_tokens({"additional_special_tokens": ["<|e|>", "<|g|>"]})
+    continued(model, one, [[1, 2]], Decoding(), ["<|e|>", "<|f|>", "<|g|>"])
+    assert model.asked["stop_strings"] == ["<|f|>"]
+    ends = one.convert_tokens_to_ids(["<|e|>", "<|g|>"])
+    assert model.asked["eos_token_id"] == sorted([7, one.eos_token_id, *ends])
+
+
+def test_the_marks_of_a_call_are_in_an_answer() -> None:
+    marks = tokenizer()
+    marks.add_tokens(["<call>", "</call>"])
+    model = Scripted([*marks("<call>hi</call>")["input_ids"], marks.eos_token_id])
+    assert continued(model, marks, [[1, 2]], Decoding()) == ["<call>hi</call>"]
 
 
 def test_a_prompt_that_fills_the_model_is_told_in_its_place() -> None:
