@@ -29,7 +29,7 @@ _ROLES = {
     "tool_response": "tool",
 }
 _CALLS = ("function_call", "tool_call")  # roles whose text is the JSON of a call
-_VERDICTS = ("weight", "train", "training", "loss")  # keys that say whether a message is learned
+_VERDICTS = ("weight", "loss_weight", "train", "training", "loss")  # keys that say whether a message is learned
 _FINER = ("train_detail", "training_detail")  # ... and which part of it
 
 
@@ -135,7 +135,7 @@ def _part(value: Any, where: str) -> str:
         kind = value.get("type", "text")
         if kind != "text":
             raise UserError(f"{where} is a part of the type {kind!r}; only text can be learned")
-        value = value.get("text")
+        value = value["text"] if value.get("text") is not None else value.get("value")
     return text(value, where)
 
 

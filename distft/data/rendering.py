@@ -6,7 +6,7 @@ import datetime
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from typing import Any, Literal
@@ -178,10 +178,18 @@ class Rendering:
     renderer: Renderer
     form: Form
     tools: list[dict[str, Any]] | None
+    _prompts: dict[int, str] = field(default_factory=dict)
 
     def __call__(self, messages: Sequence[Message], prompt: bool = False) -> str:
         """The messages as text; with `prompt`, ready for an answer. Raises UserError if the template rejects them."""
         return self.renderer.apply(self._shaped(messages), self.tools, prompt)
+
+    def prompt(self, messages: Sequence[Message], turn: int) -> str:
+        """What a prediction is given to answer as message `turn`. Kept: it tells where a turn starts, and whether it
+        follows in training what it follows then."""
+        if turn not in self._prompts:
+            self._prompts[turn] = self(messages[:turn], True)
+        return self._prompts[turn]
 
     def _shaped(self, messages: Sequence[Message]) -> list[Message]:
         shaped = [self.form.of(message) for message in messages]

@@ -83,7 +83,7 @@ def other_prompt(rendering: Rendering, messages: Sequence[Message], learned: Seq
     asked = [(messages[turn.message - 1]["role"], turn) for turn in learned if turn.message]
     looked_at = {*dict(asked).values(), *dict(reversed(asked)).values()}
     for turn in sorted(looked_at, key=lambda turn: turn.message):
-        prompt = rendering(messages[: turn.message], True)
+        prompt = rendering.prompt(messages, turn.message)
         if prompt != text[: turn.start]:
             return f"message {turn.message}: {_parting(text[: turn.start], prompt)}"
     return ""

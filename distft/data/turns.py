@@ -75,7 +75,7 @@ class Finder:
         if not self._answers(i):
             return self._start_unasked(i, floor)
         if i == self._spoken[0]:
-            prompt = self.rendering(self.messages[:i], True)
+            prompt = self.rendering.prompt(self.messages, i)
             if self.text.startswith(prompt):
                 return len(prompt)
         role = self.messages[i - 1]["role"]

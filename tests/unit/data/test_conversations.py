@@ -226,6 +226,8 @@ def test_content_in_parts_and_a_template_that_wants_them() -> None:
         marked = encode(text, messages=[user(parts), assistant(parts), user("?"), assistant("bye")])
         assert learned(marked) == ["hello<|im_end|>", "bye<|im_end|>"]
         assert "user\nhello<|im_end|>" in BYTES.decode(marked.tokens)
+    named = [{"type": "text", "text": None, "value": "hello"}]  # null in columnar files, where other parts have it
+    assert learned(encode(CHATML, messages=[user(named), assistant(named)])) == ["hello<|im_end|>"]
 
 
 def test_a_silent_turn_is_left_out_and_counted() -> None:
@@ -378,7 +380,7 @@ def test_what_the_template_does_not_show_is_counted() -> None:
 
 
 def test_messages_that_are_not_to_be_learned() -> None:
-    for flag in ({"weight": 0}, {"train": False}, {"loss": False}, {"training": 0}):
+    for flag in ({"weight": 0}, {"loss_weight": 0.0}, {"train": False}, {"loss": False}, {"training": 0}):
         for text in (CHATML, GENERATION):
             marked = encode(text, messages=[user("q"), assistant("no", **flag), user("q"), assistant("yes")])
             assert learned(marked) == ["yes<|im_end|>"]
