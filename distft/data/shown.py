@@ -39,10 +39,15 @@ def check_shown(message: Message, turn: Turn, text: str, stop: str) -> None:
             f"the chat template shows what message {turn.message} says behind its calls, as a turn of its own; use "
             f"another one (data.template), or leave out the record"
         )
-    names = Counter(calls)
-    for name, count in names.items():
-        if len(re.findall(rf"(?<!\w){re.escape(name)}(?!\w)", shown)) < count:
+    whole = (message["content"] or "").strip()
+    spoken = whole if whole in shown else said(message)  # which may name what it calls
+    for name, count in Counter(calls).items():
+        if _mentions(name, shown) - _mentions(name, spoken) < count:
             raise unshown(name, turn.message)
+
+
+def _mentions(name: str, text: str) -> int:
+    return len(re.findall(rf"(?<!\w){re.escape(name)}(?!\w)", text))
 
 
 def _words(text: str) -> str:

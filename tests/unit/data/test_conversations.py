@@ -202,9 +202,15 @@ def test_a_template_that_shows_calls_in_place_of_content() -> None:
 
 
 def test_calls_that_a_template_does_not_show_are_refused() -> None:
-    for content in ("Let me look.", None, ""):
-        with pytest.raises(UserError, match=r"a\.jsonl:1: the chat template does not show the call of 'get_w'"):
-            encode(NO_CALLS, messages=[user("?"), assistant(content, tool_calls=[CALL]), tool("22C")])
+    for content in ("Let me look.", "I call get_w.", "<think>get_w, I think.</think>Let me look.", None, ""):
+        for last in ([tool("22C")], []):
+            with pytest.raises(UserError, match=r"a\.jsonl:1: the chat template does not show the call of 'get_w'"):
+                encode(NO_CALLS, messages=[user("?"), assistant(content, tool_calls=[CALL]), *last])
+    said = assistant("<think>get_w, I think.</think>I call get_w.", tool_calls=[CALL])
+    assert learned(encode(CALLS, messages=[user("?"), said, tool("22C")])) == [f"I call get_w.{SHOWN}<|im_end|>"]
+    assert learned(encode(CALLS, messages=[user("?"), said])) == [
+        f"<think>get_w, I think.</think>I call get_w.{SHOWN}<|im_end|>"
+    ]
 
 
 @pytest.mark.parametrize("text", [TEXT_ARGUMENTS, PYTHON_ARGUMENTS])
