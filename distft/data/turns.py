@@ -135,16 +135,14 @@ class Finder:
         if i + 1 == len(self.messages):
             return len(self.text) if self.prompt else self.endings.of_last(self.messages[i], self.text)
         key = self.messages[i + 1]["role"], bool(self.messages[i].get("tool_calls"))
-        if key not in self._seams:
-            next_turn = next((k for k in self._spoken if k > i + 1), len(self.messages))
-            self._seams[key] = self._seam(i, next_turn)
-        end = self._end_before(i, start, *self._seams[key])
-        if end is None:  # this place differs from the first one of its kind, or with what comes later
-            self._seams[key] = self._seam(i, len(self.messages))
-            end = self._end_before(i, start, *self._seams[key])
-        if end is None:
-            raise self._lost(i)
-        return end
+        if key in self._seams and (end := self._end_before(i, start, *self._seams[key])) is not None:
+            return end
+        next_turn = next((k for k in self._spoken if k > i + 1), len(self.messages))
+        for until in (next_turn, len(self.messages)):  # what comes later may change this place, too
+            self._seams[key] = self._seam(i, until)
+            if (end := self._end_before(i, start, *self._seams[key])) is not None:
+                return end
+        raise self._lost(i)
 
     def _end_before(self, i: int, start: int, stop: str, head: str) -> int | None:
         """The end of turn i, if what stands before the next message is this."""
