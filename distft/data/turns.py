@@ -203,7 +203,8 @@ class Finder:
         places, escaped = {}, {}
         for i, (at,) in self._found({i: [_middle(text)] for i, text in texts.items()}).items():
             begin = at - _middle(texts[i])
-            if self.text.startswith(texts[i], begin):
+            # a backslash at the end may have become two
+            if self.text.startswith(texts[i], begin) and not texts[i].endswith("\\"):
                 places[i] = (begin, begin + len(texts[i]))
             else:
                 escaped[i] = texts[i]

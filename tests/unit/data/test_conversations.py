@@ -193,6 +193,8 @@ def test_a_template_that_shows_calls_in_place_of_content() -> None:
     messages = [user("?"), assistant("", tool_calls=[CALL]), tool('{"t": "22 \\"C\\""}'), assistant("22C.")]
     shown = '{"name": "get_w", "parameters": {"city": "Rome"}}<|eot_id|>'
     assert learned(encode(INSTEAD, messages=messages)) == [shown, "22C.<|eot_id|>"]
+    messages[2] = tool("C:\\")  # as JSON it begins as it is
+    assert learned(encode(INSTEAD, messages=messages)) == [shown, "22C.<|eot_id|>"]
     messages[1] = assistant("Let me look.", tool_calls=[CALL])
     with pytest.raises(UserError, match="does not show what message 1 says, 'Let me look"):
         encode(INSTEAD, messages=messages)
