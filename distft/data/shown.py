@@ -88,7 +88,10 @@ def other_prompt(rendering: Rendering, messages: Sequence[Message], learned: Seq
     asked = [(messages[turn.message - 1]["role"], turn) for turn in learned if turn.message]
     looked_at = {*dict(asked).values(), *dict(reversed(asked)).values()}
     for turn in sorted(looked_at, key=lambda turn: turn.message):
-        prompt = rendering.prompt(messages, turn.message)
+        try:
+            prompt = rendering.prompt(messages, turn.message)
+        except UserError:  # what a system message says alone cannot be answered
+            continue
         if prompt != text[: turn.start]:
             return f"message {turn.message}: {_parting(text[: turn.start], prompt)}"
     return ""

@@ -66,8 +66,13 @@ class Finder:
         return [i for i, message in enumerate(self.messages) if message["role"] == "assistant"]
 
     def _answers(self, i: int) -> bool:
-        """Whether turn i follows somebody else's."""
-        return i > 0 and self.messages[i - 1]["role"] != "assistant"
+        """Whether turn i follows somebody else's, or a system message that the template lets be answered."""
+        if i == 0 or self.messages[i - 1]["role"] != "system":
+            return i > 0 and self.messages[i - 1]["role"] != "assistant"
+        try:
+            return bool(self.rendering.prompt(self.messages, i))
+        except UserError:
+            return False
 
     # Where a turn starts
 

@@ -324,7 +324,10 @@ def test_a_prompt_that_differs_in_the_middle_only_is_said_too() -> None:
 def test_a_conversation_that_the_assistant_begins() -> None:
     messages = [assistant("hello"), user("a"), assistant("b"), user("c"), assistant("d")]
     for text in (CHATML, WANTS_USER):
-        assert learned(encode(text, messages=messages)) == ["hello<|im_end|>", "b<|im_end|>", "d<|im_end|>"]
+        for first in ([], [{"role": "system", "content": "s"}]):
+            marked = encode(text, messages=[*first, *messages])
+            assert learned(marked) == ["hello<|im_end|>", "b<|im_end|>", "d<|im_end|>"]
+            assert marked.notes == {}
 
 
 def test_a_name_within_another_word_is_no_call() -> None:
