@@ -29,8 +29,8 @@ check: $(INSTALLED) ## lint and types
 unit: $(INSTALLED) ## the tests that take under a minute
 	@$(BIN)/python -m pytest -n 2 tests/unit
 
-long-test: $(INSTALLED) ## what takes too long for every run of the tests: several processes, the command line
-	@$(BIN)/python -m pytest -m long tests/e2e tests/dist
+long-test: $(INSTALLED) ## what takes too long for every run of the tests: several processes, the command line, large shapes
+	@$(BIN)/python -m pytest -m long tests/e2e tests/dist tests/unit/plan
 
 PART ?=
 cluster-test: $(INSTALLED) ## all that a cluster does to a job, two hours; run again, it goes on; a part: PART=test_kills.py

@@ -19,7 +19,7 @@ RUNGS = [  # lowest first; whole packages, and the modules directly in distft
     {"plugins"},
     {"process", "recipe", "exit_codes"},
     {"run"},
-    {"launcher", "metrics", "data", "engine"},
+    {"launcher", "metrics", "data", "engine", "plan"},
     {"checkpoint", "tasks"},
     {"model", "commands"},
     {"training"},
@@ -27,7 +27,7 @@ RUNGS = [  # lowest first; whole packages, and the modules directly in distft
     {"cli"},
     {"__main__"},
 ]
-FOR_LAUNCHERS = {"errors", "launcher", "plugins", "process", "recipe", "run"}
+FOR_LAUNCHERS = {"errors", "launcher", "plan", "plugins", "process", "recipe", "run"}
 LIGHT = [
     "cli",
     "cli.table",
@@ -36,6 +36,9 @@ LIGHT = [
     "commands.status_view",
     "errors",
     "launcher",
+    "plan.architecture",
+    "plan.shapes",
+    "plan.trained",
     "process.stop_signals",
     "recipe.load",
     "recipe.schema",

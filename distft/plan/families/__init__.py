@@ -1,0 +1,1 @@
+"""Families of architectures: a module each that turns a configuration into shapes."""
