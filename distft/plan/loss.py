@@ -1,0 +1,131 @@
+"""What stands on a model's last layer: a norm, the head, logits and their loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from distft.plan import operations
+from distft.plan.architecture import Architecture, Stack, Weight
+from distft.plan.layer import RMS_NORMS
+from distft.plan.operations import FP32, Implementation, Numbers, Update
+from distft.plan.tape import Tape, Value
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step's micro-batch holds.
+
+    Attributes:
+        rows, tokens: of the only stack or the encoder, padding included. An encoder of sound: places that its layers
+            see.
+        written: tokens of a row that a decoder behind an encoder is given.
+        logits: places of all rows with logits.
+        targets: places of all rows with a loss.
+        mask: attention gets a mask: rows hold several documents (their positions restart), or padding.
+    """
+
+    rows: int
+    tokens: int
+    logits: int
+    targets: int
+    written: int = 0
+    mask: bool = False
+
+
+@dataclass(frozen=True)
+class Computing:
+    """How a step is computed.
+
+    Attributes:
+        update: how a weight learns, by its full name and itself.
+        checkpointing: layers are computed again in backward.
+        gathered: logits of the targets are picked from those that the model makes, else all are scored (seq2seq).
+    """
+
+    numbers: Numbers
+    attention: Implementation
+    update: Callable[[str, Weight], Update]
+    checkpointing: bool = False
+    gathered: bool = True
+
+
+@dataclass(frozen=True)
+class Top:
+    """Most bytes alive in its forward and in its backward pass, beside what layers keep."""
+
+    forward: int
+    backward: int
+
+
+def top(model: Architecture, batch: Batch, how: Computing, hidden: int) -> Top:
+    """From the last layer to the loss.
+
+    Logits are made in the model's numbers, picked where targets are, copied to fp32, and kept as log-softmax: with all
+    of them alive in forward 12 bytes for each logit (4 in fp32 three times, 2 + 2 + 4 + 4 in bf16). Backward has the
+    log-softmax, the gradient of the loss, and that of the logits: 12 again.
+
+    Args:
+        hidden: numbers of what the last layer returns.
+    """
+    numbers, tape = how.numbers, Tape()
+    width, columns = numbers.width, model.stacks[-1].hidden
+    x = Value(hidden * width, learns=True)
+    norm, layers = last_norm(model.stacks[-1]), model.stacks[-1].layers
+    if norm is not None:
+        x = _norm(tape, how, x, hidden // columns, norm, model)
+        if any(one.attention is not None and one.attention.bias for one in layers):  # T5 alone drops what it made
+            x = operations.dropout(tape, numbers, x, layers[-1].dropout)
+    if hidden != batch.logits * columns and how.gathered:
+        x = tape.run([x], batch.logits * columns * width)
+    for weight in _between(model):
+        x = operations.linear(tape, numbers, x, (columns, columns), how.update(weight.name, weight))
+        x = operations.layer_norm(tape, operations.activation(tape, "gelu", x), batch.logits, learns=True)
+    below = tape.kept()
+    logits = operations.linear(tape, numbers, x, (columns, model.vocabulary), _head(model, how))
+    made = logits.size + _scored(model, batch, how)
+    scored = logits
+    if how.gathered:
+        scored = tape.run([logits], batch.targets * model.vocabulary * width)
+    if width != FP32:
+        scored = tape.run([scored], scored.size // width * FP32)
+    scored = tape.run([scored], scored.size, keeps_result=True)
+    tape.run([scored], FP32)
+    return Top(below + made, tape.backward())
+
+
+def _scored(model: Architecture, batch: Batch, how: Computing) -> int:
+    """Copies of logits: picked, in fp32, and their log-softmax."""
+    one = batch.targets * model.vocabulary
+    width = how.numbers.width
+    return (one * width if how.gathered else 0) + (one * FP32 if width != FP32 else 0) + one * FP32
+
+
+def _norm(tape: Tape, how: Computing, x: Value, tokens: int, weight: Weight, model: Architecture) -> Value:
+    learns = how.update(weight.name, weight).whole
+    bias = weight.name.removesuffix("weight") + "bias"
+    if any(one.name == bias for one in model.stacks[-1].other):
+        return operations.layer_norm(tape, x, tokens, learns)
+    return operations.rms_norm(tape, how.numbers, x, tokens, learns, RMS_NORMS.get(model.model_type, "narrow"))
+
+
+def last_norm(stack: Stack) -> Weight | None:
+    """Behind the layers; one on embeddings is named after them."""
+    vectors = [one for one in stack.other if one.kind == "vector" and one.name.endswith("weight")]
+    names = ("norm", "ln_f")
+    found = [one for one in vectors if "embed" not in one.name and any(name in one.name.lower() for name in names)]
+    return found[-1] if found else None
+
+
+def _between(model: Architecture) -> list[Weight]:
+    """Square matrices between the last layer and the head (BERT)."""
+    side = model.stacks[-1].hidden
+    return [one for one in model.head if one.shape == (side, side) and one.shape != (model.vocabulary, side)]
+
+
+def _head(model: Architecture, how: Computing) -> Update:
+    """How the matrix that makes the logits learns."""
+    weights = [*model.head, *(one for stack in model.stacks for one in stack.other)]
+    shape = (model.vocabulary, model.stacks[-1].hidden)
+    found = next((one for one in weights if one.shape == shape), None)
+    return Update() if found is None else how.update(found.name, found)

@@ -1,0 +1,213 @@
+"""What single operations of transformers' models keep for the backward pass, as bytes on a tape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from distft.plan.tape import Tape, Value
+
+Implementation = Literal["eager", "sdpa", "flash_attention_2"]
+RmsNorm = Literal["narrow", "wide", "mixed"]
+Device = Literal["cpu", "cuda"]
+FP32 = 4  # bytes
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """width: bytes of the numbers that the model computes with; device: whose kernels are run."""
+
+    width: int
+    device: Device
+
+
+@dataclass(frozen=True)
+class Update:
+    """How a matrix learns: `whole`, by a low-rank adapter of this `rank` with `dropout` on its input, or not at all."""
+
+    whole: bool = False
+    rank: int = 0
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Attention of `heads` heads over `rows` rows: `queries` tokens see `keys` tokens.
+
+    Attributes:
+        groups: heads of queries that share keys and values.
+        mask: a mask of [rows, 1, queries, keys] is given.
+        dropout: of probabilities.
+        bias, bias_learns: a bias [1, heads, queries, keys] is added to scores, and trained.
+        soft_cap: scores are capped.
+        exact: eager attention takes its softmax in fp32.
+        copied: what a fused kernel returns is copied into the order of tokens.
+    """
+
+    rows: int
+    heads: int
+    groups: int
+    queries: int
+    keys: int
+    mask: bool
+    dropout: float = 0.0
+    bias: bool = False
+    bias_learns: bool = False
+    soft_cap: bool = False
+    exact: bool = True
+    copied: bool = False
+
+    @property
+    def pairs(self) -> int:
+        return self.rows * self.heads * self.queries * self.keys
+
+
+def dropout(tape: Tape, numbers: Numbers, x: Value, share: float) -> Value:
+    """CUDA keeps a byte for each number, the CPU what it has multiplied with."""
+    if not share:
+        return x
+    mask = Value(x.size if numbers.device == "cpu" else x.size // numbers.width)
+    return tape.run([x], x.size, [mask])
+
+
+def linear(tape: Tape, numbers: Numbers, x: Value, columns: tuple[int, int], update: Update) -> Value:
+    """A product with a matrix; its input is kept if the matrix learns.
+
+    With an adapter x W + s (drop(x) A) B: kept are drop(x) and drop(x) A (Hu et al. 2021, arXiv:2106.09685).
+
+    Args:
+        columns: numbers that a token has before and after.
+    """
+    before, after = columns
+    size = x.size // before * after
+    result = tape.run([x], size, [x] if update.whole else [], trains=update.whole)
+    if not update.rank:
+        return result
+    dropped = dropout(tape, numbers, x, update.dropout)
+    low = tape.run([dropped], x.size // before * update.rank, [dropped], trains=True)
+    high = tape.run([low], size, [low], trains=True)
+    return tape.run([result, tape.run([high], size)], size, passes=True)
+
+
+def layer_norm(tape: Tape, x: Value, tokens: int, learns: bool) -> Value:
+    """Its input, and mean and deviation of each token in fp32."""
+    return tape.run([x], x.size, [x, Value(2 * FP32 * tokens)], trains=learns)
+
+
+def rms_norm(tape: Tape, numbers: Numbers, x: Value, tokens: int, learns: bool, kind: RmsNorm) -> Value:
+    """Computed in fp32: its input as fp32, and what the weight is multiplied with if it learns.
+
+    Args:
+        kind: the weight is multiplied in the model's numbers, or in fp32 ("wide", Gemma); "mixed": the input is
+            multiplied as it is, and kept in both widths (T5).
+    """
+    full = x.size // numbers.width * FP32
+    exact = x if numbers.width == FP32 else tape.run([x], full)
+    squares = tape.run([exact], full, [exact], work=2 * full)
+    root = tape.run([tape.run([squares], FP32 * tokens)], FP32 * tokens, keeps_result=True)
+    factor = x if kind == "mixed" else exact
+    normed = tape.run([factor, root], full, [factor, root], work=full)
+    if kind != "wide" and numbers.width != FP32:
+        normed = tape.run([normed], x.size)
+    scaled = tape.run([normed], normed.size, [normed] if learns else [], trains=learns)
+    return scaled if scaled.size == x.size else tape.run([scaled], x.size)
+
+
+def rotary(tape: Tape, x: Value) -> Value:
+    """x cos + turned(x) sin; cosines and sines are shared by all layers (Su et al. 2021, arXiv:2104.09864)."""
+    straight = tape.run([x], x.size)
+    turned = tape.run([tape.run([x], x.size, work=2 * x.size)], x.size)
+    return tape.run([straight, turned], x.size, passes=True)
+
+
+def activation(tape: Tape, name: str, x: Value) -> Value:
+    """Fused ones keep their input, ReLU its result; those that are written out keep more."""
+    if name == "relu":
+        return tape.run([x], x.size, keeps_result=True)
+    if name in ("gelu_new", "gelu_fast"):  # x/2 (1 + tanh(c (x + 0.044715 x^3)))
+        cube = tape.run([x], x.size, [x], work=2 * x.size)
+        bent = tape.run([tape.run([x, cube], x.size, passes=True)], x.size)
+        bent = tape.run([bent], x.size, keeps_result=True)
+        half, one = tape.run([x], x.size), tape.run([bent], x.size, passes=True)
+        return tape.run([half, one], x.size, [half, one])
+    if name == "quick_gelu":  # x sigmoid(1.702 x)
+        gate = tape.run([tape.run([x], x.size)], x.size, keeps_result=True)
+        return tape.run([x, gate], x.size, [x, gate])
+    return tape.run([x], x.size, [x])
+
+
+def product(tape: Tape, a: Value, b: Value) -> Value:
+    """Of two values, each of which gets a gradient from the other."""
+    return tape.run([a, b], a.size, [a, b])
+
+
+def attention(
+    tape: Tape, numbers: Numbers, kind: Implementation, q: Value, k: Value, v: Value, result: int, scores: Scores
+) -> Value:
+    """Scores, softmax and values, by the kernel that torch takes.
+
+    Args:
+        result: bytes of the result, [rows, queries, heads, size of a value].
+    """
+    fused = kind == "flash_attention_2" or (kind == "sdpa" and not _ruled_out(numbers, scores))
+    repeats = kind == "eager" or (kind == "sdpa" and (scores.mask or not fused))
+    if 1 < scores.groups < scores.heads and repeats:  # one head can be seen as many without a copy
+        k, v = (tape.run([x], x.size * scores.groups) for x in (k, v))
+    if fused:
+        return _fused(tape, numbers, kind, q, k, v, result, scores)
+    if kind == "sdpa":
+        return _written_out(tape, numbers, q, k, v, result, scores)
+    return _eager(tape, numbers, q, k, v, result, scores)
+
+
+def _ruled_out(numbers: Numbers, scores: Scores) -> bool:
+    """Whether sdpa has no fused kernel for it: the CPU's knows no dropout, none learns a bias."""
+    return scores.bias_learns or (numbers.device == "cpu" and scores.dropout > 0)
+
+
+def _fused(
+    tape: Tape, numbers: Numbers, kind: Implementation, q: Value, k: Value, v: Value, result: int, scores: Scores
+) -> Value:
+    """Queries, keys, values, the result, and the logarithm of each softmax's sum (Dao 2023, arXiv:2307.08691). sdpa
+    makes its own copy of a mask in every layer."""
+    sums = Value(FP32 * scores.rows * scores.heads * scores.queries)
+    kept = [q, k, v, sums]
+    if kind == "sdpa" and (scores.mask or scores.bias):
+        heads = scores.heads if scores.bias else 1
+        kept.append(Value(numbers.width * scores.rows * heads * scores.queries * scores.keys))
+    seen = tape.run([q, k, v], result, kept, keeps_result=True)
+    return tape.run([seen], result) if scores.copied else seen
+
+
+def _written_out(tape: Tape, numbers: Numbers, q: Value, k: Value, v: Value, result: int, scores: Scores) -> Value:
+    """sdpa without a fused kernel: as eager, in fp32, with queries and keys scaled before their product."""
+    times = FP32 // numbers.width
+    wide = [tape.run([x], x.size * times) if times > 1 else x for x in (q, k, v)]
+    if times == 1 and scores.rows > 1:
+        wide[2] = tape.run([v], v.size)
+    a, b = (tape.run([x], x.size) for x in wide[:2])
+    chances = tape.run([a, b], FP32 * scores.pairs, [a, b])
+    chances = tape.run([chances], chances.size, keeps_result=True)
+    chances = dropout(tape, Numbers(FP32, numbers.device), chances, scores.dropout)
+    seen = tape.run([chances, wide[2]], result * times, [chances, wide[2]])
+    return tape.run([seen], result) if times > 1 else seen
+
+
+def _eager(tape: Tape, numbers: Numbers, q: Value, k: Value, v: Value, result: int, scores: Scores) -> Value:
+    """Scores are kept as probabilities, in fp32 and in the model's numbers (Korthikanti et al. 2022, arXiv:2205.05198,
+    have 5 a s / h, with the latter and a mask of dropout). A product over several rows copies what it is given."""
+    size, upcast = numbers.width * scores.pairs, scores.exact and numbers.width != FP32
+    if scores.rows > 1:
+        times = scores.groups if scores.groups == scores.heads else 1
+        q, k, v = tape.run([q], q.size), tape.run([k], k.size * times), tape.run([v], v.size * times)
+    found = tape.run([tape.run([q, k], size, [q, k])], size)
+    if scores.soft_cap:
+        found = tape.run([tape.run([tape.run([found], size)], size, keeps_result=True)], size)
+    if upcast:
+        found = tape.run([found], FP32 * scores.pairs)
+    found = tape.run([found], found.size, keeps_result=True)
+    if upcast:
+        found = tape.run([found], size)
+    found = dropout(tape, numbers, found, scores.dropout)
+    seen = tape.run([found, v], result, [found, v])
+    return tape.run([seen], result)  # transposed and copied
