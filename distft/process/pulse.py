@@ -21,7 +21,7 @@ from distft.process import environment, failpoint
 BEAT_SECONDS = 1.0
 BYTES = 256
 STACKS = signal.SIGQUIT  # has a rank write the stacks of all its threads into its log
-_HEADER = struct.Struct("<QQQH")  # beats, moves, places passed, length of the place's name
+HEADER = struct.Struct("<QQQH")  # beats, moves, places passed, length of the place's name
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class _Pulse:
         return self._place.decode(errors="replace")
 
     def at(self, place: str) -> None:
-        self._place = place.encode()[: BYTES - _HEADER.size]
+        self._place = place.encode()[: BYTES - HEADER.size]
         self._passed += 1
         self.moving()
 
@@ -73,8 +73,8 @@ class _Pulse:
     def _write(self) -> None:
         if self._memory is not None:
             with self._lock:
-                header = _HEADER.pack(self._beats, self.moves, self._passed, len(self._place))
-                self._memory[: _HEADER.size + len(self._place)] = header + self._place
+                header = HEADER.pack(self._beats, self.moves, self._passed, len(self._place))
+                self._memory[: HEADER.size + len(self._place)] = header + self._place
 
 
 _pulse = _Pulse()
@@ -107,5 +107,5 @@ def moves() -> int:
 
 
 def read_sign(memory: mmap.mmap) -> Sign:
-    beats, moves, passed, length = _HEADER.unpack(memory[: _HEADER.size])
-    return Sign(beats, moves, passed, memory[_HEADER.size : _HEADER.size + length].decode(errors="replace"))
+    beats, moves, passed, length = HEADER.unpack(memory[: HEADER.size])
+    return Sign(beats, moves, passed, memory[HEADER.size : HEADER.size + length].decode(errors="replace"))

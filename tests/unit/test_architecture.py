@@ -38,6 +38,7 @@ LIGHT = [
     "launcher",
     "plan.architecture",
     "plan.shapes",
+    "plan.states",
     "plan.trained",
     "process.stop_signals",
     "recipe.load",
