@@ -7,7 +7,7 @@ import sys
 import warnings
 from typing import NoReturn
 
-from distft.cli import jobs, looks, models, recipes  # noqa: F401 - each adds its commands
+from distft.cli import jobs, looks, models, plans, recipes  # noqa: F401 - each adds its commands
 from distft.cli.app import app
 from distft.exit_codes import run_command
 from distft.process import lifetime

@@ -46,7 +46,8 @@ def sentence(error: BaseException, recipe: Recipe, batch: Any) -> str:
     advice = ", ".join(remedies(recipe, in_a_batch=batch is not None))
     return (
         f"out of memory in {pulse.place() or 'the start'}{wanted}{shape}{peak()}; what helps: {advice} (a run with a "
-        "checkpoint takes another engine as it is, and what begins with train, data or model with --allow KEY)"
+        "checkpoint takes another engine as it is, and what begins with train, data or model with --allow KEY); "
+        "`distft plan` says what the run takes, and what would fit"
     )
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from distft.plan.devices import peak_flops
 from distft.recipe.tasks import TaskName
 from distft.tasks.shared.lengths import Lengths
 from distft.training.flops import Work
-from distft.training.gpu_peaks import peak_flops
 
 
 class Meter:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from distft.training.gpu_peaks import PEAKS, peak_flops
+from distft.errors import UserError
+from distft.plan.devices import LINKS, MEMORY, PEAKS, device, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -43,3 +44,25 @@ def test_a_device_that_is_not_in_the_table_has_no_peak(name: str) -> None:
 
 def test_every_device_is_found_by_its_own_name() -> None:
     assert {name: peak_flops(f"NVIDIA {name}") for name in PEAKS} == {n: tera * 1e12 for n, tera in PEAKS.items()}
+
+
+def test_a_gpu_to_plan_for_is_found_by_its_name() -> None:
+    found = device("h100-80gb")
+    assert (found.name, found.flops, found.link) == ("H100-80GB", 989.4e12, 450e9)
+    assert found.memory == 81_079 << 20
+    assert device("L40S").name == "L40S-48GB"
+    assert device("L40S").link == 25e9
+    for name, said in (
+        ("A100", "several are called so; the possible values: A100-80GB, A100-40GB"),
+        ("V100", "unknown"),
+    ):
+        with pytest.raises(UserError) as caught:
+            device(name)
+        assert str(caught.value).startswith(f"--gpu {name}: {said}")
+
+
+def test_every_gpu_has_a_memory_and_a_peak() -> None:
+    assert {name.rpartition("-")[0] for name in MEMORY} == set(PEAKS)
+    assert set(LINKS) <= set(PEAKS)
+    for name, mib in MEMORY.items():
+        assert 0.9 < mib / (int(name.rpartition("-")[2].removesuffix("GB")) * 1024) < 1.02, name

@@ -1,0 +1,47 @@
+"""The command that plans: what a recipe takes before it runs (lazy imports)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distft.cli.app import Overrides, app
+
+
+@app.command()
+def plan(
+    path: Annotated[Path, typer.Argument(metavar="RECIPE|RUN", help="recipe (YAML), or a run folder")],
+    overrides: Overrides = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="number of nodes; default: 1")] = None,
+    nproc: Annotated[int | None, typer.Option(min=1, help="ranks per node; default: 1")] = None,
+    gpu: Annotated[
+        str | None, typer.Option(metavar="NAME", help="GPU of each rank, as H100-80GB; default: a CPU")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--grid", help="list what fits, the fastest first")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON, in bytes and seconds")] = False,
+) -> None:
+    """Say how much memory and time a recipe takes, without running it.
+
+    Memory of one rank by term at the moments of a step, whether it fits, and the smallest changes that make it fit.
+    Of a run: what was measured beside it.
+    """
+    from distft.commands import plan as planning
+    from distft.commands import plan_view as view
+
+    found = planning.plan(path, overrides or [], nodes, nproc, gpu, everything)
+    if as_json:
+        print(json.dumps({**view.as_json(found.prediction), "measured": found.measured}, indent=2))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(view.terms(found.prediction))
+    for sentence in filter(None, [*view.verdict(found.prediction), planning.compared(found)]):
+        console.print(sentence, soft_wrap=True, markup=False)
+    if not found.prediction.fits:
+        console.print(view.ways_out(found.ways) if found.ways else "no change of up to three keys makes it fit")
+    if everything:
+        console.print(view.fitting(found.fitting))

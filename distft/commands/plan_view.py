@@ -1,0 +1,94 @@
+"""How `distft plan` shows a prediction: a table of terms by moment, what to change, and what fits beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from distft.plan.changes import Way
+from distft.plan.prediction import Prediction, text_of
+
+SHOWN = 12  # lines of the grid
+
+
+def terms(found: Prediction) -> Table:
+    """Bytes of one rank by term (rows) and moment (columns)."""
+    table = Table("one rank", *(moment.name for moment in found.moments), box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
+    for column in table.columns[1:]:
+        column.justify = "right"
+    names = dict.fromkeys(name for moment in found.moments for name in moment.terms)
+    for name in names:
+        sizes = [moment.terms.get(name, 0) for moment in found.moments]
+        table.add_row(name, *(text_of(size) if size else "-" for size in sizes))
+    table.add_section()
+    peak = found.peak
+    totals = (f"[bold]{text_of(one.total)}[/]" if one is peak else text_of(one.total) for one in found.moments)
+    table.add_row("[bold]sum[/]", *totals)
+    return table
+
+
+def verdict(found: Prediction) -> Iterator[str]:
+    """Whether it fits, and what else there is to know, in sentences."""
+    ranks = f"{found.world} rank{'s' if found.world > 1 else ''}"
+    where = f"on {ranks} of {found.per_node} a node" if found.world > found.per_node else f"on {ranks}"
+    peak = f"{text_of(found.peak.total)} at most ({found.peak.name}) {where}"
+    if found.room is None:
+        yield f"{peak}; give --gpu to know whether it fits"
+    elif found.fits:
+        left = found.room - found.peak.total
+        yield f"it fits: {peak}, {text_of(left)} below the {text_of(found.room)} that a rank may use"
+    else:
+        more = found.peak.total - found.room
+        share = found.peak.terms[found.blame]
+        yield (
+            f"it does not fit: {peak}, {text_of(more)} more than the {text_of(found.room)} that a rank may use; "
+            f"most of it are {found.blame} ({text_of(share)})"
+        )
+    yield f"host memory: {text_of(found.host)} a rank; a checkpoint: {text_of(found.checkpoint)}"
+    if found.step_seconds is not None:
+        rate = found.step_tokens / found.step_seconds
+        yield f"about {found.step_seconds:.2g} s a step, {rate:,.0f} tokens per second"
+    yield from found.doubts
+
+
+def ways_out(ways: Sequence[Way]) -> Table:
+    """Changes that make it fit, to copy."""
+    table = Table("what makes it fit", "peak", "tokens/s", box=None, pad_edge=False)
+    for way in ways:
+        table.add_row(way.overrides, text_of(way.prediction.peak.total), speed(way.prediction))
+    return table
+
+
+def fitting(grid: Sequence[tuple[Mapping[str, Any], Prediction]]) -> Table:
+    """What fits, the fastest first."""
+    table = Table("nodes", "ZeRO", "micro_batch", "recompute", "peak", "tokens/s", box=None, pad_edge=False)
+    for keys, found in grid[:SHOWN]:
+        nodes, stage, batch, again = keys.values()
+        recompute = "yes" if again else "no"
+        table.add_row(str(nodes), str(stage), str(batch), recompute, text_of(found.peak.total), speed(found))
+    return table
+
+
+def speed(found: Prediction) -> str:
+    return "-" if not found.step_seconds else f"{found.step_tokens / found.step_seconds:,.0f}"
+
+
+def as_json(found: Prediction) -> dict[str, Any]:
+    """All figures, in bytes and seconds."""
+    return {
+        "world": found.world,
+        "gpu": found.device.name if found.device else None,
+        "fits": None if found.room is None else found.fits,
+        "room": found.room,
+        "peak": found.peak.total,
+        "peak_at": found.peak.name,
+        "moments": {moment.name: dict(moment.terms) for moment in found.moments},
+        "host": found.host,
+        "checkpoint": found.checkpoint,
+        "step_seconds": found.step_seconds,
+        "step_tokens": found.step_tokens,
+        "doubts": list(found.doubts),
+    }

@@ -1,0 +1,164 @@
+"""GPUs: dense bf16 peaks by the names that torch reports, MIG slices included, and how much memory they have."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from distft.errors import UserError
+
+# TFLOP/s of one device of torch, with accumulation in fp32 and without sparsity, which data sheets like to print (half
+# of it is what dense matrices get). AMD's MI210 to MI250X: torch sees each of their dies as a device.
+PEAKS = {
+    "GB300": 2500.0,
+    "GB200": 2500.0,
+    "B300": 2250.0,
+    "B200": 2250.0,
+    "GH200": 989.4,
+    "H200": 989.4,
+    "H200 NVL": 835.5,
+    "H100": 989.4,
+    "H100 NVL": 835.5,
+    "H100 PCIe": 756.0,
+    "H800": 989.4,
+    "H800 PCIe": 756.0,
+    "H20": 148.0,
+    "A100": 312.0,
+    "A800": 312.0,
+    "A40": 149.7,
+    "A30": 165.0,
+    "A10": 125.0,
+    "A10G": 70.0,
+    "L40S": 362.0,
+    "L40": 181.0,
+    "L20": 119.5,
+    "L4": 121.0,
+    "RTX 6000 Ada": 364.2,
+    "RTX A6000": 154.8,
+    "RTX 5090": 209.5,
+    "RTX 4090": 165.2,
+    "RTX 3090": 71.0,
+    "MI355X": 2516.6,
+    "MI350X": 2306.9,
+    "MI325X": 1307.4,
+    "MI300X": 1307.4,
+    "MI300A": 980.6,
+    "MI250X": 191.5,
+    "MI250": 181.0,
+    "MI210": 181.0,
+}
+OTHERS = {"laptop", "max", "d", "ti", "super"}  # words of another product, which has no peak here
+SLICES = {"A30": 4}  # MIG cuts a GPU into that many compute slices
+MOST_SLICES = 7
+_SLICE = re.compile(r"\bMIG (?:(\d+)c\.)?(\d+)g\.", re.IGNORECASE)  # 3g.20gb; 1c.3g.20gb: one of those three
+
+
+def peak_flops(name: str) -> float | None:
+    """FLOP/s in bf16 of a GPU that torch calls `name`; None where they are not known.
+
+    All words of a name in the table must be in it, so "A10" is neither an A100 nor an A10G; of several that fit the
+    longest is meant. A slice has its share of the whole.
+    """
+    cut = _SLICE.search(name)
+    words = set(re.split(r"[\s\-_/]+", name[: cut.start() if cut else None].lower()))
+    fitting = [known for known in PEAKS if set(known.lower().split()) <= words]
+    if not fitting or words & OTHERS:
+        return None
+    known = max(fitting, key=len)
+    share = int(cut.group(1) or cut.group(2)) / SLICES.get(known, MOST_SLICES) if cut else 1.0
+    return PEAKS[known] * 1e12 * share
+
+
+MIB = 1 << 20
+# MiB that torch reports as a whole GPU's, ECC taken off, by name and by the size that is printed on it.
+MEMORY = {
+    "GB300-288GB": 284_000,
+    "GB200-186GB": 189_500,
+    "B300-288GB": 275_000,
+    "B200-180GB": 182_500,
+    "GH200-96GB": 97_000,
+    "H200-141GB": 143_156,
+    "H200 NVL-141GB": 143_156,
+    "H100-80GB": 81_079,
+    "H100 NVL-94GB": 95_250,
+    "H100 PCIe-80GB": 81_079,
+    "H800-80GB": 81_079,
+    "H800 PCIe-80GB": 81_079,
+    "H20-96GB": 97_280,
+    "A100-80GB": 81_050,
+    "A100-40GB": 40_326,
+    "A800-80GB": 81_050,
+    "A40-48GB": 45_416,
+    "A30-24GB": 24_060,
+    "A10-24GB": 22_502,
+    "A10G-24GB": 22_502,
+    "L40S-48GB": 45_372,
+    "L40-48GB": 45_372,
+    "L20-48GB": 45_372,
+    "L4-24GB": 22_486,
+    "RTX 6000 Ada-48GB": 48_500,
+    "RTX A6000-48GB": 48_536,
+    "RTX 5090-32GB": 32_100,
+    "RTX 4090-24GB": 24_080,
+    "RTX 3090-24GB": 24_135,
+    "MI355X-288GB": 294_000,
+    "MI350X-288GB": 294_000,
+    "MI325X-256GB": 261_000,
+    "MI300X-192GB": 196_300,
+    "MI300A-128GB": 130_500,
+    "MI250X-64GB": 65_400,
+    "MI250-64GB": 65_400,
+    "MI210-64GB": 65_400,
+}
+LINKS = {  # GB/s that one GPU sends to others of its node, one direction; and to other nodes where nothing is known
+    "GB300": 900.0,
+    "GB200": 900.0,
+    "B300": 900.0,
+    "B200": 900.0,
+    "GH200": 450.0,
+    "H200": 450.0,
+    "H100": 450.0,
+    "H800": 200.0,
+    "H20": 450.0,
+    "A100": 300.0,
+    "A800": 200.0,
+    "MI355X": 537.0,
+    "MI350X": 537.0,
+    "MI325X": 448.0,
+    "MI300X": 448.0,
+}
+PCIE = 25.0
+BETWEEN_NODES = 25.0  # 200 Gbit/s a GPU, as most clusters of the last years have
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU to plan for.
+
+    Attributes:
+        memory: bytes that torch reports.
+        flops: FLOP/s in bf16, dense.
+        link: bytes per second to GPUs of the same node.
+    """
+
+    name: str
+    memory: int
+    flops: float
+    link: float
+
+
+def device(name: str) -> Device:
+    """A GPU by its name in the table, with its size where there are several ("A100-80GB", "h100").
+
+    Raises:
+        UserError: it is not known, or there are several.
+    """
+    wanted = name.lower().replace("_", "-")
+    fitting = [one for one in MEMORY if wanted in (one.lower(), one.lower().rpartition("-")[0])]
+    if len(fitting) != 1:
+        known = ", ".join(fitting or MEMORY)
+        raise UserError(
+            f"--gpu {name}: {'several are called so' if fitting else 'unknown'}; the possible values: {known}"
+        )
+    kind = fitting[0].rpartition("-")[0]
+    return Device(fitting[0], MEMORY[fitting[0]] * MIB, PEAKS[kind] * 1e12, LINKS.get(kind, PCIE) * 1e9)

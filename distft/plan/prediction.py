@@ -1,0 +1,68 @@
+"""A prediction: memory of each rank at the moments of a run, term by term, and the time of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from distft.plan.devices import Device
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What one rank's device holds at most at one time of a run: bytes by term."""
+
+    name: str
+    terms: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.terms.values())
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of a recipe on `world` ranks, `per_node` of them on a node.
+
+    Attributes:
+        device: None: a CPU, whose memory the ranks of a node share.
+        moments: of one rank.
+        host: bytes of host memory of one rank, at most.
+        room: bytes that one rank may use; None: it is not known.
+        step_seconds: of an optimizer step; None: nothing is known of the device.
+        step_tokens: tokens that are fed in it.
+        checkpoint: bytes of one.
+        doubts: sentences about what is not counted exactly.
+    """
+
+    world: int
+    per_node: int
+    device: Device | None
+    moments: Sequence[Moment]
+    host: int
+    room: int | None
+    step_seconds: float | None
+    step_tokens: int
+    checkpoint: int
+    doubts: Sequence[str] = ()
+
+    @property
+    def peak(self) -> Moment:
+        return max(self.moments, key=lambda moment: moment.total)
+
+    @property
+    def fits(self) -> bool:
+        """Whether it is not known to be too large."""
+        return self.room is None or self.peak.total <= self.room
+
+    @property
+    def blame(self) -> str:
+        """The term that is largest at the peak."""
+        return max(self.peak.terms, key=lambda name: self.peak.terms[name])
+
+
+def text_of(size: float) -> str:
+    """Bytes for people: "31.4 GiB", "512 MiB"."""
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / (1 << 20):.0f} MiB"

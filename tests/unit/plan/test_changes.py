@@ -1,0 +1,74 @@
+"""Changes that make a recipe fit, with a made-up measure of what one takes."""
+
+from __future__ import annotations
+
+from distft.plan.changes import changed, grid, lowest_stage, possible, ways
+from distft.plan.prediction import Moment, Prediction
+from distft.recipe.schema import Recipe
+from tests.unit.recipes import recipe
+
+
+def big(**sections: object) -> Recipe:
+    return recipe(train={"steps": 5, "global_batch": 32, "micro_batch": 4}, **sections)
+
+
+def predict(wanted: Recipe, nodes: int, room: int = 100) -> Prediction:
+    """Rows count, twice without recomputation, and what the stage does not shard."""
+    again = wanted.model.activation_checkpointing
+    size = wanted.train.micro_batch * wanted.data.row_tokens // 32 * (1 if again else 2)
+    states = 80 // (nodes if wanted.engine.zero_stage == 3 else 1)
+    moment = Moment("loss", {"activations": size, "weights": states})
+    return Prediction(nodes, 1, None, [moment], 0, room, 4.0 / nodes + again, 1000, 0)
+
+
+def test_the_cheapest_change_that_is_enough_comes_first_and_none_holds_another() -> None:
+    found = ways(big(), 1, lambda wanted, nodes: predict(wanted, nodes, 150))
+    assert found[0].overrides == "train.micro_batch=1"
+    assert predict(changed(big(), found[0].changes), 1).peak.total == 144
+    sets = [set(way.changes) for way in found]
+    assert not any(one < other for one in sets for other in sets)
+    assert all(way.prediction.fits for way in found)
+
+
+def test_changes_are_written_as_they_are_copied() -> None:
+    overrides = {change.override for change in possible(big(adapter={"type": "lora"}), 2)}
+    assert {
+        "train.micro_batch=2",
+        "train.micro_batch=1",
+        "model.activation_checkpointing=true",
+        "engine.zero_stage=3",
+        "engine.offload_optimizer=true",
+        "adapter.quantize=nf4",
+        "--nodes 4",
+        "data.row_tokens=512",
+    } <= overrides
+    assert not any(one.startswith("adapter") for one in (change.override for change in possible(big(), 1)))
+    settled = big(
+        engine={"zero_stage": 3, "offload_optimizer": True}, model={"path": "/m", "activation_checkpointing": True}
+    )
+    keys = {change.key for change in possible(settled, 1)}
+    assert keys == {"train.micro_batch", "nodes", "data.row_tokens"}
+
+
+def test_nothing_fits_into_nothing() -> None:
+    assert ways(big(), 1, lambda wanted, nodes: predict(wanted, nodes, 1)) == []
+
+
+def test_the_grid_has_what_fits_the_fastest_first() -> None:
+    found = grid(big(), [1, 2], lambda wanted, nodes: predict(wanted, nodes, 150))
+    speeds = [one.step_seconds for _, one in found]
+    assert speeds == sorted(speeds)
+    assert all(one.fits for _, one in found)
+    assert found[0][0] == {
+        "nodes": 2,
+        "engine.zero_stage": 3,
+        "train.micro_batch": 1,
+        "model.activation_checkpointing": False,
+    }
+    assert {keys["engine.zero_stage"] for keys, _ in found} == {2, 3}  # bf16 runs none below 2
+
+
+def test_stages_that_run() -> None:
+    assert lowest_stage(big()) == 2
+    assert lowest_stage(big(engine={"grad_dtype": "bf16"})) == 1
+    assert lowest_stage(big(engine={"dtype": "fp32"})) == 0

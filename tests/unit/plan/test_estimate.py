@@ -1,0 +1,114 @@
+"""Predictions of whole recipes: figures that are known, and what must never be less."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distft.plan.devices import device
+from distft.plan.estimate import Estimator
+from distft.plan.prediction import GIB, Prediction
+from distft.recipe.schema import Recipe
+from tests.unit.recipes import recipe
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configuration of Llama-3.1-8B, as published."""
+    folder = tmp_path_factory.mktemp("llama")
+    (folder / "config.json").write_text(json.dumps(LLAMA))
+    return folder
+
+
+def planned(base: Path, world: int = 8, gpu: str = "H100-80GB", **sections: Any) -> Prediction:
+    return Estimator(world, device(gpu)).predict(wanted(base, **sections), 1)
+
+
+def wanted(base: Path, **sections: Any) -> Recipe:
+    model = {"path": str(base), **sections.pop("model", {})}
+    train = {"steps": 5, "global_batch": 64, "micro_batch": 4, **sections.pop("train", {})}
+    data = {"train": "/d", "row_tokens": 4096, **sections.pop("data", {})}
+    return recipe(model=model, train=train, data=data, **sections)
+
+
+def test_activations_of_8b_lora_are_those_that_were_counted(base: Path) -> None:
+    """With FakeTensorMode on real shapes: 132.7 GB for 4 x 4096 tokens, 29.8 GB with activation checkpointing."""
+    lora = {"type": "lora", "r": 16}
+    found = planned(base, adapter=lora)
+    assert found.peak.terms["activations"] == pytest.approx(132.7e9, rel=0.01)
+    assert found.peak.terms["weights"] == pytest.approx(16.06e9, rel=0.01)
+    again = planned(base, adapter=lora, model={"activation_checkpointing": True})
+    assert again.peak.terms["activations"] == pytest.approx(29.8e9, rel=0.03)
+    assert (found.fits, again.fits) == (False, True)
+    assert (found.blame, found.peak.name) == ("activations", "loss")
+    assert again.step_seconds is not None
+    assert found.step_seconds is not None
+    assert again.step_seconds > found.step_seconds
+
+
+def test_states_of_8b_whole_are_those_of_zero(base: Path) -> None:
+    """16 bytes of an element of masters, moments and gradients, and 2 of weights, over 8 ranks."""
+    found = planned(base, engine={"zero_stage": 3}, model={"activation_checkpointing": True}).moments[0].terms
+    elements = 8_030_261_248
+    assert found["fp32 masters"] == pytest.approx(4 * elements / 8, rel=0.001)
+    assert found["moments"] == pytest.approx(8 * elements / 8, rel=0.001)
+    assert found["gradients"] == pytest.approx(4 * elements / 8, rel=0.001)
+    assert found["weights"] == pytest.approx(2 * elements / 8, rel=0.01)
+
+
+def test_four_bits_and_offloading_take_less(base: Path) -> None:
+    lora = {"type": "lora", "r": 16}
+    whole, quantized = (planned(base, adapter=one).moments[0].total for one in (lora, lora | {"quantize": "nf4"}))
+    assert whole - quantized == pytest.approx(6_979_321_856 * (2 - 0.5625), rel=0.01)  # all matrices of layers
+    kept = planned(base, engine={"zero_stage": 3})
+    sent = planned(base, engine={"zero_stage": 3, "offload_optimizer": True, "offload_params": True})
+    assert sent.peak.total < kept.peak.total - 12 * GIB
+    assert sent.host > kept.host + 12 * GIB
+
+
+def test_more_of_anything_never_takes_less(base: Path) -> None:
+    """Random recipes, each with more rank, rows or length."""
+    draw = random.Random(20)
+    estimators = {world: Estimator(world, device("H200")) for world in (1, 2, 8)}
+    for _ in range(60):
+        world = draw.choice([1, 2, 8])
+        keys = {"r": draw.choice([4, 16, 64]), "micro": draw.choice([1, 2]), "tokens": draw.choice([512, 2048])}
+        more = dict(keys)
+        name = draw.choice(list(keys))
+        more[name] *= 2
+        stage, again = draw.choice([2, 3]), draw.random() < 0.5
+        sizes = []
+        for one in (keys, more):
+            made = wanted(
+                base,
+                adapter={"type": "lora", "r": one["r"]},
+                train={"global_batch": 64, "micro_batch": one["micro"]},
+                data={"row_tokens": one["tokens"]},
+                engine={"zero_stage": stage},
+                model={"activation_checkpointing": again},
+            )
+            sizes.append(estimators[world].predict(made, 1).peak.total)
+        assert sizes[1] >= sizes[0], (keys, name, world, stage, again)
+
+
+def test_on_a_cpu_the_ranks_share_the_memory_of_the_node(base: Path) -> None:
+    found = Estimator(2, None, 24 * GIB).predict(wanted(base, adapter={"type": "lora"}), 1)
+    assert (found.room, found.fits, found.step_seconds) == (12 * GIB, False, None)
+    assert "CUDA" not in found.peak.terms
+    assert any("on a CPU" in doubt for doubt in found.doubts)
