@@ -30,7 +30,7 @@ unit: $(INSTALLED) ## the tests that take under a minute
 	@$(BIN)/python -m pytest -n 2 tests/unit
 
 long-test: $(INSTALLED) ## what takes too long for every run of the tests: several processes, the command line, large shapes
-	@$(BIN)/python -m pytest -m long tests/e2e tests/dist tests/unit/plan
+	@$(BIN)/python -m pytest -m long tests/e2e tests/dist tests/models
 
 PART ?=
 cluster-test: $(INSTALLED) ## all that a cluster does to a job, two hours; run again, it goes on; a part: PART=test_kills.py

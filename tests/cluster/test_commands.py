@@ -39,7 +39,7 @@ def test_a_check_sums_over_all_ranks(cluster: Cluster) -> None:
     ("options", "sentence"),
     [
         (("--site=nowhere",), "no site profile 'nowhere'"),
-        (("--time=soon",), "--time: got 'soon'; must match pattern"),
+        (("--time=soon",), "--time: got 'soon'; give a limit such as 90 (minutes)"),
         (("--nodes=0",), "--nodes: got 0; must be greater than 0"),
         (("--site=nosuch.toml",), "sbatch: error: invalid partition specified: nosuch"),
         (("--nodes=3",), "train.global_batch 16 is not a multiple of micro_batch 2 x 6 ranks"),

@@ -12,7 +12,7 @@ from distft.cli.table import app
 from distft.commands.plan import compared, plan
 from distft.errors import UserError
 from distft.run.folder import RunDir
-from tests.unit.plan.test_estimate import LLAMA
+from tests.unit.plan.llama import LLAMA
 
 RECIPE = """\
 model: {path: base}

@@ -119,7 +119,7 @@ def of_files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-MANY = [f'{{"number": {number}}}' if number % 7 else f"broken {number}" for number in range(500)]
+MANY = [f'{{"number": {number}}}' if number % 7 else f"broken {number}" for number in range(150)]
 
 
 def test_stopped_and_killed_encodes_leave_out_the_same(tmp_path: Path, build: Build, monkeypatch: Any) -> None:
@@ -127,7 +127,7 @@ def test_stopped_and_killed_encodes_leave_out_the_same(tmp_path: Path, build: Bu
 
     def stop() -> None:
         calls.append(1)
-        if len(calls) == 151:
+        if len(calls) == 51:
             raise Stop
 
     at_once = of_files(build(source, "at once"))
@@ -139,7 +139,7 @@ def test_stopped_and_killed_encodes_leave_out_the_same(tmp_path: Path, build: Bu
 
     def killed(self: CacheWriter, where: str, error: str) -> None:
         leave_out(self, where, error)
-        if self.records > 400:
+        if self.records > 120:
             self._stack.close()  # all is in the files, and more than was kept
             os._exit(9)
 
@@ -148,7 +148,7 @@ def test_stopped_and_killed_encodes_leave_out_the_same(tmp_path: Path, build: Bu
         build(source)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
     assert of_files(build(source)) == at_once
-    assert [one.record for one in left_out(build(source), source)] == list(range(0, 500, 7))
+    assert [one.record for one in left_out(build(source), source)] == list(range(0, 150, 7))
 
 
 def test_what_a_lenient_run_began_is_refused_by_a_strict_one(tmp_path: Path, build: Build) -> None:

@@ -241,7 +241,7 @@ class Counting(Letters):
         return super().encode(record)
 
 
-MANY = [{"text": "ab" * (i % 4)} for i in range(1000)]
+MANY = [{"text": "ab" * (i % 4)} for i in range(150)]
 
 
 @pytest.mark.parametrize("kept_before", [True, False])
@@ -250,7 +250,7 @@ def test_what_was_stopped_goes_on_and_is_the_same_to_the_byte(data, monkeypatch,
 
     def stop_late():
         calls.append(1)
-        if len(calls) == 501:
+        if len(calls) == 76:
             raise Stop
 
     at_once = built(settings, Letters())
@@ -262,7 +262,7 @@ def test_what_was_stopped_goes_on_and_is_the_same_to_the_byte(data, monkeypatch,
         built(settings, first, stop_late)
     assert not at_once.exists()
     again = built(settings, second)
-    assert (first.encoded, second.encoded) == (500, 500)
+    assert (first.encoded, second.encoded) == (75, 75)
     assert of_files(again) == expected
 
 
@@ -272,7 +272,7 @@ def test_what_was_killed_goes_on_from_what_was_on_the_disk(data, monkeypatch, ea
     add = CacheWriter.add
 
     def killed(self, encoded):
-        if self.records == 777:
+        if self.records == 117:
             os._exit(9)
         add(self, encoded)
 
@@ -283,7 +283,7 @@ def test_what_was_killed_goes_on_from_what_was_on_the_disk(data, monkeypatch, ea
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
     encoder = Counting()
     folder = built(settings, encoder)
-    assert encoder.encoded == 223
+    assert encoder.encoded == 33
     elsewhere = data(MANY, cache=f"{settings.cache}-of-its-own")
     assert of_files(folder) == of_files(built(elsewhere, Letters()))
 

@@ -13,19 +13,8 @@ from distft.plan.devices import device
 from distft.plan.estimate import Estimator
 from distft.plan.prediction import GIB, Prediction
 from distft.recipe.schema import Recipe
+from tests.unit.plan.llama import LLAMA
 from tests.unit.recipes import recipe
-
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-    "tie_word_embeddings": False,
-}
 
 
 @pytest.fixture(scope="module")

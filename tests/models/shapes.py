@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from distft.plan.architecture import Attention, FeedForward
-from tests.unit.plan.real_models import Made
+from tests.models.real_models import Made
 
 
 def llama(hidden: int, width: int, heads: int, keys: int, size: int, layers: int, vocabulary: int = 128256) -> Made:

@@ -13,7 +13,7 @@ from distft.model.base_model import shape
 from distft.plan.architecture import Weight
 from distft.recipe.schema import Recipe
 from distft.tasks.registry import specs_of
-from tests.unit.plan.small_models import Sizes
+from tests.models.small_models import Sizes
 from tests.unit.recipes import recipe
 
 CAUSAL: dict[str, Any] = {"type": "causal-lm"}

@@ -17,7 +17,7 @@ from distft.tasks.causal_lm import TOKENS, Causal, CausalBatch
 from distft.tasks.masked_lm import Masked, MaskedBatch
 from distft.tasks.shared.encoder_decoder import EncoderDecoder, WritingBatch
 from distft.tasks.shared.padding import Inputs, Padded
-from tests.unit.plan.live_bytes import counted, fake, without_memory
+from tests.models.live_bytes import counted, fake, without_memory
 
 
 @dataclass(frozen=True)

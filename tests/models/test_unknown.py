@@ -14,8 +14,8 @@ from distft.plan.families.catalogue import CATALOGUE
 from distft.plan.meta import weights_of
 from distft.plan.shapes import architecture_of
 from distft.plan.trained import trained
-from tests.unit.plan.models import CAUSAL, CLASSIFIES, made, planned, recipe_of, shapes, written
-from tests.unit.plan.small_models import BOTH, DECODER, HEARS, T5, Sizes
+from tests.models.making import CAUSAL, CLASSIFIES, made, planned, recipe_of, shapes, written
+from tests.models.small_models import BOTH, DECODER, HEARS, T5, Sizes
 
 GPTJ: Sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 100, "rotary_dim": 4}
 CASES: list[tuple[str, dict[str, Any], Sizes]] = [

@@ -13,8 +13,8 @@ from distft.plan.shapes import architecture_of
 from distft.plan.trained import trained
 from distft.tasks.multi_task import whole
 from distft.tasks.registry import specs_of
-from tests.unit.plan.models import ANSWERS, CAUSAL, CLASSIFIES, MASKED, TAGS, made, planned, recipe_of, several, written
-from tests.unit.plan.small_models import DECODERS, ENCODERS, LISTENERS, TRANSLATORS, WRITERS, Sizes
+from tests.models.making import ANSWERS, CAUSAL, CLASSIFIES, MASKED, TAGS, made, planned, recipe_of, several, written
+from tests.models.small_models import DECODERS, ENCODERS, LISTENERS, TRANSLATORS, WRITERS, Sizes
 
 MODELS = DECODERS | ENCODERS | TRANSLATORS | LISTENERS | WRITERS
 LORA: dict[str, Any] = {"type": "lora", "r": 4}

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.unit.plan import shapes
-from tests.unit.plan.real_models import How, of_causal_lm, of_masked_lm, of_seq2seq
+from tests.models import shapes
+from tests.models.real_models import How, of_causal_lm, of_masked_lm, of_seq2seq
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]  # what peft and transformers warn about is theirs
 

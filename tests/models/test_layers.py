@@ -12,9 +12,9 @@ import pytest
 from distft.errors import UserError
 from distft.plan.architecture import Architecture, Attention, FeedForward
 from distft.plan.shapes import architecture_of, goal_of
-from tests.unit.plan import published
-from tests.unit.plan.models import CAUSAL, MASKED, recipe_of, written
-from tests.unit.plan.small_models import DECODERS, ENCODERS, LATENT, TRANSLATORS, Sizes
+from tests.models import published
+from tests.models.making import CAUSAL, MASKED, recipe_of, written
+from tests.models.small_models import DECODERS, ENCODERS, LATENT, TRANSLATORS, Sizes
 
 
 def small(folder: Path, model_type: str, sizes: Sizes, task: dict[str, Any]) -> Architecture:

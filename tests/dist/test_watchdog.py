@@ -1,4 +1,4 @@
-"""Which rank hangs, told from pulses; and no alarm where all is well."""
+"""Which rank hangs, told from pulses of several processes; and no alarm where all is well."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from distft.plan.activations import activations
 from distft.plan.architecture import Architecture, Attention, FeedForward, Layers, Stack, Weight
 from distft.plan.loss import Batch, Computing
 from distft.plan.operations import Numbers, Update
-from tests.unit.plan import shapes
-from tests.unit.plan.real_models import How, architecture_of, built, of_causal_lm, of_masked_lm, of_seq2seq
+from tests.models import shapes
+from tests.models.real_models import How, architecture_of, built, of_causal_lm, of_masked_lm, of_seq2seq
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what peft and transformers warn about is theirs
 

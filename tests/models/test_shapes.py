@@ -16,8 +16,8 @@ from transformers import AutoConfig, T5ForConditionalGeneration
 from distft.errors import UserError
 from distft.plan.families.catalogue import CATALOGUE
 from distft.plan.shapes import architecture_of
-from tests.unit.plan import published
-from tests.unit.plan.models import (
+from tests.models import published
+from tests.models.making import (
     ANSWERS,
     CAUSAL,
     CLASSIFIES,
@@ -30,7 +30,7 @@ from tests.unit.plan.models import (
     shapes,
     written,
 )
-from tests.unit.plan.small_models import (
+from tests.models.small_models import (
     DECODERS,
     ENCODERS,
     LISTENERS,
