@@ -110,7 +110,7 @@ MEMORY = {
     "MI250-64GB": 65_400,
     "MI210-64GB": 65_400,
 }
-LINKS = {  # GB/s that one GPU sends to others of its node, one direction; and to other nodes where nothing is known
+LINKS = {  # GB/s that one GPU sends to others of its node, one direction
     "GB300": 900.0,
     "GB200": 900.0,
     "B300": 900.0,

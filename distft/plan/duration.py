@@ -2,7 +2,8 @@
 
 FLOPs are those of `training/flops.py` (Kaplan et al. 2020, arXiv:2001.08361, section 2.1), with what activation
 checkpointing computes again. Data between ranks are those of ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054,
-section 7). A step takes the longer of the two, as if they overlapped wholly.
+section 7). Between nodes each node's part crosses once, over the links of all its GPUs. A step takes the longer of the
+two, as if they overlapped wholly.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def step_seconds(
     """
     micro_steps = recipe.train.global_batch / (recipe.train.micro_batch * world)
     rate = device.flops * REACHED * (1.0 if recipe.engine.dtype == "bf16" else IN_FP32)
-    link = device.link if world <= per_node else min(device.link, BETWEEN_NODES * GB)
+    link = device.link if world <= per_node else min(device.link, per_node * BETWEEN_NODES * GB)
     size = 2 if recipe.engine.dtype == "bf16" else 4
     gradient = 4 if recipe.engine.grad_dtype == "fp32" else size
     share = (world - 1) / world
