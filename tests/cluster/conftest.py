@@ -56,6 +56,9 @@ def start(*options: str) -> None:
 def folder() -> Iterator[Path]:
     """Where every node and every user can write; a path that SLURM takes."""
     path = Path("/var/tmp/distft-cluster-tests")
+    if path.exists():  # of a session that was killed: its nodes still see it
+        subprocess.run([DEVCLUSTER, "down"], capture_output=True, timeout=120, check=False)
+        subprocess.run(["umount", path / "small"], capture_output=True, check=False)
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(mode=0o755)
     yield path
