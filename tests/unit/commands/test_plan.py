@@ -12,7 +12,7 @@ from distft.cli.table import app
 from distft.commands.plan import compared, plan
 from distft.errors import UserError
 from distft.run.folder import RunDir
-from tests.unit.plan.llama import LLAMA
+from tests.models.published import LLAMA_8B
 
 RECIPE = """\
 model: {path: base}
@@ -26,7 +26,7 @@ adapter: {type: lora}
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "base" / "config.json").write_text(json.dumps(LLAMA_8B))
     (tmp_path / "r.yaml").write_text(RECIPE)
     return tmp_path
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import product
+
+from distft.engine.configuration import stage
 from distft.plan.changes import changed, grid, lowest_stage, possible, ways
 from distft.plan.prediction import Moment, Prediction
 from distft.recipe.schema import Recipe
@@ -72,3 +75,6 @@ def test_stages_that_run() -> None:
     assert lowest_stage(big()) == 2
     assert lowest_stage(big(engine={"grad_dtype": "bf16"})) == 1
     assert lowest_stage(big(engine={"dtype": "fp32"})) == 0
+    for asked, dtype, grad_dtype in product(range(4), ("bf16", "fp32"), ("bf16", "fp32")):
+        one = big(engine={"zero_stage": asked, "dtype": dtype, "grad_dtype": grad_dtype})
+        assert max(asked, lowest_stage(one)) == stage(one)  # the engine's rule, which needs torch

@@ -13,7 +13,7 @@ from distft.plan.devices import device
 from distft.plan.estimate import Estimator
 from distft.plan.prediction import GIB, Prediction
 from distft.recipe.schema import Recipe
-from tests.unit.plan.llama import LLAMA
+from tests.models.published import LLAMA_8B
 from tests.unit.recipes import recipe
 
 
@@ -21,7 +21,7 @@ from tests.unit.recipes import recipe
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The configuration of Llama-3.1-8B, as published."""
     folder = tmp_path_factory.mktemp("llama")
-    (folder / "config.json").write_text(json.dumps(LLAMA))
+    (folder / "config.json").write_text(json.dumps(LLAMA_8B))
     return folder
 
 
