@@ -21,9 +21,10 @@ from distft.metrics.scores import Report
 from distft.recipe.adapters import AdaLora, Lora
 from distft.recipe.tasks import DPO
 from distft.run.digest import of_parts
-from distft.tasks.causal_lm import Causal, CausalBatch
+from distft.tasks.causal_lm import Causal
 from distft.tasks.dpo_reference import PAIR_COLUMNS, Entry, RecordedReference, Reference, evaluating, pair_key
 from distft.tasks.protocol import ModelSpec, Outcome, Setting, TaskSpec, mean, only
+from distft.tasks.shared.causal_rows import CausalBatch
 from distft.tasks.shared.generation import unwrapped
 from distft.tasks.shared.lengths import Lengths
 from distft.tasks.shared.padding import DROPPED

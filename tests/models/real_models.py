@@ -13,8 +13,9 @@ from distft.plan.activations import Activations, activations
 from distft.plan.architecture import Architecture, Attention, FeedForward, Kind, Layers, Stack, Weight
 from distft.plan.loss import Batch, Computing
 from distft.plan.operations import Implementation, Numbers, Update
-from distft.tasks.causal_lm import TOKENS, Causal, CausalBatch
+from distft.tasks.causal_lm import TOKENS, Causal
 from distft.tasks.masked_lm import Masked, MaskedBatch
+from distft.tasks.shared.causal_rows import CausalBatch
 from distft.tasks.shared.encoder_decoder import EncoderDecoder, WritingBatch
 from distft.tasks.shared.padding import Inputs, Padded
 from tests.models.live_bytes import counted, fake, without_memory
