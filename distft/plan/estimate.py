@@ -13,7 +13,7 @@ from distft.plan.architecture import Architecture, Weight
 from distft.plan.changes import lowest_stage
 from distft.plan.devices import Device
 from distft.plan.loss import Batch, Computing
-from distft.plan.operations import Numbers, Update
+from distft.plan.operations import Implementation, Numbers, Update
 from distft.plan.prediction import Moment, Prediction
 from distft.plan.shapes import architecture_of
 from distft.plan.states import Sharding, States, reduction_bytes, state_bytes, update_bytes
@@ -136,7 +136,8 @@ class _Estimate:
         shape, numbers = self.shape, Numbers(self.sharding.weight_bytes, "cpu" if self.device is None else "cuda")
         mask = isinstance(self.recipe.task, CausalLM) and self.recipe.data.packing is not False
         batch = Batch(shape.rows, shape.tokens, shape.written, shape.targets, shape.targets, mask)
-        attention = "sdpa" if self.recipe.model.attention == "auto" else self.recipe.model.attention
+        wanted = self.recipe.model.attention
+        attention: Implementation = "sdpa" if wanted == "auto" or wanted == "varlen" else wanted
         again = self.recipe.model.activation_checkpointing
         gathered = not isinstance(self.recipe.task, Seq2SeqLM)
         return activations(self.model, batch, Computing(numbers, attention, self.update, again, gathered))

@@ -21,7 +21,7 @@ from distft.metrics.scores import Report
 from distft.recipe.tasks import CausalLM
 from distft.run.digest import of_parts
 from distft.tasks.protocol import MICRO_BATCHES, ModelSpec, Outcome, Setting, TaskSpec, mean, only
-from distft.tasks.shared.causal_rows import CausalBatch, Rows
+from distft.tasks.shared.causal_rows import FLATTENED, CausalBatch, Rows
 from distft.tasks.shared.generation import continued
 from distft.tasks.shared.padding import DROPPED, SPLIT
 from distft.tasks.shared.position_limits import positions
@@ -43,11 +43,11 @@ def spec(settings: CausalLM, fields: Mapping[str, str]) -> TaskSpec:
         return CausalEncoder(template, fields, data.row_tokens, drop=data.overlong == "drop")
 
     def build(setting: Setting, model: Any) -> Causal:
-        flatten = getattr(model.config, "_attn_implementation", "") == "flash_attention_2"
+        flatten = getattr(model.config, "_attn_implementation", "") in FLATTENED
         routers = find_routers(model, setting.recipe.train.router_loss)
         return Causal(model.forward, flatten, setting, positions(model), routers)
 
-    model = ModelSpec("AutoModelForCausalLM", DECODER, peft_task="CAUSAL_LM", packs=True)
+    model = ModelSpec("AutoModelForCausalLM", DECODER, peft_task="CAUSAL_LM", packs=True, tells_documents=True)
     return TaskSpec(model, texts, encoder, build, takes_decoding=True)
 
 
@@ -118,7 +118,7 @@ class Causal:
 
     Args:
         forward: the model's forward, asked for what it takes.
-        flatten: rows become one row of B * T tokens; flash attention keeps documents apart in that form only.
+        flatten: see `Rows`.
         setting: for predictions, which need a tokenizer.
         limit: tokens that the model takes; None: it knows no limit.
         routers: those of a mixture of experts; their loss is a term of its own.
@@ -137,11 +137,12 @@ class Causal:
         taken = inspect.signature(forward).parameters
         self._takes_keep = "logits_to_keep" in taken
         self._takes_positions = "position_ids" in taken
-        self._rows = Rows(flatten, self._takes_keep, limit)
+        self._takes_more = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values())
+        self.rows = Rows(flatten, self._takes_keep, limit)
         self._setting, self._limit = setting, limit
 
     def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> CausalBatch:
-        return self._rows.collate(rows, device)
+        return self.rows.collate(rows, device)
 
     def counts(self, batch: CausalBatch) -> dict[str, int]:
         found = {TOKENS: len(batch.targets), MICRO_BATCHES: 1}
@@ -178,6 +179,8 @@ class Causal:
             given["position_ids"] = batch.position_ids
         if self._takes_keep:
             given["logits_to_keep"] = batch.keep
+        if batch.boundaries is not None and self._takes_more:
+            given |= batch.boundaries.arguments
         return model(input_ids=batch.input_ids, use_cache=False, **given)
 
     def predict(self, model: Any, batch: CausalBatch) -> list[Outcome]:

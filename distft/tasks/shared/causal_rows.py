@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -14,6 +14,35 @@ from distft.tasks.shared.lengths import Lengths
 from distft.tasks.shared.padding import row_width
 
 _FILLER = 0  # a padding token is seen by no real one: it comes last and attention is causal
+
+
+VARLEN = "varlen"  # the name of our own attention by document
+FLATTENED = ("flash_attention_2", VARLEN)  # implementations of attention that are told where documents begin
+
+
+@dataclass(frozen=True)
+class Boundaries:
+    """Where documents begin in a single row, for attention that keeps them apart by that.
+
+    Attributes:
+        begins: int32 [documents + 1], the first token of each, and the end.
+        sizes: their tokens. Both are known on the CPU too, so that nothing waits for a GPU to tell.
+    """
+
+    begins: torch.Tensor
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, sizes: Sequence[int]) -> Self:
+        begins = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+        return cls(torch.from_numpy(begins), tuple(sizes))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of a model's forward, in transformers' words; the sizes are for our own attention."""
+        longest = max(self.sizes)
+        begins = {"cu_seq_lens_q": self.begins, "cu_seq_lens_k": self.begins}
+        return {**begins, "max_length_q": longest, "max_length_k": longest, "document_sizes": self.sizes}
 
 
 @dataclass(frozen=True)
@@ -30,6 +59,7 @@ class CausalBatch:
         real: bool [B * T], False for padding.
         useful_tokens: tokens that are not padding.
         documents: as they were given, in order.
+        boundaries: where documents begin, if all rows are one; padding at its end counts as a document.
     """
 
     input_ids: torch.Tensor
@@ -41,6 +71,7 @@ class CausalBatch:
     real: torch.Tensor
     useful_tokens: int
     documents: Sequence[Document]
+    boundaries: Boundaries | None = None
 
     @property
     def lengths(self) -> Lengths:
@@ -52,7 +83,7 @@ class Rows:
     """How rows of documents become a batch.
 
     Attributes:
-        flatten: rows become one row of B * T tokens; flash attention keeps documents apart in that form only.
+        flatten: all rows become one, without padding between them: the form for attention by document.
         takes_keep: the model computes logits at some columns only if it is told which.
         limit: tokens that the model takes; None: it knows no limit.
     """
@@ -62,7 +93,10 @@ class Rows:
     limit: int | None
 
     def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> CausalBatch:
-        width = row_width(max(2, *(sum(document.size for document in row) for row in rows)), self.limit)
+        if self.flatten:
+            rows = [[document for row in rows for document in row]]
+        longest = max(2, *(sum(document.size for document in row) for row in rows))
+        width = row_width(longest, None if self.flatten else self.limit)
         ids = np.full((len(rows), width), _FILLER, dtype=np.int64)
         positions = np.zeros((len(rows), width), dtype=np.int64)
         owners = np.full((len(rows), width), -1, dtype=np.int64)  # of the tokens that are targets
@@ -74,15 +108,21 @@ class Rows:
                 end = begin + document.size
                 ids[index, begin:end] = document["tokens"]
                 owners[index, begin:end] = np.where(document["targets"], len(documents), -1)
-                positions[index, begin:] = np.arange(width - begin)  # padding carries on the last document
+                # padding carries on the last document, unless it is one of its own
+                positions[index, begin : end if self.flatten else width] = np.arange(
+                    (end if self.flatten else width) - begin
+                )
                 documents.append(document)
                 begin = end
             real[index, :begin] = True
-            if begin == 0:
+            if begin == 0 and not self.flatten:
                 positions[index] = np.arange(width)
-        if self.flatten:
-            ids, positions, owners = ids.reshape(1, -1), positions.reshape(1, -1), owners.reshape(1, -1)
-        return self._batch(ids, positions, owners, real.reshape(-1), documents, device)
+        batch = self._batch(ids, positions, owners, real.reshape(-1), documents, device)
+        if not self.flatten:
+            return batch
+        sizes = [document.size for document in documents]
+        boundaries = Boundaries.of([size for size in (*sizes, width - sum(sizes)) if size])
+        return replace(batch, boundaries=replace(boundaries, begins=boundaries.begins.to(device)))
 
     def _batch(
         self, ids: Any, positions: Any, owners: Any, real: Any, documents: Sequence[Document], device: torch.device
