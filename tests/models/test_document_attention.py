@@ -65,7 +65,10 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "llama4_text": {"attention_chunk_size": WINDOW, "head_dim": 8, "num_local_experts": 2},  # by its mask
 }
-ALONE = {"gpt_oss": {**WINDOWED, **EXPERTS}}  # its eager attention with a mask lets documents see each other
+ALONE: dict[str, dict[str, Any]] = {  # with a mask they let documents see each other
+    "gpt_oss": {**WINDOWED, **EXPERTS},
+    "opt": {"ffn_dim": 32, "word_embed_proj_dim": 32, "dropout": 0.0},
+}
 
 
 def made(architecture: str, implementation: str, **sizes: Any) -> Any:
