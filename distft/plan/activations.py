@@ -169,7 +169,7 @@ class _Stacks:
             stack.hidden,
             how.numbers,
             how.attention,
-            mask=batch.mask,
+            mask=batch.mask and how.attention != "varlen",
             mask_over_encoder=batch.mask,
             rotary=_turns(stack),
             norm=RMS_NORMS.get(self._model.model_type, "narrow"),
@@ -227,7 +227,7 @@ class _Stacks:
     def masks(self) -> int:
         """One for each kind of layers, [rows, 1, tokens, tokens]: of bytes, for eager attention of numbers."""
         how, found = self._how, 0
-        if how.attention == "flash_attention_2":
+        if how.attention in ("flash_attention_2", "varlen"):
             return 0
         size = 1 if how.attention == "sdpa" else how.numbers.width
         for stack in self._model.stacks:

@@ -41,6 +41,7 @@ NF4 = 0.5 + 4 / 64 + 0.0005  # bytes per element: 4 bits, a scale in fp32 for 64
 # quantised again; distft leaves that off)
 SOUND_PLACE = 20  # milliseconds of speech that become one place of wav2vec2's layers
 WHISPER_PLACES = 1500
+MASKED = {"bloom", "falcon", "mpt", "nemotron", "stablelm"}  # model types that cannot be told where documents begin
 
 
 class Estimator:
@@ -136,11 +137,18 @@ class _Estimate:
         shape, numbers = self.shape, Numbers(self.sharding.weight_bytes, "cpu" if self.device is None else "cuda")
         mask = isinstance(self.recipe.task, CausalLM) and self.recipe.data.packing is not False
         batch = Batch(shape.rows, shape.tokens, shape.written, shape.targets, shape.targets, mask)
-        wanted = self.recipe.model.attention
-        attention: Implementation = "sdpa" if wanted == "auto" or wanted == "varlen" else wanted
         again = self.recipe.model.activation_checkpointing
         gathered = not isinstance(self.recipe.task, Seq2SeqLM)
-        return activations(self.model, batch, Computing(numbers, attention, self.update, again, gathered))
+        return activations(self.model, batch, Computing(numbers, self._attention, self.update, again, gathered))
+
+    @property
+    def _attention(self) -> Implementation:
+        """What `auto` takes if flash attention is not installed, as far as a plan without torch can know."""
+        if self.recipe.model.attention != "auto":
+            return self.recipe.model.attention
+        fits = self.device is None or self.recipe.engine.dtype == "bf16"
+        tells = isinstance(self.recipe.task, CausalLM | DPO) and self.model.model_type not in MASKED
+        return "varlen" if fits and tells else "sdpa"
 
     @cached_property
     def _ranks(self) -> dict[str, int]:
