@@ -39,7 +39,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {},
     "qwen3": {"head_dim": 8},
-    "gemma2": {**WINDOWED, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0},  # eager, beside eager
+    "gemma2": {**WINDOWED, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 1.0},  # eager, beside eager
     "gemma3_text": {**WINDOWED, "num_hidden_layers": 6},
     "mistral": WINDOWED,
     "gpt_neox": {},
@@ -76,7 +76,8 @@ def made(architecture: str, implementation: str, **sizes: Any) -> Any:
     torch.manual_seed(0)
     config = AutoConfig.for_model(architecture, **{**SIZES, **sizes})
     model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=implementation)
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.named_parameters():  # far from zero, so that every token matters to every other
+        parameter.data.mul_(4.0) if parameter.dim() > 1 else None
         if name.endswith("sinks"):
             torch.nn.init.normal_(parameter)
     return model.train()
