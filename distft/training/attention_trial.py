@@ -17,6 +17,7 @@ from distft.model.context import RunContext
 from distft.process import distributed
 from distft.process.console import Console
 from distft.process.distributed import Ranks
+from distft.recipe.schema import Recipe
 from distft.tasks.causal_lm import Causal
 from distft.tasks.dpo import Preference
 from distft.tasks.protocol import Learned
@@ -24,7 +25,7 @@ from distft.tasks.shared.causal_rows import VARLEN
 
 _SIZES = (6, 5, 1, 3)  # tokens of the documents of a trial
 _WINDOWS = ("sliding_window", "attention_chunk_size")  # how transformers' configurations name the reach of attention
-_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # of the largest logit; a leak is looked for more sharply
+_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # of the largest logit; a leak is looked for more sharply
 
 
 def settle(context: RunContext, task: Learned[Any], engine: Engine, ranks: Ranks, console: Console) -> None:
@@ -47,7 +48,7 @@ def settle(context: RunContext, task: Learned[Any], engine: Engine, ranks: Ranks
     if distributed.on_rank_0(ranks, "attention/tried", look):
         return
     other = attention.masked(context.base, recipe, context.model_spec)
-    right = _is_right(causal, engine, model, other, recipe.data.row_tokens, ranks)
+    right = _is_right(causal, engine, model, other, recipe, ranks)
     if not right and recipe.model.attention == VARLEN:
         raise UserError(
             "model.attention: varlen does not give this model what it makes of each document alone; set it to auto"
@@ -61,20 +62,20 @@ def settle(context: RunContext, task: Learned[Any], engine: Engine, ranks: Ranks
         )
 
 
-def _is_right(causal: Causal, engine: Engine, model: Any, other: str, row_tokens: int, ranks: Ranks) -> bool:
+def _is_right(causal: Causal, engine: Engine, model: Any, other: str, recipe: Recipe, ranks: Ranks) -> bool:
     """Collective."""
     embeddings = model.get_input_embeddings()
     vocabulary = getattr(embeddings, "base_layer", embeddings).num_embeddings
     engine.model.eval()
     leaks = causal.documents_leak(engine.model, vocabulary, ranks.device)
-    documents = _documents(_reach(model.config, row_tokens), vocabulary)
+    documents = _documents(_reach(model.config, recipe.data.row_tokens), vocabulary)
     together = torch.cat(_logits(causal, engine.model, documents, ranks.device))
     model.set_attn_implementation(other)
     apart = Causal(model.forward, flatten=False)
     alone = torch.cat([_logits(apart, engine.model, [one], ranks.device)[0] for one in documents])
     model.set_attn_implementation(VARLEN)
     engine.model.train()
-    tolerance = _TOLERANCE[together.dtype] * (float(alone.abs().max()) or 1.0)
+    tolerance = _TOLERANCE[recipe.engine.dtype] * (float(alone.abs().max()) or 1.0)
     differs = not torch.allclose(together.float(), alone.float(), rtol=0.0, atol=tolerance)
     [found] = distributed.sum_over_ranks([float(leaks or differs)])
     return found == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,21 @@ def test_generation_is_that_of_transformers(architecture: str) -> None:
     assert torch.equal(answers[0][0], answers[1][0])
     assert torch.equal(answers[0][1], answers[1][1])
     torch.testing.assert_close(answers[0][2], answers[1][2], rtol=0, atol=1e-5)
+
+
+def test_in_bf16_a_deep_mixture_has_the_same_logits() -> None:
+    """Its routers turn on a single bit, so softmax is taken in the numbers that its class takes it in."""
+    documents, logits = [one for row in ROWS for one in row], []
+    for how in (VARLEN, "eager"):
+        model = made("gpt_oss", how, **{**ALONE["gpt_oss"], "num_hidden_layers": 12}).to(torch.bfloat16).eval()
+        task = Causal(model.forward, how == VARLEN)
+        batches = [[documents]] if how == VARLEN else [[[one]] for one in documents]
+        found = [
+            task.logits(model, replace(batch, keep=torch.arange(batch.input_ids.shape[1])))[0]
+            for batch in (task.collate(rows, CPU) for rows in batches)
+        ]
+        logits.append(torch.cat(found).float())
+    torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=1e-2)
 
 
 def test_recomputed_activations_give_the_same_gradients() -> None:
