@@ -147,11 +147,10 @@ def _by_scores(
         scores = softcap * torch.tanh(scores / softcap)
     if mask is not None:  # not by -inf: padding before a prompt sees nothing, and must stay a number
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    exact = torch.float32
-    if sinks is not None:  # in the model's numbers, as gpt-oss has them: its routers turn on single bits
+    if sinks is not None:  # less their largest in the model's numbers, as gpt-oss: its routers turn on single bits
         scores = torch.cat((scores, sinks.view(1, heads, 1, 1).expand(*scores.shape[:3], 1).to(scores.dtype)), 3)
-        scores, exact = scores - scores.amax(3, keepdim=True), scores.dtype
-    weights = torch.softmax(scores, 3, exact).to(query.dtype)[..., : key.shape[2]]
+        scores = scores - scores.amax(3, keepdim=True)
+    weights = torch.softmax(scores, 3, torch.float32).to(query.dtype)[..., : key.shape[2]]
     return (functional.dropout(weights, dropout) @ value).transpose(1, 2)
 
 
