@@ -2,7 +2,8 @@
 
 Rows come as one row, and the model's forward is told where documents begin (`tasks.shared.causal_rows.Boundaries`),
 which transformers' models hand on to the function of attention. Where nothing is told, as in generation, each row is
-one document, and whatever has a mask is left to transformers' sdpa.
+one document, and whatever has a mask is left to transformers' sdpa. What else a class may ask of attention, such as a
+window that looks both ways, is not done, and found by the trial (`training.attention_trial`).
 """
 
 from __future__ import annotations
@@ -60,7 +61,6 @@ def document_attention(
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
     is_causal: bool | None = None,
-    position_bias: torch.Tensor | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     document_sizes: Sequence[int] | None = None,
     **rest: Any,
@@ -75,25 +75,22 @@ def document_attention(
     """
     causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", True))
     places, plain = query.shape[2], softcap is None and s_aux is None
-    if position_bias is not None and attention_mask is None and document_sizes is not None:
-        attention_mask = _blocks(document_sizes, query.device)
-    if attention_mask is not None or key.shape[2] != places or position_bias is not None:
+    if attention_mask is not None or key.shape[2] != places:
         if plain:
             found, _ = sdpa_attention_forward(
-                module, query, key, value, attention_mask, dropout, scaling, causal, position_bias=position_bias
+                module, query, key, value, attention_mask, dropout, scaling, causal, **rest
             )
             return found, None
         return _by_scores(query, key, value, attention_mask, dropout, scaling, softcap, s_aux), None
-    if sliding_window is not None and not causal:
-        raise NotImplementedError("attention by document has no window that looks both ways")
+    window = sliding_window if causal else None
     fits = plain and causal and not dropout and _kernel_takes(query, value)
     if fits and cu_seq_lens_q is not None and document_sizes is not None:
-        return _by_kernel(query, key, value, scaling, sliding_window, cu_seq_lens_q, max(document_sizes)), None
+        return _by_kernel(query, key, value, scaling, window, cu_seq_lens_q, max(document_sizes)), None
     sizes = [places] if document_sizes is None else list(document_sizes)
     parts = []
     for q, k, v in zip(*(torch.split(tensor, sizes, 2) for tensor in (query, key, value)), strict=True):
         size = q.shape[2]
-        mask = _band(size, sliding_window, q.device) if sliding_window is not None and size > sliding_window else None
+        mask = _band(size, window, q.device) if window is not None and size > window else None
         if not plain:
             seen = mask if mask is not None or not causal else _band(size, size, q.device)
             parts.append(_by_scores(q, k, v, seen, dropout, scaling, softcap, s_aux))
@@ -157,9 +154,3 @@ def _by_scores(
 def _band(size: int, window: int, device: torch.device) -> torch.Tensor:
     """bool [size, size]: each place sees itself and what comes before it, `window` places in all."""
     return torch.ones(size, size, dtype=torch.bool, device=device).tril().triu(1 - window)
-
-
-def _blocks(sizes: Sequence[int], device: torch.device) -> torch.Tensor:
-    """bool [1, 1, T, T]: each place sees its own document as far as itself."""
-    owners = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(device)
-    return ((owners[:, None] == owners) & _band(len(owners), len(owners), device))[None, None]
