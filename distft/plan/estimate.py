@@ -17,8 +17,8 @@ from distft.plan.operations import Numbers, Update
 from distft.plan.prediction import Moment, Prediction
 from distft.plan.shapes import architecture_of
 from distft.plan.states import Sharding, States, reduction_bytes, state_bytes, update_bytes
-from distft.plan.trained import PREFIX, Trained, trained
-from distft.recipe.adapters import AdaLora, Layers, NoAdapter
+from distft.plan.trained import Trained, trained, updates
+from distft.recipe.adapters import AdaLora, NoAdapter
 from distft.recipe.schema import Recipe
 from distft.recipe.tasks import CTC, DPO, CausalLM, Seq2SeqLM, SpeechSeq2Seq
 
@@ -142,24 +142,8 @@ class _Estimate:
         return activations(self.model, batch, Computing(numbers, attention, self.update, again, gathered))
 
     @cached_property
-    def _ranks(self) -> dict[str, int]:
-        """Rank of the adapter of each module that has one."""
-        found = {}
-        for weight in self.trained.added:
-            module, low, _ = weight.name.removeprefix(PREFIX).partition(".lora_A")
-            if low:
-                found[module] = min(weight.shape)
-        return found
-
-    @cached_property
-    def _own(self) -> frozenset[str]:
-        return frozenset(weight.name for weight in self.trained.own)
-
-    def update(self, name: str, weight: Weight) -> Update:
-        if name in self._own:
-            return Update(whole=True)
-        dropout = self.recipe.adapter.dropout if isinstance(self.recipe.adapter, Layers) else 0.0
-        return Update(rank=self._ranks.get(name.rpartition(".")[0], 0), dropout=dropout)
+    def update(self) -> Callable[[str, Weight], Update]:
+        return updates(self.trained, self.recipe.adapter)
 
     # Moments of a run
 
