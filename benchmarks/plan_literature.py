@@ -32,7 +32,7 @@ from distft.plan.prediction import GIB
 from distft.recipe.schema import Recipe
 
 FACTS = Path(__file__).with_suffix(".json")
-FUSED = 6.1  # times that memory is crossed in each pass by fused kernels; estimated
+FUSED = 5.8  # times that memory is crossed in each pass by fused kernels; estimated
 FIRST_FLASH = 0.31  # of what matrix products reach, by the first FlashAttention; estimated
 ROUNDS = 100
 
@@ -47,7 +47,7 @@ class Figure:
         grads: in which gradients are sent.
         kernels: eager, fused, or first (fused but for the first FlashAttention).
         between, bandwidth: GB/s of one GPU to other nodes, and of its memory, where they are not its maker's.
-        engine: DeepSpeed, which gathers large layers once more.
+        engine: DeepSpeed, whose hooks under stage 3 take time.
         speed: tokens per second and GPU. memory: GiB of a GPU, as `counted` says.
         also: what else names it.
         apart: neither half has it, as it tells of something else.
@@ -128,8 +128,6 @@ def device_of(figure: Figure) -> Device:
 def parts_of(figure: Figure, models: Mapping[str, Any]) -> Parts:
     recipe, chosen = recipe_of(figure, models), device_of(figure)
     done, sizes = Estimator(figure.per_node, chosen).work(recipe, figure.nodes)
-    if not figure.engine:
-        sizes = replace(sizes, again=0)
     return duration.parts(recipe, done, sizes, chosen, figure.world, figure.per_node)
 
 

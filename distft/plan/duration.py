@@ -8,8 +8,8 @@ to launch its kernels.
 
 FLOPs are those of `training/flops.py` (Kaplan et al. 2020, arXiv:2001.08361, section 2.1), with what activation
 checkpointing computes again. Data between ranks are those of ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054,
-section 7). Between nodes each node's part crosses once, over the links of all its GPUs. What is sent hides partly
-behind what is computed.
+section 7). They cross the links of a node, and before that, once for each node, those between nodes, over the links of
+all its GPUs. What is sent hides partly behind what is computed.
 
 The constants were estimated from half of the figures in `benchmarks/plan_literature.json`; `benchmarks/plan_literature`
 makes the estimate, and tries it on the other half.
@@ -25,11 +25,11 @@ from distft.recipe.schema import Recipe
 
 REACHED = 1.0  # of the fastest matrix product of a GPU, by those of a step; less did not fit figures better
 ATTENTION = 0.7  # of what matrix products reach: FlashAttention-2 (arXiv:2307.08691) has 50 to 73 % of an A100's peak
-CROSSED = 13.9  # times that memory is crossed in each pass, by transformers' single kernels; estimated
-LINKS = 0.47  # of the links within a node; estimated
-HIDDEN = 0.4  # of sending behind computing, or of computing behind sending; estimated
+CROSSED = 14.0  # times that memory is crossed in each pass, by transformers' single kernels; estimated
+LINKS = 0.35  # of the links within a node; estimated
+HIDDEN = 0.59  # of sending behind computing, or of computing behind sending; estimated
 LAUNCH = 1.2e-3  # seconds for the kernels of one layer in one pass; estimated
-LAUNCH_GATHERED = 3.1e-3  # the same under stage 3, with its hooks around each module; estimated
+LAUNCH_GATHERED = 3.2e-3  # the same under stage 3, with its hooks around each module; estimated
 IN_FP32 = 1 / 16  # of the bf16 peak: fp32 without TF32
 REUSED = 1_000_000_000  # elements within which stage 3 keeps a weight that comes again (`engine.configuration`)
 GB = 1e9
@@ -136,10 +136,11 @@ class Sizes:
 def gathered_again(model: Architecture) -> int:
     """Elements that stage 3 gathers a third time if layers are computed again.
 
-    A layer is gathered forward, and before it is computed again. Its backward pass is near then: from a weight with x
-    elements of the layer behind it, 2 x elements away. What is nearer than the engine's reuse distance stays.
+    A layer is gathered forward, and before it is computed again. What of it comes again within the engine's reuse
+    distance, in its backward pass, stays until then: all of most models' layers, but not of those that have more
+    elements than that (`benchmarks/plan_gathered.py` counts).
     """
-    near = min(REUSED, model.parameters // 8) // 2
+    near = min(REUSED, model.parameters // 8)
     sizes = ((sum(one.size for one in many.weights), many.count) for stack in model.stacks for many in stack.layers)
     return sum(max(0, size - near) * count for size, count in sizes)
 
@@ -226,7 +227,7 @@ def seconds(found: Parts, rate: Rates) -> float:
     """Of one micro-batch."""
     computed = (found.products + found.attention / rate.attention) / rate.reached + rate.crossed * found.crossed
     computed = max(computed, rate.launch * found.launches)
-    sent = max(found.within / rate.links, found.between)
+    sent = found.within / rate.links + found.between
     return max(computed, sent) + (1 - rate.hidden) * min(computed, sent) + found.moved
 
 
