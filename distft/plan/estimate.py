@@ -57,6 +57,10 @@ class Estimator:
             self._memory
         )
 
+    def work(self, recipe: Recipe, nodes: int) -> tuple[duration.Work, duration.Sizes]:
+        """What a rank computes in a micro-batch, and what is sent for it."""
+        return _Estimate(recipe, nodes * self._per_node, self._per_node, self._device, self.once).work()
+
     def once(self, find: Callable[[], T], *of: object) -> T:
         """What `find` finds for these parts of a recipe."""
         key = repr((find.__qualname__, *of))
@@ -224,18 +228,19 @@ class _Estimate:
 
     # The whole
 
+    def work(self) -> tuple[duration.Work, duration.Sizes]:
+        again = self.recipe.model.activation_checkpointing
+        whole = isinstance(self.recipe.adapter, NoAdapter)
+        done = duration.work(self.model, sum(one.size for one in self.trained.added), whole, self.shape, again)
+        regathered = duration.gathered_again(self.model) if again else 0
+        return done, duration.Sizes(self.model.parameters, sum(self.sizes[0]), regathered)
+
     def prediction(self, memory: int | None) -> Prediction:
         learned = self.sizes[0]
         room = self.device.memory if self.device else memory // self.per_node if memory else None
         seconds = None
         if self.device is not None:
-            again = self.recipe.model.activation_checkpointing
-            adapters = {"added": sum(weight.size for weight in self.trained.added)}
-            whole = isinstance(self.recipe.adapter, NoAdapter)
-            work = duration.flops(self.model, adapters, whole, self.shape, again)
-            seconds = duration.step_seconds(
-                self.recipe, work, self.model.parameters, sum(learned), self.device, self.world, self.per_node
-            )
+            seconds = duration.step_seconds(self.recipe, *self.work(), self.device, self.world, self.per_node)
         kept = self.states("rest")
         offloaded = kept.masters + kept.moments + kept.offload if self.sharding.offload else 0
         host = self.copies + offloaded + (kept.weights if self.recipe.engine.offload_params else 0)
