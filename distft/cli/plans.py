@@ -10,6 +10,8 @@ import typer
 
 from distft.cli.app import Overrides, app
 
+WIDTH = 110  # of a table with all moments; narrower terminals wrap whole lines
+
 
 @app.command()
 def plan(
@@ -37,8 +39,9 @@ def plan(
         return
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=max(Console().width, WIDTH))
     console.print(view.terms(found.prediction))
+    console.print(view.host_terms(found.prediction))
     for sentence in filter(None, [*view.verdict(found.prediction), planning.compared(found)]):
         console.print(sentence, soft_wrap=True, markup=False)
     if not found.prediction.fits:
