@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from distft.commands.plan_run import Measured, measured, recorded
 from distft.errors import UserError
 from distft.plan.changes import Way, grid, ways
 from distft.plan.devices import Device, device
 from distft.plan.estimate import Estimator
-from distft.plan.prediction import Prediction, text_of
+from distft.plan.prediction import Prediction
 from distft.recipe.load import check_sizes, load, load_resolved
 from distft.recipe.schema import Recipe
 from distft.run.folder import RunDir
@@ -23,13 +24,13 @@ class Planned:
     Attributes:
         ways: what makes it fit, if it does not.
         fitting: all that fits, as a grid, if that was asked for.
-        measured: bytes of the worst rank of a run so far; None: there is no run, or nothing was recorded.
+        measured: of a run so far; None: there is no run, or nothing was recorded.
     """
 
     prediction: Prediction
     ways: Sequence[Way]
     fitting: Sequence[tuple[dict[str, object], Prediction]]
-    measured: float | None = None
+    measured: Measured | None = None
 
 
 def plan(
@@ -61,26 +62,18 @@ def of_recipe(recipe: Recipe, chosen: Device | None, nodes: int, per_node: int, 
 
 
 def of_run(run: RunDir, chosen: Device | None, nodes: int | None, nproc: int | None) -> Planned:
+    """The prediction that the attempt which was measured wrote down, unless another layout or GPU is asked about."""
     if not run.exists():
         raise UserError(f"{run.path} holds no run; give a recipe or a run folder")
-    attempts = run.read().attempts
+    found, attempts = measured(run), run.read().attempts
+    last = found.attempt if found else len(attempts)
+    if (chosen, nodes, nproc) == (None, None, None) and (written := recorded(run, last)) is not None:
+        return Planned(written, [], [], found)
     if attempts and nproc is None:
         hosts = len(set(attempts[-1].hosts)) or 1
         nodes, nproc = hosts, max(1, attempts[-1].world_size // hosts)
     prediction = Estimator(nproc or 1, chosen, host_memory()).predict(load_resolved(run.config), nodes or 1)
-    peaks = (float(record["worst_memory_bytes"]) for record in run.records() if "worst_memory_bytes" in record)
-    return Planned(prediction, [], [], max(peaks, default=None))
-
-
-def compared(planned: Planned) -> str | None:
-    """The measured peak of a run beside the prediction, in words."""
-    if planned.measured is None:
-        return None
-    expected = planned.prediction.peak.total
-    return (
-        f"measured: {text_of(planned.measured)} on the worst rank, predicted {text_of(expected)} "
-        f"({planned.measured / expected - 1:+.0%})"
-    )
+    return Planned(prediction, [], [], found)
 
 
 def host_memory() -> int:

@@ -137,7 +137,7 @@ class Device:
 
     Attributes:
         memory: bytes that torch reports.
-        flops: FLOP/s in bf16, dense.
+        flops: FLOP/s in bf16, dense; 0: not known.
         link: bytes per second to GPUs of the same node.
     """
 
@@ -162,3 +162,10 @@ def device(name: str) -> Device:
         )
     kind = fitting[0].rpartition("-")[0]
     return Device(fitting[0], MEMORY[fitting[0]] * MIB, PEAKS[kind] * 1e12, LINKS.get(kind, PCIE) * 1e9)
+
+
+def present(name: str, memory: int) -> Device:
+    """The GPU that torch calls so, with the bytes that torch reports."""
+    words = set(re.split(r"[\s\-_/]+", name.lower()))
+    kinds = [kind for kind in LINKS if set(kind.lower().split()) <= words]
+    return Device(name, memory, peak_flops(name) or 0.0, LINKS[kinds[0]] * 1e9 if kinds else PCIE * 1e9)

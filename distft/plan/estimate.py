@@ -52,8 +52,8 @@ class Estimator:
 
 
 def step_seconds(case: Case) -> float | None:
-    """None: nothing is known of the device."""
-    if case.device is None:
+    """None: it is not known how fast the device is."""
+    if case.device is None or not case.device.flops:
         return None
     recipe = case.recipe
     adapters = {"added": sum(weight.size for weight in case.trained.added)}

@@ -37,7 +37,7 @@ from distft.run.lease import Fence
 from distft.tasks.multi_task import models_of
 from distft.tasks.protocol import Learned
 from distft.tasks.shared.position_limits import check_source, positions, source_positions
-from distft.training import datasets, reference_pass, row_sharing
+from distft.training import datasets, planned, reference_pass, row_sharing
 from distft.training.datasets import Dataset
 from distft.training.flops import work_of
 from distft.training.memory import MemoryMeter
@@ -60,6 +60,8 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     spec = context.model_spec
     base_model.check_architecture(context.base, recipe, spec)  # before all data are encoded
     attention.check(context.base, recipe, context.specs)
+    attempt = int(os.environ.get(environment.ATTEMPT, "1"))
+    planned.write_down(recipe, context.base, run.attempt_logs(attempt), ranks, console)
     stop_signals.check()
     tell_labels(context, console)
     pulse.at("the data")
@@ -91,7 +93,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     fence = Fence(run, os.environ.get(environment.TOKEN))
     return Session(
         run=run,
-        attempt=int(os.environ.get(environment.ATTEMPT, "1")),
+        attempt=attempt,
         context=context,
         ranks=ranks,
         console=console,

@@ -50,7 +50,22 @@ def test_changes_are_written_as_they_are_copied() -> None:
         engine={"zero_stage": 3, "offload_optimizer": True}, model={"path": "/m", "activation_checkpointing": True}
     )
     keys = {change.key for change in possible(settled, 1)}
-    assert keys == {"train.micro_batch", "nodes", "data.row_tokens"}
+    assert keys == {"train.micro_batch", "engine.offload_params", "nodes", "data.row_tokens"}
+
+
+def test_ways_are_recipes_that_are_not_refused() -> None:
+    """4 bits cannot be sharded by stage 3, and each rank needs its part of the global batch."""
+    found = ways(big(adapter={"type": "lora"}), 1, lambda wanted, nodes: predict(wanted, nodes, 10**9), most=999)
+    assert found
+    for way in found:
+        made = changed(big(adapter={"type": "lora"}), way.changes)
+        assert not (made.engine.zero_stage == 3 and getattr(made.adapter, "quantize", None))
+        assert made.train.global_batch % (made.train.micro_batch * way.prediction.world) == 0
+
+
+def test_only_what_may_change_does() -> None:
+    found = ways(big(), 1, lambda wanted, nodes: predict(wanted, nodes, 150), may_change=lambda key: key == "nodes")
+    assert {change.key for way in found for change in way.changes} <= {"nodes"}
 
 
 def test_nothing_fits_into_nothing() -> None:

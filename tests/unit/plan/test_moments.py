@@ -44,8 +44,9 @@ def test_an_evaluation_under_stage_3_gathers_weights(base: Path) -> None:
 
 def test_a_save_copies_masters_and_moments_into_pinned_memory(base: Path) -> None:
     found = planned(base, engine={"zero_stage": 3})
-    own = -(-12 * ELEMENTS // 8)
-    assert terms(found, "save")["copies for checkpoints"] == pinned(own) == 16 * GIB
+    assert terms(found, "save")["copies for checkpoints"] == -(-12 * ELEMENTS // 8)
+    small = planned(base, adapter=LORA)  # 60 MB, which torch rounds up
+    assert terms(small, "save")["copies for checkpoints"] == pinned(12 * 41_943_040 // 8) == 1 << 26
     assert "copies for checkpoints" not in terms(found, "steps")
     assert found.host == sum(terms(found, "save").values())
     assert found.node == 8 * found.host
