@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from distft.commands.plan_length import Length, length_of
 from distft.commands.plan_run import Measured, measured, recorded
+from distft.commands.status import total_steps
 from distft.errors import UserError
 from distft.plan.changes import Way, grid, ways
 from distft.plan.devices import Device, device
@@ -24,12 +26,14 @@ class Planned:
     Attributes:
         ways: what makes it fit, if it does not.
         fitting: all that fits, as a grid, if that was asked for.
+        length: of the run.
         measured: of a run so far; None: there is no run, or nothing was recorded.
     """
 
     prediction: Prediction
     ways: Sequence[Way]
     fitting: Sequence[tuple[dict[str, object], Prediction]]
+    length: Length
     measured: Measured | None = None
 
 
@@ -58,7 +62,7 @@ def of_recipe(recipe: Recipe, chosen: Device | None, nodes: int, per_node: int, 
     prediction = estimator.predict(recipe, nodes)
     out = [] if prediction.fits else ways(recipe, nodes, estimator.predict)
     found = grid(recipe, sorted({1, nodes, 2 * nodes}), estimator.predict) if everything else []
-    return Planned(prediction, out, found)
+    return Planned(prediction, out, found, length_of(recipe, prediction))
 
 
 def of_run(run: RunDir, chosen: Device | None, nodes: int | None, nproc: int | None) -> Planned:
@@ -68,12 +72,18 @@ def of_run(run: RunDir, chosen: Device | None, nodes: int | None, nproc: int | N
     found, attempts = measured(run), run.read().attempts
     last = found.attempt if found else len(attempts)
     if (chosen, nodes, nproc) == (None, None, None) and (written := recorded(run, last)) is not None:
-        return Planned(written, [], [], found)
+        return Planned(written, [], [], run_length(run, written, found), found)
     if attempts and nproc is None:
         hosts = len(set(attempts[-1].hosts)) or 1
         nodes, nproc = hosts, max(1, attempts[-1].world_size // hosts)
     prediction = Estimator(nproc or 1, chosen, host_memory()).predict(load_resolved(run.config), nodes or 1)
-    return Planned(prediction, [], [], found)
+    return Planned(prediction, [], [], run_length(run, prediction, found), found)
+
+
+def run_length(run: RunDir, prediction: Prediction, found: Measured | None) -> Length:
+    recipe = load_resolved(run.config)
+    last = next((one for one in run.newest_records() if "epoch" in one), {})
+    return length_of(recipe, prediction, total_steps(recipe, last), found.step_seconds if found else None)
 
 
 def host_memory() -> int:

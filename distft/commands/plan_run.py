@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import median
 
 from distft.plan import record
 from distft.plan.prediction import Prediction, text_of
@@ -19,27 +20,35 @@ class Measured:
         after_steps: allocated on a GPU, at most; on a CPU resident after a step.
         reserved: by torch on a GPU; None: the ranks were on CPUs.
         peak: resident on a CPU at most; None: on a GPU, or it was not recorded.
+        step_seconds: of a step, the median; None: no step was recorded.
     """
 
     attempt: int
     after_steps: float
     reserved: float | None = None
     peak: float | None = None
+    step_seconds: float | None = None
 
 
 def measured(run: RunDir) -> Measured | None:
     """Of the newest attempt that has recorded it."""
-    records = [one for one in run.records() if "worst_memory_bytes" in one]
-    if not records:
+    records = list(run.records())
+    number = next((one.get("attempt", 0) for one in reversed(records) if "worst_memory_bytes" in one), None)
+    if number is None:
         return None
-    number = records[-1].get("attempt", 0)
     own = [one for one in records if one.get("attempt", 0) == number]
 
     def most(name: str) -> float | None:
         return max((float(one[name]) for one in own if name in one), default=None)
 
-    allocated = most("worst_memory_bytes") or 0.0
-    return Measured(int(number), allocated, most("worst_memory_reserved_bytes"), most("worst_memory_peak_bytes"))
+    seconds = [float(one["seconds"]) for one in own if "seconds" in one]
+    return Measured(
+        attempt=int(number),
+        after_steps=most("worst_memory_bytes") or 0.0,
+        reserved=most("worst_memory_reserved_bytes"),
+        peak=most("worst_memory_peak_bytes"),
+        step_seconds=median(seconds) if seconds else None,
+    )
 
 
 def recorded(run: RunDir, attempt: int) -> Prediction | None:

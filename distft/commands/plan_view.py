@@ -58,7 +58,7 @@ def verdict(found: Prediction) -> Iterator[str]:
             f"most of it are {found.blame} ({text_of(share)})"
         )
     host = f"{text_of(found.node)} of a node" + (f", {text_of(found.host)} of a rank" if found.device else "")
-    yield f"host memory: {host}; a checkpoint: {text_of(found.checkpoint)}"
+    yield f"host memory: {host}"
     if found.step_seconds is not None:
         rate = found.step_tokens / found.step_seconds
         yield f"about {found.step_seconds:.2g} s a step, {rate:,.0f} tokens per second"

@@ -14,7 +14,7 @@ import torch
 
 from distft.checkpoint.state import Identity
 from distft.checkpoint.writer import Writer
-from distft.data import templates
+from distft.data import row_counts, templates
 from distft.data.loader import Slots
 from distft.data.token_cache import Corpus
 from distft.engine import configuration, deepspeed
@@ -78,6 +78,8 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         identity = replace(identity, rows=datasets.digest_of(train))
     rows = datasets.rows_of(train)
     total_steps, total_rows = datasets.length(recipe, rows)
+    if ranks.first:
+        row_counts.note(recipe, rows)
     settled = datasets.settled(recipe, shares)
     held_out = [datasets.held_out(settled, spec, part, one, ranks) for part, one in held.items()]
     allocator = make_allocator(recipe, total_steps, engine)
