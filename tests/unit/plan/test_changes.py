@@ -55,12 +55,19 @@ def test_changes_are_written_as_they_are_copied() -> None:
 
 def test_ways_are_recipes_that_are_not_refused() -> None:
     """4 bits cannot be sharded by stage 3, and each rank needs its part of the global batch."""
-    found = ways(big(adapter={"type": "lora"}), 1, lambda wanted, nodes: predict(wanted, nodes, 10**9), most=999)
-    assert found
-    for way in found:
-        made = changed(big(adapter={"type": "lora"}), way.changes)
-        assert not (made.engine.zero_stage == 3 and getattr(made.adapter, "quantize", None))
-        assert made.train.global_batch % (made.train.micro_batch * way.prediction.world) == 0
+    made = big(adapter={"type": "lora"})
+
+    def both(wanted: Recipe, nodes: int) -> Prediction:
+        fits = wanted.engine.zero_stage == 3 and getattr(wanted.adapter, "quantize", None) is not None
+        return predict(wanted, nodes, 10**9 if fits else 1)
+
+    def spread(wanted: Recipe, nodes: int) -> Prediction:
+        return predict(wanted, nodes, 10**9 if nodes == 16 else 1)
+
+    assert ways(made, 1, both) == []
+    found = ways(made, 2, spread)
+    assert found  # 16 ranks with 2 rows each; with 4 there are not enough
+    assert all(changed(made, way.changes).train.micro_batch <= 2 for way in found)
 
 
 def test_only_what_may_change_does() -> None:
