@@ -208,9 +208,9 @@ class Device:
 
     Attributes:
         memory: bytes that torch reports.
-        flops: FLOP/s in bf16, dense.
+        flops: FLOP/s in bf16, dense; 0: not known.
         link: bytes per second to GPUs of the same node.
-        bandwidth: bytes per second of its memory.
+        bandwidth: bytes per second of its memory; 0: not known.
         matmul: share of `flops` that matrix products can reach.
         between: bytes per second to other nodes.
     """
@@ -238,12 +238,18 @@ def device(name: str) -> Device:
             f"--gpu {name}: {'several are called so' if fitting else 'unknown'}; the possible values: {known}"
         )
     kind = fitting[0].rpartition("-")[0]
-    return Device(
-        fitting[0],
-        MEMORY[fitting[0]] * MIB,
-        PEAKS[kind] * 1e12,
-        LINKS.get(kind, PCIE) * 1e9,
-        (BANDWIDTHS.get(fitting[0]) or BANDWIDTHS[kind]) * 1e9,
-        MATMULS.get(kind, MATMUL),
-        FASTER.get(kind, BETWEEN_NODES) * 1e9,
-    )
+    return _device(fitting[0], kind, MEMORY[fitting[0]] * MIB, PEAKS[kind] * 1e12)
+
+
+def present(name: str, memory: int) -> Device:
+    """The GPU that torch calls so, with the bytes that torch reports."""
+    words = set(re.split(r"[\s\-_/]+", name.lower()))
+    kinds = (kind for kind in BANDWIDTHS if set(kind.lower().split()) <= words)
+    kind = max(kinds, key=len, default="")
+    return _device(name, kind, memory, peak_flops(name) or 0.0)
+
+
+def _device(name: str, kind: str, memory: int, flops: float) -> Device:
+    bandwidth = BANDWIDTHS.get(name) or BANDWIDTHS.get(kind, 0.0)
+    matmul, between = MATMULS.get(kind, MATMUL), FASTER.get(kind, BETWEEN_NODES)
+    return Device(name, memory, flops, LINKS.get(kind, PCIE) * 1e9, bandwidth * 1e9, matmul, between * 1e9)

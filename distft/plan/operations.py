@@ -163,10 +163,11 @@ def activation(tape: Tape, name: str, x: Value) -> Value:
     if name == "relu":
         return tape.run([x], x.size, keeps_result=True)
     if name in ("gelu_new", "gelu_fast"):  # x/2 (1 + tanh(c (x + 0.044715 x^3)))
+        half = tape.run([x], x.size)
         cube = tape.run([x], x.size, [x], work=2 * x.size)
         bent = tape.run([tape.run([x, cube], x.size, passes=True)], x.size)
         bent = tape.run([bent], x.size, keeps_result=True)
-        half, one = tape.run([x], x.size), tape.run([bent], x.size, passes=True)
+        one = tape.run([bent], x.size, passes=True)
         return tape.run([half, one], x.size, [half, one])
     if name == "quick_gelu":  # x sigmoid(1.702 x)
         gate = tape.run([tape.run([x], x.size)], x.size, keeps_result=True)
@@ -241,11 +242,13 @@ def _eager(tape: Tape, numbers: Numbers, q: Value, k: Value, v: Value, result: i
     found = tape.run([tape.run([q, k], size, [q, k])], size)
     if scores.soft_cap:
         found = tape.run([tape.run([tape.run([found], size)], size, keeps_result=True)], size)
+    raw = found
     if upcast:
         found = tape.run([found], FP32 * scores.pairs)
     found = tape.run([found], found.size, keeps_result=True)
     if upcast:
         found = tape.run([found], size)
+    tape.hold([raw])
     found = dropout(tape, numbers, found, scores.dropout)
     seen = tape.run([found, v], result, [found, v])
     return tape.run([seen], result)  # transposed and copied
