@@ -14,7 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from distft.plan.estimate import PROCESS, Estimator
+from distft.plan.estimate import Estimator
+from distft.plan.moments import PROCESS
 from distft.plan.prediction import Prediction
 from distft.recipe.schema import Recipe
 

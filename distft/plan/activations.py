@@ -59,11 +59,11 @@ class Activations:
 
 def activations(model: Architecture, batch: Batch, how: Computing) -> Activations:
     """What a step needs, without weights and their gradients."""
-    stacks = _Stacks(model, batch, how)
+    stacks = Stacks(model, batch, how)
     held = [one for stack in model.stacks for one in stacks.layers(stack)]
     head = top(model, batch, how, stacks.hidden(model.stacks[-1]))
     terms = {
-        "batch": _batch(model, batch, how),
+        "batch": batch_bytes(model, batch, how),
         "masks": stacks.masks(),
         "positions": stacks.rotary(),
         "embeddings": stacks.embeddings(),
@@ -73,7 +73,9 @@ def activations(model: Architecture, batch: Batch, how: Computing) -> Activation
         "logits and loss": max(head.forward, head.backward),
     }
     shared = sum(terms[name] for name in ("batch", "masks", "positions", "embeddings"))
+    forward = max((one.forward - one.saved for one in held), default=0)
     moments = (
+        *([Moment("forward", shared + terms["memory"] + terms["layers"] + forward, 0.0)] if forward > 0 else []),
         Moment("loss", shared + terms["memory"] + terms["layers"] + terms["logits and loss"], 0.0),
         *_through_layers(shared, held),
         Moment("optimizer", terms["batch"], 1.0),
@@ -95,15 +97,16 @@ def _through_layers(shared: int, held: list[_Held]) -> Iterator[Moment]:
 
 @dataclass(frozen=True)
 class _Held:
-    """saved: bytes of a layer from forward to backward; again: most alive in its backward, `saved` included; beside:
-    what an encoder has read, for a layer that reads it."""
+    """saved: bytes of a layer from forward to backward; again: most alive in its backward, and forward: in its forward
+    (see `Kept`), `saved` included in both; beside: what an encoder has read, for a layer that reads it."""
 
     saved: int
     again: int
+    forward: int
     beside: int
 
 
-def _batch(model: Architecture, batch: Batch, how: Computing) -> int:
+def batch_bytes(model: Architecture, batch: Batch, how: Computing) -> int:
     """Token ids and positions, real or not, and for each target a place, a token and an owner. Sound: numbers in fp32,
     and in the model's."""
     rows, width = batch.rows * (batch.tokens + batch.written), how.numbers.width
@@ -118,7 +121,7 @@ def _convolutions(stack: Stack) -> list[Weight]:
     return [one for one in stack.other if one.kind == "convolution" and len(one.shape) == 3 and "pos" not in one.name]
 
 
-class _Stacks:
+class Stacks:
     """Sizes of what stacks and their layers keep."""
 
     def __init__(self, model: Architecture, batch: Batch, how: Computing) -> None:
@@ -127,7 +130,7 @@ class _Stacks:
     def _tokens(self, stack: Stack) -> int:
         return self._batch.written if stack.role == "decoder" else self._batch.tokens
 
-    def _values(self, stack: Stack) -> int:
+    def values(self, stack: Stack) -> int:
         """Bytes of a stack's hidden state."""
         return self._batch.rows * self._tokens(stack) * stack.hidden * self._how.numbers.width
 
@@ -141,7 +144,7 @@ class _Stacks:
 
     def layers(self, stack: Stack) -> list[_Held]:
         """Of each layer, in order. Most are alike, and learn alike."""
-        learns, size, found = self._begins(stack), self._values(stack), []
+        learns, size, found = self._begins(stack), self.values(stack), []
         beside = self.memory() if stack.role == "decoder" else 0
         for layers in stack.layers:
             known: dict[tuple[bool, tuple[Update, ...]], Kept] = {}
@@ -149,7 +152,7 @@ class _Stacks:
                 updates = tuple(self._how.update(f"{layers.path}.{number}.{one.name}", one) for one in layers.weights)
                 if (learns, updates) not in known:
                     by_name = dict(zip((one.name for one in layers.weights), updates, strict=True))
-                    known[learns, updates] = kept(layers, by_name, self._work(stack, learns))
+                    known[learns, updates] = kept(layers, by_name, self.work(stack, learns))
                 one = known[learns, updates]
                 found.append(self._held(one, size, beside))
                 learns = one.learns
@@ -157,10 +160,11 @@ class _Stacks:
 
     def _held(self, one: Kept, size: int, beside: int) -> _Held:
         if not self._how.checkpointing:
-            return _Held(one.own, one.backward, beside)
-        return _Held(size, size + one.inner_backward, beside)
+            return _Held(one.own, one.backward, one.lent, beside)
+        forward = size + one.inner_lent
+        return _Held(size, max(size + one.inner_backward, forward), forward, beside)
 
-    def _work(self, stack: Stack, learns: bool) -> Work:
+    def work(self, stack: Stack, learns: bool) -> Work:
         batch, how = self._batch, self._how
         return Work(
             batch.rows,
@@ -189,7 +193,7 @@ class _Stacks:
         """A norm's input, a mask of dropout, and what convolutions over sound are given and make."""
         if not self._begins(stack):
             return 0
-        size = self._values(stack)
+        size = self.values(stack)
         normed = any(one.kind == "vector" and "embed" in one.name and "norm" in one.name.lower() for one in stack.other)
         return (size if normed else 0) + self._dropped(stack) + self._heard(stack)
 
@@ -204,7 +208,7 @@ class _Stacks:
 
     def _read(self, stack: Stack) -> int:
         """Its norm keeps its input (in fp32 if it has no bias) and what its weight is multiplied with."""
-        size, width = self._values(stack), self._how.numbers.width
+        size, width = self.values(stack), self._how.numbers.width
         norm = last_norm(stack)
         if norm is None or not self._begins(stack):
             return size
@@ -214,7 +218,7 @@ class _Stacks:
         return inner + size + (self._dropped(stack) if not bias else 0)
 
     def _dropped(self, stack: Stack) -> int:
-        size, share = self._values(stack), max((layers.dropout for layers in stack.layers), default=0.0)
+        size, share = self.values(stack), max((layers.dropout for layers in stack.layers), default=0.0)
         mask = size if self._how.numbers.device == "cpu" else size // self._how.numbers.width
         return mask if share else 0
 

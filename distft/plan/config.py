@@ -86,3 +86,11 @@ def of_init(init: ModelInit) -> Config:
     """The configuration of a new model. The tokenizer, which is trained on the data, decides how many tokens there are:
     `vocab_size`, unless the data are so small that they give fewer; so this is the most."""
     return {**init.config, "model_type": init.architecture, "vocab_size": init.vocab_size}
+
+
+def width_of_file(model: Model) -> int:
+    """Bytes of a number in its files, as the configuration says; distft makes new models in fp32."""
+    if model.init is not None:
+        return 4
+    found = read(model)
+    return 2 if str(found.get("dtype") or found.get("torch_dtype") or "").endswith("float16") else 4

@@ -64,6 +64,8 @@ class Kept:
         inner: the same without its input.
         backward: most that is alive in its backward, `own` included.
         inner_backward: the same, less its input.
+        lent, inner_lent: most in its forward, if an operation there takes much for a moment; else 0.
+        forward: most that is alive in its forward if nothing is kept, beside its input.
         learns: a gradient flows through it.
     """
 
@@ -71,6 +73,9 @@ class Kept:
     inner: int
     backward: int
     inner_backward: int
+    lent: int
+    inner_lent: int
+    forward: int
     learns: bool
 
 
@@ -85,8 +90,16 @@ def kept(layers: Layers, updates: Mapping[str, Update], work: Work) -> Kept:
     x, tape = Value(size, work.learns), Tape()
     norms = [one for one in layers.weights if _is_norm(one) and one.name.endswith("weight")]
     result = _Layer(layers, updates, work, tape, iter(norms)).run(x, memory)
+    both = memory, x
     return Kept(
-        tape.kept([memory]), tape.kept([memory, x]), tape.backward([memory]), tape.backward([memory, x]), result.learns
+        own=tape.kept([memory]),
+        inner=tape.kept(both),
+        backward=tape.backward([memory]),
+        inner_backward=tape.backward(both),
+        lent=tape.lent([memory]),
+        inner_lent=tape.lent(both),
+        forward=tape.forward(both),
+        learns=result.learns,
     )
 
 
@@ -113,7 +126,9 @@ class _Layer:
         return self._branch(x, lambda y: self._feed_forward(y, rest), sandwich)
 
     def _branch(self, x: Value, inner: Callable[[Value], Value], sandwich: bool) -> Value:
-        y = inner(self._norm(x))
+        normed = self._norm(x)
+        y = inner(normed)
+        self.tape.hold([normed])
         if sandwich:
             y = self._norm(y)
         y = operations.dropout(self.tape, self.work.numbers, y, self.layers.dropout)
@@ -153,7 +168,9 @@ class _Layer:
                 q, k = operations.rotary(tape, q), operations.rotary(tape, k)
         out = work.rows * work.tokens * shape.heads * shape.value_size * work.numbers.width
         seen = operations.attention(tape, work.numbers, work.kind, q, k, v, out, self._scores(shape, over_encoder))
-        return self._linear(seen, shape.heads * shape.value_size, hidden, _behind(weights))
+        found = self._linear(seen, shape.heads * shape.value_size, hidden, _behind(weights))
+        tape.hold([q, k, v, seen])
+        return found
 
     def _head_norm(self, x: Value, name: str, heads: int) -> Value:
         weight = next((one for one in self.layers.weights if f".{name}." in f".{one.name}"), None)
