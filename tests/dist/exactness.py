@@ -130,6 +130,7 @@ def equal(folder: Path, config: Path, steps: int, only: list[str], dtype: str, h
         opened.advance(len(plain))
         opened.close()
         if ranks.first:
+            assert json.loads((run / "attention.json").read_text()) == {"varlen": True}
             ours = scenario.losses(run)
             gaps = [abs(ours[step][0] - plain[step - 1][0]) for step in range(1, len(plain) + 1)]
             row = {"adapter": adapter, "packing": packing, "accumulation": accumulation, "stage": stage}
