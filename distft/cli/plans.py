@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from distft.cli.app import Overrides, app
+from distft.cli.app import LauncherName, Overrides, app
 
 
 @app.command()
 def plan(
     path: Annotated[Path, typer.Argument(metavar="RECIPE|RUN", help="recipe (YAML), or a run folder")],
     overrides: Overrides = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="number of nodes; default: 1")] = None,
-    nproc: Annotated[int | None, typer.Option(min=1, help="ranks per node; default: 1")] = None,
-    gpu: Annotated[
-        str | None, typer.Option(metavar="NAME", help="GPU of each rank, as H100-80GB; default: a CPU")
+    site: Annotated[
+        str | None,
+        typer.Option(help="site profile: a name or a file; default: this machine, for a run that of its job"),
     ] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="number of nodes; default: the site's, or 1")] = None,
+    nproc: Annotated[int | None, typer.Option(min=1, help="ranks per node; default: the site's, or 1")] = None,
+    gpu: Annotated[
+        str | None, typer.Option(metavar="NAME", help="GPU of each rank, as H100-80GB; default: the site's, or a CPU")
+    ] = None,
+    launcher: LauncherName = None,
     everything: Annotated[bool, typer.Option("--grid", help="list what fits, the fastest first")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON, in bytes and seconds")] = False,
 ) -> None:
@@ -30,16 +36,22 @@ def plan(
     """
     from distft.commands import plan as planning
     from distft.commands import plan_view as view
+    from distft.commands.plan_run import compared
+    from distft.launcher import Resources
 
-    found = planning.plan(path, overrides or [], nodes, nproc, gpu, everything)
+    resources = Resources(nodes, nproc, site=site)
+    found = planning.plan(path, overrides or [], resources, gpu, launcher, everything)
     if as_json:
-        print(json.dumps({**view.as_json(found.prediction), "measured": found.measured}, indent=2))
+        measured = asdict(found.measured) if found.measured else None
+        figures = {**view.as_json(found.prediction), "unknown": list(found.unknown), "measured": measured}
+        print(json.dumps(figures, indent=2))
         return
     from rich.console import Console
 
     console = Console(highlight=False)
     console.print(view.terms(found.prediction))
-    for sentence in filter(None, [*view.verdict(found.prediction), planning.compared(found)]):
+    told = compared(found.measured, found.prediction) if found.measured else ()
+    for sentence in (*view.verdict(found.prediction), *found.unknown, *told):
         console.print(sentence, soft_wrap=True, markup=False)
     if not found.prediction.fits:
         console.print(view.ways_out(found.ways) if found.ways else "no change of up to three keys makes it fit")

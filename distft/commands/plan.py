@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from distft.commands.plan_run import Measured, measured_of
 from distft.errors import UserError
+from distft.launcher import CLUSTER, HERE, Job, Resources, find_launcher
 from distft.plan.changes import Way, grid, ways
-from distft.plan.devices import Device, device
+from distft.plan.config import placed
+from distft.plan.devices import device
 from distft.plan.estimate import Estimator
-from distft.plan.prediction import Prediction, text_of
+from distft.plan.place import Place
+from distft.plan.prediction import Prediction
 from distft.recipe.load import check_sizes, load, load_resolved
-from distft.recipe.schema import Recipe
 from distft.run.folder import RunDir
 
 
@@ -21,67 +23,80 @@ from distft.run.folder import RunDir
 class Planned:
     """
     Attributes:
+        unknown: sentences about what is not known of the place.
         ways: what makes it fit, if it does not.
         fitting: all that fits, as a grid, if that was asked for.
-        measured: bytes of the worst rank of a run so far; None: there is no run, or nothing was recorded.
+        measured: figures of a run so far; None: there is no run.
     """
 
     prediction: Prediction
-    ways: Sequence[Way]
-    fitting: Sequence[tuple[dict[str, object], Prediction]]
-    measured: float | None = None
+    unknown: Sequence[str]
+    ways: Sequence[Way] = ()
+    fitting: Sequence[tuple[dict[str, object], Prediction]] = ()
+    measured: Measured | None = None
 
 
 def plan(
-    path: Path, overrides: Sequence[str], nodes: int | None, nproc: int | None, gpu: str | None, everything: bool
+    path: Path,
+    overrides: Sequence[str],
+    resources: Resources,
+    gpu: str | None = None,
+    launcher: str | None = None,
+    everything: bool = False,
 ) -> Planned:
     """Plan a recipe, or the recipe of a run as it was last started.
 
     Args:
+        resources: nodes, ranks of a node, and the site that says what they are; default: of this machine.
+        gpu: of each rank, in place of the site's.
         everything: the grid of all that fits, too.
 
     Raises:
-        UserError: the recipe, the model or the GPU is not what it should be.
+        UserError: the recipe, the model, the site or the GPU is not what it should be.
     """
-    chosen = None if gpu is None else device(gpu)
     if path.is_dir():
         if overrides:
             raise UserError(f"{path} is a run folder, whose recipe is what it is; leave out {overrides[0]}")
-        return of_run(RunDir(path), chosen, nodes, nproc)
-    return of_recipe(load(path, overrides), chosen, nodes or 1, nproc or 1, everything)
+        return of_run(RunDir(path), resources, gpu, launcher)
+    recipe = load(path, overrides)
+    name = launcher or (CLUSTER if resources.site is not None else HERE)
+    place = with_gpu(find_launcher(name).place(Job(path, recipe, resources, launcher=name)), gpu)
+    check_sizes(recipe, place.nodes * place.per_node)
+    recipe = recipe.model_copy(update={"model": placed(recipe.model, place.hub)})
+    estimator = Estimator(place.per_node, place.device, place.memory)
+    prediction = estimator.predict(recipe, place.nodes)
+    out = [] if prediction.fits else ways(recipe, place.nodes, estimator.predict)
+    numbers = sorted({1, place.nodes, 2 * place.nodes})
+    return Planned(prediction, place.unknown, out, grid(recipe, numbers, estimator.predict) if everything else [])
 
 
-def of_recipe(recipe: Recipe, chosen: Device | None, nodes: int, per_node: int, everything: bool) -> Planned:
-    check_sizes(recipe, nodes * per_node)
-    estimator = Estimator(per_node, chosen, host_memory())
-    prediction = estimator.predict(recipe, nodes)
-    out = [] if prediction.fits else ways(recipe, nodes, estimator.predict)
-    found = grid(recipe, sorted({1, nodes, 2 * nodes}), estimator.predict) if everything else []
-    return Planned(prediction, out, found)
+def with_gpu(place: Place, gpu: str | None) -> Place:
+    """Each rank with a GPU that was named: its site's rates are kept. The memory of this machine is not of its host."""
+    if gpu is None:
+        return place
+    named, known = device(gpu), place.device
+    if known is None:
+        return replace(place, device=named, memory=None, unknown=())
+    rates = replace(named, reached=known.reached, between_nodes=known.between_nodes)
+    return replace(place, device=rates, unknown=())
 
 
-def of_run(run: RunDir, chosen: Device | None, nodes: int | None, nproc: int | None) -> Planned:
+def of_run(run: RunDir, resources: Resources, gpu: str | None, launcher: str | None) -> Planned:
     if not run.exists():
         raise UserError(f"{run.path} holds no run; give a recipe or a run folder")
-    attempts = run.read().attempts
-    if attempts and nproc is None:
-        hosts = len(set(attempts[-1].hosts)) or 1
-        nodes, nproc = hosts, max(1, attempts[-1].world_size // hosts)
-    prediction = Estimator(nproc or 1, chosen, host_memory()).predict(load_resolved(run.config), nodes or 1)
-    peaks = (float(record["worst_memory_bytes"]) for record in run.records() if "worst_memory_bytes" in record)
-    return Planned(prediction, [], [], max(peaks, default=None))
-
-
-def compared(planned: Planned) -> str | None:
-    """The measured peak of a run beside the prediction, in words."""
-    if planned.measured is None:
-        return None
-    expected = planned.prediction.peak.total
-    return (
-        f"measured: {text_of(planned.measured)} on the worst rank, predicted {text_of(expected)} "
-        f"({planned.measured / expected - 1:+.0%})"
-    )
-
-
-def host_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    record, recipe = run.read(), load_resolved(run.config)
+    name = launcher or (CLUSTER if resources.site is not None else record.launcher)
+    job = Job(run.path, None, resources, launcher=name)
+    try:
+        place = find_launcher(name).place(job)
+    except UserError as error:
+        if resources.site is not None or launcher is not None:
+            raise
+        place = Place(resources.nodes or 1, resources.nproc or 1, unknown=[str(error)])
+    if record.attempts and resources.nproc is None:
+        hosts = len(set(record.attempts[-1].hosts)) or 1
+        place = replace(place, nodes=hosts, per_node=max(1, record.attempts[-1].world_size // hosts))
+    place = with_gpu(place, gpu)
+    settled = recipe.model_copy(update={"model": placed(recipe.model, place.hub)})
+    prediction = Estimator(place.per_node, place.device, place.memory).predict(settled, place.nodes)
+    return Planned(prediction, place.unknown, measured=measured_of(run, recipe, prediction))

@@ -36,7 +36,7 @@ def verdict(found: Prediction) -> Iterator[str]:
     where = f"on {ranks} of {found.per_node} a node" if found.world > found.per_node else f"on {ranks}"
     peak = f"{text_of(found.peak.total)} at most ({found.peak.name}) {where}"
     if found.room is None:
-        yield f"{peak}; give --gpu to know whether it fits"
+        yield f"{peak}; whether it fits is not known"
     elif found.fits:
         left = found.room - found.peak.total
         yield f"it fits: {peak}, {text_of(left)} below the {text_of(found.room)} that a rank may use"
@@ -47,11 +47,20 @@ def verdict(found: Prediction) -> Iterator[str]:
             f"it does not fit: {peak}, {text_of(more)} more than the {text_of(found.room)} that a rank may use; "
             f"most of it are {found.blame} ({text_of(share)})"
         )
-    yield f"host memory: {text_of(found.host)} a rank; a checkpoint: {text_of(found.checkpoint)}"
+    yield f"host memory: {text_of(found.host)} a rank{on_a_node(found)}; a checkpoint: {text_of(found.checkpoint)}"
     if found.step_seconds is not None:
         rate = found.step_tokens / found.step_seconds
         yield f"about {found.step_seconds:.2g} s a step, {rate:,.0f} tokens per second"
     yield from found.doubts
+
+
+def on_a_node(found: Prediction) -> str:
+    """Host memory of a node's ranks on GPUs, beside what there is."""
+    if found.device is None or found.node_memory is None:
+        return ""
+    taken = found.host * found.per_node
+    more = ", which is too much" if taken > found.node_memory else ""
+    return f", {text_of(taken)} of the {text_of(found.node_memory)} that a job gets of a node{more}"
 
 
 def ways_out(ways: Sequence[Way]) -> Table:
@@ -87,6 +96,7 @@ def as_json(found: Prediction) -> dict[str, Any]:
         "peak_at": found.peak.name,
         "moments": {moment.name: dict(moment.terms) for moment in found.moments},
         "host": found.host,
+        "node_memory": found.node_memory,
         "checkpoint": found.checkpoint,
         "step_seconds": found.step_seconds,
         "step_tokens": found.step_tokens,

@@ -12,12 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from distft.plan.architecture import Architecture, Layers, Stack
-from distft.plan.devices import BETWEEN_NODES, PCIE, Device
+from distft.plan.devices import GB, PCIE, Device
 from distft.recipe.schema import Recipe
+from distft.recipe.tasks import CausalLM, SpeechSeq2Seq
 
-REACHED = 0.45  # of a GPU's peak, by tuned training of large models
 IN_FP32 = 1 / 16  # of the bf16 peak: fp32 without TF32
-GB = 1e9
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,39 @@ class Shape:
     tokens: int
     written: int
     targets: int
+
+    def emptiest(self, recipe: Recipe) -> Shape:
+        """The least that some micro-batch holds, whatever the data are: a token for each row, and one that is learned.
+
+        Where documents are packed, two rows of which one is less than half full would have been one. Whisper hears 30
+        seconds in any case.
+        """
+        tokens = 1
+        if isinstance(recipe.task, CausalLM) and recipe.data.packing:
+            tokens = max(1, self.tokens // 2)
+        elif isinstance(recipe.task, SpeechSeq2Seq):
+            tokens = self.tokens
+        return Shape(self.rows, tokens, min(1, self.written), self.rows)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of an optimizer step by what they are spent on.
+
+    Attributes:
+        computing, sending: at the same time; sending: between ranks.
+        moving: between a GPU and its host's memory, beside both.
+        useful: share of the FLOPs that are not there to compute activations again.
+    """
+
+    computing: float
+    sending: float
+    moving: float
+    useful: float = 1.0
+
+    @property
+    def step(self) -> float:
+        return max(self.computing, self.sending) + self.moving
 
 
 def flops(model: Architecture, trained: Mapping[str, int], whole: bool, shape: Shape, again: bool) -> float:
@@ -74,18 +106,19 @@ def _attention(stack: Stack, shape: Shape) -> float:
     return total
 
 
-def step_seconds(
+def step_times(
     recipe: Recipe, work: float, weights: int, trained: int, device: Device, world: int, per_node: int
-) -> float:
-    """Seconds of an optimizer step.
+) -> Times:
+    """Times of an optimizer step on GPUs whose peak is known.
 
     Args:
         work: FLOPs of one micro-batch of one rank.
         weights, trained: elements of the model, and of those that are trained.
     """
     micro_steps = recipe.train.global_batch / (recipe.train.micro_batch * world)
-    rate = device.flops * REACHED * (1.0 if recipe.engine.dtype == "bf16" else IN_FP32)
-    link = device.link if world <= per_node else min(device.link, per_node * BETWEEN_NODES * GB)
+    assert device.flops is not None
+    rate = device.flops * device.reached * (1.0 if recipe.engine.dtype == "bf16" else IN_FP32)
+    link = device.link if world <= per_node else min(device.link, per_node * device.between_nodes)
     size = 2 if recipe.engine.dtype == "bf16" else 4
     gradient = 4 if recipe.engine.grad_dtype == "fp32" else size
     share = (world - 1) / world
@@ -98,4 +131,4 @@ def step_seconds(
         moved += trained / world * (gradient + size)
     if recipe.engine.offload_params:
         moved += 2 * micro_steps * weights / world * size
-    return max(work * micro_steps / rate, sent / link) + moved / (PCIE * GB)
+    return Times(work * micro_steps / rate, sent / link, moved / (PCIE * GB))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
@@ -46,16 +46,16 @@ WHISPER_PLACES = 1500
 class Estimator:
     """Predicts recipes that differ in some keys; what they have in common is reckoned once."""
 
-    def __init__(self, per_node: int, device: Device | None, memory: int | None = None) -> None:
-        """`per_node`: ranks of a node; `memory`: bytes of host memory of a node, for ranks on a CPU, if known."""
-        self._per_node, self._device, self._memory = per_node, device, memory
+    def __init__(self, per_node: int, device: Device | None, memory: int | None = None, emptiest: bool = False) -> None:
+        """`per_node`: ranks of a node; `memory`: bytes of host memory of a node, if known; `emptiest`: for rows that
+        hold as little as they can (`Shape.emptiest`), not for full ones."""
+        self._per_node, self._device, self._memory, self._emptiest = per_node, device, memory, emptiest
         self._known: dict[str, Any] = {}
 
     def predict(self, recipe: Recipe, nodes: int) -> Prediction:
         """Raises UserError if the model is not here, or nothing can be said of it."""
-        return _Estimate(recipe, nodes * self._per_node, self._per_node, self._device, self.once).prediction(
-            self._memory
-        )
+        one = _Estimate(recipe, nodes * self._per_node, self._per_node, self._device, self.once, self._emptiest)
+        return one.prediction(self._memory)
 
     def once(self, find: Callable[[], T], *of: object) -> T:
         """What `find` finds for these parts of a recipe."""
@@ -73,6 +73,7 @@ class _Estimate:
     per_node: int
     device: Device | None
     once: Once
+    emptiest: bool = False
 
     @cached_property
     def model(self) -> Architecture:
@@ -113,7 +114,7 @@ class _Estimate:
 
     @cached_property
     def shape(self) -> duration.Shape:
-        """Of one micro-batch, as full as it can be."""
+        """Of one micro-batch, as full as it can be, or as empty."""
         recipe = self.recipe
         rows, tokens = recipe.train.micro_batch, recipe.data.row_tokens
         if self.model.positions is not None:
@@ -125,7 +126,8 @@ class _Estimate:
             tokens = max(1, tokens // SOUND_PLACE)
         elif isinstance(recipe.task, DPO):
             rows *= 2
-        return duration.Shape(rows, tokens, written, rows * (written or tokens))
+        full = duration.Shape(rows, tokens, written, rows * (written or tokens))
+        return full.emptiest(recipe) if self.emptiest else full
 
     @cached_property
     def activations(self) -> Activations:
@@ -243,15 +245,6 @@ class _Estimate:
     def prediction(self, memory: int | None) -> Prediction:
         learned = self.sizes[0]
         room = self.device.memory if self.device else memory // self.per_node if memory else None
-        seconds = None
-        if self.device is not None:
-            again = self.recipe.model.activation_checkpointing
-            adapters = {"added": sum(weight.size for weight in self.trained.added)}
-            whole = isinstance(self.recipe.adapter, NoAdapter)
-            work = duration.flops(self.model, adapters, whole, self.shape, again)
-            seconds = duration.step_seconds(
-                self.recipe, work, self.model.parameters, sum(learned), self.device, self.world, self.per_node
-            )
         kept = self.states("rest")
         offloaded = kept.masters + kept.moments + kept.offload if self.sharding.offload else 0
         host = self.copies + offloaded + (kept.weights if self.recipe.engine.offload_params else 0)
@@ -263,11 +256,21 @@ class _Estimate:
             moments=tuple(self.moments()),
             host=host,
             room=room,
-            step_seconds=seconds,
+            node_memory=memory,
+            times=self.times(self.device) if self.device and self.device.flops else None,
             step_tokens=self.recipe.train.global_batch * (shape.tokens + shape.written),
             checkpoint=4 * (1 + self.sharding.moments) * sum(learned),
             doubts=tuple(self.doubts()),
         )
+
+    def times(self, device: Device) -> duration.Times:
+        adapters = {"added": sum(weight.size for weight in self.trained.added)}
+        whole = isinstance(self.recipe.adapter, NoAdapter)
+        once = duration.flops(self.model, adapters, whole, self.shape, False)
+        work = duration.flops(self.model, adapters, whole, self.shape, self.recipe.model.activation_checkpointing)
+        sizes = self.model.parameters, sum(self.sizes[0])
+        found = duration.step_times(self.recipe, work, *sizes, device, self.world, self.per_node)
+        return replace(found, useful=once / work if work else 1.0)
 
     def doubts(self) -> Iterator[str]:
         if not self.model.exact:

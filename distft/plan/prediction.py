@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distft.plan.devices import Device
+from distft.plan.duration import Times
 
 GIB = 1 << 30
 
@@ -31,7 +32,8 @@ class Prediction:
         moments: of one rank.
         host: bytes of host memory of one rank, at most.
         room: bytes that one rank may use; None: it is not known.
-        step_seconds: of an optimizer step; None: nothing is known of the device.
+        node_memory: bytes of host memory of a node; None: they are not known.
+        times: of an optimizer step; None: nothing is known of the device.
         step_tokens: tokens that are fed in it.
         checkpoint: bytes of one.
         doubts: sentences about what is not counted exactly.
@@ -43,7 +45,8 @@ class Prediction:
     moments: Sequence[Moment]
     host: int
     room: int | None
-    step_seconds: float | None
+    node_memory: int | None
+    times: Times | None
     step_tokens: int
     checkpoint: int
     doubts: Sequence[str] = ()
@@ -51,6 +54,11 @@ class Prediction:
     @property
     def peak(self) -> Moment:
         return max(self.moments, key=lambda moment: moment.total)
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Of an optimizer step; None: it is not known."""
+        return self.times.step if self.times is not None else None
 
     @property
     def fits(self) -> bool:

@@ -50,11 +50,11 @@ def architecture_of(
     parts = recipe.parts()
     goals = [goal_of(part) for part in parts]
     written = read(recipe.model)
+    entry = entry_of(written, goals)
     if recipe.model.init is not None and (vocabulary is not None or "ctc" in goals):
         written["vocab_size"] = vocabulary or ASSUMED_CHARACTERS
-    entry = CATALOGUE.get(str(written["model_type"]))
     counts = [labels_of(part, labels or {}) for part in parts]
-    if entry is None or not set(goals) <= entry.family.heads.keys() or len({prefix(entry, one) for one in goals}) > 1:
+    if entry is None:
         return unknown.architecture_of(recipe, written, list(zip(parts, goals, counts, strict=True)))
     try:
         config = entry.completed(written)
@@ -65,6 +65,23 @@ def architecture_of(
         raise UserError(
             f"{where} has sizes that make no {written['model_type']} model ({reason}); correct them"
         ) from None
+
+
+def is_known(recipe: Recipe) -> bool:
+    """Whether `architecture_of` needs nobody else: transformers would be asked in a process of its own, for seconds.
+
+    Raises:
+        UserError: as `architecture_of`.
+    """
+    return entry_of(read(recipe.model), [goal_of(part) for part in recipe.parts()]) is not None
+
+
+def entry_of(written: Config, goals: list[Goal]) -> Entry | None:
+    """What is known of a model type for these tasks."""
+    entry = CATALOGUE.get(str(written["model_type"]))
+    if entry is None or not set(goals) <= entry.family.heads.keys() or len({prefix(entry, one) for one in goals}) > 1:
+        return None
+    return entry
 
 
 def made(entry: Entry, config: Config, parts: list[tuple[TaskPart, Goal, int]]) -> Architecture:

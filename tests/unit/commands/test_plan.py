@@ -9,8 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from distft.cli.table import app
-from distft.commands.plan import compared, plan
+from distft.commands.plan import plan
+from distft.commands.plan_run import compared
 from distft.errors import UserError
+from distft.launcher import Resources
 from distft.run.folder import RunDir
 from tests.models.published import LLAMA_8B
 
@@ -59,14 +61,16 @@ def test_figures_as_json() -> None:
 def test_a_run_is_compared_with_what_was_measured(folder: Path) -> None:
     run = RunDir(folder / "run")
     run.create("r", RECIPE.replace("base", str(folder / "base")))
-    assert compared(plan(run.path, [], None, None, None, False)) is None
+    found = plan(run.path, [], Resources())
+    assert found.measured is not None
+    assert list(compared(found.measured, found.prediction)) == []
     run.metrics.write_text(
         '{"step": 1, "worst_memory_bytes": 5e9}\n{"step": 2}\n{"step": 20, "worst_memory_bytes": 6e9}\n'
     )
-    found = plan(run.path, [], None, None, "H200", False)
-    assert found.measured == 6e9
-    said = compared(found)
-    assert said is not None
+    found = plan(run.path, [], Resources(), "H200")
+    assert found.measured is not None
+    assert found.measured.memory == 6e9
+    [said] = compared(found.measured, found.prediction)
     assert said.startswith("measured: 5.6 GiB on the worst rank, predicted ")
 
 
@@ -78,7 +82,7 @@ def test_what_cannot_be_planned_is_one_sentence(folder: Path) -> None:
         ("r.yaml", ["model.path=nowhere/model"], "nowhere/model"),
     ):
         with pytest.raises(UserError) as caught:
-            plan(Path(path), overrides, None, None, None, False)
+            plan(Path(path), overrides, Resources())
         assert said in str(caught.value)
     with pytest.raises(UserError, match="not a multiple"):
-        plan(Path("r.yaml"), [], 3, 8, None, False)
+        plan(Path("r.yaml"), [], Resources(3, 8))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from distft.plan.devices import Device
-from distft.plan.duration import step_seconds
+from distft.plan.duration import Shape, step_times
 from distft.recipe.schema import Recipe
 from tests.unit.recipes import recipe
 
@@ -19,22 +19,22 @@ def wanted(stage: int, **engine: object) -> Recipe:
 
 def test_flops_decide_where_links_are_fast() -> None:
     """Four micro-steps of 0.9e15 FLOPs at 45 % of 1e15 a second; in fp32 a sixteenth of that."""
-    assert step_seconds(wanted(2), 0.9e15, 10**9, 10**6, GPU, 8, 8) == pytest.approx(8.0)
-    assert step_seconds(wanted(0, dtype="fp32"), 0.9e15, 10**9, 10**6, GPU, 8, 8) == pytest.approx(128.0)
+    assert step_times(wanted(2), 0.9e15, 10**9, 10**6, GPU, 8, 8).step == pytest.approx(8.0)
+    assert step_times(wanted(0, dtype="fp32"), 0.9e15, 10**9, 10**6, GPU, 8, 8).step == pytest.approx(128.0)
 
 
 def test_bytes_decide_where_weights_are_gathered() -> None:
     """ZeRO 3: weights in bf16 twice and gradients in fp32 in each of four micro-steps, 7/8 of them over 400 GB/s."""
     size = 10**10
-    assert step_seconds(wanted(3), 0.0, size, size, GPU, 8, 8) == pytest.approx(7 / 8 * 4 * (4 + 4) * size / 400e9)
+    assert step_times(wanted(3), 0.0, size, size, GPU, 8, 8).step == pytest.approx(7 / 8 * 4 * (4 + 4) * size / 400e9)
     # over two nodes: two micro-steps, and 25 GB/s for each GPU of a node
-    assert step_seconds(wanted(3), 0.0, size, size, GPU, 16, 8) == pytest.approx(15 / 16 * 2 * 8 * size / 200e9)
+    assert step_times(wanted(3), 0.0, size, size, GPU, 16, 8).step == pytest.approx(15 / 16 * 2 * 8 * size / 200e9)
 
 
 def test_what_is_offloaded_is_moved() -> None:
     """Gradients in fp32 and weights in bf16 of this rank's part over PCIe."""
     size = 8 * 10**9
     plain, offloaded = (
-        step_seconds(wanted(2, offload_optimizer=one), 0.0, size, size, GPU, 8, 8) for one in (False, True)
+        step_times(wanted(2, offload_optimizer=one), 0.0, size, size, GPU, 8, 8).step for one in (False, True)
     )
     assert offloaded - plain == pytest.approx(size / 8 * 6 / 25e9)

@@ -1,0 +1,73 @@
+"""The place of a job as its site profile describes it, for the plan: ranks, their GPU and measured rates, memory."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from distft.plan.devices import GB, Device, device, meant
+from distft.plan.place import Place
+from launchers.slurm.site import Site
+
+UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def place_of(site: Site) -> Place:
+    gpu, unknown = gpu_of(site)
+    return Place(
+        nodes=site.nodes,
+        per_node=site.ranks_a_node,
+        device=None if gpu is None else measured(gpu, site),
+        memory=memory_of(site),
+        hub=hub_of(site),
+        unknown=unknown,
+    )
+
+
+def gpu_of(site: Site) -> tuple[Device | None, list[str]]:
+    """The GPU of each rank, None: there is none; and what to say if nobody knows which."""
+    gpus = site.gpus
+    if gpus is None:
+        return None, []
+    found = [gpus.model] if gpus.model else kinds(site)
+    known = [device(name) for name in found]
+    if known and len({one.memory for one in known}) == 1:
+        return known[0], []
+    if gpus.type is None:
+        what = "the site profile does not name the GPU of its nodes"
+    elif found:
+        what = f"gpus.type {gpus.type} of the site profile may be {' or '.join(found)}"
+    else:
+        what = f"gpus.type {gpus.type} of the site profile is not in the plan's table of GPUs"
+    instead = found[0] if found else "A100-80GB"
+    return Device(gpus.type or "GPU", None, None), [f'{what}: write gpus.model = "{instead}", or what it is, into it']
+
+
+def kinds(site: Site) -> list[str]:
+    """GPUs of the plan's table that the scheduler's name may mean."""
+    return meant(site.gpus.type) if site.gpus is not None and site.gpus.type else []
+
+
+def measured(gpu: Device, site: Site) -> Device:
+    """With the rates of the profile in place of the table's."""
+    rates = site.rates
+    return replace(
+        gpu,
+        reached=rates.reached or gpu.reached,
+        link=rates.within_node * GB if rates.within_node else gpu.link,
+        between_nodes=rates.between_nodes * GB if rates.between_nodes else gpu.between_nodes,
+    )
+
+
+def memory_of(site: Site) -> int | None:
+    """Bytes of `memory`, which SLURM reads as MiB; None: all that a node has, or the partition's default."""
+    text = (site.memory or "").removesuffix("B")
+    number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS else (text, "M")
+    return int(number or 0) * UNITS[unit] or None
+
+
+def hub_of(site: Site) -> Path | None:
+    """The cache of the hub on the nodes; None: the one of this shell."""
+    home = os.path.expandvars(os.path.expanduser(site.scratch.huggingface or ""))
+    return Path(home) / "hub" if home else None
