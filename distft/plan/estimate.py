@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from distft.plan import duration
 from distft.plan.activations import Activations, activations
@@ -145,6 +145,9 @@ class _Estimate:
 
     @cached_property
     def _ranks(self) -> dict[str, int]:
+        return self.once(self._found_ranks, self.recipe.adapter)
+
+    def _found_ranks(self) -> dict[str, int]:
         """Rank of the adapter of each module that has one."""
         found = {}
         for weight in self.trained.added:
@@ -167,15 +170,20 @@ class _Estimate:
 
     def states(self, at: str) -> States:
         learned, frozen = self.sizes
-        return state_bytes(learned, frozen, self.sharding, "rest" if at == "rest" else "accumulating")
+        when: Literal["rest", "accumulating"] = "rest" if at == "rest" else "accumulating"
+        return self.sharded(lambda: state_bytes(learned, frozen, self.sharding, when), when)
+
+    def sharded(self, find: Callable[[], T], name: str) -> T:
+        """What follows from the sizes of weights and how they are sharded."""
+        return self.once(find, name, self.recipe.adapter, self.sharding)
 
     def base(self) -> dict[str, int]:
         """What is there from the start to the end."""
         kept, terms = self.states("rest"), {}
         weights = kept.weights
         if getattr(self.recipe.adapter, "quantize", None) is not None:
-            layers = (one for stack in self.model.stacks for many in stack.layers for one in many.named())
-            whole = sum(weight.size for weight in layers if weight.kind == "matrix")
+            layers = [many for stack in self.model.stacks for many in stack.layers]
+            whole = sum(one.size * many.copies for many in layers for one in many.weights if one.kind == "matrix")
             weights -= int(whole * (self.sharding.weight_bytes - NF4))
         if self.device is not None:
             terms["CUDA"] = CONTEXT + (COLLECTIVES if self.world > 1 else 0)
@@ -193,7 +201,7 @@ class _Estimate:
         layers = [sum(one.size for one in many.weights) for stack in self.model.stacks for many in stack.layers]
         whole = self.model.parameters
         prefetched = min(50_000_000, whole // 100)
-        largest = max((weight.size for weight in self.model.named()), default=0)
+        largest = max((weight.size for weight, _ in self.model.weights()), default=0)
         return self.sharding.weight_bytes * (max([*layers, largest]) + prefetched)
 
     def start(self) -> dict[str, int]:
@@ -215,14 +223,15 @@ class _Estimate:
             base |= {"process": PROCESS + LIBRARIES, "copies for checkpoints": self.copies}
         held = self.states("accumulating")
         accumulated = max(0, held.gradients - self.states("rest").gradients) if self.sharding.accumulates else 0
-        reduced = reduction_bytes(learned, self.sharding)
+        reduced = self.sharded(lambda: reduction_bytes(learned, self.sharding), "reduced")
         for moment in self.activations.moments:
             if moment.name == "optimizer":
                 continue
             terms = {**base, "activations": moment.size}
             gradients = int(reduced * moment.backward) if moment.backward else accumulated
             yield Moment(moment.name, self._with(terms, "gradients", gradients))
-        yield Moment("update", self._with(base, "gradients", update_bytes(learned, self.sharding)))
+        updated = self.sharded(lambda: update_bytes(learned, self.sharding), "updated")
+        yield Moment("update", self._with(base, "gradients", updated))
         yield Moment("evaluation", {**base, "activations": self.activations.terms["one layer"] + self.logits})
 
     @property
@@ -264,7 +273,8 @@ class _Estimate:
         )
 
     def times(self, device: Device) -> duration.Times:
-        adapters = {"added": sum(weight.size for weight in self.trained.added)}
+        added = self.once(lambda: sum(weight.size for weight in self.trained.added), self.recipe.adapter)
+        adapters = {"added": added}
         whole = isinstance(self.recipe.adapter, NoAdapter)
         once = duration.flops(self.model, adapters, whole, self.shape, False)
         work = duration.flops(self.model, adapters, whole, self.shape, self.recipe.model.activation_checkpointing)

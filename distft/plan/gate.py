@@ -33,8 +33,7 @@ def judge(recipe: Recipe, place: Place) -> Verdict:
     A peak for full rows is an upper bound: it is warned of. Refused is what needs too much with rows that hold next to
     nothing, by more than the plan's own error, if plans of its kind have been compared with what was counted.
     """
-    room = place.memory if place.device is None else place.device.memory
-    if room is None:
+    if not place.is_known:
         return Verdict()
     try:
         recipe = recipe.model_copy(update={"model": placed(recipe.model, place.hub)})

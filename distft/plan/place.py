@@ -27,3 +27,8 @@ class Place:
     memory: int | None = None
     hub: Path | None = None
     unknown: Sequence[str] = ()
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is known how much memory there is for the ranks."""
+        return (self.memory if self.device is None else self.device.memory) is not None

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from distft.errors import DONE, FAILED, UserError
 from distft.plan.config import cache
-from distft.plan.gate import judge
 from distft.recipe.load import check_sizes, dump
 from distft.recipe.schema import Recipe
 from distft.run import tracking
@@ -155,6 +154,10 @@ def planned(recipe: Recipe, site: Site, refuses: bool) -> list[str]:
     place = place_of(site)
     if place.unknown and kinds(site):
         return [f"whether it fits in memory is not known: {place.unknown[0]}"]
+    if not place.is_known:
+        return []
+    from distft.plan.gate import judge  # a tenth of a second that most commands can do without
+
     found = judge(recipe, place)
     if found.refusal is not None and refuses:
         raise UserError(f"{found.refusal}; --anyway sends it all the same")
