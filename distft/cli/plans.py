@@ -53,7 +53,7 @@ def plan(
     told = compared(found.measured, found.prediction) if found.measured else ()
     for sentence in (*view.verdict(found.prediction), *found.unknown, *told):
         console.print(sentence, soft_wrap=True, markup=False)
-    if not found.prediction.fits:
+    if found.ways is not None:
         console.print(view.ways_out(found.ways) if found.ways else "no change of up to three keys makes it fit")
     if everything:
         console.print(view.fitting(found.fitting))

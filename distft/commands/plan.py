@@ -24,14 +24,14 @@ class Planned:
     """
     Attributes:
         unknown: sentences about what is not known of the place.
-        ways: what makes it fit, if it does not.
+        ways: what makes it fit; None: it fits, or it was not asked for.
         fitting: all that fits, as a grid, if that was asked for.
         measured: figures of a run so far; None: there is no run.
     """
 
     prediction: Prediction
     unknown: Sequence[str]
-    ways: Sequence[Way] = ()
+    ways: Sequence[Way] | None = None
     fitting: Sequence[tuple[dict[str, object], Prediction]] = ()
     measured: Measured | None = None
 
@@ -65,7 +65,7 @@ def plan(
     recipe = recipe.model_copy(update={"model": placed(recipe.model, place.hub)})
     estimator = Estimator(place.per_node, place.device, place.memory)
     prediction = estimator.predict(recipe, place.nodes)
-    out = [] if prediction.fits else ways(recipe, place.nodes, estimator.predict)
+    out = None if prediction.fits else ways(recipe, place.nodes, estimator.predict)
     numbers = sorted({1, place.nodes, 2 * place.nodes})
     return Planned(prediction, place.unknown, out, grid(recipe, numbers, estimator.predict) if everything else [])
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeVar
 
+from distft.errors import UserError
 from distft.plan import duration
 from distft.plan.activations import Activations, activations
 from distft.plan.architecture import Architecture, Weight
@@ -90,6 +91,8 @@ class _Estimate:
         return self.once(self._sizes, self.recipe.adapter)
 
     def _sizes(self) -> tuple[list[int], list[int]]:
+        if not (self.trained.own or self.trained.added):
+            raise UserError("adapter: it trains no weight of this model; name others (adapter.targets, adapter.train)")
         learned = {id(weight) for weight in self.trained.own}
         names = {weight.name for weight in self.trained.own}
         frozen = [w.size for w in self.model.named() if id(w) not in learned and w.name not in names]

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distft.errors import first_line
+from distft.errors import UserError, first_line
 from distft.plan.changes import Way, ways
 from distft.plan.config import placed
 from distft.plan.estimate import Estimator
 from distft.plan.place import Place
 from distft.plan.prediction import Moment, Prediction, text_of
-from distft.plan.shapes import is_known
+from distft.plan.shapes import architecture_of, is_known
 from distft.recipe.schema import Recipe
 
 ERROR = 0.06  # of a predicted peak; the largest that was seen is 5.4 % (docs/results/plan.md)
 WAYS = 2  # that are named
+DEEPEST = 1000  # layers; the time of a plan grows with them
 SHARED = {"process", "file of weights"}  # ranks of a node share these pages, or the kernel takes them back
 
 
@@ -39,9 +40,13 @@ def judge(recipe: Recipe, place: Place) -> Verdict:
         recipe = recipe.model_copy(update={"model": placed(recipe.model, place.hub)})
         if not is_known(recipe):
             return Verdict(warning=unsaid("its model type is not in the plan's table; distft plan looks into it"))
+        if (depth := sum(stack.depth for stack in architecture_of(recipe).stacks)) > DEEPEST:
+            return Verdict(warning=unsaid(f"the model has {depth:,} layers, for which a plan would take long"))
         return judged(recipe, place)
-    except Exception as error:  # noqa: BLE001 - a plan that fails is no reason not to send
+    except UserError as error:
         return Verdict(warning=unsaid(first_line(error)))
+    except Exception as error:  # noqa: BLE001 - a plan that fails is no reason not to send
+        return Verdict(warning=unsaid(f"the plan has failed ({type(error).__name__}: {first_line(error)})"))
 
 
 def judged(recipe: Recipe, place: Place) -> Verdict:
@@ -69,7 +74,7 @@ def was_compared(recipe: Recipe) -> bool:
 
 
 def sentence(begin: str, peak: Moment, found: Prediction, changes: Sequence[Way]) -> str:
-    of = f"the memory of {found.device.name}" if found.device is not None else f"a node's for {found.per_node} ranks"
+    of = f"the memory of {found.device.name}" if found.device is not None else "its part of a node's memory"
     assert found.room is not None
     blame = max(peak.terms, key=lambda name: peak.terms[name])
     instead = " or ".join(f"`{way.overrides}`" for way in changes)

@@ -15,11 +15,14 @@ UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 def place_of(site: Site) -> Place:
     gpu, unknown = gpu_of(site)
+    memory = memory_of(site)
+    if gpu is None and memory is None:
+        unknown = ['the site profile does not say how much memory a job gets of a node; write memory = "240G" into it']
     return Place(
         nodes=site.nodes,
         per_node=site.ranks_a_node,
         device=None if gpu is None else measured(gpu, site),
-        memory=memory_of(site),
+        memory=memory,
         hub=hub_of(site),
         unknown=unknown,
     )
@@ -35,13 +38,15 @@ def gpu_of(site: Site) -> tuple[Device | None, list[str]]:
     if known and len({one.memory for one in known}) == 1:
         return known[0], []
     if gpus.type is None:
-        what = "the site profile does not name the GPU of its nodes"
+        why = 'the site profile does not name the GPU of its nodes; write it as gpus.model, such as "A100-80GB"'
     elif found:
-        what = f"gpus.type {gpus.type} of the site profile may be {' or '.join(found)}"
+        why = f"gpus.type {gpus.type} of the site profile may be one of {', '.join(found)}; write which as gpus.model"
     else:
-        what = f"gpus.type {gpus.type} of the site profile is not in the plan's table of GPUs"
-    instead = found[0] if found else "A100-80GB"
-    return Device(gpus.type or "GPU", None, None), [f'{what}: write gpus.model = "{instead}", or what it is, into it']
+        why = (
+            f"gpus.type {gpus.type} of the site profile is no GPU of the plan's table; write gpus.model if it is there "
+            "by another name"
+        )
+    return Device(gpus.type or "GPU", None, None), [why]
 
 
 def kinds(site: Site) -> list[str]:

@@ -90,6 +90,7 @@ Option = Annotated[
     AfterValidator(_raw_option),
     AfterValidator(_no_secret),
 ]
+Model = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(whole_name)]
 Rate = Annotated[float, Field(gt=0)]
 EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"), AfterValidator(_environment_name)]
 
@@ -100,7 +101,7 @@ class Gpus(Section):
     request: Literal["gres", "gpus-per-node", "none"] = Field("gres", description="how your SLURM is asked for GPUs")
     count: Positive = Field(1, description="GPUs per node")
     type: Name | None = Field(None, description="GPU type, for example a100")
-    model: Annotated[str, AfterValidator(whole_name)] | None = Field(
+    model: Model | None = Field(
         None, description="the GPU for the plan, for example A100-80GB; default: what `type` says, where it says it all"
     )
 

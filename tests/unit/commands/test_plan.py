@@ -86,3 +86,102 @@ def test_what_cannot_be_planned_is_one_sentence(folder: Path) -> None:
         assert said in str(caught.value)
     with pytest.raises(UserError, match="not a multiple"):
         plan(Path("r.yaml"), [], Resources(3, 8))
+
+
+SITE = """\
+nodes = 2
+memory = "480G"
+gpus = {count = 4, model = "a100_80gb"}
+rates = {reached = 0.5, between_nodes = 12}
+"""
+
+
+def test_the_place_comes_from_the_site_unless_the_command_line_says_otherwise(folder: Path) -> None:
+    (folder / "s.toml").write_text(SITE)
+    found = json.loads(printed("r.yaml", "--site", "s.toml", "--json"))
+    assert (found["world"], found["gpu"], found["node_memory"]) == (8, "A100-80GB", 480 << 30)
+    half = json.loads(printed("r.yaml", "--gpu", "A100-80GB", "--nodes", "2", "--nproc", "4", "--json"))
+    assert found["step_seconds"] == pytest.approx(half["step_seconds"] * 0.45 / 0.5)
+    other = json.loads(printed("r.yaml", "--site", "s.toml", "--nodes", "4", "--nproc", "2", "--gpu", "H200", "--json"))
+    assert (other["world"], other["gpu"]) == (8, "H200-141GB")
+    peak = 989.4 / 312.0
+    assert other["step_seconds"] == pytest.approx(found["step_seconds"] / peak)  # the site's rates stay
+    assert "240 MiB of the 480.0 GiB that a job gets of a node" in printed("r.yaml", "--site", "s.toml")
+    with pytest.raises(UserError, match="--nproc: ranks 8 is more than the 4 GPUs of a node"):
+        plan(Path("r.yaml"), [], Resources(nproc=8, site="s.toml"))
+
+
+def test_a_site_that_does_not_name_its_gpu_is_asked_to(folder: Path) -> None:
+    (folder / "s.toml").write_text('gpus = {count = 4, type = "a100"}\n')
+    said = printed("r.yaml", "--site", "s.toml")
+    assert "whether it fits is not known" in said
+    assert "gpus.type a100 of the site profile may be one of A100-80GB, A100-40GB; write which as gpus.model" in said
+    assert "CUDA" in said  # it is no CPU
+    assert "write which" not in printed("r.yaml", "--site", "s.toml", "--gpu", "A100-40GB")
+
+
+def test_a_run_names_the_rate_that_gives_what_was_measured(folder: Path) -> None:
+    """`reached` from MFU, which recomputation adds to, and from tokens per second where there is no MFU."""
+    (folder / "s.toml").write_text(SITE)
+    run = RunDir(folder / "run")
+    run.create("r", RECIPE.replace("base", f"{folder / 'base'}, activation_checkpointing: true"))
+    resources = Resources(site="s.toml")
+    expected = plan(run.path, [], resources).prediction
+    assert expected.times is not None
+
+    def said(share: float, seconds: float, **more: float) -> list[str]:
+        rate = share * expected.step_tokens / seconds
+        steps = [{"step": n, "loss": 1.0, "seconds": seconds if n > 3 else 99.0, "attempt": 2} for n in range(1, 30)]
+        old = [{"step": 1, "loss": 1.0, "seconds": 77.0, "attempt": 1, "mfu": 0.9}] * 40
+        lines = [*old, *({**step, "useful_tokens_per_s": rate, **more} for step in steps)]
+        run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        found = plan(run.path, [], resources)
+        assert found.measured is not None
+        return list(compared(found.measured, found.prediction))
+
+    step = expected.times.step
+    first, second = said(0.8, 1.6 * step)
+    assert first == (
+        f"measured: {1.6 * step:.3g} s a step (median of 26, rows 80% full), predicted {0.8 * step:.3g} s for as many "
+        f"tokens, {step:.3g} s for full rows"
+    )
+    assert second == "for [rates] in the site profile: reached = 0.25"  # half of 0.5
+    assert said(0.8, 1.6 * step, mfu=0.3)[1].endswith(f"reached = {0.3 / expected.times.useful:.2g}")
+    assert 0.5 < expected.times.useful < 0.8  # two of three passes, with attention's more
+    assert len(said(0.8, 0.01 * step)) == 1  # more than the GPU's peak: the GPU is another
+
+
+def test_where_links_decide_their_rate_is_named(folder: Path) -> None:
+    (folder / "s.toml").write_text(SITE.replace("12", "0.01"))
+    run = RunDir(folder / "run")
+    run.create("r", RECIPE.replace("base", str(folder / "base")))
+    expected = plan(run.path, [], Resources(site="s.toml")).prediction
+    assert expected.times is not None
+    seconds = expected.times.sending / 4
+    run.metrics.write_text(f'{{"step": 1, "loss": 1, "seconds": {seconds}, "useful_tokens_per_s": 9}}\n' * 9)
+    found = plan(run.path, [], Resources(site="s.toml"))
+    assert found.measured is not None
+    assert (
+        list(compared(found.measured, found.prediction))[1] == "for [rates] in the site profile: between_nodes = 0.04"
+    )
+
+
+def test_a_run_whose_job_has_no_profile_any_more_is_planned_all_the_same(folder: Path) -> None:
+    run = RunDir(folder / "run")
+    run.create("r", RECIPE.replace("base", str(folder / "base")))
+    record = run.read()
+    record.launcher = "slurm"
+    run.write(record)
+    (run.path / "slurm").mkdir()
+    sent = {"job": "1", "site": "/gone/s.toml", "nodes": 1, "time": "1", "submitted": 1.0}
+    (run.path / "slurm" / "jobs.json").write_text(json.dumps([sent]))
+    found = plan(run.path, [], Resources(), "H200")
+    assert found.prediction.room is not None
+    assert found.unknown == ()
+    [sentence] = plan(run.path, [], Resources()).unknown
+    assert "no site profile '/gone/s.toml'" in sentence
+    (folder / "s.toml").write_text(SITE)
+    (run.path / "slurm" / "jobs.json").write_text(json.dumps([sent | {"site": str(folder / "s.toml")}]))
+    assert plan(run.path, [], Resources()).prediction.world == 8
+    with pytest.raises(UserError, match="no site profile 'nowhere'"):
+        plan(run.path, [], Resources(site="nowhere"))

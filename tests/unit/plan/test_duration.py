@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from distft.plan.devices import Device
@@ -38,3 +40,23 @@ def test_what_is_offloaded_is_moved() -> None:
         step_times(wanted(2, offload_optimizer=one), 0.0, size, size, GPU, 8, 8).step for one in (False, True)
     )
     assert offloaded - plain == pytest.approx(size / 8 * 6 / 25e9)
+
+
+def test_measured_rates_decide() -> None:
+    """Half of 45 % takes twice as long; half the GB/s between nodes, too; links within a node do not matter there."""
+    size, slow = 10**10, replace(GPU, reached=0.225, between_nodes=12.5e9, link=300e9)
+    for work, world in ((0.9e15, 8), (0.0, 16)):
+        usual, measured = (step_times(wanted(3), work, size, size, gpu, world, 8) for gpu in (GPU, slow))
+        if work:
+            assert measured.computing == pytest.approx(2 * usual.computing)
+        else:
+            assert measured.sending == pytest.approx(2 * usual.sending)
+
+
+def test_the_emptiest_rows_that_a_recipe_allows() -> None:
+    full = Shape(4, 1024, 0, 4096)
+    plain, packed = (recipe(data={"train": "/d", "packing": one}) for one in (None, True))
+    assert full.emptiest(plain) == Shape(4, 1, 0, 4)
+    assert full.emptiest(packed) == Shape(4, 512, 0, 4)
+    heard = recipe(task={"type": "speech-seq2seq"})
+    assert Shape(2, 1500, 448, 896).emptiest(heard) == Shape(2, 1500, 1, 2)
