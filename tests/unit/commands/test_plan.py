@@ -106,6 +106,7 @@ def test_the_place_comes_from_the_site_unless_the_command_line_says_otherwise(fo
     assert (other["world"], other["gpu"]) == (8, "H200-141GB")
     peak = 989.4 / 312.0
     assert other["step_seconds"] == pytest.approx(found["step_seconds"] / peak)  # the site's rates stay
+    assert half["node_memory"] is None  # that of this machine is no GPU node's
     assert "240 MiB of the 480.0 GiB that a job gets of a node" in printed("r.yaml", "--site", "s.toml")
     with pytest.raises(UserError, match="--nproc: ranks 8 is more than the 4 GPUs of a node"):
         plan(Path("r.yaml"), [], Resources(nproc=8, site="s.toml"))

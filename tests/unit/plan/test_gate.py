@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 
+from benchmarks.plan_runs import recipe_of
 from distft.plan.devices import Device, device
-from distft.plan.estimate import Estimator
-from distft.plan.gate import Verdict, judge
+from distft.plan.estimate import PROCESS, Estimator
+from distft.plan.gate import Verdict, certain, judge
 from distft.plan.place import Place
 from distft.plan.prediction import GIB
 from distft.recipe.schema import Recipe
 from tests.models.published import LLAMA_8B
 from tests.unit.recipes import recipe
 
+ROOT = Path(__file__).parents[3]
 A100 = device("A100-80GB")
 LORA = {"type": "lora"}
 
@@ -123,6 +125,18 @@ def test_host_memory_of_ranks_on_gpus_is_warned_of(base: Path) -> None:
 def test_where_nothing_is_known_of_the_place_nothing_is_said(base: Path) -> None:
     for place in (Place(1, 1), Place(1, 1, Device("v100", None, None), 64 * GIB)):
         assert judge(wanted(base), place) == Verdict()
+
+
+def test_no_run_took_less_than_what_is_called_certain() -> None:
+    """Runs on CPUs, each beside the least that its recipe can take."""
+    measured = (ROOT / "docs" / "results" / "plan-measured.jsonl").read_text().splitlines()
+    runs = [run for run in map(json.loads, measured) if not run["case"]["name"].startswith("nothing")]
+    assert len(runs) > 20
+    for run in runs:
+        estimator = Estimator(run["case"]["ranks"], None, emptiest=True)
+        least = max(certain(one).total for one in estimator.predict(recipe_of(run["case"]), 1).moments)
+        took = max(one["hwm"] for one in run["processes"] if "rank" in one["name"])
+        assert least <= took - PROCESS, run["case"]["name"]
 
 
 def test_an_unknown_model_type_starts_no_process(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
