@@ -163,7 +163,17 @@ class _Estimate:
     def _own(self) -> frozenset[str]:
         return frozenset(weight.name for weight in self.trained.own)
 
+    @cached_property
+    def _updates(self) -> dict[str, Update]:
+        """By name; asked for again and again."""
+        return self.once(dict, "updates", self.recipe.adapter)
+
     def update(self, name: str, weight: Weight) -> Update:
+        if name not in self._updates:
+            self._updates[name] = self._update(name)
+        return self._updates[name]
+
+    def _update(self, name: str) -> Update:
         if name in self._own:
             return Update(whole=True)
         dropout = self.recipe.adapter.dropout if isinstance(self.recipe.adapter, Layers) else 0.0
