@@ -71,14 +71,14 @@ def plan(
 
 
 def with_gpu(place: Place, gpu: str | None) -> Place:
-    """Each rank with a GPU that was named: its site's rates are kept. The memory of this machine is not of its host."""
+    """Each rank with a GPU that was named, and the share of its peak that the site reaches. The memory of this machine
+    is not that of its host."""
     if gpu is None:
         return place
     named, known = device(gpu), place.device
     if known is None:
         return replace(place, device=named, memory=None, unknown=())
-    rates = replace(named, reached=known.reached, between_nodes=known.between_nodes)
-    return replace(place, device=rates, unknown=())
+    return replace(place, device=replace(named, reached=known.reached), unknown=())
 
 
 def of_run(run: RunDir, resources: Resources, gpu: str | None, launcher: str | None) -> Planned:

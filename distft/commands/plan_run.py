@@ -8,7 +8,7 @@ from itertools import islice
 from math import inf, prod
 from statistics import median
 
-from distft.plan.devices import GB
+from distft.plan.duration import GB, LINKS
 from distft.plan.prediction import Prediction, text_of
 from distft.recipe.schema import Recipe
 from distft.recipe.tasks import CausalLM, MaskedLM, SequenceClassification, TokenClassification
@@ -102,15 +102,17 @@ def rate_line(measured: Measured, expected: Prediction) -> str | None:
     times, device = expected.times, expected.device
     if times is None or device is None or measured.seconds is None:
         return None
-    computing, left = times.computing * (measured.full or 1.0), measured.seconds - times.moving
+    took, computing = measured.seconds - times.moving, times.computing * (measured.full or 1.0)
     if computing >= times.sending:
-        if measured.mfu is not None:  # whatever the rows hold; `reached` counts what is computed again, too
-            reached = measured.mfu / times.useful
-        else:
-            reached = device.reached * computing / left if measured.full and left > 0 else 0.0
-        return f"reached = {reached:.2g}" if 0.005 < reached <= 1.0 else None
-    if left <= 0:
+        done = times.at_peak * (measured.full or 0.0)
+        if measured.mfu is not None:  # whatever the rows hold; it leaves out what is computed again
+            done = measured.seconds * measured.mfu / expected.useful
+        left = took - (1 - times.hidden) * times.sending
+        return f"reached = {done / left:.2g}" if 0.005 * left < done <= left else None
+    left = took - (1 - times.hidden) * computing
+    slow, other = sorted((times.between, times.within), reverse=True)
+    if left <= other:
         return None
-    out = expected.world > expected.per_node and expected.per_node * device.between_nodes < device.link
-    key, rate = ("between_nodes", device.between_nodes) if out else ("within_node", device.link)
-    return f"{key} = {rate * times.sending / left / GB:.3g}"
+    out = times.between > times.within
+    key, rate = ("between_nodes", device.between) if out else ("within_node", device.link * LINKS)
+    return f"{key} = {rate * slow / (left - other) / GB:.3g}"

@@ -137,9 +137,78 @@ LINKS = {  # GB/s that one GPU sends to others of its node, one direction
     "MI300X": 448.0,
 }
 PCIE = 25.0
-BETWEEN_NODES = 25.0  # 200 Gbit/s a GPU, as most clusters of the last years have
-REACHED = 0.45  # of a GPU's peak, by tuned training of large models
-GB = 1e9
+BANDWIDTHS = {  # GB/s of a device's memory, by data sheets
+    "GB300": 8000.0,
+    "GB200": 8000.0,
+    "B300": 8000.0,
+    "B200": 8000.0,
+    "GH200": 4000.0,
+    "H200": 4800.0,
+    "H200 NVL": 4800.0,
+    "H100": 3350.0,
+    "H100 NVL": 3900.0,
+    "H100 PCIe": 2000.0,
+    "H800": 3350.0,
+    "H800 PCIe": 2000.0,
+    "H20": 4000.0,
+    "A100": 2039.0,
+    "A100-40GB": 1555.0,
+    "A800": 2039.0,
+    "A40": 696.0,
+    "A30": 933.0,
+    "A10": 600.0,
+    "A10G": 600.0,
+    "L40S": 864.0,
+    "L40": 864.0,
+    "L20": 864.0,
+    "L4": 300.0,
+    "RTX 6000 Ada": 960.0,
+    "RTX A6000": 768.0,
+    "RTX 5090": 1792.0,
+    "RTX 4090": 1008.0,
+    "RTX 3090": 936.0,
+    "MI355X": 8000.0,
+    "MI350X": 8000.0,
+    "MI325X": 6000.0,
+    "MI300X": 5300.0,
+    "MI300A": 5300.0,
+    "MI250X": 1638.0,
+    "MI250": 1638.0,
+    "MI210": 1638.0,
+}
+# Share of the peak that the fastest matrix product in bf16 reached: measured by S. Bekman with torch 2.5 to 2.10
+# (github.com/stas00/ml-engineering, compute/accelerator/README.md, 744d01e, "MAMF"). H200 "is the same" as H100.
+MATMULS = {
+    "A100": 0.869,
+    "A800": 0.869,
+    "GH200": 0.838,
+    "H100": 0.803,
+    "H200": 0.803,
+    "H800": 0.803,
+    "B300": 0.786,
+    "B200": 0.776,
+    "GB200": 0.729,
+    "MI355X": 0.680,
+    "MI325X": 0.604,
+    "MI300X": 0.514,
+}
+MATMUL = 0.75  # where nobody is known to have measured it
+BETWEEN_NODES = 25.0  # GB/s that one GPU sends to other nodes: 200 Gbit/s, as a DGX A100 has
+FASTER = {  # where the maker's own servers have more: 400 Gbit/s in a DGX H100 to B200, 800 in a DGX B300
+    "GB300": 100.0,
+    "GB200": 50.0,
+    "B300": 100.0,
+    "B200": 50.0,
+    "GH200": 50.0,
+    "H200": 50.0,
+    "H100": 50.0,
+    "H800": 50.0,
+    "H20": 50.0,
+    "MI355X": 50.0,
+    "MI350X": 50.0,
+    "MI325X": 50.0,
+    "MI300X": 50.0,
+}
 
 
 @dataclass(frozen=True)
@@ -149,16 +218,21 @@ class Device:
     Attributes:
         memory: bytes that torch reports; None: they are not known.
         flops: FLOP/s in bf16, dense; None: they are not known.
-        link, between_nodes: bytes per second that it sends to GPUs of its node, and of other nodes.
-        reached: share of `flops` that training reaches.
+        link: bytes per second to GPUs of the same node.
+        bandwidth: bytes per second of its memory.
+        matmul: share of `flops` that matrix products can reach.
+        between: bytes per second to other nodes.
+        reached: share of `flops` that training was measured to reach; None: it is reckoned.
     """
 
     name: str
     memory: int | None
     flops: float | None
-    link: float = PCIE * GB
-    between_nodes: float = BETWEEN_NODES * GB
-    reached: float = REACHED
+    link: float
+    bandwidth: float
+    matmul: float = MATMUL
+    between: float = BETWEEN_NODES * 1e9
+    reached: float | None = None
 
 
 def device(name: str) -> Device:
@@ -172,7 +246,20 @@ def device(name: str) -> Device:
     except ValueError as error:
         raise UserError(f"--gpu {error}") from None
     kind = _kind_of(whole)
-    return Device(whole, MEMORY[whole] * MIB, PEAKS[kind] * 1e12, LINKS.get(kind, PCIE) * GB)
+    return Device(
+        whole,
+        MEMORY[whole] * MIB,
+        PEAKS[kind] * 1e12,
+        LINKS.get(kind, PCIE) * 1e9,
+        (BANDWIDTHS.get(whole) or BANDWIDTHS[kind]) * 1e9,
+        MATMULS.get(kind, MATMUL),
+        FASTER.get(kind, BETWEEN_NODES) * 1e9,
+    )
+
+
+def unknown(name: str) -> Device:
+    """A GPU of which nothing is known but what people call it."""
+    return Device(name, None, None, PCIE * 1e9, 0.0)
 
 
 def whole_name(name: str) -> str:

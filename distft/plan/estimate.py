@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -18,8 +18,8 @@ from distft.plan.operations import Numbers, Update
 from distft.plan.prediction import Moment, Prediction
 from distft.plan.shapes import architecture_of
 from distft.plan.states import Sharding, States, reduction_bytes, state_bytes, update_bytes
-from distft.plan.trained import PREFIX, Trained, trained
-from distft.recipe.adapters import AdaLora, Layers, NoAdapter
+from distft.plan.trained import Trained, trained, updates
+from distft.recipe.adapters import AdaLora, NoAdapter
 from distft.recipe.schema import Recipe
 from distft.recipe.tasks import CTC, DPO, CausalLM, Seq2SeqLM, SpeechSeq2Seq
 
@@ -55,8 +55,15 @@ class Estimator:
 
     def predict(self, recipe: Recipe, nodes: int) -> Prediction:
         """Raises UserError if the model is not here, or nothing can be said of it."""
-        one = _Estimate(recipe, nodes * self._per_node, self._per_node, self._device, self.once, self._emptiest)
-        return one.prediction(self._memory)
+        return self._of(recipe, nodes).prediction(self._memory)
+
+    def work(self, recipe: Recipe, nodes: int) -> tuple[duration.Work, duration.Sizes]:
+        """What a rank computes in a micro-batch, and what is sent for it."""
+        return self._of(recipe, nodes).work()
+
+    def _of(self, recipe: Recipe, nodes: int) -> _Estimate:
+        world = nodes * self._per_node
+        return _Estimate(recipe, world, self._per_node, self._device, self.once, self._emptiest)
 
     def once(self, find: Callable[[], T], *of: object) -> T:
         """What `find` finds for these parts of a recipe."""
@@ -147,37 +154,8 @@ class _Estimate:
         return activations(self.model, batch, Computing(numbers, attention, self.update, again, gathered))
 
     @cached_property
-    def _ranks(self) -> dict[str, int]:
-        return self.once(self._found_ranks, self.recipe.adapter)
-
-    def _found_ranks(self) -> dict[str, int]:
-        """Rank of the adapter of each module that has one."""
-        found = {}
-        for weight in self.trained.added:
-            module, low, _ = weight.name.removeprefix(PREFIX).partition(".lora_A")
-            if low:
-                found[module] = min(weight.shape)
-        return found
-
-    @cached_property
-    def _own(self) -> frozenset[str]:
-        return frozenset(weight.name for weight in self.trained.own)
-
-    @cached_property
-    def _updates(self) -> dict[str, Update]:
-        """By name; asked for again and again."""
-        return self.once(dict, "updates", self.recipe.adapter)
-
-    def update(self, name: str, weight: Weight) -> Update:
-        if name not in self._updates:
-            self._updates[name] = self._update(name)
-        return self._updates[name]
-
-    def _update(self, name: str) -> Update:
-        if name in self._own:
-            return Update(whole=True)
-        dropout = self.recipe.adapter.dropout if isinstance(self.recipe.adapter, Layers) else 0.0
-        return Update(rank=self._ranks.get(name.rpartition(".")[0], 0), dropout=dropout)
+    def update(self) -> Callable[[str, Weight], Update]:
+        return self.once(lambda: updates(self.trained, self.recipe.adapter), "update", self.recipe.adapter)
 
     # Moments of a run
 
@@ -264,9 +242,25 @@ class _Estimate:
 
     # The whole
 
+    def computed(self, again: bool) -> duration.Work:
+        whole = isinstance(self.recipe.adapter, NoAdapter)
+        added = self.once(lambda: sum(one.size for one in self.trained.added), self.recipe.adapter)
+        return duration.work(self.model, added, whole, self.shape, again)
+
+    def work(self) -> tuple[duration.Work, duration.Sizes]:
+        again = self.recipe.model.activation_checkpointing
+        done = self.computed(again)
+        regathered = duration.gathered_again(self.model) if again else 0
+        return done, duration.Sizes(self.model.parameters, sum(self.sizes[0]), regathered)
+
     def prediction(self, memory: int | None) -> Prediction:
         learned = self.sizes[0]
         room = self.device.memory if self.device else memory // self.per_node if memory else None
+        device, times, useful = self.device, None, 1.0
+        if device is not None and device.flops is not None:
+            done, sizes = self.work()
+            times = duration.step_times(self.recipe, done, sizes, device, self.world, self.per_node)
+            useful = self.computed(again=False).flops / done.flops if done.flops else 1.0
         kept = self.states("rest")
         offloaded = kept.masters + kept.moments + kept.offload if self.sharding.offload else 0
         host = self.copies + offloaded + (kept.weights if self.recipe.engine.offload_params else 0)
@@ -279,21 +273,12 @@ class _Estimate:
             host=host,
             room=room,
             node_memory=memory,
-            times=self.times(self.device) if self.device and self.device.flops else None,
+            times=times,
+            useful=useful,
             step_tokens=self.recipe.train.global_batch * (shape.tokens + shape.written),
             checkpoint=4 * (1 + self.sharding.moments) * sum(learned),
             doubts=tuple(self.doubts()),
         )
-
-    def times(self, device: Device) -> duration.Times:
-        added = self.once(lambda: sum(weight.size for weight in self.trained.added), self.recipe.adapter)
-        adapters = {"added": added}
-        whole = isinstance(self.recipe.adapter, NoAdapter)
-        once = duration.flops(self.model, adapters, whole, self.shape, False)
-        work = duration.flops(self.model, adapters, whole, self.shape, self.recipe.model.activation_checkpointing)
-        sizes = self.model.parameters, sum(self.sizes[0])
-        found = duration.step_times(self.recipe, work, *sizes, device, self.world, self.per_node)
-        return replace(found, useful=once / work if work else 1.0)
 
     def doubts(self) -> Iterator[str]:
         if not self.model.exact:

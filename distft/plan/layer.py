@@ -64,6 +64,7 @@ class Kept:
         inner: the same without its input.
         backward: most that is alive in its backward, `own` included.
         inner_backward: the same, less its input.
+        forward, inner_forward: most in its forward, if an operation there takes much for a moment; else 0.
         learns: a gradient flows through it.
     """
 
@@ -71,6 +72,8 @@ class Kept:
     inner: int
     backward: int
     inner_backward: int
+    forward: int
+    inner_forward: int
     learns: bool
 
 
@@ -86,7 +89,13 @@ def kept(layers: Layers, updates: Mapping[str, Update], work: Work) -> Kept:
     norms = [one for one in layers.weights if _is_norm(one) and one.name.endswith("weight")]
     result = _Layer(layers, updates, work, tape, iter(norms)).run(x, memory)
     return Kept(
-        tape.kept([memory]), tape.kept([memory, x]), tape.backward([memory]), tape.backward([memory, x]), result.learns
+        tape.kept([memory]),
+        tape.kept([memory, x]),
+        tape.backward([memory]),
+        tape.backward([memory, x]),
+        tape.forward([memory]),
+        tape.forward([memory, x]),
+        result.learns,
     )
 
 

@@ -34,6 +34,7 @@ class Prediction:
         room: bytes that one rank may use; None: it is not known.
         node_memory: bytes of host memory of a node; None: they are not known.
         times: of an optimizer step; None: nothing is known of the device.
+        useful: share of its FLOPs that are not there to compute activations again.
         step_tokens: tokens that are fed in it.
         checkpoint: bytes of one.
         doubts: sentences about what is not counted exactly.
@@ -47,6 +48,7 @@ class Prediction:
     room: int | None
     node_memory: int | None
     times: Times | None
+    useful: float
     step_tokens: int
     checkpoint: int
     doubts: Sequence[str] = ()

@@ -68,6 +68,11 @@ class Tape:
 
     def __init__(self) -> None:
         self._operations: list[_Operation] = []
+        self._lent: list[tuple[int, int]] = []  # (operations before, bytes)
+
+    def lend(self, size: int) -> None:
+        """Forward takes so many bytes here, and gives them back."""
+        self._lent.append((len(self._operations), size))
 
     def run(
         self,
@@ -106,8 +111,12 @@ class Tape:
 
     def kept(self, known: Iterable[Value] = ()) -> int:
         """Bytes of all values that are kept, less those that are `known` to be alive anyway."""
-        values = {value for operation in self._operations for value in operation.keeps}
-        return sum(value.size for value in values.difference(known))
+        return _size(self._operations, known)
+
+    def forward(self, known: Iterable[Value] = ()) -> int:
+        """Most bytes alive while some are lent: what was kept until then, and these; 0: none are."""
+        known = set(known)
+        return max((_size(self._operations[:before], known) + size for before, size in self._lent), default=0)
 
     def backward(self, known: Iterable[Value] = ()) -> int:
         """Most bytes alive in backward from the last result: what was kept, gradients, and what operations need."""
@@ -127,6 +136,11 @@ class Tape:
                 if not uses[value] and value not in known:
                     run.live -= value.size
         return run.most
+
+
+def _size(operations: Iterable[_Operation], known: Iterable[Value]) -> int:
+    values = {value for operation in operations for value in operation.keeps}
+    return sum(value.size for value in values.difference(known))
 
 
 def _step(run: _Backward, operation: _Operation, gradients: Sequence[_Gradient]) -> None:

@@ -6,7 +6,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from distft.plan.devices import GB, Device, device, meant
+from distft.plan.devices import Device, device, meant, unknown
+from distft.plan.duration import GB, LINKS
 from distft.plan.place import Place
 from launchers.slurm.site import Site
 
@@ -14,17 +15,17 @@ UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def place_of(site: Site) -> Place:
-    gpu, unknown = gpu_of(site)
+    gpu, why = gpu_of(site)
     memory = memory_of(site)
     if gpu is None and memory is None:
-        unknown = ['the site profile does not say how much memory a job gets of a node; write memory = "240G" into it']
+        why = ['the site profile does not say how much memory a job gets of a node; write memory = "240G" into it']
     return Place(
         nodes=site.nodes,
         per_node=site.ranks_a_node,
         device=None if gpu is None else measured(gpu, site),
         memory=memory,
         hub=hub_of(site),
-        unknown=unknown,
+        unknown=why,
     )
 
 
@@ -46,7 +47,7 @@ def gpu_of(site: Site) -> tuple[Device | None, list[str]]:
             f"gpus.type {gpus.type} of the site profile is no GPU of the plan's table; write gpus.model if it is there "
             "by another name"
         )
-    return Device(gpus.type or "GPU", None, None), [why]
+    return unknown(gpus.type or "GPU"), [why]
 
 
 def kinds(site: Site) -> list[str]:
@@ -60,8 +61,8 @@ def measured(gpu: Device, site: Site) -> Device:
     return replace(
         gpu,
         reached=rates.reached or gpu.reached,
-        link=rates.within_node * GB if rates.within_node else gpu.link,
-        between_nodes=rates.between_nodes * GB if rates.between_nodes else gpu.between_nodes,
+        link=rates.within_node * GB / LINKS if rates.within_node else gpu.link,  # of which the plan takes LINKS
+        between=rates.between_nodes * GB if rates.between_nodes else gpu.between,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from distft.plan.duration import LINKS
 from launchers.slurm.place import place_of
 from launchers.slurm.site import Site
 
@@ -83,10 +84,10 @@ def test_measured_rates_go_before_those_of_the_table() -> None:
     found = place_of(site(gpus={"model": "H100-80GB"}, rates={"reached": 0.6, "between_nodes": 12})).device
     assert found is not None
     assert table is not None
-    assert (found.reached, found.between_nodes, found.link) == (0.6, 12e9, table.link)
+    assert (found.reached, found.between, found.link) == (0.6, 12e9, table.link)
     own = place_of(site(gpus={"model": "H100-80GB"}, rates={"within_node": 200})).device
     assert own is not None
-    assert (own.reached, own.between_nodes, own.link) == (table.reached, table.between_nodes, 200e9)
+    assert (own.reached, own.between, own.link * LINKS) == (None, table.between, pytest.approx(200e9))
 
 
 @pytest.mark.parametrize(

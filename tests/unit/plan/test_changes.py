@@ -22,7 +22,7 @@ def predict(wanted: Recipe, nodes: int, room: int = 100) -> Prediction:
     size = wanted.train.micro_batch * wanted.data.row_tokens // 32 * (1 if again else 2)
     states = 80 // (nodes if wanted.engine.zero_stage == 3 else 1)
     moment = Moment("loss", {"activations": size, "weights": states})
-    return Prediction(nodes, 1, None, [moment], 0, room, None, Times(4.0 / nodes + again, 0.0, 0.0), 1000, 0)
+    return Prediction(nodes, 1, None, [moment], 0, room, None, Times(4.0 / nodes + again, 0.0, 0.0, 0.0), 1.0, 1000, 0)
 
 
 def test_the_cheapest_change_that_is_enough_comes_first_and_none_holds_another() -> None:

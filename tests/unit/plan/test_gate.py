@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.plan_runs import recipe_of
-from distft.plan.devices import Device, device
+from distft.plan.devices import device, unknown
 from distft.plan.estimate import PROCESS, Estimator
 from distft.plan.gate import Verdict, certain, judge
 from distft.plan.place import Place
@@ -80,10 +81,10 @@ def test_less_than_the_plans_own_error_is_no_reason_to_refuse(base: Path) -> Non
     asked = wanted(base, model={"activation_checkpointing": True}, train={"micro_batch": 1})
     least = max(one.total for one in Estimator(1, A100, None, True).predict(asked, 1).moments)
     for share, refuses in ((1.03, False), (1.10, True)):
-        found = judge(asked, Place(1, 1, Device("x", int(least / share), None)))
+        found = judge(asked, Place(1, 1, replace(A100, memory=int(least / share))))
         assert (found.refusal is not None, found.warning is not None) == (refuses, not refuses), share
     most = Estimator(1, A100).predict(asked, 1).peak.total
-    assert judge(asked, Place(1, 1, Device("x", most, None))) == Verdict()
+    assert judge(asked, Place(1, 1, replace(A100, memory=most))) == Verdict()
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_host_memory_of_ranks_on_gpus_is_warned_of(base: Path) -> None:
 
 
 def test_where_nothing_is_known_of_the_place_nothing_is_said(base: Path) -> None:
-    for place in (Place(1, 1), Place(1, 1, Device("v100", None, None), 64 * GIB)):
+    for place in (Place(1, 1), Place(1, 1, unknown("v100"), 64 * GIB)):
         assert judge(wanted(base), place) == Verdict()
 
 
