@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, TypeVar
 
+from distft.errors import UserError
 from distft.plan import duration, quantized
 from distft.plan.activations import Activations, activations
 from distft.plan.architecture import Architecture, Weight
@@ -37,13 +38,18 @@ class Once(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """Everything is found when it is first asked for; what several recipes have in common, once for all."""
+    """Everything is found when it is first asked for; what several recipes have in common, once for all.
+
+    Attributes:
+        emptiest: rows hold as little as they can (`Shape.emptiest`), not as much.
+    """
 
     recipe: Recipe
     world: int
     per_node: int
     device: Device | None
     once: Once
+    emptiest: bool = False
 
     @cached_property
     def model(self) -> Architecture:
@@ -60,6 +66,8 @@ class Case:
         return self.once(self._sizes, self.recipe.adapter)
 
     def _sizes(self) -> tuple[list[int], list[int]]:
+        if not (self.trained.own or self.trained.added):
+            raise UserError("adapter: it trains no weight of this model; name others (adapter.targets, adapter.train)")
         learned = {id(weight) for weight in self.trained.own}
         names = {weight.name for weight in self.trained.own}
         frozen = [w.size for w in self.model.named() if id(w) not in learned and w.name not in names]
@@ -67,8 +75,15 @@ class Case:
 
     @cached_property
     def placed(self) -> Placed:
+        return self.sharded(self._placed, self.recipe.engine.offload_params)
+
+    def _placed(self) -> Placed:
         learned, frozen = self.sizes
         return placed(learned, frozen, self.sharding, self.recipe.engine.offload_params, self.device is not None)
+
+    def sharded(self, find: Callable[[], T], *of: object) -> T:
+        """What follows from the sizes of weights and how they are sharded."""
+        return self.once(find, self.recipe.adapter, self.sharding, *of)
 
     @cached_property
     def four_bit(self) -> Sequence[Weight]:
@@ -99,7 +114,7 @@ class Case:
 
     @cached_property
     def shape(self) -> duration.Shape:
-        """Of one micro-batch, as full as it can be."""
+        """Of one micro-batch, as full as it can be, or as empty."""
         recipe = self.recipe
         rows, tokens = recipe.train.micro_batch, recipe.data.row_tokens
         if self.model.positions is not None:
@@ -111,7 +126,8 @@ class Case:
             tokens = max(1, tokens // SOUND_PLACE)
         elif isinstance(recipe.task, DPO):
             rows *= 2
-        return duration.Shape(rows, tokens, written, rows * (written or tokens))
+        full = duration.Shape(rows, tokens, written, rows * (written or tokens))
+        return full.emptiest(recipe) if self.emptiest else full
 
     @cached_property
     def activations(self) -> Activations:
@@ -145,4 +161,4 @@ class Case:
 
     @cached_property
     def update(self) -> Callable[[str, Weight], Update]:
-        return updates(self.trained, self.recipe.adapter)
+        return self.once(lambda: updates(self.trained, self.recipe.adapter), "update", self.recipe.adapter)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from distft.plan import quantized
 from distft.plan.case import Case
-from distft.plan.prediction import Moment
+from distft.plan.prediction import EVALUATION, Moment
 from distft.plan.states import States, reduction_bytes, state_bytes, update_bytes
 
 MIB = 1 << 20
@@ -25,17 +25,19 @@ def moments(case: Case) -> Iterator[Moment]:
     yield Moment("start", base if case.device else _start(case))
     if case.device is None:  # made at the first save, and kept for the next ones
         base |= {"process": PROCESS + LIBRARIES, "copies for checkpoints": copies(case)}
-    one = {"unpacked weight": quantized.unpacked(case.four_bit, case.sharding.weight_bytes)}
-    reduced = reduction_bytes(learned, case.sharding)
+    unpacked = case.sharded(lambda: quantized.unpacked(case.four_bit, case.sharding.weight_bytes), "unpacked")
+    one = {"unpacked weight": unpacked}
+    reduced = case.sharded(lambda: reduction_bytes(learned, case.sharding), "reduced")
     for moment in case.activations.moments:
         if moment.name == "optimizer":
             continue
         gradients = int(reduced * moment.backward) if moment.backward else _accumulated(case)
         terms = {**base, **one, "activations": moment.size}
         yield Moment(moment.name, _more(case, terms, gradients))
-    yield Moment("update", _more(case, base, update_bytes(learned, case.sharding)))
+    updated = case.sharded(lambda: update_bytes(learned, case.sharding), "updated")
+    yield Moment("update", _more(case, base, updated))
     if any(part.eval is not None for part in case.recipe.parts()):
-        yield Moment("evaluation", _more(case, {**base, **one, **case.evaluation}, 0))
+        yield Moment(EVALUATION, _more(case, {**base, **one, **case.evaluation}, 0))
     if case.device is None:
         yield Moment("save", base)
 
@@ -44,7 +46,10 @@ def copies(case: Case) -> int:
     """Masters and moments of the fullest rank, as they are copied to be written. Without sharding the weights are dealt
     out to the ranks."""
     learned, world = case.sizes[0], case.world
-    own = max(sum(learned[rank::world]) for rank in range(world)) if case.stage == 0 else -(-sum(learned) // world)
+    if case.stage == 0:
+        own = case.sharded(lambda: max(sum(learned[rank::world]) for rank in range(world)), "copied")
+    else:
+        own = -(-sum(learned) // world)
     return 4 * (1 + case.sharding.moments) * own
 
 
@@ -52,7 +57,7 @@ def gathered(case: Case) -> int:
     """Whole weights of stage 3: those of the largest layer, those that are fetched before, and the largest one."""
     layers = [sum(one.size for one in many.weights) for stack in case.model.stacks for many in stack.layers]
     prefetched = min(50_000_000, case.model.parameters // 100)
-    largest = max((weight.size for weight in case.model.named()), default=0)
+    largest = max((weight.size for weight, _ in case.model.weights()), default=0)
     return case.sharding.weight_bytes * (max([*layers, largest]) + prefetched)
 
 
@@ -62,7 +67,7 @@ def _base(case: Case) -> Terms:
     if case.device is not None:
         terms["CUDA"] = CONTEXT + (COLLECTIVES if case.world > 1 else 0)
     terms |= case.placed.device
-    terms["weights"] -= quantized.saved(case.four_bit, case.sharding.weight_bytes)
+    terms["weights"] -= case.sharded(lambda: quantized.saved(case.four_bit, case.sharding.weight_bytes), "saved")
     if case.stage == 3:
         terms["gathered weights"] = gathered(case)
     return {name: size for name, size in terms.items() if size}
@@ -84,7 +89,7 @@ def _start(case: Case) -> Terms:
 
 
 def _states(case: Case, at: Literal["rest", "accumulating"]) -> States:
-    return state_bytes(*case.sizes, case.sharding, at)
+    return case.sharded(lambda: state_bytes(*case.sizes, case.sharding, at), at)
 
 
 def _accumulated(case: Case) -> int:
