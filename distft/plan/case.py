@@ -83,7 +83,11 @@ class Case:
 
     def sharded(self, find: Callable[[], T], *of: object) -> T:
         """What follows from the sizes of weights and how they are sharded."""
-        return self.once(find, self.recipe.adapter, self.sharding, *of)
+        return self.once(find, self._states_key, *of)
+
+    @cached_property
+    def _states_key(self) -> str:
+        return repr((self.recipe.adapter, self.sharding))
 
     @cached_property
     def four_bit(self) -> Sequence[Weight]:
