@@ -23,6 +23,7 @@ class Weight:
         layout: of a matrix. linear: [outputs, inputs] of a linear layer; transposed: [inputs, outputs] of one, as GPT-2
             has it; bare: no layer of its own, so that adapters pass it over (experts in one tensor, most routers).
         frozen: full fine-tuning leaves it as it is: a table of sines.
+        stride: of a convolution.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Weight:
     experts: bool = False
     layout: Layout = "linear"
     frozen: bool = False
+    stride: int = 1
 
     @property
     def size(self) -> int:
@@ -114,12 +116,21 @@ class Layers:
 
 @dataclass(frozen=True)
 class Stack:
-    """One transformer of a model. `other`: weights outside its layers, by their full names."""
+    """One transformer of a model.
+
+    Attributes:
+        other: weights outside its layers, by their full names.
+        first_norm: one before the layers whose name does not say so.
+        extracts: it begins with layers over samples, through which gradients flow whatever is trained, and which are
+            computed again as others are (wav2vec2).
+    """
 
     role: Literal["only", "encoder", "decoder"]
     hidden: int
     layers: tuple[Layers, ...]
     other: tuple[Weight, ...]
+    first_norm: str = ""
+    extracts: bool = False
 
     @property
     def depth(self) -> int:

@@ -12,7 +12,8 @@ from distft.plan.activations import Activations, activations
 from distft.plan.architecture import Architecture, Weight
 from distft.plan.changes import lowest_stage
 from distft.plan.devices import Device
-from distft.plan.loss import Batch, Computing
+from distft.plan.loss import Computing
+from distft.plan.microbatch import attention, given, shape_of
 from distft.plan.operations import Numbers, Update
 from distft.plan.prediction import Moment, Prediction
 from distft.plan.shapes import architecture_of
@@ -20,7 +21,6 @@ from distft.plan.states import Sharding, States, reduction_bytes, state_bytes, u
 from distft.plan.trained import PREFIX, Trained, trained
 from distft.recipe.adapters import AdaLora, Layers, NoAdapter
 from distft.recipe.schema import Recipe
-from distft.recipe.tasks import CTC, DPO, CausalLM, Seq2SeqLM, SpeechSeq2Seq
 
 T = TypeVar("T")
 
@@ -39,8 +39,6 @@ COLLECTIVES = 500 * MIB  # NCCL's buffers for the channels of one communicator
 LOST = 0.03  # share of activations that the allocator cannot use, with growing segments
 NF4 = 0.5 + 4 / 64 + 0.0005  # bytes per element: 4 bits, a scale in fp32 for 64 of them (arXiv:2305.14314 has them
 # quantised again; distft leaves that off)
-SOUND_PLACE = 20  # milliseconds of speech that become one place of wav2vec2's layers
-WHISPER_PLACES = 1500
 
 
 class Estimator:
@@ -114,32 +112,29 @@ class _Estimate:
     @cached_property
     def shape(self) -> duration.Shape:
         """Of one micro-batch, as full as it can be."""
-        recipe = self.recipe
-        rows, tokens = recipe.train.micro_batch, recipe.data.row_tokens
-        if self.model.positions is not None:
-            tokens = min(tokens, self.model.positions) if not isinstance(recipe.task, CTC | SpeechSeq2Seq) else tokens
-        written = tokens if isinstance(recipe.task, Seq2SeqLM) else 0
-        if isinstance(recipe.task, SpeechSeq2Seq):
-            tokens, written = WHISPER_PLACES, self.model.positions or 448
-        elif isinstance(recipe.task, CTC):
-            tokens = max(1, tokens // SOUND_PLACE)
-        elif isinstance(recipe.task, DPO):
-            rows *= 2
-        return duration.Shape(rows, tokens, written, rows * (written or tokens))
+        return shape_of(self.recipe, self.model)
 
     @cached_property
     def activations(self) -> Activations:
-        of = self.recipe.model, self.recipe.adapter, self.recipe.engine.dtype, self.recipe.data.packing, self.shape
+        of = (
+            self.recipe.model,
+            self.recipe.adapter,
+            self.recipe.engine.dtype,
+            self.recipe.data.packing,
+            self.shape,
+            self.recipe.task,
+        )
         return self.once(self._activations, *of)
 
     def _activations(self) -> Activations:
-        shape, numbers = self.shape, Numbers(self.sharding.weight_bytes, "cpu" if self.device is None else "cuda")
-        mask = isinstance(self.recipe.task, CausalLM) and self.recipe.data.packing is not False
-        batch = Batch(shape.rows, shape.tokens, shape.written, shape.targets, shape.targets, mask)
-        attention = "sdpa" if self.recipe.model.attention == "auto" else self.recipe.model.attention
-        again = self.recipe.model.activation_checkpointing
-        gathered = not isinstance(self.recipe.task, Seq2SeqLM)
-        return activations(self.model, batch, Computing(numbers, attention, self.update, again, gathered))
+        """Of several tasks those of the one that needs most."""
+        numbers = Numbers(self.sharding.weight_bytes, "cpu" if self.device is None else "cuda")
+        again, kind = self.recipe.model.activation_checkpointing, attention(self.recipe, self.model)
+        each = (
+            activations(one.model, one.batch, Computing(numbers, kind, self.update, again, one.gathered))
+            for one in given(self.recipe, self.model)
+        )
+        return max(each, key=lambda found: found.peak)
 
     @cached_property
     def _ranks(self) -> dict[str, int]:
@@ -274,5 +269,3 @@ class _Estimate:
             yield f"the model type {self.model.model_type} is not known here: its layers were guessed from its weights"
         if self.device is None:
             yield "on a CPU, memory that the C library does not return comes on top: 5 % to 70 %"
-        if len(self.recipe.parts()) > 1:
-            yield "of several tasks, activations are those of the first"

@@ -32,6 +32,14 @@ class Batch:
     written: int = 0
     mask: bool = False
 
+    def tokens_of(self, stack: Stack) -> int:
+        """Of a row that a stack is given."""
+        return self.written if stack.role == "decoder" else self.tokens
+
+    def values(self, stack: Stack) -> int:
+        """Numbers of a stack's hidden state."""
+        return self.rows * self.tokens_of(stack) * stack.hidden
+
 
 @dataclass(frozen=True)
 class Computing:
@@ -113,7 +121,14 @@ def last_norm(stack: Stack) -> Weight | None:
     """Behind the layers; one on embeddings is named after them."""
     vectors = [one for one in stack.other if one.kind == "vector" and one.name.endswith("weight")]
     names = ("norm", "ln_f")
-    found = [one for one in vectors if "embed" not in one.name and any(name in one.name.lower() for name in names)]
+    below = ("embed", "feature_")
+    found = [
+        one
+        for one in vectors
+        if one.name != stack.first_norm
+        and any(name in one.name.lower() for name in names)
+        and not any(name in one.name for name in below)
+    ]
     return found[-1] if found else None
 
 
