@@ -68,7 +68,7 @@ class Attention:
 class FeedForward:
     """Attributes: width: of its hidden layer (of one expert); gated: gate, up and down, else up and down; experts: how
     many there are, 0: it is dense; chosen: how many of them a token meets; shared: width of what all tokens meet beside
-    them; dropout: between its matrices."""
+    them; exact_router: they are chosen in fp32; dropout: between its matrices."""
 
     width: int
     gated: bool
@@ -76,6 +76,7 @@ class FeedForward:
     experts: int = 0
     chosen: int = 0
     shared: int = 0
+    exact_router: bool = False
     dropout: float = 0.0
 
 
@@ -91,6 +92,7 @@ class Layers:
         dropout: probability that a value is dropped before it is added to the residual stream.
         numbers: theirs among the layers of the stack; empty: from 0 on.
         shared: all of them use the weights of the first (ALBERT).
+        parallel: attention and the feed-forward layer have one input, and not one the other's result.
     """
 
     count: int
@@ -102,6 +104,7 @@ class Layers:
     dropout: float = 0.0
     numbers: tuple[int, ...] = ()
     shared: bool = False
+    parallel: bool = False
 
     @property
     def copies(self) -> int:

@@ -75,8 +75,9 @@ def masked(recipe: Recipe, part: TaskPart, model: Architecture) -> bool:
 
 
 def part_of(model: Architecture, part: TaskPart) -> Architecture:
-    """The model as one of several tasks runs it: with its own head."""
-    head = tuple(one for one in model.head if one.name.startswith(f"parts.{part.name}."))
+    """The model as one of several tasks runs it: with its own head, and without poolers, which see a token of a row."""
+    own = f"parts.{part.name}."
+    head = tuple(one for one in model.head if one.name.startswith(own) and ".pooler." not in one.name)
     labels = [one.shape[0] for one in head if one.kind == "matrix"]
     if isinstance(part.task, sections.MaskedLM):
         labels = [one.shape[0] for stack in model.stacks for one in stack.other if one.kind == "embedding"][:1]
