@@ -153,8 +153,14 @@ class _Estimate:
     def update(self, name: str, weight: Weight) -> Update:
         if name in self._own:
             return Update(whole=True)
-        dropout = self.recipe.adapter.dropout if isinstance(self.recipe.adapter, Layers) else 0.0
-        return Update(rank=self._ranks.get(name.rpartition(".")[0], 0), dropout=dropout)
+        adapter = self.recipe.adapter
+        inside = weight.name != name  # of a layer: weights elsewhere have their full names
+        packed = inside and weight.kind == "matrix" and getattr(adapter, "quantize", None) is not None
+        return Update(
+            rank=self._ranks.get(name.rpartition(".")[0], 0),
+            dropout=adapter.dropout if isinstance(adapter, Layers) else 0.0,
+            unpacked=weight.size * self.sharding.weight_bytes if packed else 0,
+        )
 
     # Moments of a run
 

@@ -21,7 +21,9 @@ RMS_NORMS: Mapping[str, RmsNorm] = {  # by model_type; others are narrow
     **dict.fromkeys(("t5", "mt5", "umt5", "longt5"), "mixed"),
 }
 
-COPIED = {"whisper"}  # model_type: queries are put into the order of heads before attention
+COPIED = {  # model_type: queries are put into the order of heads before attention
+    *("deepseek_v2", "deepseek_v3", "glm", "glm4", "gpt_neox", "nemotron", "phi", "phi3", "stablelm", "whisper"),
+}
 
 
 @dataclass(frozen=True)
@@ -227,6 +229,9 @@ class _Layer:
         beside = self._dense(
             x, shape.shared, shape, [one for one in shared if one is not router and 1 not in one.shape]
         )
+        for one in (one for one in shared if 1 in one.shape):  # a share of it for each token
+            share = self._linear(x, self.work.hidden, 1, one)
+            beside = operations.product(self.tape, self.tape.run([share], share.size, keeps_result=True), beside)
         return self.tape.run([mixed, beside], x.size, passes=True)
 
     def _dense(self, x: Value, width: int, shape: FeedForward, weights: Sequence[Weight]) -> Value:

@@ -23,11 +23,16 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Update:
-    """How a matrix learns: `whole`, by a low-rank adapter of this `rank` with `dropout` on its input, or not at all."""
+    """How a matrix learns: `whole`, by a low-rank adapter of this `rank` with `dropout` on its input, or not at all.
+
+    Attributes:
+        unpacked: bytes of one that is held in 4 bits, while its product's backward has it in the model's numbers.
+    """
 
     whole: bool = False
     rank: int = 0
     dropout: float = 0.0
+    unpacked: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def linear(tape: Tape, numbers: Numbers, x: Value, columns: tuple[int, int], upd
     """
     before, after = columns
     size = x.size // before * after
-    result = tape.run([x], size, [x] if update.whole else [], trains=update.whole)
+    result = tape.run([x], size, [x] if update.whole else [], trains=update.whole, work=update.unpacked)
     if not update.rank:
         return result
     dropped = dropout(tape, numbers, x, update.dropout)

@@ -123,7 +123,8 @@ def made(folder: Path, recipe: Recipe) -> Any:
         model.to(DTYPES[recipe.engine.dtype]).train()
         if recipe.model.activation_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-    return attach(model, recipe.adapter, whole(specs), None, 10)  # PEFT gives no dtype to what begins without memory
+    adapted = attach(model, recipe.adapter, whole(specs), None, 10)
+    return adapted.to(DTYPES[recipe.engine.dtype])  # as the engine does: AdaLoRA's number of ranks is fp32 before
 
 
 def task_of(settings: Any, model: Any) -> Any:

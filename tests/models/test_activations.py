@@ -58,6 +58,10 @@ def adapter(name: str, weight: Weight) -> Update:
     return Update(rank=8) if weight.kind == "matrix" else Update()
 
 
+def packed(name: str, weight: Weight) -> Update:
+    return replace(adapter(name, weight), unpacked=2 * weight.size if weight.kind == "matrix" else 0)
+
+
 def last_layers(name: str, weight: Weight) -> Update:
     return Update(whole=name.startswith("model.layers.2."))
 
@@ -85,6 +89,12 @@ def test_frozen_norms_keep_less_and_adapters_a_little_more() -> None:
     expected = DEPTH * TOKENS * (PER_TOKEN - 2 * 2 * H + 7 * 2 * 8) - TOKENS * (4 * H + 4)
     assert first > 0
     assert found == expected
+
+
+def test_of_weights_in_four_bits_one_at_a_time_is_unpacked() -> None:
+    row = Batch(1, 1, logits=1, targets=1)  # of which next to nothing is kept
+    whole_, apart = (activations(model(), row, computing(one)).terms["one layer"] for one in (adapter, packed))
+    assert 2 * F * H * 0.8 < apart - whole_ <= 2 * F * H
 
 
 def test_layers_below_what_is_trained_keep_nothing() -> None:
