@@ -7,15 +7,22 @@ from dataclasses import dataclass
 
 from distft.plan import operations
 from distft.plan.architecture import Attention, FeedForward, Layers, Weight
+from distft.plan.names import (
+    JOINT,
+    KEYS,
+    LATENT,
+    OVER_ENCODER,
+    QUERIES,
+    VALUES,
+    behind,
+    is_norm,
+    leaf,
+    named,
+    split_at_attention,
+)
 from distft.plan.operations import Implementation, Numbers, RmsNorm, Scores, Update
 from distft.plan.tape import Tape, Value
 
-QUERIES = {"q_proj", "query", "q", "q_lin", "q_attn", "query_proj"}
-KEYS = {"k_proj", "key", "k", "k_lin", "key_proj"}
-VALUES = {"v_proj", "value", "v", "v_lin", "value_proj"}
-LATENT = {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"}
-JOINT = {"qkv_proj", "c_attn", "query_key_value", "Wqkv", "qkv", "W_pack"}
-OVER_ENCODER = {"EncDecAttention", "encoder_attn", "crossattention", "cross_attn"}
 RMS_NORMS: Mapping[str, RmsNorm] = {  # by model_type; others are narrow
     **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n_text", "gemma4_text"), "wide"),
     **dict.fromkeys(("t5", "mt5", "umt5", "longt5"), "mixed"),
@@ -86,7 +93,7 @@ def kept(layers: Layers, updates: Mapping[str, Update], work: Work) -> Kept:
     size = work.rows * work.tokens * work.hidden * work.numbers.width
     memory = Value(work.rows * work.read * work.hidden * work.numbers.width, work.memory_learns)
     x, tape = Value(size, work.learns), Tape()
-    norms = [one for one in layers.weights if _is_norm(one) and one.name.endswith("weight")]
+    norms = [one for one in layers.weights if is_norm(one) and one.name.endswith("weight")]
     result = _Layer(layers, updates, work, tape, iter(norms)).run(x, memory)
     return Kept(
         tape.kept([memory]), tape.kept([memory, x]), tape.backward([memory]), tape.backward([memory, x]), result.learns
@@ -103,18 +110,18 @@ class _Layer:
 
     def run(self, x: Value, memory: Value) -> Value:
         """Norms stand before what they are for; one that stands behind it keeps the same."""
-        weights = [one for one in self.layers.weights if one.kind == "matrix" and not _is_norm(one)]
+        weights = [one for one in self.layers.weights if one.kind == "matrix" and not is_norm(one)]
         across = [one for one in weights if OVER_ENCODER.intersection(one.name.split("."))]
         inside = [one for one in weights if one not in across]
-        own, rest = _split(inside)
-        norms = [one for one in self.layers.weights if _is_norm(one) and one.name.endswith("weight")]
+        own, rest = split_at_attention(inside)
+        norms = [one for one in self.layers.weights if is_norm(one) and one.name.endswith("weight")]
         sandwich = len(norms) >= 4 and not across
         if self.layers.parallel:
             return self._beside(x, own, rest, len(norms))
         if self.layers.attention is not None:
             x = self._branch(x, lambda y: self._attend(y, y, own, False), sandwich)
             if across:
-                x = self._branch(x, lambda y: self._attend(y, memory, _split(across)[0], True), False)
+                x = self._branch(x, lambda y: self._attend(y, memory, split_at_attention(across)[0], True), False)
         return self._branch(x, lambda y: self._feed_forward(y, rest), sandwich)
 
     def _beside(self, x: Value, own: Sequence[Weight], rest: Sequence[Weight], norms: int) -> Value:
@@ -152,37 +159,37 @@ class _Layer:
         assert shape is not None
         tape, work, hidden = self.tape, self.work, self.work.hidden
         wide, narrow, values = shape.heads * shape.size, shape.keys * shape.size, shape.keys * shape.value_size
-        if _named(weights, LATENT) is not None:
+        if named(weights, LATENT) is not None:
             q, k, v = self._latent(x, weights, shape)
-        elif (joint := _named(weights, JOINT)) is not None and not over_encoder:
+        elif (joint := named(weights, JOINT)) is not None and not over_encoder:
             whole = self._linear(x, hidden, wide + narrow + values, joint)
             each = work.rows * work.tokens * work.numbers.width
             q, k, v = tape.split(whole, (wide * each, narrow * each, values * each))
         else:
-            q = self._linear(x, hidden, wide, _named(weights, QUERIES))
-            k = self._linear(memory, hidden, narrow, _named(weights, KEYS))
-            v = self._linear(memory, hidden, values, _named(weights, VALUES))
+            q = self._linear(x, hidden, wide, named(weights, QUERIES))
+            k = self._linear(memory, hidden, narrow, named(weights, KEYS))
+            v = self._linear(memory, hidden, values, named(weights, VALUES))
         if not over_encoder:
             q, k = self._head_norm(q, "q_norm", shape.heads), self._head_norm(k, "k_norm", shape.keys)
-            if work.rotary and _named(weights, LATENT) is None:
+            if work.rotary and named(weights, LATENT) is None:
                 q, k = operations.rotary(tape, q), operations.rotary(tape, k)
         out = work.rows * work.tokens * shape.heads * shape.value_size * work.numbers.width
         seen = operations.attention(tape, work.numbers, work.kind, q, k, v, out, self._scores(shape, over_encoder))
-        return self._linear(seen, shape.heads * shape.value_size, hidden, _behind(weights))
+        return self._linear(seen, shape.heads * shape.value_size, hidden, behind(weights))
 
     def _latent(self, x: Value, weights: Sequence[Weight], shape: Attention) -> tuple[Value, Value, Value]:
         """Queries, and keys and values, from a few numbers of a token; some numbers of a head tell positions
         (DeepSeek-V2, arXiv:2405.04434)."""
-        tape, hidden, named = self.tape, self.work.hidden, {_leaf(one): one for one in weights}
+        tape, hidden, own = self.tape, self.work.hidden, {leaf(one): one for one in weights}
         each = self.work.rows * self.work.tokens * self.work.numbers.width
-        down, up = named["kv_a_proj_with_mqa"], named["kv_b_proj"]
+        down, up = own["kv_a_proj_with_mqa"], own["kv_b_proj"]
         rank, turned = up.shape[1], down.shape[0] - up.shape[1]
-        if "q_a_proj" in named:
-            few = named["q_a_proj"].shape[0]
-            low = self._head_norm(self._linear(x, hidden, few, named["q_a_proj"]), "q_a_layernorm", 1)
-            q = self._linear(low, few, shape.heads * shape.size, named["q_b_proj"])
+        if "q_a_proj" in own:
+            few = own["q_a_proj"].shape[0]
+            low = self._head_norm(self._linear(x, hidden, few, own["q_a_proj"]), "q_a_layernorm", 1)
+            q = self._linear(low, few, shape.heads * shape.size, own["q_b_proj"])
         else:
-            q = self._linear(x, hidden, shape.heads * shape.size, named["q_proj"])
+            q = self._linear(x, hidden, shape.heads * shape.size, own["q_proj"])
         plain = shape.heads * (shape.size - turned) * each
         straight, turning = tape.split(q, (plain, q.size - plain))
         q = tape.run([straight, operations.rotary(tape, turning)], q.size)
@@ -287,31 +294,3 @@ class _Layer:
         adapted = [one for one, update in zip(mine, updates, strict=True) if update.rank]
         sums = [self.tape.run([], one.size * self.work.numbers.width, trains=True) for one in adapted]
         return self.tape.run([x, *sums], size, [*([x] if learns else []), *sums], trains=learns)
-
-
-def _is_norm(weight: Weight) -> bool:
-    owner = weight.name.split(".")[-2] if "." in weight.name else weight.name
-    return (
-        weight.kind == "vector"
-        and ("norm" in owner.lower() or owner.startswith("ln_"))
-        and not owner.endswith(("q_norm", "k_norm", "_a_layernorm"))
-    )
-
-
-def _leaf(weight: Weight) -> str:
-    return weight.name.removesuffix(".weight").split(".")[-1]
-
-
-def _named(weights: Sequence[Weight], names: set[str]) -> Weight | None:
-    return next((one for one in weights if _leaf(one) in names), None)
-
-
-def _split(weights: Sequence[Weight]) -> tuple[Sequence[Weight], Sequence[Weight]]:
-    """Matrices of attention, which come first and end with the one behind it, and the others."""
-    known = QUERIES | KEYS | VALUES | JOINT | LATENT
-    last = max((place for place, one in enumerate(weights) if _leaf(one) in known), default=-1)
-    return (weights[: last + 2], weights[last + 2 :]) if last >= 0 else ((), weights)
-
-
-def _behind(weights: Sequence[Weight]) -> Weight | None:
-    return weights[-1] if weights else None

@@ -99,7 +99,14 @@ def top(model: Architecture, batch: Batch, how: Computing, hidden: int) -> Top:
         scored = tape.run([scored], scored.size // width * FP32)
     scored = tape.run([scored], scored.size, keeps_result=True)
     tape.run([scored], FP32)
-    return Top(below + made, tape.backward())
+    paths = _paths(model, batch)
+    return Top(below + made + paths, tape.backward() + paths)
+
+
+def _paths(model: Architecture, batch: Batch) -> int:
+    """What a CRF keeps: at each place how likely each tag is behind each other."""
+    labels = next((one.shape[0] for one in model.head if one.name.endswith("crf.transitions")), 0)
+    return FP32 * batch.targets * labels * labels
 
 
 def _scored(model: Architecture, batch: Batch, how: Computing) -> int:
