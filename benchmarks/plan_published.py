@@ -22,8 +22,8 @@ from typing import Any
 
 from distft.plan.activations import Activations, activations
 from distft.plan.architecture import Architecture, Weight
-from distft.plan.moments import LOST
 from distft.plan.loss import Batch, Computing
+from distft.plan.moments import LOST
 from distft.plan.operations import FP32, Numbers, Update
 from distft.plan.prediction import GIB, Moment
 from distft.plan.shapes import architecture_of

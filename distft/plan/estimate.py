@@ -79,5 +79,3 @@ def doubts(case: Case) -> Iterator[str]:
         yield f"the model type {case.model.model_type} is not known here: its layers were guessed from its weights"
     if case.device is None:
         yield "on a CPU, memory that the C library does not return comes on top: 5 % to 70 %"
-    if len(case.recipe.parts()) > 1:
-        yield "of several tasks, activations are those of the first"

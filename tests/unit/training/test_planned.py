@@ -11,7 +11,7 @@ import torch
 
 from distft.errors import UserError
 from distft.plan import record
-from distft.plan.devices import Device, device, present
+from distft.plan.devices import device, present
 from distft.process.distributed import Ranks
 from distft.recipe.schema import Recipe
 from distft.training import planned
@@ -87,7 +87,7 @@ def test_out_of_memory_quotes_the_plan_and_only_what_the_run_can_go_on_with(
 ) -> None:
     small = device("A10-24GB")
     monkeypatch.setenv("WORLD_SIZE", "8")
-    monkeypatch.setattr(planned, "_device", lambda: Device(small.name, small.memory, small.flops, small.link))
+    monkeypatch.setattr(planned, "_device", lambda: small)
     with pytest.raises(UserError) as caught, explained(wanted(base)):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
     said = str(caught.value)
