@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, TypeVar
@@ -15,7 +15,8 @@ from distft.plan.changes import lowest_stage
 from distft.plan.config import width_of_file
 from distft.plan.devices import Device
 from distft.plan.evaluation import Writing, evaluation
-from distft.plan.loss import Batch, Computing
+from distft.plan.loss import Computing
+from distft.plan.microbatch import Given, attention, emptiest, given, shape_of
 from distft.plan.operations import Numbers, Update
 from distft.plan.placement import Placed, placed
 from distft.plan.shapes import architecture_of
@@ -23,11 +24,9 @@ from distft.plan.states import Sharding
 from distft.plan.trained import Trained, trained, updates
 from distft.recipe.adapters import AdaLora
 from distft.recipe.schema import Recipe
-from distft.recipe.tasks import CTC, DPO, CausalLM, Generation, MaskedLM, Seq2SeqLM, SpeechSeq2Seq
+from distft.recipe.tasks import Generation, MaskedLM
 
 T = TypeVar("T")
-SOUND_PLACE = 20  # milliseconds of speech that become one place of wav2vec2's layers
-WHISPER_PLACES = 1500
 
 
 class Once(Protocol):
@@ -41,7 +40,7 @@ class Case:
     """Everything is found when it is first asked for; what several recipes have in common, once for all.
 
     Attributes:
-        emptiest: rows hold as little as they can (`Shape.emptiest`), not as much.
+        emptiest: rows hold as little as they can (`microbatch.emptiest`), not as much.
     """
 
     recipe: Recipe
@@ -119,49 +118,44 @@ class Case:
     @cached_property
     def shape(self) -> duration.Shape:
         """Of one micro-batch, as full as it can be, or as empty."""
-        recipe = self.recipe
-        rows, tokens = recipe.train.micro_batch, recipe.data.row_tokens
-        if self.model.positions is not None:
-            tokens = min(tokens, self.model.positions) if not isinstance(recipe.task, CTC | SpeechSeq2Seq) else tokens
-        written = tokens if isinstance(recipe.task, Seq2SeqLM) else 0
-        if isinstance(recipe.task, SpeechSeq2Seq):
-            tokens, written = WHISPER_PLACES, self.model.positions or 448
-        elif isinstance(recipe.task, CTC):
-            tokens = max(1, tokens // SOUND_PLACE)
-        elif isinstance(recipe.task, DPO):
-            rows *= 2
-        full = duration.Shape(rows, tokens, written, rows * (written or tokens))
-        return full.emptiest(recipe) if self.emptiest else full
+        full = shape_of(self.recipe, self.model)
+        return emptiest(full, self.recipe) if self.emptiest else full
 
     @cached_property
     def activations(self) -> Activations:
-        of = self.recipe.model, self.recipe.adapter, self.recipe.engine.dtype, self.recipe.data.packing, self.shape
-        return self.once(self._activations, *of)
+        return self.once(self._activations, *self._computed_from)
 
     def _activations(self) -> Activations:
-        batch, how = self._computing
-        return activations(self.model, batch, how)
+        """Of several tasks those of the one that needs most."""
+        each = (activations(one.model, one.batch, self._computing(one)) for one in self._given())
+        return max(each, key=lambda found: found.peak)
 
     @cached_property
     def evaluation(self) -> dict[str, int]:
         """Bytes that an evaluation needs beside states."""
-        of = self.recipe.model, self.recipe.adapter, self.recipe.engine.dtype, self.recipe.task, self.shape
-        return self.once(self._evaluation, *of, self.recipe.data.packing)
+        return self.once(self._evaluation, *self._computed_from)
 
     def _evaluation(self) -> dict[str, int]:
-        task, (batch, how) = self.recipe.task, self._computing
-        writing = Writing(task.beams, task.longest_target + 1) if isinstance(task, Generation) else None
-        return evaluation(self.model, batch, how, writing, named=isinstance(task, MaskedLM))
+        """Of several tasks those of the one that needs most."""
+        return max(map(self._evaluated, self._given()), key=lambda found: sum(found.values()))
 
-    @cached_property
-    def _computing(self) -> tuple[Batch, Computing]:
-        shape, numbers = self.shape, Numbers(self.sharding.weight_bytes, "cpu" if self.device is None else "cuda")
-        mask = isinstance(self.recipe.task, CausalLM) and self.recipe.data.packing is not False
-        batch = Batch(shape.rows, shape.tokens, shape.written, shape.targets, shape.targets, mask)
-        attention = "sdpa" if self.recipe.model.attention == "auto" else self.recipe.model.attention
-        again = self.recipe.model.activation_checkpointing
-        gathered = not isinstance(self.recipe.task, Generation)
-        return batch, Computing(numbers, attention, self.update, again, gathered)
+    def _evaluated(self, one: Given) -> dict[str, int]:
+        task = one.task
+        writing = Writing(task.beams, task.longest_target + 1) if isinstance(task, Generation) else None
+        return evaluation(one.model, one.batch, self._computing(one), writing, named=isinstance(task, MaskedLM))
+
+    def _given(self) -> Iterator[Given]:
+        return given(self.recipe, self.model, self.shape)
+
+    @property
+    def _computed_from(self) -> tuple[object, ...]:
+        recipe = self.recipe
+        return recipe.model, recipe.adapter, recipe.engine.dtype, recipe.data.packing, recipe.task, self.shape
+
+    def _computing(self, one: Given) -> Computing:
+        numbers = Numbers(self.sharding.weight_bytes, "cpu" if self.device is None else "cuda")
+        kind, again = attention(self.recipe, self.model), self.recipe.model.activation_checkpointing
+        return Computing(numbers, kind, self.update, again, one.gathered)
 
     @cached_property
     def update(self) -> Callable[[str, Weight], Update]:

@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 from distft.plan.architecture import Architecture, Layers, Stack
 from distft.plan.devices import PCIE, Device
 from distft.recipe.schema import Recipe
-from distft.recipe.tasks import CausalLM, SpeechSeq2Seq
 
 REACHED = 1.0  # of the fastest matrix product of a GPU, by those of a step; less did not fit figures better
 ATTENTION = 0.7  # of what matrix products reach: FlashAttention-2 (arXiv:2307.08691) has 50 to 73 % of an A100's peak
@@ -44,19 +43,6 @@ class Shape:
     tokens: int
     written: int
     targets: int
-
-    def emptiest(self, recipe: Recipe) -> Shape:
-        """The least that some micro-batch holds, whatever the data are: a token for each row, and one that is learned.
-
-        Where documents are packed, two rows of which one is less than half full would have been one. Whisper hears 30
-        seconds in any case.
-        """
-        tokens = 1
-        if isinstance(recipe.task, CausalLM) and recipe.data.packing:
-            tokens = max(1, self.tokens // 2)
-        elif isinstance(recipe.task, SpeechSeq2Seq):
-            tokens = self.tokens
-        return Shape(self.rows, tokens, min(1, self.written), self.rows)
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,8 @@ def times(case: Case) -> tuple[duration.Times | None, float]:
     if case.device is None or case.device.flops is None:
         return None, 1.0
     done, sizes = work(case)
-    useful = computed(case, again=False).flops / done.flops if done.flops else 1.0
+    again = case.recipe.model.activation_checkpointing
+    useful = computed(case, again=False).flops / done.flops if again else 1.0
     return duration.step_times(case.recipe, done, sizes, case.device, case.world, case.per_node), useful
 
 
@@ -88,5 +89,3 @@ def doubts(case: Case) -> Iterator[str]:
         yield f"the model type {case.model.model_type} is not known here: its layers were guessed from its weights"
     if case.device is None:
         yield "on a CPU, memory that the C library does not return comes on top: 5 % to 70 %"
-    if len(case.recipe.parts()) > 1:
-        yield "of several tasks, activations are those of the first"

@@ -124,12 +124,3 @@ def test_measured_rates_decide() -> None:
     assert (found.computing, found.at_peak) == (pytest.approx(8.0), pytest.approx(3.6))
     usual, slow = (step_times(wanted(3), NOTHING, Sizes(SIZE, SIZE), gpu, 16, 8) for gpu in (GPU, site))
     assert (slow.between, slow.within) == (pytest.approx(2 * usual.between), usual.within)
-
-
-def test_the_emptiest_rows_that_a_recipe_allows() -> None:
-    full = Shape(4, 1024, 0, 4096)
-    plain, packed = (recipe(data={"train": "/d", "packing": one}) for one in (None, True))
-    assert full.emptiest(plain) == Shape(4, 1, 0, 4)
-    assert full.emptiest(packed) == Shape(4, 512, 0, 4)
-    heard = recipe(task={"type": "speech-seq2seq"})
-    assert Shape(2, 1500, 448, 896).emptiest(heard) == Shape(2, 1500, 1, 2)
