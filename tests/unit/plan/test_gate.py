@@ -201,3 +201,10 @@ def test_several_tasks_are_planned_by_what_they_share(tmp_path: Path) -> None:
     )
     assert judge(asked, Place(1, 1, device("H200"))).refusal is not None
     assert judge(asked, Place(4, 8, device("H200"))).refusal is None
+
+
+def test_an_evaluation_may_be_of_fewer_rows_than_a_micro_batch(base: Path) -> None:
+    asked = wanted(base, data={"eval": "/d"}, adapter=LORA)
+    least = Estimator(1, A100, emptiest=True).predict(asked, 1)
+    assert "evaluation" in [one.name for one in least.moments]
+    assert "evaluation" not in [one.name for one in certain(least)]
