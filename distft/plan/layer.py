@@ -303,14 +303,17 @@ class _Layer:
         done = self._grouped(inner, copies, first=False)
         full = copies // numbers.width * operations.FP32  # shares are fp32
         weighted = tape.run([done, chosen], full, [done, chosen], work=full)
-        return tape.run([tape.run([weighted], full, [places])], x.size)
+        ordered = tape.run([weighted], full, [places])
+        tape.hold([given, done])
+        return tape.run([ordered], x.size)
 
     def _grouped(self, x: Value, size: int, *, first: bool) -> Value:
-        """With an adapter PEFT adds it to all experts' weights, and the sum is kept."""
+        """With an adapter PEFT makes its product, adds it to all experts' weights, and the sum is kept."""
         experts = [one for one in self.layers.weights if one.experts and one.kind == "matrix"]
         mine = experts[:1] if first else experts[1:]
         updates = [self.updates[one.name] for one in mine]
         learns = any(update.whole or update.rank for update in updates)
         adapted = [one for one, update in zip(mine, updates, strict=True) if update.rank]
-        sums = [self.tape.run([], one.size * self.work.numbers.width, trains=True) for one in adapted]
+        wide = [one.size * self.work.numbers.width for one in adapted]
+        sums = [self.tape.run([self.tape.run([], each, trains=True)], each, passes=True) for each in wide]
         return self.tape.run([x, *sums], size, [*([x] if learns else []), *sums], trains=learns)
