@@ -20,9 +20,10 @@ from dataclasses import dataclass, replace
 
 from distft.plan.architecture import Architecture, Layers, Stack, Weight
 from distft.plan.inputs import batch_bytes, below, biases, convolutions, masks, rotary, turns
-from distft.plan.layer import COPIED, RMS_NORMS, Kept, Work, kept
+from distft.plan.layer import kept
 from distft.plan.loss import Batch, Computing, last_norm, top
 from distft.plan.operations import FP32, Update
+from distft.plan.work import COPIED, RMS_NORMS, Kept, Work
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from distft.plan import operations
 from distft.plan.architecture import Architecture, Stack, Weight
-from distft.plan.layer import RMS_NORMS
 from distft.plan.operations import FP32, Implementation, Numbers, Update
 from distft.plan.tape import Tape, Value
+from distft.plan.work import RMS_NORMS
 
 
 @dataclass(frozen=True)
