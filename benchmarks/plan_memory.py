@@ -4,7 +4,8 @@
     python -m benchmarks.plan_memory FOLDER --seed 1 --threshold 65536 --only 3 7  some of these, by their numbers
     python -m benchmarks.plan_memory FOLDER --threshold 65536                      a model of next to nothing
 
-Each case is a real `distft train` of three steps with two saves and the export, of a random model whose rows are full.
+Each case is a real `distft train` of two or three steps, with a save before the last one, and the export; its random
+model has rows that are full.
 Bases are made beforehand and given as `model.path`, so that no rank remembers how one was made. Beside the run this
 process looks at every rank: its pulse says where it is; at each change of place the kernel's record of the peak
 (VmHWM) is read and reset. Pss takes the kernel long to find out (/proc/PID/smaps_rollup, 70 ms for a GB), so it is

@@ -2,76 +2,54 @@
 
     python -m benchmarks.plan_runs docs/results/plan-measured.jsonl
 
-The file is that of `benchmarks/plan_memory.py`. What imports take is subtracted on both sides. Only runs with the
-threshold of glibc fixed count, for else freed memory stays in the process.
+The file is that of `benchmarks/plan_memory.py`. Two figures: the fullest rank's VmHWM, and the highest sum of the
+ranks' Pss, in which a page that several have counts once; both less what imports take. Only runs with the threshold of
+glibc fixed count, for else freed memory stays in the process.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from distft.plan.estimate import PROCESS, Estimator
-from distft.plan.prediction import Prediction
-from distft.recipe.schema import Recipe
+import numpy as np
 
-MIB = 1 << 20
-HEAD = 64  # size of an attention head in all of these models
+from benchmarks.plan_cases import MIB, Case, planned
+from distft.plan.estimate import PROCESS
 
 
-def recipe_of(case: dict[str, Any]) -> Recipe:
-    rank = case["rank"]
-    adapters = {
-        "none": {"type": "none"},
-        "lora": {"type": "lora", "r": rank},
-        "adalora": {"type": "adalora", "init_r": rank, "target_r": max(1, rank // 2)},
-    }
-    heads = max(1, case["hidden"] // HEAD)
-    config = {
-        "hidden_size": case["hidden"],
-        "intermediate_size": case["inner"],
-        "num_hidden_layers": case["layers"],
-        "num_attention_heads": heads,
-        "num_key_value_heads": heads,
-        "tie_word_embeddings": case["tied"],
-    }
-    init = {"architecture": case["architecture"], "vocab_size": case["vocabulary"], "config": config}
-    return Recipe.model_validate(
-        {
-            "model": {"init": init, "activation_checkpointing": case["recompute"]},
-            "data": {"train": "/data", "row_tokens": case["row"]},
-            "adapter": adapters[case["adapter"]],
-            "train": {"steps": 3, "global_batch": case["batch"], "micro_batch": case["micro"]},
-            "engine": {"zero_stage": case["stage"], "dtype": case["dtype"], "grad_dtype": case["grad_dtype"]},
-        }
+def rank_error(run: dict[str, Any], case: Case) -> tuple[float, float, str]:
+    """(predicted, measured, at which moment) of the fullest rank, in bytes."""
+    peak = planned(case).peak
+    measured = max(one["hwm"] for one in run["processes"] if "rank" in one["name"])
+    return peak.total - PROCESS, measured - PROCESS, peak.name
+
+
+def said(name: str, errors: Sequence[float]) -> str:
+    sizes = np.abs(errors)
+    return (
+        f"{name}: median of the errors' size {np.median(sizes):.1%}, 95th percentile {np.percentile(sizes, 95):.1%}, "
+        f"largest {sizes.max():.1%}; {len(sizes)} runs"
     )
 
 
-def planned(case: dict[str, Any]) -> Prediction:
-    return Estimator(case["ranks"], None).predict(recipe_of(case), 1)
-
-
 def main() -> None:
-    runs = [json.loads(line) for line in Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()]
+    runs = [json.loads(line) for path in sys.argv[1:] for line in Path(path).read_text(encoding="utf-8").splitlines()]
     errors = []
-    print("| run | trained | ranks | predicted, MiB | at | measured, MiB | error |\n|---|---|---|---|---|---|---|")
     for run in runs:
-        case = run["case"]
-        if not run["threshold"] or case["name"].startswith("nothing"):
+        case = Case(**run["case"])
+        if not run["threshold"] or case.name.startswith("nothing"):
             continue
-        found = planned(case)
-        expected = found.peak.total - PROCESS
-        measured = max(one["hwm"] for one in run["processes"] if "rank" in one["name"]) - PROCESS
+        expected, measured, at = rank_error(run, case)
         errors.append(expected / measured - 1)
         print(
-            f"| {case['name']} | {run['trained'] / 1e6:.1f} M of {run['total'] / 1e6:.1f} M | {case['ranks']} | "
-            f"{expected / MIB:,.0f} | {found.peak.name} | {measured / MIB:,.0f} | {errors[-1]:+.1%} |"
+            f"| {case.name} | {run['trained'] / 1e6:.1f} M of {run['total'] / 1e6:.1f} M | {case.ranks} | "
+            f"{expected / MIB:,.0f} | {at} | {measured / MIB:,.0f} | {errors[-1]:+.1%} |"
         )
-    sizes = sorted(map(abs, errors))
-    print(f"\nMedian of the errors' size: {median(sizes):.1%}; the largest: {sizes[-1]:.1%}; {len(sizes)} runs.")
+    print(f"\n{said('(a)', errors)}")
 
 
 if __name__ == "__main__":

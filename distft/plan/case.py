@@ -161,4 +161,5 @@ class Case:
         if name in self._own:
             return Update(whole=True)
         dropout = self.recipe.adapter.dropout if isinstance(self.recipe.adapter, Layers) else 0.0
-        return Update(rank=self._ranks.get(name.rpartition(".")[0], 0), dropout=dropout)
+        rank, singular = self._ranks.get(name.rpartition(".")[0], 0), isinstance(self.recipe.adapter, AdaLora)
+        return Update(rank=rank, dropout=dropout, singular=singular)

@@ -23,11 +23,13 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Update:
-    """How a matrix learns: `whole`, by a low-rank adapter of this `rank` with `dropout` on its input, or not at all."""
+    """How a matrix learns: `whole`, by a low-rank adapter of this `rank` with `dropout` on its input, or not at all.
+    `singular`: that adapter is AdaLoRA's."""
 
     whole: bool = False
     rank: int = 0
     dropout: float = 0.0
+    singular: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,9 @@ def dropout(tape: Tape, numbers: Numbers, x: Value, share: float) -> Value:
 def linear(tape: Tape, numbers: Numbers, x: Value, columns: tuple[int, int], update: Update) -> Value:
     """A product with a matrix; its input is kept if the matrix learns.
 
-    With an adapter x W + s (drop(x) A) B: kept are drop(x) and drop(x) A (Hu et al. 2021, arXiv:2106.09685).
+    With an adapter x W + s (drop(x) A) B: kept are drop(x) and drop(x) A (Hu et al. 2021, arXiv:2106.09685). AdaLoRA
+    (Zhang et al. 2023, arXiv:2303.10512) has A E for A, made anew each time, and divides by its rank, which PEFT has as
+    a weight that is trained: A E is kept too, and what is divided.
 
     Args:
         columns: numbers that a token has before and after.
@@ -84,9 +88,12 @@ def linear(tape: Tape, numbers: Numbers, x: Value, columns: tuple[int, int], upd
     if not update.rank:
         return result
     dropped = dropout(tape, numbers, x, update.dropout)
-    low = tape.run([dropped], x.size // before * update.rank, [dropped], trains=True)
-    high = tape.run([low], size, [low], trains=True)
-    return tape.run([result, tape.run([high], size)], size, passes=True)
+    made = [tape.run([], before * update.rank * numbers.width, trains=True)] if update.singular else []
+    low = tape.run([dropped, *made], x.size // before * update.rank, [dropped, *made], trains=True)
+    high = tape.run([tape.run([low], size, [low], trains=True)], size)
+    if update.singular:
+        high = tape.run([high], size, [high], trains=True)
+    return tape.run([result, high], size, passes=True)
 
 
 def layer_norm(tape: Tape, x: Value, tokens: int, learns: bool) -> Value:
