@@ -28,7 +28,7 @@ from distft.run.folder import RunDir
 
 MIB = 1 << 20
 HEAD = 64  # size of an attention head in all of these models
-DATA = {"causal-lm": "short.jsonl", "masked-lm": "long.jsonl", "sequence-classification": "labelled.jsonl"}
+WORDS = 200_000  # of the data of a case
 FAMILIES = ("llama", "llama", "llama", "llama", "qwen3", "gpt2", "gpt2", "bert", "bert", "qwen3_moe")
 MOST_WORK = 1.2e12  # FLOPs of a run: a minute on two cores
 SMALLEST, DECADES = 1e7, 2  # parameters of the smallest model; the largest has 10 to the power of that many times more
@@ -61,6 +61,11 @@ class Case:
     task: str = "causal-lm"
     keys: int = 1
     packed: bool = True
+
+    @property
+    def data(self) -> str:
+        """Name of the file of training data."""
+        return f"{self.task}-{'short' if self.packed and self.task == 'causal-lm' else self.row}.jsonl"
 
     @property
     def base(self) -> str:
@@ -175,7 +180,7 @@ def content(case: Case, folder: Path) -> dict[str, Any]:
         adapter |= {"init_r": case.rank, "target_r": max(1, case.rank // 2), "tinit": 1, "tfinal": 1, "delta_t": 1}
     causal = case.task == "causal-lm"
     data: dict[str, Any] = {"row_tokens": case.row, "cache": str(folder / "cache")}
-    data["train"] = str(folder / (DATA[case.task] if case.packed or not causal else "long.jsonl"))
+    data["train"] = str(folder / case.data)
     return {
         "model": {"init": init_of(case), "activation_checkpointing": case.recompute},
         "task": {"type": case.task},
@@ -201,21 +206,17 @@ def recipe_of(case: Case) -> Recipe:
     return Recipe.model_validate(content(case, Path("/data")))
 
 
-def write_data(folder: Path) -> None:
-    """Documents of random letters, of which no tokenizer makes long tokens: long ones that fill rows, short ones that
-    share them, and labelled ones."""
-    draw = random.Random(0)
-
-    def text(words: int) -> str:
-        return " ".join("".join(draw.choices("abcdefghij", k=5)) for _ in range(words))
-
-    files = {
-        "long": ({"text": text(800)} for _ in range(200)),
-        "short": ({"text": text(draw.randint(4, 24))} for _ in range(12_000)),
-        "labelled": ({"text": text(800), "label": "ab"[number % 2]} for number in range(200)),
-    }
-    for name, records in files.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+def write_data(case: Case, folder: Path) -> None:
+    """Documents of random letters, of which no tokenizer makes long tokens. Either many share a row, or they are of any
+    length below and above that of a row, so that some are cut, and others padded beside them."""
+    draw, left = random.Random(0), WORDS
+    shortest, longest = (4, 24) if "short" in case.data else (case.row // 4, 3 * case.row // 2)
+    with (folder / case.data).open("w") as file:
+        while left > 0:
+            words = draw.randint(shortest, longest)
+            text = " ".join("".join(draw.choices("abcdefghij", k=5)) for _ in range(words))
+            file.write(json.dumps({"text": text, "label": draw.choice("ab")}) + "\n")
+            left -= words
 
 
 def make_base(recipe: Path, target: Path) -> None:

@@ -138,6 +138,8 @@ def kilobytes(text: str, key: str) -> int:
 
 def measure(case: Case, folder: Path, threshold: int | None) -> dict[str, Any]:
     """Run a case and watch it. Raises SystemExit if it fails."""
+    if not (folder / case.data).exists():
+        write_data(case, folder)
     recipe = content(case, folder)
     recipe["model"] = {"path": str(make_base(case, folder)), "activation_checkpointing": case.recompute}
     run = folder / case.name
@@ -240,8 +242,6 @@ def main() -> None:
     args = parser.parse_args()
     folder = args.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "long.jsonl").exists():
-        write_data(folder)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     cases = SMALLEST if args.seed is None else drawn(folder, args.seed, args.count, args.memory * 1024 * MIB)
     for number, case in enumerate(cases, 1):
