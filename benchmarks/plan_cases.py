@@ -12,19 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distft.model.context import RunContext
 from distft.plan.estimate import Estimator
 from distft.plan.prediction import Prediction
 from distft.plan.shapes import architecture_of
-from distft.recipe.load import load
 from distft.recipe.schema import Recipe
-from distft.run.folder import RunDir
 
 MIB = 1 << 20
 HEAD = 64  # size of an attention head in all of these models
@@ -193,13 +189,14 @@ def content(case: Case, folder: Path) -> dict[str, Any]:
             "micro_batch": case.micro,
         },
         "engine": {"zero_stage": case.stage, "dtype": case.dtype, "grad_dtype": case.grad_dtype},
-        "checkpoint": {"every": steps(case) - 1},
+        "checkpoint": {"every": max(1, steps(case) // 2)},
     }
 
 
 def steps(case: Case) -> int:
-    """One after the first save, and before it as many as the adapter needs."""
-    return 3 if case.adapter == "adalora" else 2
+    """One after the first save; before it as many as AdaLoRA needs. Under stage 3 two after it: in the first steps the
+    engine finds out in which order weights are used, and fetches none ahead."""
+    return 4 if case.stage == 3 else 3 if case.adapter == "adalora" else 2
 
 
 def recipe_of(case: Case) -> Recipe:
@@ -219,25 +216,15 @@ def write_data(case: Case, folder: Path) -> None:
             left -= words
 
 
-def make_base(recipe: Path, target: Path) -> None:
-    target.mkdir(parents=True, exist_ok=True)
-    print(RunContext(RunDir(target), load(recipe, []), starts=True).base)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int)
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--memory", type=float, default=12.0, help="most GiB of all ranks of a case")
-    parser.add_argument("--base", nargs=2, type=Path, metavar=("RECIPE", "FOLDER"), help="make a base model instead")
     args = parser.parse_args()
-    if args.base:
-        make_base(*args.base)
-        return
     for case in draw(args.seed, args.count, args.memory * 1024 * MIB):
         size = architecture_of(recipe_of(case)).parameters
         print(f"{size / 1e6:.0f} M, {together(case) / MIB:,.0f} MiB together: {json.dumps(asdict(case))}")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

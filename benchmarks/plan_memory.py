@@ -33,15 +33,28 @@ from typing import Any
 import psutil
 
 from benchmarks.plan_cases import MIB, Case, content, draw, write_data
+from distft.errors import DONE, PREEMPTED
+from distft.model.context import RunContext
 from distft.process.pulse import BYTES, HEADER
+from distft.recipe.schema import Recipe
+from distft.run.folder import RunDir
 
 ROOT = Path(__file__).resolve().parents[1]
+ENDED = (DONE, PREEMPTED)  # exit codes; that of a run whose export was stopped is the second
 LOOK_SECONDS, PSS_SECONDS = 0.01, 0.2
 MEASURED = ("Rss", "Pss", "Pss_Anon", "Pss_File", "Anonymous")  # of smaps_rollup
 
 
 NOTHING = Case("nothing", 64, 64, 1, 512, row=16)
-SMALLEST = [NOTHING, *(replace(NOTHING, name=f"nothing-{ranks}-ranks", ranks=ranks) for ranks in (2, 4))]
+SMALLEST = [
+    NOTHING,
+    *(replace(NOTHING, name=f"nothing-{ranks}-ranks", ranks=ranks) for ranks in (2, 4)),
+    *(replace(NOTHING, name=f"nothing-bf16-zero{stage}", stage=stage, dtype="bf16") for stage in (2, 3)),
+    *(replace(NOTHING, name=f"nothing-lora-zero{stage}", stage=stage, adapter="lora", rank=1) for stage in (0, 2, 3)),
+    replace(NOTHING, name="nothing-adalora", adapter="adalora", rank=1),
+    replace(NOTHING, name="nothing-bert", architecture="bert", task="masked-lm"),
+    replace(NOTHING, name="nothing-gpt2", architecture="gpt2"),
+]
 
 
 def drawn(folder: Path, seed: int, count: int, memory: float) -> list[Case]:
@@ -53,13 +66,12 @@ def drawn(folder: Path, seed: int, count: int, memory: float) -> list[Case]:
 
 
 def make_base(case: Case, folder: Path) -> Path:
-    """The product makes it, in a process of its own."""
+    """The product makes it, by this process."""
     target = folder / case.base
     if not (target / "base" / "config.json").exists():
-        path = target.with_suffix(".yaml")
-        path.write_text(json.dumps(content(replace(case, dtype="fp32"), folder)))
-        make = [sys.executable, "-m", "benchmarks.plan_cases", "--base", str(path), str(target)]
-        subprocess.run(make, env=variables(None), check=True, stdout=subprocess.DEVNULL)
+        target.mkdir()
+        recipe = Recipe.model_validate(content(replace(case, dtype="fp32"), folder))
+        return RunContext(RunDir(target), recipe, starts=True).base
     return target / "base"
 
 
@@ -136,7 +148,7 @@ def kilobytes(text: str, key: str) -> int:
     return int(found[1]) * 1024 if found is not None else 0
 
 
-def measure(case: Case, folder: Path, threshold: int | None) -> dict[str, Any]:
+def measure(case: Case, folder: Path, threshold: int | None, with_export: bool) -> dict[str, Any]:
     """Run a case and watch it. Raises SystemExit if it fails."""
     if not (folder / case.data).exists():
         write_data(case, folder)
@@ -154,8 +166,8 @@ def measure(case: Case, folder: Path, threshold: int | None) -> dict[str, Any]:
             stdout=subprocess.DEVNULL,
             stderr=output,
         )
-    watched, together = watch(process, case.ranks)
-    if process.returncode != 0:
+    watched, together = watch(process, case.ranks, with_export)
+    if process.returncode not in ENDED:
         sys.exit(f"{case.name} ended with {process.returncode}: {said.read_text()[-2000:]}")
     counts = re.search(r"([\d,]+) of ([\d,]+) parameters", said.read_text())
     assert counts is not None
@@ -174,7 +186,7 @@ def measure(case: Case, folder: Path, threshold: int | None) -> dict[str, Any]:
     }
 
 
-def watch(process: subprocess.Popen[bytes], ranks: int) -> tuple[list[Watched], dict[str, Any]]:
+def watch(process: subprocess.Popen[bytes], ranks: int, with_export: bool) -> tuple[list[Watched], dict[str, Any]]:
     """Look at ranks and export until the run has ended. Returns them, and what the ranks took together at most."""
     alive: dict[int, Watched] = {}
     ended: list[Watched] = []
@@ -192,6 +204,8 @@ def watch(process: subprocess.Popen[bytes], ranks: int) -> tuple[list[Watched], 
             except OSError:
                 ended.append(alive.pop(pid))
         together.look(list(alive.values()))
+        if not with_export and any(one.name == "distft-export" for one in alive.values()):
+            process.terminate()
         time.sleep(LOOK_SECONDS)
     return [one for one in (*ended, *alive.values()) if one.hwm], asdict(together)
 
@@ -239,6 +253,7 @@ def main() -> None:
     parser.add_argument("--memory", type=float, default=12.0, help="most GiB of all ranks of a case, as predicted")
     parser.add_argument("--only", nargs="*", type=int, default=[], help="numbers of cases, from 1")
     parser.add_argument("--threshold", type=int, help="glibc's threshold for mmap, in bytes")
+    parser.add_argument("--without-export", action="store_true", help="stop a run when its export begins")
     args = parser.parse_args()
     folder = args.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -247,7 +262,7 @@ def main() -> None:
     for number, case in enumerate(cases, 1):
         if args.only and number not in args.only:
             continue
-        found = {**measure(case, folder, args.threshold), "commit": commit.strip()}
+        found = {**measure(case, folder, args.threshold, not args.without_export), "commit": commit.strip()}
         with (folder / "measured.jsonl").open("a") as file:
             file.write(json.dumps(found) + "\n")
         ranks = [one for one in found["processes"] if one["name"].startswith("distft-rank")]
