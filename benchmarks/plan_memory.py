@@ -69,7 +69,7 @@ def make_base(case: Case, folder: Path) -> Path:
     """The product makes it, by this process."""
     target = folder / case.base
     if not (target / "base" / "config.json").exists():
-        target.mkdir()
+        target.mkdir(exist_ok=True)
         recipe = Recipe.model_validate(content(replace(case, dtype="fp32"), folder))
         return RunContext(RunDir(target), recipe, starts=True).base
     return target / "base"
