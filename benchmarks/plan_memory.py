@@ -4,13 +4,13 @@
     python -m benchmarks.plan_memory FOLDER --seed 1 --threshold 65536 --only 3 7  some of these, by their numbers
     python -m benchmarks.plan_memory FOLDER --threshold 65536                      a model of next to nothing
 
-Each case is a real `distft train` of two or three steps, with a save before the last one, and the export; its random
-model has rows that are full.
-Bases are made beforehand and given as `model.path`, so that no rank remembers how one was made. Beside the run this
-process looks at every rank: its pulse says where it is; at each change of place the kernel's record of the peak
-(VmHWM) is read and reset. Pss takes the kernel long to find out (/proc/PID/smaps_rollup, 70 ms for a GB), so it is
-asked 5 times a second; in between anonymous memory, which alone moves fast, is taken from /proc/PID/status. The first
-place that a rank names comes right after the fork, so what it takes there are the imports.
+Each case is a real `distft train` of two to four steps, with a save before the last one, and the export; its random
+model has rows that are full. Bases are made beforehand and given as `model.path`, so that no rank remembers how one was
+made. Beside the run this process looks at every rank: its pulse says where it is; at each change of place the kernel's
+record of the peak (VmHWM) is read and reset. Pss takes the kernel long to find out (/proc/PID/smaps_rollup, 70 ms for a
+GB), so it is asked 5 times a second; in between anonymous memory, which alone moves fast, is taken from
+/proc/PID/status. Runs have less priority than this process, which would see no short peak otherwise. The first place
+that a rank names comes right after the fork, so what it takes there are the imports.
 
 Memory that torch has freed stays with glibc when a piece is smaller than its threshold for mmap, which grows up to
 32 MiB by itself. `--threshold BYTES` fixes it.
@@ -27,6 +27,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from distft.run.folder import RunDir
 
 ROOT = Path(__file__).resolve().parents[1]
 ENDED = (DONE, PREEMPTED)  # exit codes; that of a run whose export was stopped is the second
+NICE = 5
 LOOK_SECONDS, PSS_SECONDS = 0.01, 0.2
 MEASURED = ("Rss", "Pss", "Pss_Anon", "Pss_File", "Anonymous")  # of smaps_rollup
 
@@ -51,7 +53,7 @@ SMALLEST = [
     *(replace(NOTHING, name=f"nothing-{ranks}-ranks", ranks=ranks) for ranks in (2, 4)),
     *(replace(NOTHING, name=f"nothing-bf16-zero{stage}", stage=stage, dtype="bf16") for stage in (2, 3)),
     *(replace(NOTHING, name=f"nothing-lora-zero{stage}", stage=stage, adapter="lora", rank=1) for stage in (0, 2, 3)),
-    replace(NOTHING, name="nothing-adalora", adapter="adalora", rank=1),
+    replace(NOTHING, name="nothing-adalora", adapter="adalora", rank=2),
     replace(NOTHING, name="nothing-bert", architecture="bert", task="masked-lm"),
     replace(NOTHING, name="nothing-gpt2", architecture="gpt2"),
 ]
@@ -66,19 +68,37 @@ def drawn(folder: Path, seed: int, count: int, memory: float) -> list[Case]:
 
 
 def make_base(case: Case, folder: Path) -> Path:
-    """The product makes it, by this process."""
+    """The product makes it, in a process of its own."""
     target = folder / case.base
+
+    def make() -> None:
+        os.nice(NICE)
+        recipe = Recipe.model_validate(content(replace(case, dtype="fp32"), folder))
+        print(RunContext(RunDir(target), recipe, starts=True).base)
+
     if not (target / "base" / "config.json").exists():
         target.mkdir(exist_ok=True)
-        recipe = Recipe.model_validate(content(replace(case, dtype="fp32"), folder))
-        return RunContext(RunDir(target), recipe, starts=True).base
+        child = get_context("fork").Process(target=make)
+        child.start()
+        child.join()
     return target / "base"
 
 
 def command(content: dict[str, Any], run: Path, ranks: int) -> list[str]:
     path = run.with_suffix(".yaml")
     path.write_text(json.dumps(content))  # which is YAML too
-    return [sys.executable, "-m", "distft", "train", str(path), f"--run-dir={run}", f"--nproc={ranks}"]
+    return [
+        "nice",
+        "-n",
+        str(NICE),
+        sys.executable,
+        "-m",
+        "distft",
+        "train",
+        str(path),
+        f"--run-dir={run}",
+        f"--nproc={ranks}",
+    ]
 
 
 def variables(threshold: int | None) -> dict[str, str]:

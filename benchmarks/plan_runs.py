@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.plan_cases import MIB, Case, planned
-from distft.plan.estimate import PROCESS
+from distft.plan.process import IMPORTS
 
 
 def rank_error(run: dict[str, Any], case: Case) -> tuple[float, float, str]:
     """(predicted, measured, at which moment) of the fullest rank, in bytes."""
     peak = planned(case).peak
     measured = max(one["hwm"] for one in run["processes"] if "rank" in one["name"])
-    return peak.total - PROCESS, measured - PROCESS, peak.name
+    return peak.total - IMPORTS, measured - IMPORTS, peak.name
 
 
 def said(name: str, errors: Sequence[float]) -> str:

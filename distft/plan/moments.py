@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 from distft.plan import quantized
 from distft.plan.case import Case
 from distft.plan.prediction import Moment
-from distft.plan.states import States, reduction_bytes, state_bytes, update_bytes
+from distft.plan.process import process_bytes
+from distft.plan.states import backward_bytes, reduction_bytes, state_bytes, update_bytes
+from distft.plan.trained import embedding_of
+from distft.recipe.adapters import AdaLora
 
 MIB = 1 << 20
-PROCESS = 345 * MIB  # of a rank on a CPU: what imports take
-LIBRARIES = 61 * MIB  # that training and saving touch first
 CONTEXT = 700 * MIB  # of a GPU: CUDA's context with the kernels of torch, cuBLAS's work space
 COLLECTIVES = 500 * MIB  # NCCL's buffers for the channels of one communicator
 LOST = 0.03  # share of activations that the allocator cannot use, with growing segments
@@ -20,32 +20,64 @@ LOST = 0.03  # share of activations that the allocator cannot use, with growing 
 Terms = dict[str, int]
 
 
-def moments(case: Case) -> Iterator[Moment]:
-    base, learned = _base(case), case.sizes[0]
-    yield Moment("start", base if case.device else _start(case))
-    if case.device is None:  # made at the first save, and kept for the next ones
-        base |= {"process": PROCESS + LIBRARIES, "copies for checkpoints": copies(case)}
-    one = {"unpacked weight": quantized.unpacked(case.four_bit, case.sharding.weight_bytes)}
-    reduced = reduction_bytes(learned, case.sharding)
+def moments(case: Case, rank: int | None = None) -> Iterator[Moment]:
+    """`rank`: None: the fullest."""
+    base = _base(case)
+    yield Moment("start", base if case.device else _start(case, rank))
+    if case.device is None:  # copies are made at the first save, and kept for the next ones
+        base |= {"process": process_bytes(case, "training"), "copies for checkpoints": copies(case, rank)}
+    yield from _steps(case, base, rank)
+    if any(part.eval is not None for part in case.recipe.parts()):
+        yield Moment("evaluation", _more(case, {**base, **_unpacked(case), **case.evaluation}, 0))
+    if case.device is None:
+        yield Moment("save", {**base, "process": process_bytes(case, "training" if rank else "end")})
+
+
+def _steps(case: Case, base: Terms, rank: int | None) -> Iterator[Moment]:
+    learned, sharding = case.sizes[0], case.sharding
     for moment in case.activations.moments:
         if moment.name == "optimizer":
             continue
-        gradients = int(reduced * moment.backward) if moment.backward else _accumulated(case)
-        terms = {**base, **one, "activations": moment.size}
-        yield Moment(moment.name, _more(case, terms, gradients))
-    yield Moment("update", _more(case, base, update_bytes(learned, case.sharding)))
-    if any(part.eval is not None for part in case.recipe.parts()):
-        yield Moment("evaluation", _more(case, {**base, **one, **case.evaluation}, 0))
-    if case.device is None:
-        yield Moment("save", base)
+        terms = {**base, **_unpacked(case), "activations": moment.size}
+        share = 1.0 if case.device and moment.backward else moment.backward  # a GPU gives a bucket as a whole
+        yield Moment(moment.name, _more(case, terms, backward_bytes(learned, sharding, share, rank)))
+    batch = {"activations": sum(case.activations.terms[name] for name in ("batch", "masks", "positions"))}
+    if table := _tied(case):
+        share = 1 - table / sum(learned)
+        copies_of_table = 3 * sharding.weight_bytes * table
+        gradients = backward_bytes(learned, sharding, share, rank) + copies_of_table
+        yield Moment("embeddings", _more(case, {**base, **batch}, gradients))
+    yield Moment("reduction", _more(case, {**base, **batch}, reduction_bytes(learned, sharding, rank)))
+    weighed = _weighed(case, rank)
+    yield Moment("update", _more(case, {**base, **batch}, update_bytes(learned, sharding, rank) + weighed))
 
 
-def copies(case: Case) -> int:
-    """Masters and moments of the fullest rank, as they are copied to be written. Without sharding the weights are dealt
-    out to the ranks."""
+def _unpacked(case: Case) -> Terms:
+    return {"unpacked weight": quantized.unpacked(case.four_bit, case.sharding.weight_bytes)}
+
+
+def _tied(case: Case) -> int:
+    """Elements of an embedding that is trained and is the head too: autograd has the gradients of both, the first and
+    the last that it makes, and their sum, before any of it is reduced."""
+    if not case.model.tied:
+        return 0
+    table = embedding_of(case.model)
+    return table.size if case.update(table.name, table).whole else 0
+
+
+def _weighed(case: Case, rank: int | None) -> int:
+    """AdaLoRA keeps a copy of its gradients, in fp32, until it has weighed them after the update."""
+    if not isinstance(case.recipe.adapter, AdaLora):
+        return 0
+    learned = case.sizes[0]
+    return 4 * sum(learned) // (1 if case.stage == 0 else case.world)
+
+
+def copies(case: Case, rank: int | None = None) -> int:
+    """Masters and moments of a rank, as they are copied to be written. Unsharded weights are dealt out to the ranks."""
     learned, world = case.sizes[0], case.world
-    own = max(sum(learned[rank::world]) for rank in range(world)) if case.stage == 0 else -(-sum(learned) // world)
-    return 4 * (1 + case.sharding.moments) * own
+    own = [sum(learned[one::world]) if case.stage == 0 else -(-sum(learned) // world) for one in range(world)]
+    return 4 * (1 + case.sharding.moments) * (max(own) if rank is None else own[rank])
 
 
 def gathered(case: Case) -> int:
@@ -68,31 +100,25 @@ def _base(case: Case) -> Terms:
     return {name: size for name, size in terms.items() if size}
 
 
-def _start(case: Case) -> Terms:
+def _start(case: Case, rank: int | None) -> Terms:
     """On a CPU, while the model is loaded: its file is mapped, and what is copied out of it.
 
-    Weights in other numbers than the file's stand beside it, else those that are trained do from stage 1 on; under
-    stage 3 shards.
+    Weights in other numbers than the file's stand beside it; else the mapping is the weights, beside which those that
+    are trained stand from stage 1 on. Under stage 3 rank 0 alone has the file, and all have shards. Tensors of experts
+    are put together from those of each.
     """
-    learned, frozen = map(sum, case.sizes)
-    width = case.sharding.weight_bytes
-    copied = learned if case.stage in (1, 2) else 0
-    if width != case.file_width:
-        copied = learned + frozen
-    loaded = _states(case, "rest").weights if case.stage == 3 else width * copied
-    return {"process": PROCESS, "file of weights": case.file_width * (learned + frozen), "weights": loaded}
-
-
-def _states(case: Case, at: Literal["rest", "accumulating"]) -> States:
-    return state_bytes(*case.sizes, case.sharding, at)
-
-
-def _accumulated(case: Case) -> int:
-    """Gradients of earlier micro-batches, and a bucket that waits for the last one."""
-    if not case.sharding.accumulates:
-        return 0
-    held, rest = _states(case, "accumulating"), _states(case, "rest")
-    return max(0, held.gradients + held.buckets - rest.gradients - rest.buckets)
+    learned, width = sum(case.sizes[0]), case.sharding.weight_bytes
+    file, loaded = case.file_width * case.model.parameters, width * case.model.parameters
+    terms = {"process": process_bytes(case, "loading")}
+    terms["experts"] = width * max((one.size for one, _ in case.model.weights() if one.experts), default=0)
+    if case.stage == 3:
+        shards = state_bytes(*case.sizes, case.sharding, "rest").weights
+        terms |= {"file of weights": 0 if rank else file, "weights": shards}
+    elif width != case.file_width:
+        terms |= {"file of weights": file, "weights": loaded}
+    else:
+        terms |= {"weights": loaded + (width * learned if case.stage else 0)}
+    return {name: size for name, size in terms.items() if size}
 
 
 def _more(case: Case, terms: Terms, gradients: int) -> Terms:

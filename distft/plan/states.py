@@ -208,6 +208,26 @@ def reduction_bytes(trained: Sequence[int], sharding: Sharding, rank: int | None
     return weight_bytes * (held + copied) + own * ((held < whole) + sharding.accumulates)
 
 
+def backward_bytes(trained: Sequence[int], sharding: Sharding, share: float, rank: int | None = None) -> int:
+    """What gradients take beyond the states at rest while backward goes on and `share` of it is over.
+
+    Before they are reduced, all at its end, there is one copy of them: b T, which under stage 2 is in the bucket. Under
+    stage 3 they go to the bucket that it always has. If they do not fit into one bucket they are reduced on the way.
+    Gradients of earlier micro-batches are there all the time, and under stages 0 and 1 later ones are added to them.
+    """
+    whole, held = sum(trained), bucket(sum(trained), sharding)
+    if not sharding.accumulates:
+        earlier = 0
+    else:
+        kept, rest = (state_bytes(trained, (), sharding, at, rank) for at in ("accumulating", "rest"))
+        earlier = kept.gradients - rest.gradients
+    if sharding.stage and held < whole and share:
+        return max(earlier, reduction_bytes(trained, sharding, rank))
+    if sharding.stage == 3 or (earlier and sharding.stage < 2):
+        return earlier
+    return earlier + int(share * sharding.weight_bytes * whole)
+
+
 def update_bytes(trained: Sequence[int], sharding: Sharding, rank: int | None = None) -> int:
     """What a rank needs beyond its states at rest while the optimizer updates masters.
 

@@ -1,0 +1,56 @@
+"""What a process on a CPU takes beyond tensors: imports, a tokenizer, libraries that work touches, compiled kernels.
+
+Measured on models of next to nothing (`docs/results/plan-notes.md`). Ranks are forked from one process that has done
+the imports, so a node has these once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from distft.plan.case import Case
+from distft.recipe.adapters import Layers
+
+MIB = 1 << 20
+IMPORTS = 345 * MIB  # with what small data take
+TOUCHED = {"loading": 8 * MIB, "training": 39 * MIB, "end": 65 * MIB}  # libraries, by what is done first
+ADAPTERS = 9 * MIB  # PEFT
+TOKEN = 650  # bytes per token of a tokenizer
+NARROW = 16 * MIB  # what products in bf16 touch of oneDNN
+KERNEL = int(0.55 * MIB)  # oneDNN compiles one for each shape of a product in bf16
+MOST_KERNELS = 1024  # that it keeps
+
+Work = Literal["loading", "training", "end"]
+
+
+def process_bytes(case: Case, work: Work) -> int:
+    """Of one rank, imports included. `end`: of rank 0, which draws a chart."""
+    found = IMPORTS + TOUCHED[work] + TOKEN * _tokens(case)
+    if isinstance(case.recipe.adapter, Layers):
+        found += ADAPTERS
+    if case.sharding.dtype == "bf16" and work != "loading":
+        found += NARROW + KERNEL * min(MOST_KERNELS, len(set(_products(case))))
+    return found
+
+
+def _tokens(case: Case) -> int:
+    """Rows of the largest embedding."""
+    tables = (one for stack in case.model.stacks for one in stack.other if one.kind == "embedding")
+    return max((one.shape[0] for one in tables), default=0)
+
+
+def _products(case: Case) -> Iterator[tuple[object, ...]]:
+    """Shapes of products in forward and backward: x W, the gradient of x, and that of W if it is trained. An expert is
+    given any number of tokens."""
+    tokens = case.shape.rows * case.shape.tokens
+    for weight in case.model.named():
+        if weight.kind != "matrix" or len(weight.shape) < 2:
+            continue
+        update, shape = case.update(weight.name, weight), weight.shape[-2:]
+        counts = range(1, tokens + 1) if weight.experts else range(1)
+        ways = 3 if update.whole else 2
+        yield from ((shape, count, way) for count in counts for way in range(ways))
+        if update.rank:
+            halves = ((shape[0], update.rank), (update.rank, shape[1]))
+            yield from ((half, 0, way) for half in halves for way in range(3))
