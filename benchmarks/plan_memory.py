@@ -136,6 +136,7 @@ class Watched:
         if place != self.place or with_pss:
             text = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
             self.now = {key.lower(): kilobytes(text, key) for key in MEASURED}
+            self.now["shared"] = self.now["rss"] - self.now["pss"]
         if place != self.place:
             Path(f"/proc/{self.pid}/clear_refs").write_text("5")  # resets VmHWM
             self.place = place

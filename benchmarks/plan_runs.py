@@ -11,21 +11,71 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.plan_cases import MIB, Case, planned
+from distft.plan.prediction import Moment
 from distft.plan.process import IMPORTS
 
 
-def rank_error(run: dict[str, Any], case: Case) -> tuple[float, float, str]:
-    """(predicted, measured, at which moment) of the fullest rank, in bytes."""
-    peak = planned(case).peak
-    measured = max(one["hwm"] for one in run["processes"] if "rank" in one["name"])
-    return peak.total - IMPORTS, measured - IMPORTS, peak.name
+@dataclass(frozen=True)
+class Compared:
+    """Bytes, less imports: predicted and measured of the fullest rank (a) and of all ranks together (b)."""
+
+    case: Case
+    trained: int
+    total: int
+    rank: tuple[Moment, int]
+    together: tuple[Moment, int]
+
+    @property
+    def errors(self) -> tuple[float, float]:
+        (one, most), (all_, sum_) = self.rank, self.together
+        return (one.total - IMPORTS) / most - 1, (all_.total - all_.terms["imports"]) / sum_ - 1
+
+
+def together(ranks: Sequence[dict[str, Any]]) -> int:
+    """Most bytes of all ranks by Pss. Peaks shorter than the time between two looks are in the kernel's records alone:
+    VmHWM at a place, less what was shared there, is a rank's Pss; and ranks are at a place together, as they wait for
+    each other there."""
+    sums: Counter[str] = Counter()
+    for rank in ranks:
+        for place, most in rank["places"].items():
+            if most.get("pss"):
+                sums[place] += max(most["pss"], most["hwm"] - most.get("shared", most["rss"] - most["pss"]))
+    return max(sums.values())
+
+
+def compared(run: dict[str, Any]) -> Compared:
+    case = Case(**run["case"])
+    found, ranks = planned(case), [one for one in run["processes"] if one["name"].startswith("distft-rank")]
+    return Compared(
+        case,
+        run["trained"],
+        run["total"],
+        (found.peak, max(one["hwm"] for one in ranks) - IMPORTS),
+        (max(found.node_moments, key=lambda one: one.total), together(ranks) - run["together"]["imports"]),
+    )
+
+
+def line(one: Compared) -> str:
+    case, (peak, most), (node, sum_), (a, b) = one.case, one.rank, one.together, one.errors
+    kind = f"{case.architecture} {case.task}" if case.task != "causal-lm" else case.architecture
+    adapter = "full" if case.adapter == "none" else f"{case.adapter} {case.rank}"
+    numbers = case.dtype if case.dtype == "fp32" else f"{case.dtype}/{case.grad_dtype}"
+    rows = f"{case.batch // case.micro} x {case.micro} x {case.row}"
+    also = ", again" * case.recompute + ", packed" * (case.packed and case.task == "causal-lm") + ", tied" * case.tied
+    return (
+        f"| {case.name} | {kind} {one.total / 1e6:.0f} M, {adapter} | {case.ranks} x ZeRO {case.stage}, {numbers} | "
+        f"{rows}{also} | {(peak.total - IMPORTS) / MIB:,.0f} ({peak.name}) | {most / MIB:,.0f} | {a:+.1%} | "
+        f"{(node.total - node.terms['imports']) / MIB:,.0f} ({node.name}) | {sum_ / MIB:,.0f} | {b:+.1%} |"
+    )
 
 
 def said(name: str, errors: Sequence[float]) -> str:
@@ -38,18 +88,15 @@ def said(name: str, errors: Sequence[float]) -> str:
 
 def main() -> None:
     runs = [json.loads(line) for path in sys.argv[1:] for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    errors = []
-    for run in runs:
-        case = Case(**run["case"])
-        if not run["threshold"] or case.name.startswith("nothing"):
-            continue
-        expected, measured, at = rank_error(run, case)
-        errors.append(expected / measured - 1)
-        print(
-            f"| {case.name} | {run['trained'] / 1e6:.1f} M of {run['total'] / 1e6:.1f} M | {case.ranks} | "
-            f"{expected / MIB:,.0f} | {at} | {measured / MIB:,.0f} | {errors[-1]:+.1%} |"
-        )
-    print(f"\n{said('(a)', errors)}")
+    found = [compared(run) for run in runs if run["threshold"] and not run["case"]["name"].startswith("nothing")]
+    print("| run | model | ranks | rows | predicted, MiB | measured | error | together: predicted | measured | error |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for one in found:
+        print(line(one))
+    for seed in sorted({one.case.name.split("-")[0] for one in found}):
+        errors = [one.errors for one in found if one.case.name.startswith(f"{seed}-")]
+        print(f"\nSeed {seed}. {said('Fullest rank', [a for a, _ in errors])}.")
+        print(f"{said('Together', [b for _, b in errors])}.")
 
 
 if __name__ == "__main__":

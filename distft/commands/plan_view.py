@@ -99,6 +99,7 @@ def as_json(found: Prediction) -> dict[str, Any]:
         "moments": {moment.name: dict(moment.terms) for moment in found.moments},
         "host": found.host,
         "host_node": found.node,
+        "node_moments": {moment.name: dict(moment.terms) for moment in found.node_moments},
         "host_moments": {moment.name: dict(moment.terms) for moment in found.host_moments},
         "checkpoint": found.checkpoint,
         "step_seconds": found.step_seconds,

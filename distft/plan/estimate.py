@@ -11,6 +11,7 @@ from distft.plan.devices import Device
 from distft.plan.host import host_moments
 from distft.plan.moments import moments
 from distft.plan.prediction import Prediction
+from distft.plan.together import together
 from distft.recipe.adapters import NoAdapter
 from distft.recipe.schema import Recipe
 
@@ -34,6 +35,7 @@ class Estimator:
             per_node=case.per_node,
             device=case.device,
             moments=tuple(moments(case)),
+            node_moments=tuple(together(case)) if case.device is None else (),
             host_moments=tuple(host_moments(case)),
             room=room,
             step_seconds=step_seconds(case),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from distft.plan.case import Case
-from distft.plan.moments import copies
+from distft.plan.moments import FILE, copies
 from distft.plan.placement import pinned
 from distft.plan.prediction import EXPORT, Moment
 from distft.plan.process import IMPORTS, process_bytes
@@ -42,7 +42,7 @@ def _export(case: Case) -> Terms:
     whole = not isinstance(case.recipe.adapter, Layers)
     return {
         "process": process_bytes(case, "end"),
-        "file of weights": case.file_width * elements if converted else 0,
+        FILE: case.file_width * elements if converted else 0,
         "weights": width * elements if converted or whole else 0,
         "trained weights": 4 * sum(case.sizes[0]),
     }

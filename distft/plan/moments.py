@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from distft.plan import quantized
 from distft.plan.case import Case
 from distft.plan.prediction import Moment
-from distft.plan.process import process_bytes
+from distft.plan.process import own_bytes, process_bytes
 from distft.plan.states import backward_bytes, reduction_bytes, state_bytes, update_bytes
 from distft.plan.trained import embedding_of
 from distft.recipe.adapters import AdaLora
@@ -15,22 +15,23 @@ from distft.recipe.adapters import AdaLora
 MIB = 1 << 20
 CONTEXT = 700 * MIB  # of a GPU: CUDA's context with the kernels of torch, cuBLAS's work space
 COLLECTIVES = 500 * MIB  # NCCL's buffers for the channels of one communicator
+FILE = "file of weights"  # the term of a file that is mapped
 LOST = 0.03  # share of activations that the allocator cannot use, with growing segments
 
 Terms = dict[str, int]
 
 
 def moments(case: Case, rank: int | None = None) -> Iterator[Moment]:
-    """`rank`: None: the fullest."""
-    base = _base(case)
+    """Of the fullest rank, as if it were alone; or of one `rank`, without what its process shares with others."""
+    base, process = _base(case), process_bytes if rank is None else own_bytes
     yield Moment("start", base if case.device else _start(case, rank))
     if case.device is None:  # copies are made at the first save, and kept for the next ones
-        base |= {"process": process_bytes(case, "training"), "copies for checkpoints": copies(case, rank)}
+        base |= {"process": process(case, "training"), "copies for checkpoints": copies(case, rank)}
     yield from _steps(case, base, rank)
     if any(part.eval is not None for part in case.recipe.parts()):
         yield Moment("evaluation", _more(case, {**base, **_unpacked(case), **case.evaluation}, 0))
     if case.device is None:
-        yield Moment("save", {**base, "process": process_bytes(case, "training" if rank else "end")})
+        yield Moment("save", {**base, "process": process(case, "training" if rank else "end")})
 
 
 def _steps(case: Case, base: Terms, rank: int | None) -> Iterator[Moment]:
@@ -109,13 +110,13 @@ def _start(case: Case, rank: int | None) -> Terms:
     """
     learned, width = sum(case.sizes[0]), case.sharding.weight_bytes
     file, loaded = case.file_width * case.model.parameters, width * case.model.parameters
-    terms = {"process": process_bytes(case, "loading")}
+    terms = {"process": (process_bytes if rank is None else own_bytes)(case, "loading")}
     terms["experts"] = width * max((one.size for one, _ in case.model.weights() if one.experts), default=0)
     if case.stage == 3:
         shards = state_bytes(*case.sizes, case.sharding, "rest").weights
-        terms |= {"file of weights": 0 if rank else file, "weights": shards}
+        terms |= {FILE: 0 if rank else file, "weights": shards}
     elif width != case.file_width:
-        terms |= {"file of weights": file, "weights": loaded}
+        terms |= {FILE: file, "weights": loaded}
     else:
         terms |= {"weights": loaded + (width * learned if case.stage else 0)}
     return {name: size for name, size in terms.items() if size}

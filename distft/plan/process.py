@@ -15,20 +15,34 @@ from distft.recipe.adapters import Layers
 MIB = 1 << 20
 IMPORTS = 345 * MIB  # with what small data take
 TOUCHED = {"loading": 8 * MIB, "training": 39 * MIB, "end": 65 * MIB}  # libraries, by what is done first
-ADAPTERS = 9 * MIB  # PEFT
+OWN = {"loading": 20 * MIB, "training": 35 * MIB, "end": 68 * MIB}  # of these, and of imports, what no other rank has
+ADAPTERS = 9 * MIB  # imports of PEFT
 TOKEN = 650  # bytes per token of a tokenizer
 NARROW = 16 * MIB  # what products in bf16 touch of oneDNN
 KERNEL = int(0.55 * MIB)  # oneDNN compiles one for each shape of a product in bf16
 MOST_KERNELS = 1024  # that it keeps
 
 Work = Literal["loading", "training", "end"]
+"""`end`: of rank 0, which draws a chart."""
+
+
+def imports_bytes(case: Case) -> int:
+    return IMPORTS + (ADAPTERS if isinstance(case.recipe.adapter, Layers) else 0)
 
 
 def process_bytes(case: Case, work: Work) -> int:
-    """Of one rank, imports included. `end`: of rank 0, which draws a chart."""
-    found = IMPORTS + TOUCHED[work] + TOKEN * _tokens(case)
-    if isinstance(case.recipe.adapter, Layers):
-        found += ADAPTERS
+    """Of one rank, as if it were alone."""
+    return imports_bytes(case) + TOUCHED[work] + _made(case, work)
+
+
+def own_bytes(case: Case, work: Work) -> int:
+    """Of one rank, without what it shares with others."""
+    return OWN[work] + _made(case, work)
+
+
+def _made(case: Case, work: Work) -> int:
+    """The tokenizer, and kernels."""
+    found = TOKEN * _tokens(case)
     if case.sharding.dtype == "bf16" and work != "loading":
         found += NARROW + KERNEL * min(MOST_KERNELS, len(set(_products(case))))
     return found
