@@ -24,7 +24,7 @@ from distft.recipe.schema import Recipe
 
 MIB = 1 << 20
 HEAD = 64  # size of an attention head in all of these models
-WORDS = 200_000  # of the data of a case
+WORDS = 200_000  # of the data of a case, at least
 FAMILIES = ("llama", "llama", "llama", "llama", "qwen3", "gpt2", "gpt2", "bert", "bert", "qwen3_moe")
 MOST_WORK = 1.2e12  # FLOPs of a run: a minute on two cores
 SMALLEST, DECADES = 1e7, 2  # parameters of the smallest model; the largest has 10 to the power of that many times more
@@ -61,7 +61,7 @@ class Case:
     @property
     def data(self) -> str:
         """Name of the file of training data."""
-        return f"{self.task}-{'short' if self.packed and self.task == 'causal-lm' else self.row}.jsonl"
+        return "short.jsonl" if self.packed and self.task == "causal-lm" else f"long-{self.row}.jsonl"
 
     @property
     def base(self) -> str:
@@ -204,10 +204,10 @@ def recipe_of(case: Case) -> Recipe:
 
 
 def write_data(case: Case, folder: Path) -> None:
-    """Documents of random letters, of which no tokenizer makes long tokens. Either many share a row, or they are of any
-    length below and above that of a row, so that some are cut, and others padded beside them."""
+    """Documents of random letters, of which no tokenizer makes long tokens. Either many share a row, or each fills 20
+    rows and more, so that one which is not full is rare."""
     draw, left = random.Random(0), WORDS
-    shortest, longest = (4, 24) if "short" in case.data else (case.row // 4, 3 * case.row // 2)
+    shortest, longest = (4, 24) if case.data == "short.jsonl" else (20 * case.row, 40 * case.row)
     with (folder / case.data).open("w") as file:
         while left > 0:
             words = draw.randint(shortest, longest)
