@@ -54,6 +54,10 @@ SMALLEST = [
     *(replace(NOTHING, name=f"nothing-bf16-zero{stage}", stage=stage, dtype="bf16") for stage in (2, 3)),
     *(replace(NOTHING, name=f"nothing-lora-zero{stage}", stage=stage, adapter="lora", rank=1) for stage in (0, 2, 3)),
     replace(NOTHING, name="nothing-adalora", adapter="adalora", rank=2),
+    replace(NOTHING, name="nothing-deep-zero0", layers=48, stage=0),
+    replace(NOTHING, name="nothing-deep-zero3", layers=48, stage=3),
+    replace(NOTHING, name="nothing-deep-lora-zero0", layers=48, stage=0, adapter="lora", rank=1),
+    replace(NOTHING, name="nothing-deep-lora-zero3", layers=48, stage=3, adapter="lora", rank=1),
     replace(NOTHING, name="nothing-bert", architecture="bert", task="masked-lm"),
     replace(NOTHING, name="nothing-gpt2", architecture="gpt2"),
 ]

@@ -70,5 +70,7 @@ def doubts(case: Case) -> Iterator[str]:
         yield f"the model type {case.model.model_type} is not known here: its layers were guessed from its weights"
     if case.device is None:
         yield "on a CPU, memory that the C library does not return comes on top: 5 % to 70 %"
+        if case.sharding.dtype == "bf16":
+            yield "in bf16 on a CPU, up to 560 MiB of compiled kernels come on top with rows of many widths, or experts"
     if len(case.recipe.parts()) > 1:
         yield "of several tasks, activations are those of the first"

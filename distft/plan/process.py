@@ -55,16 +55,23 @@ def _tokens(case: Case) -> int:
 
 
 def _products(case: Case) -> Iterator[tuple[object, ...]]:
-    """Shapes of products in forward and backward: x W, the gradient of x, and that of W if it is trained. An expert is
-    given any number of tokens."""
-    tokens = case.shape.rows * case.shape.tokens
+    """Shapes of products in forward and backward: x W, the gradient of x, and that of W if it is trained. Each expert
+    is given another number of tokens; counted are those of a first step."""
+    numbers = range(1, 1 + min(case.shape.rows * case.shape.tokens, _chosen(case)))
     for weight in case.model.named():
         if weight.kind != "matrix" or len(weight.shape) < 2:
             continue
         update, shape = case.update(weight.name, weight), weight.shape[-2:]
-        counts = range(1, tokens + 1) if weight.experts else range(1)
+        counts = numbers if weight.experts else range(1)
         ways = 3 if update.whole else 2
         yield from ((shape, count, way) for count in counts for way in range(ways))
         if update.rank:
             halves = ((shape[0], update.rank), (update.rank, shape[1]))
             yield from ((half, 0, way) for half in halves for way in range(3))
+
+
+def _chosen(case: Case) -> int:
+    """How often a step of one rank gives tokens to an expert."""
+    train = case.recipe.train
+    layers = sum(many.count * many.feed_forward.experts for stack in case.model.stacks for many in stack.layers)
+    return layers * -(-train.global_batch // (train.micro_batch * case.world))
