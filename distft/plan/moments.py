@@ -82,7 +82,10 @@ def copies(case: Case, rank: int | None = None) -> int:
 
 
 def gathered(case: Case) -> int:
-    """Whole weights of stage 3: those of the largest layer, those that are fetched before, and the largest one."""
+    """Whole weights of stage 3: those of the largest layer, those that are fetched before, and the largest one. A rank
+    alone has all of them whole."""
+    if case.world == 1:
+        return 0
     layers = [sum(one.size for one in many.weights) for stack in case.model.stacks for many in stack.layers]
     prefetched = min(50_000_000, case.model.parameters // 100)
     largest = max((weight.size for weight in case.model.named()), default=0)
