@@ -8,7 +8,7 @@ import pytest
 
 from distft.plan.estimate import Estimator
 from distft.plan.prediction import Moment, Prediction
-from distft.plan.process import ADAPTERS, IMPORTS, KERNEL, MIB, NARROW, OWN, TOUCHED
+from distft.plan.process import ADAPTERS, IMPORTS, KERNEL, MIB, NARROW, OBJECTS, OWN, TOUCHED
 from distft.plan.states import Sharding, backward_bytes, reduction_bytes
 from distft.recipe.schema import Recipe
 
@@ -78,10 +78,11 @@ def test_adalora_copies_its_gradients_for_the_update() -> None:
 
 def test_a_process_has_its_tokenizer_and_kernels_for_each_shape() -> None:
     plain, half = (moment(planned(half=half), "update").terms["process"] for half in (False, True))
-    assert plain == IMPORTS + TOUCHED["training"] + 650 * 8192
+    assert plain == IMPORTS + TOUCHED["training"] + 650 * 8192 + (3 * 9 + 3) * OBJECTS[0]
     assert half - plain == NARROW + 4 * 3 * KERNEL  # attention, gate and up, down, head
     adapted = moment(planned(half=True, type="lora", r=4), "update").terms["process"]
-    assert adapted - plain == ADAPTERS + NARROW + (4 * 2 + 4 * 3) * KERNEL  # A of two widths, B of two
+    objects = 3 * 7 * (2 * OBJECTS[0] + OBJECTS[1])
+    assert adapted - plain == ADAPTERS + objects + NARROW + (4 * 2 + 4 * 3) * KERNEL  # A of two widths, B of two
 
 
 def test_each_expert_is_given_another_number_of_tokens() -> None:
@@ -105,5 +106,6 @@ def test_without_sharding_each_rank_copies_weights_of_its_own() -> None:
     both, fullest = (one.terms["copies for checkpoints"] for one in (node(found, "save"), moment(found, "save")))
     assert both == 12 * moment(found, "start").terms["weights"] // 4
     assert both / 2 < fullest < both
-    assert node(found, "save").terms["process"] == OWN["end"] + OWN["training"] + 2 * 650 * 8192
+    each = 650 * 8192 + (3 * 9 + 3) * OBJECTS[0]
+    assert node(found, "save").terms["process"] == OWN["end"] + OWN["training"] + 2 * each
     assert MIB == 1 << 20
