@@ -18,7 +18,7 @@ TOUCHED = {"loading": 8 * MIB, "training": 39 * MIB, "end": 65 * MIB}  # librari
 OWN = {"loading": 20 * MIB, "training": 35 * MIB, "end": 68 * MIB}  # of these, and of imports, what no other rank has
 ADAPTERS = 9 * MIB  # imports of PEFT
 TOKEN = 650  # bytes per token of a tokenizer
-OBJECTS = (7 << 10, 60 << 10)  # of modules and hooks: bytes per weight, and per adapter of one
+OBJECTS = (7 << 10, 60 << 10)  # of modules and hooks: bytes per weight of the model, and per adapter of one
 HOOKED = (46 << 10, 268 << 10)  # under stage 3
 NARROW = 16 * MIB  # what products in bf16 touch of oneDNN
 KERNEL = int(0.55 * MIB)  # oneDNN compiles one for each shape of a product in bf16
@@ -48,7 +48,8 @@ def _made(case: Case, work: Work) -> int:
     if work == "loading":
         return found
     weight, adapter = HOOKED if case.stage == 3 else OBJECTS
-    found += weight * sum(map(len, case.sizes)) + adapter * sum(".lora_A" in one.name for one in case.trained.added)
+    own = sum(map(len, case.sizes)) - len(case.trained.added)
+    found += weight * own + adapter * sum(".lora_A" in one.name for one in case.trained.added)
     if case.sharding.dtype == "bf16":
         found += NARROW + KERNEL * min(MOST_KERNELS, len(set(_products(case))))
     return found

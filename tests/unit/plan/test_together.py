@@ -81,7 +81,7 @@ def test_a_process_has_its_tokenizer_and_kernels_for_each_shape() -> None:
     assert plain == IMPORTS + TOUCHED["training"] + 650 * 8192 + (3 * 9 + 3) * OBJECTS[0]
     assert half - plain == NARROW + 4 * 3 * KERNEL  # attention, gate and up, down, head
     adapted = moment(planned(half=True, type="lora", r=4), "update").terms["process"]
-    objects = 3 * 7 * (2 * OBJECTS[0] + OBJECTS[1])
+    objects = 3 * 7 * OBJECTS[1]
     assert adapted - plain == ADAPTERS + objects + NARROW + (4 * 2 + 4 * 3) * KERNEL  # A of two widths, B of two
 
 
