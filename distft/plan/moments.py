@@ -29,32 +29,33 @@ def moments(case: Case, rank: int | None = None) -> Iterator[Moment]:
         base |= {"process": process(case, "training"), "copies for checkpoints": copies(case, rank)}
     yield from _steps(case, base, rank)
     if any(part.eval is not None for part in case.recipe.parts()):
-        yield Moment("evaluation", _more(case, {**base, **_unpacked(case), **case.evaluation}, 0))
+        yield Moment("evaluation", _more(case, {**base, **_computing(case), **case.evaluation}, 0))
     if case.device is None:
         yield Moment("save", {**base, "process": process(case, "training" if rank else "end")})
 
 
 def _steps(case: Case, base: Terms, rank: int | None) -> Iterator[Moment]:
-    learned, sharding = case.sizes[0], case.sharding
+    learned, sharding, computing = case.sizes[0], case.sharding, base | _computing(case)
     for moment in case.activations.moments:
         if moment.name == "optimizer":
             continue
-        terms = {**base, **_unpacked(case), "activations": moment.size}
         share = 1.0 if case.device and moment.backward else moment.backward  # a GPU gives a bucket as a whole
-        yield Moment(moment.name, _more(case, terms, backward_bytes(learned, sharding, share, rank)))
+        gradients = backward_bytes(learned, sharding, share, rank)
+        yield Moment(moment.name, _more(case, {**computing, "activations": moment.size}, gradients))
     batch = {"activations": sum(case.activations.terms[name] for name in ("batch", "masks", "positions"))}
     if table := _tied(case):
-        share = 1 - table / sum(learned)
-        copies_of_table = 3 * sharding.weight_bytes * table
-        gradients = backward_bytes(learned, sharding, share, rank) + copies_of_table
-        yield Moment("embeddings", _more(case, {**base, **batch}, gradients))
-    yield Moment("reduction", _more(case, {**base, **batch}, reduction_bytes(learned, sharding, rank)))
-    weighed = _weighed(case, rank)
-    yield Moment("update", _more(case, {**base, **batch}, update_bytes(learned, sharding, rank) + weighed))
+        others = 0 if case.stage == 3 else backward_bytes(learned, sharding, 1 - table / sum(learned), rank)
+        gradients = others + 3 * sharding.weight_bytes * table
+        yield Moment("embeddings", _more(case, {**computing, **batch}, gradients))
+    yield Moment("reduction", _more(case, {**computing, **batch}, reduction_bytes(learned, sharding, rank)))
+    gradients = update_bytes(learned, sharding, rank) + _weighed(case)
+    yield Moment("update", _more(case, {**base, **batch}, gradients))
 
 
-def _unpacked(case: Case) -> Terms:
-    return {"unpacked weight": quantized.unpacked(case.four_bit, case.sharding.weight_bytes)}
+def _computing(case: Case) -> Terms:
+    """Weights that are made whole to compute with."""
+    terms = {"unpacked weight": quantized.unpacked(case.four_bit, case.sharding.weight_bytes)}
+    return terms | ({"gathered weights": gathered(case)} if case.stage == 3 else {})
 
 
 def _tied(case: Case) -> int:
@@ -66,7 +67,7 @@ def _tied(case: Case) -> int:
     return table.size if case.update(table.name, table).whole else 0
 
 
-def _weighed(case: Case, rank: int | None) -> int:
+def _weighed(case: Case) -> int:
     """AdaLoRA keeps a copy of its gradients, in fp32, until it has weighed them after the update."""
     if not isinstance(case.recipe.adapter, AdaLora):
         return 0
@@ -99,8 +100,6 @@ def _base(case: Case) -> Terms:
         terms["CUDA"] = CONTEXT + (COLLECTIVES if case.world > 1 else 0)
     terms |= case.placed.device
     terms["weights"] -= quantized.saved(case.four_bit, case.sharding.weight_bytes)
-    if case.stage == 3:
-        terms["gathered weights"] = gathered(case)
     return {name: size for name, size in terms.items() if size}
 
 
