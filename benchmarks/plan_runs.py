@@ -40,16 +40,21 @@ class Compared:
         return (one.total - IMPORTS) / most - 1, (all_.total - all_.terms["imports"]) / sum_ - 1
 
 
-def together(ranks: Sequence[dict[str, Any]]) -> int:
-    """Most bytes of all ranks by Pss. Peaks shorter than the time between two looks are in the kernel's records alone:
-    VmHWM at a place, less what was shared there, is a rank's Pss; and ranks are at a place together, as they wait for
-    each other there."""
+def together(ranks: Sequence[dict[str, Any]], seen: int) -> int:
+    """Most bytes of all ranks by Pss.
+
+    Peaks shorter than the time between two looks are in the kernel's records alone: VmHWM at a place, less what was
+    shared there, is a rank's Pss; and ranks are at a place of a step together, as they wait for each other there.
+
+    Args:
+        seen: the highest sum at one look.
+    """
     sums: Counter[str] = Counter()
     for rank in ranks:
         for place, most in rank["places"].items():
-            if most.get("pss"):
+            if most.get("pss") and (len(ranks) == 1 or place != "the model"):  # which has peaks of several kinds
                 sums[place] += max(most["pss"], most["hwm"] - most.get("shared", most["rss"] - most["pss"]))
-    return max(sums.values())
+    return max(seen, *sums.values())
 
 
 def compared(run: dict[str, Any]) -> Compared:
@@ -60,7 +65,10 @@ def compared(run: dict[str, Any]) -> Compared:
         run["trained"],
         run["total"],
         (found.peak, max(one["hwm"] for one in ranks) - IMPORTS),
-        (max(found.node_moments, key=lambda one: one.total), together(ranks) - run["together"]["imports"]),
+        (
+            max(found.node_moments, key=lambda one: one.total),
+            together(ranks, run["together"]["pss"]) - run["together"]["imports"],
+        ),
     )
 
 

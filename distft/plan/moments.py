@@ -83,14 +83,14 @@ def copies(case: Case, rank: int | None = None) -> int:
 
 
 def gathered(case: Case) -> int:
-    """Whole weights of stage 3: those of the largest layer, those that are fetched before, and the largest one. A rank
-    alone has all of them whole."""
+    """Whole weights of stage 3: those of the largest layer, or the largest one, of which gloo makes a copy while it
+    gathers on a CPU, and those that are fetched before. A rank alone has all of them whole."""
     if case.world == 1:
         return 0
     layers = [sum(one.size for one in many.weights) for stack in case.model.stacks for many in stack.layers]
     prefetched = min(50_000_000, case.model.parameters // 100)
     largest = max((weight.size for weight in case.model.named()), default=0)
-    return case.sharding.weight_bytes * (max([*layers, largest]) + prefetched)
+    return case.sharding.weight_bytes * (max([*layers, largest if case.device else 2 * largest]) + prefetched)
 
 
 def _base(case: Case) -> Terms:
