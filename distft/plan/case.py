@@ -22,7 +22,16 @@ from distft.plan.states import Sharding
 from distft.plan.trained import PREFIX, Trained, trained
 from distft.recipe.adapters import AdaLora, Layers
 from distft.recipe.schema import Recipe
-from distft.recipe.tasks import CTC, DPO, CausalLM, Generation, MaskedLM, Seq2SeqLM, SpeechSeq2Seq
+from distft.recipe.tasks import (
+    CTC,
+    DPO,
+    CausalLM,
+    Generation,
+    MaskedLM,
+    Seq2SeqLM,
+    SequenceClassification,
+    SpeechSeq2Seq,
+)
 
 T = TypeVar("T")
 SOUND_PLACE = 20  # milliseconds of speech that become one place of wav2vec2's layers
@@ -115,8 +124,8 @@ class Case:
 
     @cached_property
     def activations(self) -> Activations:
-        of = self.recipe.model, self.recipe.adapter, self.recipe.engine.dtype, self.recipe.data.packing, self.shape
-        return self.once(self._activations, *of)
+        of = self.recipe.model, self.recipe.adapter, self.recipe.engine.dtype, self.recipe.task, self.shape
+        return self.once(self._activations, *of, self.recipe.data.packing)
 
     def _activations(self) -> Activations:
         batch, how = self._computing
@@ -137,7 +146,12 @@ class Case:
     def _computing(self) -> tuple[Batch, Computing]:
         shape, numbers = self.shape, Numbers(self.sharding.weight_bytes, "cpu" if self.device is None else "cuda")
         mask = isinstance(self.recipe.task, CausalLM) and self.recipe.data.packing is not False
-        batch = Batch(shape.rows, shape.tokens, shape.written, shape.targets, shape.targets, mask)
+        places, targets = shape.targets, shape.targets
+        if isinstance(self.recipe.task, MaskedLM):
+            targets = round(self.recipe.task.mask * places)
+        elif isinstance(self.recipe.task, SequenceClassification):
+            places = targets = shape.rows
+        batch = Batch(shape.rows, shape.tokens, places, targets, shape.written, mask)
         attention = "sdpa" if self.recipe.model.attention == "auto" else self.recipe.model.attention
         again = self.recipe.model.activation_checkpointing
         gathered = not isinstance(self.recipe.task, Generation)
