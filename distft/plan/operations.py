@@ -76,8 +76,8 @@ def linear(tape: Tape, numbers: Numbers, x: Value, columns: tuple[int, int], upd
     """A product with a matrix; its input is kept if the matrix learns.
 
     With an adapter x W + s (drop(x) A) B: kept are drop(x) and drop(x) A (Hu et al. 2021, arXiv:2106.09685). AdaLoRA
-    (Zhang et al. 2023, arXiv:2303.10512) has A E for A, made anew each time, and divides by its rank, which PEFT has as
-    a weight that is trained: A E is kept too, and what is divided.
+    (Zhang et al. 2023, arXiv:2303.10512) has A E for A, made anew each time and kept, and divides by its rank. PEFT has
+    that as a weight which is frozen, but thaws when it is made other than fp32: then what is divided is kept.
 
     Args:
         columns: numbers that a token has before and after.
@@ -92,7 +92,8 @@ def linear(tape: Tape, numbers: Numbers, x: Value, columns: tuple[int, int], upd
     low = tape.run([dropped, *made], x.size // before * update.rank, [dropped, *made], trains=True)
     high = tape.run([tape.run([low], size, [low], trains=True)], size)
     if update.singular:
-        high = tape.run([high], size, [high], trains=True)
+        divided = [high] if numbers.width != FP32 else []
+        high = tape.run([high], size, divided, trains=True)
     return tape.run([result, high], size, passes=True)
 
 
