@@ -11,7 +11,7 @@ import torch
 
 from distft.errors import UserError
 from distft.plan import record
-from distft.plan.devices import Device, device, present
+from distft.plan.devices import device, present
 from distft.process.distributed import Ranks
 from distft.recipe.schema import Recipe
 from distft.training import planned
@@ -87,12 +87,12 @@ def test_out_of_memory_quotes_the_plan_and_only_what_the_run_can_go_on_with(
 ) -> None:
     small = device("A10-24GB")
     monkeypatch.setenv("WORLD_SIZE", "8")
-    monkeypatch.setattr(planned, "_device", lambda: Device(small.name, small.memory, small.flops, small.link))
+    monkeypatch.setattr(planned, "_device", lambda: small)
     with pytest.raises(UserError) as caught, explained(wanted(base)):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
     said = str(caught.value)
     assert ": 2.50 GiB more were wanted, the plan expects 1" in said
-    assert " GiB (loss; most of it activations, 12" in said
+    assert " GiB (loss; most of it activations, 11" in said
     assert "; what fits: " in said
     assert "engine.zero_stage=3" in said
     assert "quantize" not in said  # refused in a run that has begun
@@ -111,4 +111,13 @@ def test_where_the_plan_says_that_it_fits_all_that_helps_is_listed(base: Path, m
 def test_a_gpu_is_found_by_what_torch_calls_it() -> None:
     assert present("NVIDIA H100 80GB HBM3", 5).link == 450e9
     assert present("NVIDIA H100 80GB HBM3", 5).memory == 5
-    assert present("Some GPU of tomorrow", 5).flops == 0
+    assert present("Some GPU of tomorrow", 5).flops is None
+
+
+def test_what_is_written_down_is_read_as_it_was(base: Path) -> None:
+    gpu = present("NVIDIA H100 80GB HBM3", 80 << 30)
+    found = record.quick(wanted(base, model={"path": str(base), "activation_checkpointing": True}), 8, 4, gpu, 1 << 40)
+    assert found.times is not None
+    assert found.useful < 1.0
+    record.write(base, found)
+    assert record.read(base) == found
