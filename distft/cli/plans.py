@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -31,18 +32,24 @@ def plan(
     Of a run: what was measured beside it.
     """
     from distft.commands import plan as planning
+    from distft.commands import plan_length, plan_run
     from distft.commands import plan_view as view
+    from distft.plan import record
 
     found = planning.plan(path, overrides or [], nodes, nproc, gpu, everything)
     if as_json:
-        print(json.dumps({**view.as_json(found.prediction), "measured": found.measured}, indent=2))
+        measured = None if found.measured is None else asdict(found.measured)
+        length = {"steps": found.length.steps, "steps_from": found.length.because, "seconds": found.length.seconds}
+        print(json.dumps({**record.as_json(found.prediction), **length, "measured": measured}, indent=2))
         return
     from rich.console import Console
 
     console = Console(highlight=False, width=max(Console().width, WIDTH))
     console.print(view.terms(found.prediction))
     console.print(view.host_terms(found.prediction))
-    for sentence in filter(None, [*view.verdict(found.prediction), planning.compared(found)]):
+    compared = [] if found.measured is None else [plan_run.comparison(found.prediction, found.measured)]
+    long = plan_length.sentence(found.length, found.prediction)
+    for sentence in [*view.verdict(found.prediction), long, *compared]:
         console.print(sentence, soft_wrap=True, markup=False)
     if not found.prediction.fits:
         console.print(view.ways_out(found.ways) if found.ways else "no change of up to three keys makes it fit")

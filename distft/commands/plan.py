@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from distft.commands.plan_length import Length, length_of
+from distft.commands.plan_run import Measured, measured, recorded
+from distft.commands.status import total_steps
 from distft.errors import UserError
 from distft.plan.changes import Way, grid, ways
 from distft.plan.devices import Device, device
 from distft.plan.estimate import Estimator
-from distft.plan.prediction import Prediction, text_of
+from distft.plan.prediction import Prediction
 from distft.recipe.load import check_sizes, load, load_resolved
 from distft.recipe.schema import Recipe
 from distft.run.folder import RunDir
@@ -23,13 +26,15 @@ class Planned:
     Attributes:
         ways: what makes it fit, if it does not.
         fitting: all that fits, as a grid, if that was asked for.
-        measured: bytes of the worst rank of a run so far; None: there is no run, or nothing was recorded.
+        length: of the run.
+        measured: of a run so far; None: there is no run, or nothing was recorded.
     """
 
     prediction: Prediction
     ways: Sequence[Way]
     fitting: Sequence[tuple[dict[str, object], Prediction]]
-    measured: float | None = None
+    length: Length
+    measured: Measured | None = None
 
 
 def plan(
@@ -57,30 +62,28 @@ def of_recipe(recipe: Recipe, chosen: Device | None, nodes: int, per_node: int, 
     prediction = estimator.predict(recipe, nodes)
     out = [] if prediction.fits else ways(recipe, nodes, estimator.predict)
     found = grid(recipe, sorted({1, nodes, 2 * nodes}), estimator.predict) if everything else []
-    return Planned(prediction, out, found)
+    return Planned(prediction, out, found, length_of(recipe, prediction))
 
 
 def of_run(run: RunDir, chosen: Device | None, nodes: int | None, nproc: int | None) -> Planned:
+    """The prediction that the attempt which was measured wrote down, unless another layout or GPU is asked about."""
     if not run.exists():
         raise UserError(f"{run.path} holds no run; give a recipe or a run folder")
-    attempts = run.read().attempts
+    found, attempts = measured(run), run.read().attempts
+    last = found.attempt if found else len(attempts)
+    if (chosen, nodes, nproc) == (None, None, None) and (written := recorded(run, last)) is not None:
+        return Planned(written, [], [], run_length(run, written, found), found)
     if attempts and nproc is None:
         hosts = len(set(attempts[-1].hosts)) or 1
         nodes, nproc = hosts, max(1, attempts[-1].world_size // hosts)
     prediction = Estimator(nproc or 1, chosen, host_memory()).predict(load_resolved(run.config), nodes or 1)
-    peaks = (float(record["worst_memory_bytes"]) for record in run.records() if "worst_memory_bytes" in record)
-    return Planned(prediction, [], [], max(peaks, default=None))
+    return Planned(prediction, [], [], run_length(run, prediction, found), found)
 
 
-def compared(planned: Planned) -> str | None:
-    """The measured peak of a run beside the prediction, in words."""
-    if planned.measured is None:
-        return None
-    expected = planned.prediction.peak.total
-    return (
-        f"measured: {text_of(planned.measured)} on the worst rank, predicted {text_of(expected)} "
-        f"({planned.measured / expected - 1:+.0%})"
-    )
+def run_length(run: RunDir, prediction: Prediction, found: Measured | None) -> Length:
+    recipe = load_resolved(run.config)
+    last = next((one for one in run.newest_records() if "epoch" in one), {})
+    return length_of(recipe, prediction, total_steps(recipe, last), found.step_seconds if found else None)
 
 
 def host_memory() -> int:

@@ -58,7 +58,7 @@ def verdict(found: Prediction) -> Iterator[str]:
             f"most of it are {found.blame} ({text_of(share)})"
         )
     host = f"{text_of(found.node)} of a node" + (f", {text_of(found.host)} of a rank" if found.device else "")
-    yield f"host memory: {host}; a checkpoint: {text_of(found.checkpoint)}"
+    yield f"host memory: {host}"
     if found.step_seconds is not None:
         rate = found.step_tokens / found.step_seconds
         yield f"about {found.step_seconds:.2g} s a step, {rate:,.0f} tokens per second"
@@ -85,24 +85,3 @@ def fitting(grid: Sequence[tuple[Mapping[str, Any], Prediction]]) -> Table:
 
 def speed(found: Prediction) -> str:
     return "-" if not found.step_seconds else f"{found.step_tokens / found.step_seconds:,.0f}"
-
-
-def as_json(found: Prediction) -> dict[str, Any]:
-    """All figures, in bytes and seconds."""
-    return {
-        "world": found.world,
-        "gpu": found.device.name if found.device else None,
-        "fits": None if found.room is None else found.fits,
-        "room": found.room,
-        "peak": found.peak.total,
-        "peak_at": found.peak.name,
-        "moments": {moment.name: dict(moment.terms) for moment in found.moments},
-        "host": found.host,
-        "host_node": found.node,
-        "node_moments": {moment.name: dict(moment.terms) for moment in found.node_moments},
-        "host_moments": {moment.name: dict(moment.terms) for moment in found.host_moments},
-        "checkpoint": found.checkpoint,
-        "step_seconds": found.step_seconds,
-        "step_tokens": found.step_tokens,
-        "doubts": list(found.doubts),
-    }

@@ -73,7 +73,9 @@ def activations(model: Architecture, batch: Batch, how: Computing) -> Activation
         "logits and loss": max(head.forward, head.backward),
     }
     shared = sum(terms[name] for name in ("batch", "masks", "positions", "embeddings"))
+    forward = max((one.forward - one.saved for one in held), default=0)
     moments = (
+        *([Moment("forward", shared + terms["memory"] + terms["layers"] + forward, 0.0)] if forward > 0 else []),
         Moment("loss", shared + terms["memory"] + terms["layers"] + terms["logits and loss"], 0.0),
         *_through_layers(shared, held),
         Moment("optimizer", terms["batch"], 1.0),
@@ -95,11 +97,12 @@ def _through_layers(shared: int, held: list[_Held]) -> Iterator[Moment]:
 
 @dataclass(frozen=True)
 class _Held:
-    """saved: bytes of a layer from forward to backward; again: most alive in its backward, `saved` included; beside:
-    what an encoder has read, for a layer that reads it."""
+    """saved: bytes of a layer from forward to backward; again: most alive in its backward, and forward: in its forward
+    (see `Kept`), `saved` included in both; beside: what an encoder has read, for a layer that reads it."""
 
     saved: int
     again: int
+    forward: int
     beside: int
 
 
@@ -157,8 +160,9 @@ class Stacks:
 
     def _held(self, one: Kept, size: int, beside: int) -> _Held:
         if not self._how.checkpointing:
-            return _Held(one.own, one.backward, beside)
-        return _Held(size, size + one.inner_backward, beside)
+            return _Held(one.own, one.backward, one.lent, beside)
+        forward = size + one.inner_lent
+        return _Held(size, max(size + one.inner_backward, forward), forward, beside)
 
     def work(self, stack: Stack, learns: bool) -> Work:
         batch, how = self._batch, self._how

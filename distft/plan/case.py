@@ -19,8 +19,8 @@ from distft.plan.operations import Numbers, Update
 from distft.plan.placement import Placed, placed
 from distft.plan.shapes import architecture_of
 from distft.plan.states import Sharding
-from distft.plan.trained import PREFIX, Trained, trained
-from distft.recipe.adapters import AdaLora, Layers
+from distft.plan.trained import Trained, trained, updates
+from distft.recipe.adapters import AdaLora
 from distft.recipe.schema import Recipe
 from distft.recipe.tasks import (
     CTC,
@@ -158,22 +158,5 @@ class Case:
         return batch, Computing(numbers, attention, self.update, again, gathered)
 
     @cached_property
-    def _ranks(self) -> dict[str, int]:
-        """Rank of the adapter of each module that has one."""
-        found = {}
-        for weight in self.trained.added:
-            module, low, _ = weight.name.removeprefix(PREFIX).partition(".lora_A")
-            if low:
-                found[module] = min(weight.shape)
-        return found
-
-    @cached_property
-    def _own(self) -> frozenset[str]:
-        return frozenset(weight.name for weight in self.trained.own)
-
-    def update(self, name: str, weight: Weight) -> Update:
-        if name in self._own:
-            return Update(whole=True)
-        dropout = self.recipe.adapter.dropout if isinstance(self.recipe.adapter, Layers) else 0.0
-        rank, singular = self._ranks.get(name.rpartition(".")[0], 0), isinstance(self.recipe.adapter, AdaLora)
-        return Update(rank=rank, dropout=dropout, singular=singular)
+    def update(self) -> Callable[[str, Weight], Update]:
+        return updates(self.trained, self.recipe.adapter)

@@ -128,7 +128,78 @@ LINKS = {  # GB/s that one GPU sends to others of its node, one direction
     "MI300X": 448.0,
 }
 PCIE = 25.0
-BETWEEN_NODES = 25.0  # 200 Gbit/s a GPU, as most clusters of the last years have
+BANDWIDTHS = {  # GB/s of a device's memory, by data sheets
+    "GB300": 8000.0,
+    "GB200": 8000.0,
+    "B300": 8000.0,
+    "B200": 8000.0,
+    "GH200": 4000.0,
+    "H200": 4800.0,
+    "H200 NVL": 4800.0,
+    "H100": 3350.0,
+    "H100 NVL": 3900.0,
+    "H100 PCIe": 2000.0,
+    "H800": 3350.0,
+    "H800 PCIe": 2000.0,
+    "H20": 4000.0,
+    "A100": 2039.0,
+    "A100-40GB": 1555.0,
+    "A800": 2039.0,
+    "A40": 696.0,
+    "A30": 933.0,
+    "A10": 600.0,
+    "A10G": 600.0,
+    "L40S": 864.0,
+    "L40": 864.0,
+    "L20": 864.0,
+    "L4": 300.0,
+    "RTX 6000 Ada": 960.0,
+    "RTX A6000": 768.0,
+    "RTX 5090": 1792.0,
+    "RTX 4090": 1008.0,
+    "RTX 3090": 936.0,
+    "MI355X": 8000.0,
+    "MI350X": 8000.0,
+    "MI325X": 6000.0,
+    "MI300X": 5300.0,
+    "MI300A": 5300.0,
+    "MI250X": 1638.0,
+    "MI250": 1638.0,
+    "MI210": 1638.0,
+}
+# Share of the peak that the fastest matrix product in bf16 reached: measured by S. Bekman with torch 2.5 to 2.10
+# (github.com/stas00/ml-engineering, compute/accelerator/README.md, 744d01e, "MAMF"). H200 "is the same" as H100.
+MATMULS = {
+    "A100": 0.869,
+    "A800": 0.869,
+    "GH200": 0.838,
+    "H100": 0.803,
+    "H200": 0.803,
+    "H800": 0.803,
+    "B300": 0.786,
+    "B200": 0.776,
+    "GB200": 0.729,
+    "MI355X": 0.680,
+    "MI325X": 0.604,
+    "MI300X": 0.514,
+}
+MATMUL = 0.75  # where nobody is known to have measured it
+BETWEEN_NODES = 25.0  # GB/s that one GPU sends to other nodes: 200 Gbit/s, as a DGX A100 has
+FASTER = {  # where the maker's own servers have more: 400 Gbit/s in a DGX H100 to B200, 800 in a DGX B300
+    "GB300": 100.0,
+    "GB200": 50.0,
+    "B300": 100.0,
+    "B200": 50.0,
+    "GH200": 50.0,
+    "H200": 50.0,
+    "H100": 50.0,
+    "H800": 50.0,
+    "H20": 50.0,
+    "MI355X": 50.0,
+    "MI350X": 50.0,
+    "MI325X": 50.0,
+    "MI300X": 50.0,
+}
 
 
 @dataclass(frozen=True)
@@ -137,14 +208,20 @@ class Device:
 
     Attributes:
         memory: bytes that torch reports.
-        flops: FLOP/s in bf16, dense.
+        flops: FLOP/s in bf16, dense; 0: not known.
         link: bytes per second to GPUs of the same node.
+        bandwidth: bytes per second of its memory; 0: not known.
+        matmul: share of `flops` that matrix products can reach.
+        between: bytes per second to other nodes.
     """
 
     name: str
     memory: int
     flops: float
     link: float
+    bandwidth: float
+    matmul: float = MATMUL
+    between: float = BETWEEN_NODES * 1e9
 
 
 def device(name: str) -> Device:
@@ -161,4 +238,18 @@ def device(name: str) -> Device:
             f"--gpu {name}: {'several are called so' if fitting else 'unknown'}; the possible values: {known}"
         )
     kind = fitting[0].rpartition("-")[0]
-    return Device(fitting[0], MEMORY[fitting[0]] * MIB, PEAKS[kind] * 1e12, LINKS.get(kind, PCIE) * 1e9)
+    return _device(fitting[0], kind, MEMORY[fitting[0]] * MIB, PEAKS[kind] * 1e12)
+
+
+def present(name: str, memory: int) -> Device:
+    """The GPU that torch calls so, with the bytes that torch reports."""
+    words = set(re.split(r"[\s\-_/]+", name.lower()))
+    kinds = (kind for kind in BANDWIDTHS if set(kind.lower().split()) <= words)
+    kind = max(kinds, key=len, default="")
+    return _device(name, kind, memory, peak_flops(name) or 0.0)
+
+
+def _device(name: str, kind: str, memory: int, flops: float) -> Device:
+    bandwidth = BANDWIDTHS.get(name) or BANDWIDTHS.get(kind, 0.0)
+    matmul, between = MATMULS.get(kind, MATMUL), FASTER.get(kind, BETWEEN_NODES)
+    return Device(name, memory, flops, LINKS.get(kind, PCIE) * 1e9, bandwidth * 1e9, matmul, between * 1e9)

@@ -28,7 +28,7 @@ class Estimator:
 
     def predict(self, recipe: Recipe, nodes: int) -> Prediction:
         """Raises UserError if the model is not here, or nothing can be said of it."""
-        case = Case(recipe, nodes * self._per_node, self._per_node, self._device, self.once)
+        case = self._case(recipe, nodes)
         room = self._device.memory if self._device else self._memory // self._per_node if self._memory else None
         return Prediction(
             world=case.world,
@@ -44,6 +44,13 @@ class Estimator:
             doubts=tuple(doubts(case)),
         )
 
+    def work(self, recipe: Recipe, nodes: int) -> tuple[duration.Work, duration.Sizes]:
+        """What a rank computes in a micro-batch, and what is sent for it."""
+        return work(self._case(recipe, nodes))
+
+    def _case(self, recipe: Recipe, nodes: int) -> Case:
+        return Case(recipe, nodes * self._per_node, self._per_node, self._device, self.once)
+
     def once(self, find: Callable[[], T], *of: object) -> T:
         """What `find` finds for these parts of a recipe."""
         key = repr((find.__qualname__, *of))
@@ -53,16 +60,20 @@ class Estimator:
         return found
 
 
+def work(case: Case) -> tuple[duration.Work, duration.Sizes]:
+    """What a rank computes in a micro-batch, and what is sent for it."""
+    again = case.recipe.model.activation_checkpointing
+    whole = isinstance(case.recipe.adapter, NoAdapter)
+    done = duration.work(case.model, sum(one.size for one in case.trained.added), whole, case.shape, again)
+    regathered = duration.gathered_again(case.model) if again else 0
+    return done, duration.Sizes(case.model.parameters, sum(case.sizes[0]), regathered)
+
+
 def step_seconds(case: Case) -> float | None:
-    """None: nothing is known of the device."""
-    if case.device is None:
+    """None: it is not known how fast the device is."""
+    if case.device is None or not case.device.flops or not case.device.bandwidth:
         return None
-    recipe = case.recipe
-    adapters = {"added": sum(weight.size for weight in case.trained.added)}
-    whole = isinstance(recipe.adapter, NoAdapter)
-    work = duration.flops(case.model, adapters, whole, case.shape, recipe.model.activation_checkpointing)
-    learned = sum(case.sizes[0])
-    return duration.step_seconds(recipe, work, case.model.parameters, learned, case.device, case.world, case.per_node)
+    return duration.step_seconds(case.recipe, *work(case), case.device, case.world, case.per_node)
 
 
 def doubts(case: Case) -> Iterator[str]:

@@ -64,6 +64,7 @@ class Kept:
         inner: the same without its input.
         backward: most that is alive in its backward, `own` included.
         inner_backward: the same, less its input.
+        lent, inner_lent: most in its forward, if an operation there takes much for a moment; else 0.
         forward: most that is alive in its forward if nothing is kept, beside its input.
         learns: a gradient flows through it.
     """
@@ -72,6 +73,8 @@ class Kept:
     inner: int
     backward: int
     inner_backward: int
+    lent: int
+    inner_lent: int
     forward: int
     learns: bool
 
@@ -93,6 +96,8 @@ def kept(layers: Layers, updates: Mapping[str, Update], work: Work) -> Kept:
         inner=tape.kept(both),
         backward=tape.backward([memory]),
         inner_backward=tape.backward(both),
+        lent=tape.lent([memory]),
+        inner_lent=tape.lent(both),
         forward=tape.forward(both),
         learns=result.learns,
     )

@@ -24,12 +24,19 @@ class Numbers:
 @dataclass(frozen=True)
 class Update:
     """How a matrix learns: `whole`, by a low-rank adapter of this `rank` with `dropout` on its input, or not at all.
-    `singular`: that adapter is AdaLoRA's."""
+
+    Attributes:
+        magnitude: of an adapter that trains the length of each row of the matrix too (DoRA).
+        singular: of AdaLoRA.
+        exact: of one that computes in fp32. distft has adapters in the model's numbers; PEFT alone makes them fp32.
+    """
 
     whole: bool = False
     rank: int = 0
     dropout: float = 0.0
+    magnitude: bool = False
     singular: bool = False
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,26 +82,58 @@ def dropout(tape: Tape, numbers: Numbers, x: Value, share: float) -> Value:
 def linear(tape: Tape, numbers: Numbers, x: Value, columns: tuple[int, int], update: Update) -> Value:
     """A product with a matrix; its input is kept if the matrix learns.
 
-    With an adapter x W + s (drop(x) A) B: kept are drop(x) and drop(x) A (Hu et al. 2021, arXiv:2106.09685). AdaLoRA
-    (Zhang et al. 2023, arXiv:2303.10512) has A E for A, made anew each time and kept, and divides by its rank. PEFT has
-    that as a weight which is frozen, but thaws when it is made other than fp32: then what is divided is kept.
-
     Args:
         columns: numbers that a token has before and after.
     """
     before, after = columns
-    size = x.size // before * after
-    result = tape.run([x], size, [x] if update.whole else [], trains=update.whole)
-    if not update.rank:
-        return result
-    dropped = dropout(tape, numbers, x, update.dropout)
-    made = [tape.run([], before * update.rank * numbers.width, trains=True)] if update.singular else []
-    low = tape.run([dropped, *made], x.size // before * update.rank, [dropped, *made], trains=True)
-    high = tape.run([tape.run([low], size, [low], trains=True)], size)
+    result = tape.run([x], x.size // before * after, [x] if update.whole else [], trains=update.whole)
+    return _adapted(tape, numbers, x, result, columns, update) if update.rank else result
+
+
+def _adapted(tape: Tape, numbers: Numbers, x: Value, result: Value, columns: tuple[int, int], update: Update) -> Value:
+    """x W + s (drop(x) A) B: kept are drop(x) and drop(x) A (Hu et al. 2021, arXiv:2106.09685). One in fp32 has its own
+    copy of x.
+
+    AdaLoRA (Zhang et al. 2023, arXiv:2303.10512) has A E for A, made anew each time and kept, and divides by its rank.
+    PEFT has that as a weight which is frozen, but thaws when it is made other than fp32: then what is divided is kept.
+    """
+    times = FP32 // numbers.width if update.exact else 1
+    own = Numbers(numbers.width * times, numbers.device)
+    given = tape.run([x], x.size * times) if times > 1 else x
+    dropped = dropout(tape, own, given, update.dropout)
+    made = [tape.run([], columns[0] * update.rank * own.width, trains=True)] if update.singular else []
+    low = tape.run([dropped, *made], dropped.size // columns[0] * update.rank, [dropped, *made], trains=True)
+    high = tape.run([low], result.size * times, [low], trains=True)
+    if update.magnitude:
+        base = tape.run([dropped], high.size) if update.dropout else result
+        more = _directed(tape, base, high, Value(columns[1] * own.width))
+        tape.lend(_lent(columns, update.rank, own.width, high, copied=times > 1))
+    else:
+        more = tape.run([high], high.size)
     if update.singular:
-        divided = [high] if numbers.width != FP32 else []
-        high = tape.run([high], size, divided, trains=True)
-    return tape.run([result, high], size, passes=True)
+        more = tape.run([more], more.size, [more] if own.width != FP32 else [], trains=True)
+    if times == 1:
+        return tape.run([result, more], result.size, passes=True)
+    whole = tape.run([tape.run([result], more.size), more], more.size, passes=True)
+    return tape.run([whole], result.size)
+
+
+def _directed(tape: Tape, base: Value, high: Value, lengths: Value) -> Value:
+    """(m - 1) x W + m s (x A) B, where m is a learned length over that of each row of W + s A B, whose derivative is
+    left out: both products are kept, and those lengths, m and m - 1 (Liu et al. 2024, arXiv:2402.09353). With dropout
+    x W is computed anew."""
+    vectors = [lengths, Value(lengths.size), Value(lengths.size)]
+    longer = tape.run([base], high.size, [base, *vectors[:2]], trains=True, work=high.size)
+    turned = tape.run([high], high.size, [high, vectors[2]], trains=True, work=high.size)
+    return tape.run([longer, tape.run([turned], high.size)], high.size, passes=True)
+
+
+def _lent(columns: tuple[int, int], rank: int, width: int, high: Value, *, copied: bool) -> int:
+    """What forward takes for lengths of rows: A B, by way of an identity matrix, and a copy of W if the adapter has
+    other numbers. While these are there, first s A B and its sum with W are made, then both products and their sum."""
+    before, after = columns
+    held = width * before * (before + rank + after) + (FP32 * before * after if copied else 0)
+    return held + max(2 * width * before * after, 3 * high.size)
 
 
 def layer_norm(tape: Tape, x: Value, tokens: int, learns: bool) -> Value:

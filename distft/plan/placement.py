@@ -2,8 +2,9 @@
 
 DeepSpeed 0.19.8 moves with `engine.offload_optimizer` masters, moments and reduced gradients (of stages 1 and 2 all but
 a buffer for one weight's gradient, of stage 3 all but the bucket), and with `engine.offload_params` the shards of
-stage 3 but for those of weights that are always whole. torch rounds each pinned tensor up to a power of two. On a CPU
-both are the same memory, and only what offloading adds counts.
+stage 3 but for those of weights that are always whole. torch rounds a pinned tensor up to a power of two, large ones
+not as distft sets it (`process.devices.allocator_settings`). On a CPU both are the same memory, and only what
+offloading adds counts.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from distft.plan.states import (
     shards,
     state_bytes,
 )
+from distft.process.devices import MOST_ROUNDED_MB
 
 Terms = dict[str, int]
 
@@ -85,8 +87,8 @@ def _offloaded_weights(
 
 
 def pinned(size: int) -> int:
-    """Bytes that torch takes for a pinned tensor, as long as nobody has set `pinned_max_round_threshold_mb`."""
-    return 1 << (size - 1).bit_length() if size > 0 else 0
+    """Bytes that torch takes for a pinned tensor."""
+    return size if size > MOST_ROUNDED_MB << 20 or not size else 1 << (size - 1).bit_length()
 
 
 def _room(size: int, on_gpu: bool) -> int:

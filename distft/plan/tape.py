@@ -68,7 +68,12 @@ class Tape:
 
     def __init__(self) -> None:
         self._operations: list[_Operation] = []
+        self._lent: list[tuple[int, int]] = []  # (operations before, bytes)
         self._held: dict[Value, int] = {}  # number of the operation until whose end a value has a name
+
+    def lend(self, size: int) -> None:
+        """Forward takes so many bytes here, and gives them back."""
+        self._lent.append((len(self._operations), size))
 
     def run(
         self,
@@ -111,8 +116,12 @@ class Tape:
 
     def kept(self, known: Iterable[Value] = ()) -> int:
         """Bytes of all values that are kept, less those that are `known` to be alive anyway."""
-        values = {value for operation in self._operations for value in operation.keeps}
-        return sum(value.size for value in values.difference(known))
+        return _size(self._operations, known)
+
+    def lent(self, known: Iterable[Value] = ()) -> int:
+        """Most bytes alive in forward while some are lent: what was kept until then, and these; 0: none are."""
+        known = set(known)
+        return max((_size(self._operations[:before], known) + size for before, size in self._lent), default=0)
 
     def forward(self, known: Iterable[Value] = ()) -> int:
         """Most bytes alive in a forward pass that keeps nothing: a value lives until the last operation that reads it,
@@ -151,6 +160,11 @@ class Tape:
                 if not uses[value] and value not in known:
                     run.live -= value.size
         return run.most
+
+
+def _size(operations: Iterable[_Operation], known: Iterable[Value]) -> int:
+    values = {value for operation in operations for value in operation.keeps}
+    return sum(value.size for value in values.difference(known))
 
 
 def _step(run: _Backward, operation: _Operation, gradients: Sequence[_Gradient]) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from distft.checkpoint.state import Identity
 from distft.checkpoint.writer import Writer
-from distft.data import templates
+from distft.data import row_counts, templates
 from distft.data.loader import Slots
 from distft.data.token_cache import Corpus
 from distft.engine import configuration, deepspeed
@@ -37,7 +37,7 @@ from distft.run.lease import Fence
 from distft.tasks.multi_task import models_of
 from distft.tasks.protocol import Learned
 from distft.tasks.shared.position_limits import check_source, positions, source_positions
-from distft.training import datasets, reference_pass, row_sharing
+from distft.training import datasets, planned, reference_pass, row_sharing
 from distft.training.datasets import Dataset
 from distft.training.flops import work_of
 from distft.training.memory import MemoryMeter
@@ -60,6 +60,8 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     spec = context.model_spec
     base_model.check_architecture(context.base, recipe, spec)  # before all data are encoded
     attention.check(context.base, recipe, context.specs)
+    attempt = int(os.environ.get(environment.ATTEMPT, "1"))
+    planned.write_down(recipe, context.base, run.attempt_logs(attempt), ranks, console)
     stop_signals.check()
     tell_labels(context, console)
     pulse.at("the data")
@@ -76,6 +78,8 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         identity = replace(identity, rows=datasets.digest_of(train))
     rows = datasets.rows_of(train)
     total_steps, total_rows = datasets.length(recipe, rows)
+    if ranks.first:
+        row_counts.note(recipe, rows)
     settled = datasets.settled(recipe, shares)
     held_out = [datasets.held_out(settled, spec, part, one, ranks) for part, one in held.items()]
     allocator = make_allocator(recipe, total_steps, engine)
@@ -91,7 +95,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     fence = Fence(run, os.environ.get(environment.TOKEN))
     return Session(
         run=run,
-        attempt=int(os.environ.get(environment.ATTEMPT, "1")),
+        attempt=attempt,
         context=context,
         ranks=ranks,
         console=console,

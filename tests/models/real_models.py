@@ -33,10 +33,12 @@ class Made:
 
 @dataclass(frozen=True)
 class How:
-    """How a model is trained: `rank` of an adapter on all of its layers' matrices, 0: whole."""
+    """How a model is trained: `rank` of an adapter on all of its layers' matrices, 0: whole. `exact`: in fp32."""
 
     rank: int = 0
     adapter_dropout: float = 0.0
+    dora: bool = False
+    exact: bool = False
     checkpointing: bool = False
     attention: Implementation = "sdpa"
     dtype: torch.dtype = torch.bfloat16
@@ -48,7 +50,8 @@ class How:
         router = name.endswith(("mlp.gate.weight", "router.weight"))
         if weight.kind != "matrix" or router or ("layer" not in name and ".h." not in name and "block" not in name):
             return Update()
-        return Update(rank=self.rank, dropout=0.0 if weight.experts else self.adapter_dropout)
+        dropout = 0.0 if weight.experts else self.adapter_dropout
+        return Update(rank=self.rank, dropout=dropout, magnitude=self.dora, exact=self.exact)
 
 
 def built(made: Made, how: How) -> Any:
@@ -69,9 +72,13 @@ def adapted(model: Any, how: How) -> Any:
     if not how.rank:
         return model
     settings = peft.LoraConfig(
-        r=how.rank, lora_dropout=how.adapter_dropout, target_modules="all-linear", task_type=None
+        r=how.rank,
+        lora_dropout=how.adapter_dropout,
+        target_modules="all-linear",
+        task_type=None,
+        use_dora=how.dora,
     )
-    return peft.get_peft_model(model, settings, autocast_adapter_dtype=False)
+    return peft.get_peft_model(model, settings, autocast_adapter_dtype=how.exact)
 
 
 def architecture_of(model: Any, made: Made) -> Architecture:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from distft.cli.table import app
-from distft.commands.plan import compared, plan
+from distft.commands.plan import plan
+from distft.commands.plan_run import Measured, comparison
 from distft.errors import UserError
+from distft.plan import record
+from distft.plan.prediction import Moment, text_of
 from distft.run.folder import RunDir
 from tests.models.published import LLAMA_8B
 
@@ -56,18 +60,51 @@ def test_figures_as_json() -> None:
     assert found["step_tokens"] == 64 * 4096
 
 
-def test_a_run_is_compared_with_what_was_measured(folder: Path) -> None:
+def made_run(folder: Path) -> RunDir:
     run = RunDir(folder / "run")
     run.create("r", RECIPE.replace("base", str(folder / "base")))
-    assert compared(plan(run.path, [], None, None, None, False)) is None
+    return run
+
+
+def test_a_run_on_gpus_is_compared_with_what_torch_counts(folder: Path) -> None:
+    run = made_run(folder)
+    assert plan(run.path, [], None, None, None, False).measured is None
     run.metrics.write_text(
-        '{"step": 1, "worst_memory_bytes": 5e9}\n{"step": 2}\n{"step": 20, "worst_memory_bytes": 6e9}\n'
+        '{"attempt": 1, "worst_memory_bytes": 9e9, "worst_memory_reserved_bytes": 9e9}\n{"step": 2}\n'
+        '{"attempt": 2, "worst_memory_bytes": 6e9, "worst_memory_reserved_bytes": 7e9}\n'
+        '{"attempt": 2, "worst_memory_bytes": 5e9, "worst_memory_reserved_bytes": 7e9}\n'
     )
     found = plan(run.path, [], None, None, "H200", False)
-    assert found.measured == 6e9
-    said = compared(found)
-    assert said is not None
-    assert said.startswith("measured: 5.6 GiB on the worst rank, predicted ")
+    assert found.measured == Measured(2, 6e9, 7e9)
+    torch_counts = found.prediction.peak.total - found.prediction.peak.terms["CUDA"]
+    allocated = torch_counts - found.prediction.peak.terms["lost by allocator"]
+    said = comparison(found.prediction, found.measured)
+    assert said.startswith(
+        f"measured on the worst rank of attempt 2: 5.6 GiB allocated, predicted {text_of(allocated)} "
+    )
+    assert f"6.5 GiB reserved, predicted {text_of(torch_counts)} (" in said
+    assert comparison(plan(run.path, [], None, None, None, False).prediction, found.measured).endswith("to compare")
+
+
+def test_a_run_is_compared_with_what_its_attempt_wrote_down(folder: Path) -> None:
+    run = made_run(folder)
+    written = replace(
+        plan(run.path, [], None, 2, None, False).prediction, moments=(Moment("save", {"weights": 10**9}),)
+    )
+    run.attempt_logs(3).mkdir()
+    record.write(run.attempt_logs(3), written)
+    run.metrics.write_text('{"attempt": 3, "worst_memory_bytes": 9e8, "worst_memory_peak_bytes": 2e9}\n')
+    found = plan(run.path, [], None, None, None, False)
+    assert found.prediction == written
+    assert found.measured is not None
+    assert comparison(found.prediction, found.measured) == (
+        "measured on the worst rank of attempt 3: 1.9 GiB at most, predicted 954 MiB (+100%); "
+        "858 MiB after steps, predicted 954 MiB (-10%)"
+    )
+    (run.attempt_logs(3) / record.FILE).write_text('{"world": 2}')
+    assert (
+        plan(run.path, [], None, None, None, False).prediction.peak.total > 10**10
+    )  # another version's: predicted now
 
 
 def test_what_cannot_be_planned_is_one_sentence(folder: Path) -> None:

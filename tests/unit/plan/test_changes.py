@@ -50,7 +50,29 @@ def test_changes_are_written_as_they_are_copied() -> None:
         engine={"zero_stage": 3, "offload_optimizer": True}, model={"path": "/m", "activation_checkpointing": True}
     )
     keys = {change.key for change in possible(settled, 1)}
-    assert keys == {"train.micro_batch", "nodes", "data.row_tokens"}
+    assert keys == {"train.micro_batch", "engine.offload_params", "nodes", "data.row_tokens"}
+
+
+def test_ways_are_recipes_that_are_not_refused() -> None:
+    """4 bits cannot be sharded by stage 3, and each rank needs its part of the global batch."""
+    made = big(adapter={"type": "lora"})
+
+    def both(wanted: Recipe, nodes: int) -> Prediction:
+        fits = wanted.engine.zero_stage == 3 and getattr(wanted.adapter, "quantize", None) is not None
+        return predict(wanted, nodes, 10**9 if fits else 1)
+
+    def spread(wanted: Recipe, nodes: int) -> Prediction:
+        return predict(wanted, nodes, 10**9 if nodes == 16 else 1)
+
+    assert ways(made, 1, both) == []
+    found = ways(made, 2, spread)
+    assert found  # 16 ranks with 2 rows each; with 4 there are not enough
+    assert all(changed(made, way.changes).train.micro_batch <= 2 for way in found)
+
+
+def test_only_what_may_change_does() -> None:
+    found = ways(big(), 1, lambda wanted, nodes: predict(wanted, nodes, 150), may_change=lambda key: key == "nodes")
+    assert {change.key for way in found for change in way.changes} <= {"nodes"}
 
 
 def test_nothing_fits_into_nothing() -> None:

@@ -65,6 +65,8 @@ def test_what_stage_3_leaves_on_a_gpu_when_all_is_offloaded() -> None:
     assert found.host["gradients"] == (4 + 2) * 512
 
 
-@pytest.mark.parametrize(("size", "expected"), [(0, 0), (1, 1), (4096, 4096), (4097, 8192)])
-def test_pinned_memory_is_rounded_up(size: int, expected: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "expected"), [(0, 0), (1, 1), (4096, 4096), (4097, 8192), (64 << 20, 64 << 20), (65 << 20, 65 << 20)]
+)
+def test_pinned_memory_is_rounded_up_unless_it_is_large(size: int, expected: int) -> None:
     assert pinned(size) == expected
