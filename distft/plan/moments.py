@@ -46,7 +46,8 @@ def _steps(case: Case, base: Terms, rank: int | None) -> Iterator[Moment]:
     if table := _tied(case):
         others = 0 if case.stage == 3 else backward_bytes(learned, sharding, 1 - table / sum(learned), rank)
         gradients = others + 3 * sharding.weight_bytes * table
-        yield Moment("embeddings", _more(case, {**computing, **batch}, gradients))
+        looked_up = {"gathered weights": sharding.weight_bytes * table if case.stage == 3 and case.world > 1 else 0}
+        yield Moment("embeddings", _more(case, {**computing, **batch, **looked_up}, gradients))
     yield Moment("reduction", _more(case, {**computing, **batch}, reduction_bytes(learned, sharding, rank)))
     gradients = update_bytes(learned, sharding, rank) + _weighed(case)
     yield Moment("update", _more(case, {**base, **batch}, gradients))
