@@ -8,7 +8,7 @@ import pytest
 
 from distft.plan.estimate import Estimator
 from distft.plan.prediction import Moment, Prediction
-from distft.plan.process import ADAPTERS, CODE, IMPORTS, KERNEL, MIB, NARROW, OBJECTS, OWN, TOUCHED
+from distft.plan.process import ADAPTERS, CODE, HOOKED, IMPORTS, KERNEL, MIB, NARROW, OBJECTS, OWN, TOUCHED, WRITTEN
 from distft.plan.states import Sharding, backward_bytes, reduction_bytes
 from distft.recipe.schema import Recipe
 
@@ -104,6 +104,11 @@ def test_ranks_share_imports_and_the_file_but_nothing_else() -> None:
 def test_code_of_kernels_is_on_a_node_once() -> None:
     one, four = (node(planned(ranks, half=True), "update").terms["process"] for ranks in (1, 4))
     assert four - CODE == 4 * (one - CODE)
+
+
+def test_under_stage_3_a_rank_has_more_of_its_own() -> None:
+    less, more = (node(planned(stage=stage), "update").terms["process"] for stage in (2, 3))
+    assert more - less == WRITTEN + (3 * 9 + 3) * (HOOKED[0] - OBJECTS[0])
 
 
 def test_under_stage_3_a_tied_embedding_is_gathered_without_a_copy_when_its_gradients_are_there() -> None:
