@@ -8,9 +8,8 @@ Each case is a real `distft train` of two to four steps, with a save before the 
 model has rows that are full. Bases are made beforehand and given as `model.path`, so that no rank remembers how one was
 made. Beside the run this process looks at every rank: its pulse says where it is; at each change of place the kernel's
 record of the peak (VmHWM) is read and reset. Pss takes the kernel long to find out (/proc/PID/smaps_rollup, 70 ms for a
-GB), so it is asked 5 times a second; in between anonymous memory, which alone moves fast, is taken from
-/proc/PID/status. Runs have less priority than this process, which would see no short peak otherwise. The first place
-that a rank names comes right after the fork, so what it takes there are the imports.
+GB), so it is asked 5 times a second. Runs have less priority than this process, which would look too seldom otherwise.
+The first place that a rank names comes right after the fork, so what it takes there are the imports.
 
 Memory that torch has freed stays with glibc when a piece is smaller than its threshold for mmap, which grows up to
 32 MiB by itself. `--threshold BYTES` fixes it.
@@ -119,14 +118,7 @@ class Watched:
         self._pulse: Path | None = None
         self.place = "before its first place"
         self.now: dict[str, int] = {}
-        self.hwm = self._anonymous = 0
-
-    @property
-    def pss(self) -> int:
-        """Now: what of anonymous memory is shared, and pages of files, as when Pss was asked for last."""
-        if not self.now:
-            return 0
-        return self._anonymous - self.now["anonymous"] + self.now["pss"]
+        self.hwm = 0
 
     def look(self, with_pss: bool) -> None:
         """Raises OSError if it has ended."""
@@ -135,7 +127,6 @@ class Watched:
         if not (found := kilobytes(status, "VmHWM")):
             return  # it is about to end
         self.hwm = max(self.hwm, found)
-        self._anonymous = kilobytes(status, "RssAnon")
         self._note(self.place, {"hwm": found})
         if place != self.place or with_pss:
             text = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
@@ -228,7 +219,8 @@ def watch(process: subprocess.Popen[bytes], ranks: int, with_export: bool) -> tu
                 one.look(with_pss=due)
             except OSError:
                 ended.append(alive.pop(pid))
-        together.look(list(alive.values()))
+        if due:  # of all ranks at once: a file that one has let go is all the others'
+            together.look(list(alive.values()))
         if not with_export and any(one.name == "distft-export" for one in alive.values()):
             process.terminate()
         time.sleep(LOOK_SECONDS)
@@ -255,13 +247,13 @@ class Together:
 
     def look(self, watched: list[Watched]) -> None:
         ranks = [one for one in watched if one.name.startswith("distft-rank") and one.now]
-        total = sum(one.pss for one in ranks)
+        total = sum(one.now["pss"] for one in ranks)
         if not self.imports and len(ranks) == self.ranks:
             self.imports = total
         if total > self.pss:
             self.pss, self.file = total, sum(one.now["pss_file"] for one in ranks)
-            self.places = {one.name: (one.place, one.pss) for one in ranks}
-            self.server = sum(one.pss for one in watched if one.name == "distft-fork")
+            self.places = {one.name: (one.place, one.now["pss"]) for one in ranks}
+            self.server = sum(one.now.get("pss", 0) for one in watched if one.name == "distft-fork")
 
 
 def children(pid: int) -> list[psutil.Process]:

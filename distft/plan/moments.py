@@ -50,7 +50,8 @@ def _steps(case: Case, base: Terms, rank: int | None) -> Iterator[Moment]:
     if table := _tied(case):
         others = 0 if case.stage == 3 else backward(1 - table / sum(learned))
         gradients = others + 3 * sharding.weight_bytes * table
-        yield Moment("embeddings", _more(case, {**computing, **batch}, gradients))
+        looked_up = {"gathered weights": sharding.weight_bytes * table if case.stage == 3 and case.world > 1 else 0}
+        yield Moment("embeddings", _more(case, {**computing, **batch, **looked_up}, gradients))
     reduced = case.sharded(lambda: reduction_bytes(learned, sharding, rank), "reduced", rank)
     yield Moment("reduction", _more(case, {**computing, **batch}, reduced))
     updated = case.sharded(lambda: update_bytes(learned, sharding, rank), "updated", rank)

@@ -20,7 +20,8 @@ ADAPTERS = 9 * MIB  # imports of PEFT
 TOKEN = 650  # bytes per token of a tokenizer
 OBJECTS = (7 << 10, 60 << 10)  # of modules and hooks: bytes per weight of the model, and per adapter of one
 HOOKED = (46 << 10, 268 << 10)  # under stage 3
-NARROW = 16 * MIB  # what products in bf16 touch of oneDNN
+WRITTEN = 10 * MIB  # pages of imports that stage 3 writes to, and so makes a rank's own
+CODE, NARROW = 9 * MIB, 7 * MIB  # what products in bf16 touch of oneDNN, which ranks share, and have it make
 KERNEL = int(0.55 * MIB)  # oneDNN compiles one for each shape of a product in bf16
 MOST_KERNELS = 1024  # that it keeps
 
@@ -34,12 +35,18 @@ def imports_bytes(case: Case) -> int:
 
 def process_bytes(case: Case, work: Work) -> int:
     """Of one rank, as if it were alone."""
-    return imports_bytes(case) + TOUCHED[work] + _made(case, work)
+    return imports_bytes(case) + TOUCHED[work] + code_bytes(case, work) + _made(case, work)
 
 
 def own_bytes(case: Case, work: Work) -> int:
     """Of one rank, without what it shares with others."""
-    return OWN[work] + _made(case, work)
+    written = WRITTEN if case.stage == 3 and work != "loading" else 0
+    return OWN[work] + written + _made(case, work)
+
+
+def code_bytes(case: Case, work: Work) -> int:
+    """Of kernels in bf16; pages of a file, which a node has once."""
+    return CODE if case.sharding.dtype == "bf16" and work != "loading" else 0
 
 
 def _made(case: Case, work: Work) -> int:

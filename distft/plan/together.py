@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from distft.plan.case import Case
 from distft.plan.moments import FILE, moments
 from distft.plan.prediction import Moment
-from distft.plan.process import imports_bytes
+from distft.plan.process import code_bytes, imports_bytes
 
 
 def together(case: Case) -> Iterator[Moment]:
@@ -21,6 +21,7 @@ def together(case: Case) -> Iterator[Moment]:
         terms = Counter({"imports": imports_bytes(case)})
         for moment in each:
             terms.update(moment.terms)
+        terms["process"] += code_bytes(case, "loading" if each[0].name == "start" else "training")
         if FILE in terms:
             terms[FILE] = max(moment.terms.get(FILE, 0) for moment in each)
         yield Moment(each[0].name, dict(terms))

@@ -8,7 +8,7 @@ import pytest
 
 from distft.plan.estimate import Estimator
 from distft.plan.prediction import Moment, Prediction
-from distft.plan.process import ADAPTERS, IMPORTS, KERNEL, MIB, NARROW, OBJECTS, OWN, TOUCHED
+from distft.plan.process import ADAPTERS, CODE, HOOKED, IMPORTS, KERNEL, MIB, NARROW, OBJECTS, OWN, TOUCHED, WRITTEN
 from distft.plan.states import Sharding, backward_bytes, reduction_bytes
 from distft.recipe.schema import Recipe
 
@@ -79,15 +79,15 @@ def test_adalora_copies_its_gradients_for_the_update() -> None:
 def test_a_process_has_its_tokenizer_and_kernels_for_each_shape() -> None:
     plain, half = (moment(planned(half=half), "update").terms["process"] for half in (False, True))
     assert plain == IMPORTS + TOUCHED["training"] + 650 * 8192 + (3 * 9 + 3) * OBJECTS[0]
-    assert half - plain == NARROW + 4 * 3 * KERNEL  # attention, gate and up, down, head
+    assert half - plain == CODE + NARROW + 4 * 3 * KERNEL  # attention, gate and up, down, head
     adapted = moment(planned(half=True, type="lora", r=4), "update").terms["process"]
     objects = 3 * 7 * OBJECTS[1]
-    assert adapted - plain == ADAPTERS + objects + NARROW + (4 * 2 + 4 * 3) * KERNEL  # A of two widths, B of two
+    assert adapted - plain == ADAPTERS + objects + CODE + NARROW + (4 * 2 + 4 * 3) * KERNEL  # A of two widths, B of two
 
 
 def test_each_expert_is_given_another_number_of_tokens() -> None:
     plain, half = (moment(planned(architecture="qwen3_moe", half=half), "update") for half in (False, True))
-    kernels = (half.terms["process"] - plain.terms["process"] - NARROW) / KERNEL
+    kernels = (half.terms["process"] - plain.terms["process"] - CODE - NARROW) / KERNEL
     assert kernels == 2 * 3 * 3 * 4 + 3 * 3  # two matrices, three ways, layers x experts; attention, router, head
 
 
@@ -99,6 +99,22 @@ def test_ranks_share_imports_and_the_file_but_nothing_else() -> None:
     assert together["imports"] == alone["imports"] == IMPORTS
     assert together["process"] == 4 * alone["process"] == 4 * (OWN["loading"] + 650 * 8192)
     assert four.node == max(found.total for found in four.node_moments) < 4 * four.peak.total
+
+
+def test_code_of_kernels_is_on_a_node_once() -> None:
+    one, four = (node(planned(ranks, half=True), "update").terms["process"] for ranks in (1, 4))
+    assert four - CODE == 4 * (one - CODE)
+
+
+def test_under_stage_3_a_rank_has_more_of_its_own() -> None:
+    less, more = (node(planned(stage=stage), "update").terms["process"] for stage in (2, 3))
+    assert more - less == WRITTEN + (3 * 9 + 3) * (HOOKED[0] - OBJECTS[0])
+
+
+def test_under_stage_3_a_tied_embedding_is_gathered_without_a_copy_when_its_gradients_are_there() -> None:
+    found = planned(2, stage=3, tied=True)
+    assert moment(found, "embeddings").terms["gathered weights"] == 4 * 8192 * 256
+    assert moment(found, "loss").terms["gathered weights"] > 2 * 4 * 8192 * 256
 
 
 def test_without_sharding_each_rank_copies_weights_of_its_own() -> None:
