@@ -21,7 +21,7 @@ from distft.run.digest import of_parts
 from distft.tasks.protocol import ModelSpec, Outcome, Setting, TaskSpec, mean
 from distft.tasks.shared.lengths import Lengths
 from distft.tasks.shared.padding import COLUMNS, DROPPED, SPLIT, TRUNCATED, Inputs, Padded, digest_of
-from distft.tasks.shared.token_scores import add_outcomes, perplexity, report_token_scores, score_tokens
+from distft.tasks.shared.token_scores import add_outcomes, perplexity, report_token_scores, score_tokens, scores_of
 from distft.tasks.shared.tokenizer_family import ENCODER
 
 TOKENS = "tokens"
@@ -144,7 +144,8 @@ class Masked:
         return {TOKENS: functional.cross_entropy(self._logits(model, batch), batch.targets, reduction="sum")}
 
     def predict(self, model: Any, batch: MaskedBatch) -> list[Outcome]:
-        return score_tokens(self._logits(model, batch), batch.targets, batch.owners, len(batch.padded))
+        scores = scores_of(self._logits(model, batch), batch.targets)
+        return score_tokens(scores, batch.owners, len(batch.padded))
 
     def score(self, outcomes: Sequence[Outcome]) -> Report:
         return report_token_scores(outcomes)

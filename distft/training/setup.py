@@ -37,7 +37,7 @@ from distft.run.lease import Fence
 from distft.tasks.multi_task import models_of
 from distft.tasks.protocol import Learned
 from distft.tasks.shared.position_limits import check_source, positions, source_positions
-from distft.training import datasets, reference_pass, row_sharing
+from distft.training import datasets, head_chunks, reference_pass, row_sharing
 from distft.training.datasets import Dataset
 from distft.training.flops import work_of
 from distft.training.memory import MemoryMeter
@@ -74,6 +74,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         shares = False
         train, held = datasets.apart(train, recipe, spec), datasets.apart(held, recipe, spec)
         identity = replace(identity, rows=datasets.digest_of(train))
+    head_chunks.settle(recipe, task, engine, ranks, console)
     rows = datasets.rows_of(train)
     total_steps, total_rows = datasets.length(recipe, rows)
     settled = datasets.settled(recipe, shares)
