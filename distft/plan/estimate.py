@@ -12,7 +12,7 @@ from distft.plan.activations import Activations, activations
 from distft.plan.architecture import Architecture, Weight
 from distft.plan.changes import lowest_stage
 from distft.plan.devices import Device
-from distft.plan.loss import Batch, Computing
+from distft.plan.loss import Batch, Computing, head_weight
 from distft.plan.operations import Numbers, Update
 from distft.plan.prediction import Moment, Prediction
 from distft.plan.shapes import architecture_of
@@ -20,7 +20,7 @@ from distft.plan.states import Sharding, States, reduction_bytes, state_bytes, u
 from distft.plan.trained import PREFIX, Trained, trained
 from distft.recipe.adapters import AdaLora, Layers, NoAdapter
 from distft.recipe.schema import Recipe
-from distft.recipe.tasks import CTC, DPO, CausalLM, Seq2SeqLM, SpeechSeq2Seq
+from distft.recipe.tasks import CTC, DPO, CausalLM, MaskedLM, Seq2SeqLM, SpeechSeq2Seq
 
 T = TypeVar("T")
 
@@ -130,7 +130,18 @@ class _Estimate:
     @cached_property
     def activations(self) -> Activations:
         of = self.recipe.model, self.recipe.adapter, self.recipe.engine.dtype, self.recipe.data.packing, self.shape
-        return self.once(self._activations, *of)
+        return self.once(self._activations, *of, self._chunk)
+
+    @property
+    def _chunk(self) -> int:
+        """Most targets whose logits are made at once; 0: those of all, as with an adapter's copy of the head."""
+        task, head = self.recipe.task, head_weight(self.model)
+        if head is None or not isinstance(task, CausalLM | MaskedLM | DPO):
+            return 0
+        modules = tuple(f"{PREFIX}{one}." for one in (head.name.rpartition(".")[0], *self.model.outputs))
+        adapted = any(one.name.startswith(modules) for one in self.trained.added)
+        weighed = isinstance(task, DPO) and self.update(head.name, head).whole
+        return 0 if adapted or weighed else self.recipe.engine.loss_chunk
 
     def _activations(self) -> Activations:
         shape, numbers = self.shape, Numbers(self.sharding.weight_bytes, "cpu" if self.device is None else "cuda")
@@ -139,7 +150,7 @@ class _Estimate:
         attention = "sdpa" if self.recipe.model.attention == "auto" else self.recipe.model.attention
         again = self.recipe.model.activation_checkpointing
         gathered = not isinstance(self.recipe.task, Seq2SeqLM)
-        return activations(self.model, batch, Computing(numbers, attention, self.update, again, gathered))
+        return activations(self.model, batch, Computing(numbers, attention, self.update, again, gathered, self._chunk))
 
     @cached_property
     def _ranks(self) -> dict[str, int]:

@@ -146,10 +146,13 @@ class Masked:
         return Call(lambda: model(**self._inputs(batch.padded)), batch.at, batch.targets)
 
     def few(self, model: Any, vocabulary: int, device: torch.device) -> Call:
-        tokens, zeros = np.arange(3, 9) % vocabulary, np.zeros(6)
-        columns = {"tokens": tokens.astype(np.int32), "types": zeros.astype(np.uint8), "special": zeros.astype(bool)}
-        document = Document({**columns, "mask": np.array([0, vocabulary], np.int32)}, len(tokens))
-        return self._call(model, self.collate([[document]], device))
+        columns: dict[str, Column] = {
+            "tokens": (np.arange(3, 9) % vocabulary).astype(np.int32),
+            "types": np.zeros(6, np.uint8),
+            "special": np.zeros(6, bool),
+            "mask": np.array([0, vocabulary], np.int32),
+        }
+        return self._call(model, self.collate([[Document(columns, 6)]], device))
 
     def take_head(self, head: ChunkedHead) -> None:
         self._head = head

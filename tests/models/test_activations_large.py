@@ -18,6 +18,8 @@ WAYS = {
     "full, checkpointing": How(checkpointing=True),
     "LoRA": How(rank=16),
     "LoRA, checkpointing": How(rank=16, checkpointing=True),
+    "full, checkpointing, chunks": How(checkpointing=True, chunk=1024),
+    "LoRA, checkpointing, chunks": How(rank=16, checkpointing=True, chunk=1024),
 }
 WHOLE = {  # with all their layers
     "Llama 1 B": shapes.llama(2048, 8192, 32, 8, 64, layers=16),
@@ -49,6 +51,17 @@ def check(name: str, way: str, batch: str, found: tuple[int, int]) -> None:
 @pytest.mark.parametrize("name", WHOLE)
 def test_whole(name: str, way: str, rows: int, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     check(name, way, f"{rows} x {tokens}", of_causal_lm(WHOLE[name], WAYS[way], rows, tokens, monkeypatch))
+
+
+def test_chunks_take_the_logits_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 8 B with LoRA and a row of 32,768 tokens: 12 bytes for each of 128,256 x 32,767 logits."""
+    how = WAYS["LoRA, checkpointing"]
+    (_, whole), (_, chunked) = (
+        of_causal_lm(WHOLE["Llama 8 B"], one, 1, 32768, monkeypatch) for one in (how, replace(how, chunk=1024))
+    )
+    print(f"\n{whole / 1e9:.2f} GB, {chunked / 1e9:.2f} GB with chunks")
+    assert whole - chunked > 0.9 * 12 * 128256 * 32767
+    assert chunked < whole / 4
 
 
 @pytest.mark.parametrize(("rows", "tokens"), BATCHES)

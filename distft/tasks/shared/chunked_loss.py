@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-CHUNK_BYTES = 2**29  # most of a chunk's logits in fp32, however many targets the recipe allows
+from distft.plan.loss import chunk_size
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,7 @@ class Head:
 
     def parts(self, count: int) -> Iterator[slice]:
         """Chunks of about the same size."""
-        most = max(1, min(self.chunk, CHUNK_BYTES // (4 * len(self.weight))))
-        size = -(-count // max(1, -(-count // most)))
+        size = chunk_size(count, self.chunk, len(self.weight))
         for begin in range(0, count, max(1, size)):
             yield slice(begin, min(count, begin + size))
 

@@ -37,18 +37,36 @@ def wanted(base: Path, **sections: Any) -> Recipe:
 
 
 def test_activations_of_8b_lora_are_those_that_were_counted(base: Path) -> None:
-    """With FakeTensorMode on real shapes: 132.7 GB for 4 x 4096 tokens, 29.8 GB with activation checkpointing."""
+    """With FakeTensorMode on real shapes: 132.7 GB for 4 x 4096 tokens, 29.8 GB with activation checkpointing, and
+    8.40 GB with chunks of 1,024 logits."""
     lora = {"type": "lora", "r": 16}
-    found = planned(base, adapter=lora)
+    found = planned(base, adapter=lora, engine={"loss_chunk": 0})
     assert found.peak.terms["activations"] == pytest.approx(132.7e9, rel=0.01)
     assert found.peak.terms["weights"] == pytest.approx(16.06e9, rel=0.01)
-    again = planned(base, adapter=lora, model={"activation_checkpointing": True})
+    again = planned(base, adapter=lora, engine={"loss_chunk": 0}, model={"activation_checkpointing": True})
+    alone = {"packing": False}  # as was counted: without a mask
+    chunks = planned(base, adapter=lora, data=alone, model={"activation_checkpointing": True})
+    assert chunks.peak.terms["activations"] == pytest.approx(8.40e9, rel=0.03)
     assert again.peak.terms["activations"] == pytest.approx(29.8e9, rel=0.03)
     assert (found.fits, again.fits) == (False, True)
     assert (found.blame, found.peak.name) == ("activations", "loss")
     assert again.step_seconds is not None
     assert found.step_seconds is not None
     assert again.step_seconds > found.step_seconds
+
+
+def test_only_heads_that_can_be_told_the_targets_make_chunks(base: Path) -> None:
+    """Not one with an adapter of its own, or one that a preference trains."""
+
+    def logits(**sections: Any) -> int:
+        found = planned(base, model={"activation_checkpointing": True}, **sections).peak
+        return found.terms["activations"]
+
+    lora, pairs = {"type": "lora", "r": 16}, {"type": "dpo"}
+    whole = 10 * 4 * 4096 * 128256
+    assert max(logits(), logits(adapter=lora), logits(adapter=lora, task=pairs)) < whole
+    assert logits(adapter=lora | {"modules_to_save": ["lm_head"]}) > whole
+    assert logits(task=pairs) > whole
 
 
 def test_states_of_8b_whole_are_those_of_zero(base: Path) -> None:
