@@ -44,7 +44,7 @@ def main() -> None:
     whole, chunked = (Causal(model.forward, flatten=False) for _ in range(2))
     head = find(model, given.chunk, lambda vocabulary: chunked.few(model, vocabulary, torch.device("cpu")))
     assert isinstance(head, ChunkedHead), head
-    chunked.take_head(head)
+    chunked.head = head
     batch = whole.collate([[_document(model.config.vocab_size)] for _ in range(given.rows)], torch.device("cpu"))
     for task in (whole, chunked):
         seconds(model, task, batch)

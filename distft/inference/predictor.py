@@ -74,7 +74,7 @@ class Predictor:
         if self.recipe.engine.loss_chunk and isinstance(self._task, Scored):
             head = try_head(self.recipe, self._task, model, part, self._device)
             if isinstance(head, ChunkedHead):
-                self._task.take_head(head)
+                self._task.head = head
         self._batch = self.recipe.train.micro_batch
 
     def outcomes(self, records: Sequence[Record | Broken], answered: bool, refuse: bool = False) -> list[Predicted]:

@@ -243,9 +243,6 @@ class Causal:
         tokens = (np.arange(6) * 7 % vocabulary, np.arange(3, 9) % vocabulary)
         return self._call(model, self._one_row(tokens, device), {})
 
-    def take_head(self, head: ChunkedHead) -> None:
-        self.head = head
-
     def _one_row(self, tokens: Sequence[Column], device: torch.device) -> CausalBatch:
         """Documents side by side."""
         marks = (np.arange(len(one)) > 0 for one in tokens)

@@ -195,9 +195,14 @@ class Preference:
     def few(self, model: Any, vocabulary: int, device: torch.device) -> Call:
         return self._causal.few(model, vocabulary, device)
 
-    def take_head(self, head: ChunkedHead) -> None:
-        """A trained head makes all logits in training: how much a target weighs in the loss is known afterwards."""
-        self._causal.take_head(head)
+    @property
+    def head(self) -> ChunkedHead | None:
+        """A trained one makes all logits in training: how much a target weighs in the loss is known afterwards."""
+        return self._causal.head
+
+    @head.setter
+    def head(self, head: ChunkedHead | None) -> None:
+        self._causal.head = head
 
     def values(self, model: Any, batch: Pairs) -> list[Entry]:
         """What a `RecordedReference` is made of: log-probabilities under the weights as they are."""

@@ -112,7 +112,7 @@ class Masked:
 
     def __init__(self, share: float, inputs: Inputs) -> None:
         self._share, self._inputs = share, inputs
-        self._head: ChunkedHead | None = None  # without it the model makes logits of all tokens
+        self.head: ChunkedHead | None = None
 
     def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> MaskedBatch:
         batch = self._inputs.padded(rows, device)
@@ -154,17 +154,14 @@ class Masked:
         }
         return self._call(model, self.collate([[Document(columns, 6)]], device))
 
-    def take_head(self, head: ChunkedHead) -> None:
-        self._head = head
-
     def loss(self, model: Any, batch: MaskedBatch) -> dict[str, torch.Tensor]:
-        if self._head is not None:
-            return {TOKENS: self._head.sum_of_losses(self._call(model, batch)).loss}
+        if self.head is not None:
+            return {TOKENS: self.head.sum_of_losses(self._call(model, batch)).loss}
         return {TOKENS: functional.cross_entropy(self._logits(model, batch), batch.targets, reduction="sum")}
 
     def predict(self, model: Any, batch: MaskedBatch) -> list[Outcome]:
-        if self._head is not None:
-            scores = self._head.scores(self._call(model, batch))
+        if self.head is not None:
+            scores = self.head.scores(self._call(model, batch))
         else:
             scores = scores_of(self._logits(model, batch), batch.targets)
         return score_tokens(scores, batch.owners, len(batch.padded))

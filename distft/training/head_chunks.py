@@ -28,7 +28,7 @@ def settle(recipe: Recipe, learned: Learned[Any], engine: Engine, ranks: Ranks, 
         engine.model.train()
         [failed] = distributed.sum_over_ranks([float(isinstance(found, str))])
         if not failed and isinstance(found, ChunkedHead):
-            task.take_head(found)
+            task.head = found
             continue
         why = found if isinstance(found, str) else "not on all ranks"
         console.say(f"engine.loss_chunk: the logits of all targets are computed at once with this model ({why})")

@@ -34,8 +34,9 @@ from distft.recipe.tasks import TaskName
 from distft.run import tracking
 from distft.run.folder import RunDir
 from distft.run.lease import Fence
-from distft.tasks.multi_task import models_of
+from distft.tasks.multi_task import models_of, task_of
 from distft.tasks.protocol import Learned
+from distft.tasks.shared.chunked_head import is_told
 from distft.tasks.shared.position_limits import check_source, positions, source_positions
 from distft.training import datasets, head_chunks, reference_pass, row_sharing
 from distft.training.datasets import Dataset
@@ -102,7 +103,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         task=task,
         engine=engine,
         allocator=allocator,
-        meter=make_meter(context, engine, ranks, console),
+        meter=make_meter(context, engine, task, ranks, console),
         memory=MemoryMeter(ranks.device),
         loader=datasets.training_loader(settled, spec, train, slots, total_rows),
         held_out=held_out,
@@ -194,7 +195,7 @@ def make_allocator(recipe: Recipe, total_steps: int, engine: Engine) -> Allocato
     return NoAllocator()
 
 
-def make_meter(context: RunContext, engine: Engine, ranks: Ranks, console: Console) -> Meter:
+def make_meter(context: RunContext, engine: Engine, learned: Learned[Any], ranks: Ranks, console: Console) -> Meter:
     """Says why there is no MFU on a GPU. Collective."""
     dtype = context.recipe.engine.dtype
     [peak] = distributed.sum_over_ranks([peak_of(ranks.device, dtype) or math.nan])
@@ -204,7 +205,7 @@ def make_meter(context: RunContext, engine: Engine, ranks: Ranks, console: Conso
             console.say(f"the bf16 peak of {name}, or of another rank's GPU, is not known, so no mfu is recorded")
         return Meter({}, None)
     models = {} if context.model_spec.family.hears else models_of(engine.module, context.specs)  # sound is no tokens
-    works = {name: work_of(model) for name, model in models.items()}
+    works = {name: work_of(model, at_targets=is_told(task_of(learned, name))) for name, model in models.items()}
     if not works or None in works.values():
         console.say("the FLOPs of this model are not known, so no mfu is recorded")
     return Meter(works, peak)

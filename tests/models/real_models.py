@@ -204,7 +204,7 @@ def _take_head(task: Scored, model: Any, how: How) -> None:
     """Without the trial, which looks at values."""
     if how.chunk:
         base = model.get_base_model() if how.rank else model
-        task.take_head(ChunkedHead(base, base.get_output_embeddings(), how.chunk))
+        task.head = ChunkedHead(base, base.get_output_embeddings(), how.chunk)
 
 
 class _Tokenizer:

@@ -70,7 +70,7 @@ def tasks(model: Any) -> tuple[Causal, Causal]:
     whole, chunked = (Causal(model.forward, flatten=False) for _ in range(2))
     head = find(model, CHUNK, lambda vocabulary: chunked.few(model, vocabulary, CPU))
     assert isinstance(head, ChunkedHead), head
-    chunked.take_head(head)
+    chunked.head = head
     return whole, chunked
 
 
@@ -218,5 +218,5 @@ def test_adapters_below_the_head(again: bool) -> None:
     task, chunked = (Causal(model.forward, flatten=False) for _ in range(2))
     head = find(adapted, CHUNK, lambda vocabulary: chunked.few(adapted, vocabulary, CPU))
     assert isinstance(head, ChunkedHead)
-    chunked.take_head(head)
+    chunked.head = head
     compare(adapted, task, chunked, task.collate(rows(), CPU))

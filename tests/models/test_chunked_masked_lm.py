@@ -50,7 +50,7 @@ def test_losses_and_gradients_are_those_of_all_logits(kind: str) -> None:
     whole, chunked = (Masked(0.5, Inputs(model, _Tokenizer())) for _ in range(2))
     head = find(model, 8, lambda vocabulary: chunked.few(model, vocabulary, CPU))
     assert isinstance(head, ChunkedHead), head
-    chunked.take_head(head)
+    chunked.head = head
     batch = whole.collate([[document(seed)] for seed in range(5)], CPU)
     assert len(batch.targets) > 3 * 8
     compare(model, whole, chunked, batch)

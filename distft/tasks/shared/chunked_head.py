@@ -118,13 +118,21 @@ class ChunkedHead:
 
 @runtime_checkable
 class Scored(Protocol):
-    """A task whose losses are those of a head over a vocabulary."""
+    """A task whose losses are those of a head over a vocabulary.
+
+    Attributes:
+        head: is told the targets; None: the model makes all logits at once.
+    """
+
+    head: ChunkedHead | None
 
     def few(self, model: Any, vocabulary: int, device: torch.device) -> Call:
         """A forward pass over a few tokens."""
 
-    def take_head(self, head: ChunkedHead) -> None:
-        """Use it from now on."""
+
+def is_told(task: object) -> bool:
+    """Whether a task's head is told the targets."""
+    return isinstance(task, Scored) and task.head is not None
 
 
 @torch.no_grad()
