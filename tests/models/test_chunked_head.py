@@ -196,6 +196,18 @@ def test_a_model_that_does_what_nobody_says_keeps_all_logits() -> None:
     assert find(model, CHUNK, few) == "what it does to its head's output is not known"
 
 
+def test_a_model_that_counts_on_all_logits_keeps_them() -> None:
+    model = made("llama")
+    task = Causal(model.forward, flatten=False)
+
+    def count(module: Any, inputs: Any, output: Any) -> None:
+        if output.logits.shape[1] == 0:
+            raise ValueError("where are they?")
+
+    model.register_forward_hook(count)
+    assert find(model, CHUNK, lambda vocabulary: task.few(model, vocabulary, CPU)) == "where are they?"
+
+
 def test_an_adapter_on_the_head_keeps_all_logits() -> None:
     import peft
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from distft.errors import first_line
 from distft.tasks.shared.chunked_loss import Head, Rescaling, losses, scores
 from distft.tasks.shared.routers import settings_of
 
@@ -153,13 +154,16 @@ def find(model: Any, chunk: int, few: Callable[[int], Call]) -> ChunkedHead | st
     given, seen = _exchange(linear, call)
     if len(given) != 1 or given[0].shape != seen.shape:
         return f"its head is called {len(given)} times for other logits"
-    fit = (
-        one for one in rescalings(settings_of(base)) if _close(one.apply_(given[0].to(torch.float32, copy=True)), seen)
-    )
+    known = given[0].float()
+    fit = (one for one in rescalings(settings_of(base)) if _close(one.apply_(known.clone()), seen))
     if (rescaling := next(fit, None)) is None:
         return "what it does to its head's output is not known"
     found = ChunkedHead(base, linear, chunk, rescaling)
-    if not _close(found.logits(call), call.forward().logits.flatten(0, -2)[call.at]):
+    try:
+        logits = found.logits(call)
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:  # its code wants all logits
+        return first_line(error)
+    if not _close(logits, call.forward().logits.flatten(0, -2)[call.at]):
         return "its logits differ from those of its head"
     return found
 
