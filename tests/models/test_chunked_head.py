@@ -208,6 +208,14 @@ def test_a_model_that_counts_on_all_logits_keeps_them() -> None:
     assert find(model, CHUNK, lambda vocabulary: task.few(model, vocabulary, CPU)) == "where are they?"
 
 
+def test_a_head_with_a_hook_of_its_own_keeps_all_logits() -> None:
+    model = made("llama")
+    task = Causal(model.forward, flatten=False)
+    model.lm_head.register_forward_hook(lambda module, inputs, output: output * 2.0)
+    found = find(model, CHUNK, lambda vocabulary: task.few(model, vocabulary, CPU))
+    assert found == "its logits differ from those of its head"
+
+
 def test_an_adapter_on_the_head_keeps_all_logits() -> None:
     import peft
 
@@ -215,7 +223,8 @@ def test_an_adapter_on_the_head_keeps_all_logits() -> None:
     task = Causal(model.forward, flatten=False)
     settings = peft.LoraConfig(target_modules=["lm_head", "q_proj"], task_type="CAUSAL_LM")
     adapted: Any = peft.get_peft_model(model, settings)
-    assert "Linear" in str(find(adapted, CHUNK, lambda vocabulary: task.few(adapted, vocabulary, CPU)))
+    found = find(adapted, CHUNK, lambda vocabulary: task.few(adapted, vocabulary, CPU))
+    assert found == "its head is a peft.tuners.lora.layer.Linear"
 
 
 @pytest.mark.parametrize("again", [False, True])

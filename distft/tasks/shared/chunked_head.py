@@ -9,6 +9,7 @@ from itertools import product
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch.nn import functional
 
 from distft.errors import first_line
 from distft.tasks.shared.chunked_loss import Head, Rescaling, losses, scores
@@ -140,8 +141,8 @@ def is_told(task: object) -> bool:
 def find(model: Any, chunk: int, few: Callable[[int], Call]) -> ChunkedHead | str:
     """The head of a model in evaluation mode, or why it has none that can be used so. Collective under ZeRO-3.
 
-    What the model does to its head's output is found by handing it known numbers in the place of that. Then logits made
-    in both ways are compared.
+    What the model does to its head's output is found by handing it known numbers in the place of that. Then logits and
+    losses made in both ways are compared.
 
     Args:
         few: a forward pass over a few tokens of a vocabulary of this size.
@@ -149,7 +150,7 @@ def find(model: Any, chunk: int, few: Callable[[int], Call]) -> ChunkedHead | st
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     linear = base.get_output_embeddings()
     if type(linear) is not torch.nn.Linear:
-        return f"its head is a {type(linear).__name__}"
+        return f"its head is a {type(linear).__module__}.{type(linear).__name__}"
     call = few(linear.out_features)
     given, seen = _exchange(linear, call)
     if len(given) != 1 or given[0].shape != seen.shape:
@@ -159,11 +160,13 @@ def find(model: Any, chunk: int, few: Callable[[int], Call]) -> ChunkedHead | st
     if (rescaling := next(fit, None)) is None:
         return "what it does to its head's output is not known"
     found = ChunkedHead(base, linear, chunk, rescaling)
+    own = call.forward().logits.flatten(0, -2)[call.at]
     try:
-        logits = found.logits(call)
+        logits, (scored, _) = found.logits(call), found.scores(call)
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:  # its code wants all logits
         return first_line(error)
-    if not _close(logits, call.forward().logits.flatten(0, -2)[call.at]):
+    expected = functional.cross_entropy(own.float(), call.targets, reduction="none").to(own.dtype)
+    if not (_close(logits, own) and _close(scored, expected)):
         return "its logits differ from those of its head"
     return found
 
