@@ -104,7 +104,7 @@ def recipe(case: Case, folder: Path) -> dict[str, Any]:
             "global_batch": case.batch * case.ranks,
             "micro_batch": case.micro,
         },
-        "engine": {"zero_stage": case.stage, "dtype": case.dtype, "grad_dtype": case.grad_dtype},
+        "engine": {"zero_stage": case.stage, "dtype": case.dtype, "grad_dtype": case.grad_dtype, "loss_chunk": 0},
         "checkpoint": {"every": 2},
     }
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from distft.plan.estimate import PROCESS, Estimator
+from distft.plan.estimate import Estimator
+from distft.plan.moments import PROCESS
 from distft.plan.prediction import Prediction
 from distft.recipe.schema import Recipe
 
@@ -45,7 +46,12 @@ def recipe_of(case: dict[str, Any]) -> Recipe:
             "data": {"train": "/data", "row_tokens": case["row"]},
             "adapter": adapters[case["adapter"]],
             "train": {"steps": 3, "global_batch": case["batch"], "micro_batch": case["micro"]},
-            "engine": {"zero_stage": case["stage"], "dtype": case["dtype"], "grad_dtype": case["grad_dtype"]},
+            "engine": {
+                "zero_stage": case["stage"],
+                "dtype": case["dtype"],
+                "grad_dtype": case["grad_dtype"],
+                "loss_chunk": 0,
+            },
         }
     )
 

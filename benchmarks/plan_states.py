@@ -2,6 +2,7 @@
 
     python -m benchmarks.plan_states FILE 1 2 3          all combinations, with 1, 2 and 3 ranks; one JSON line each
     python -m benchmarks.plan_states FILE offload 1 2    with the optimizer's state in host memory
+    python -m benchmarks.plan_states FILE params 1 2     with weights in host memory, and with the optimizer's state too
     python -m benchmarks.plan_states FILE small 2        with buckets much smaller than the model, as of large models
 
 Counted are storages, each once, by what they belong to: masters, moments, weights, gradients (whatever keeps them),
@@ -40,6 +41,7 @@ SIZES = {"hidden_size": 256, "intermediate_size": 640, "num_hidden_layers": 4, "
 VOCABULARY, TOKENS = 2000, 4
 SMALL_BUCKET = 1_000_000  # elements; half of it, with gradients in fp32 beside bf16, is less than the embedding has
 ADAPTERS: dict[str, dict[str, Any]] = {"none": {"type": "none"}, "lora": {"type": "lora", "r": 16}}
+OFFLOADS = {"offload": (True,), "params": (False, True)}  # of the optimizer's state
 DTYPES = (("fp32", "fp32"), ("bf16", "bf16"), ("bf16", "fp32"))
 
 
@@ -55,24 +57,27 @@ def main() -> None:
 
 
 def count_all(file: Path, base: Path, variant: str) -> None:
-    offload = variant == "offload"
     if variant == "small":
         configuration.BUCKET = SMALL_BUCKET
     ranks = scenario.join()
     deepspeed.imported()
     gc.collect()
     gc.freeze()  # modules: the collector need not look there each time
-    for adapter, (dtype, grad_dtype), stage in itertools.product(ADAPTERS, DTYPES, (0, 1, 2, 3)):
-        if variant != "plain" and (stage == 0 or adapter != "none"):
+    params, offloads = variant == "params", OFFLOADS.get(variant, (False,))
+    for adapter, (dtype, grad_dtype), stage, offload in itertools.product(ADAPTERS, DTYPES, (0, 1, 2, 3), offloads):
+        if variant != "plain" and (stage == 0 or (adapter != "none" and not params)):
+            continue
+        if params and stage != 3:
             continue
         engine = {"zero_stage": stage, "dtype": dtype, "grad_dtype": grad_dtype, "offload_optimizer": offload}
+        engine["offload_params"] = params
         made = recipe(model={"path": str(base)}, adapter=ADAPTERS[adapter], engine=engine)
         if deepspeed.stage(made) != stage:
             continue
         found = count(made, base, ranks)
         if ranks.rank == ranks.world - 1:  # whose pieces are padded
             case = {"adapter": adapter, "dtype": dtype, "grad_dtype": grad_dtype, "stage": stage, "world": ranks.world}
-            case |= {"offload": offload, "bucket": configuration.BUCKET}
+            case |= {"offload": offload, "params": params, "bucket": configuration.BUCKET}
             with file.open("a") as output:
                 output.write(json.dumps({**case, **found}) + "\n")
     scenario.leave()

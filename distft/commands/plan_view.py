@@ -8,24 +8,34 @@ from typing import Any
 from rich.table import Table
 
 from distft.plan.changes import Way
-from distft.plan.prediction import Prediction, text_of
+from distft.plan.prediction import Moment, Prediction, text_of
 
 SHOWN = 12  # lines of the grid
 
 
 def terms(found: Prediction) -> Table:
-    """Bytes of one rank by term (rows) and moment (columns)."""
-    table = Table("one rank", *(moment.name for moment in found.moments), box=None, pad_edge=False)
+    """Bytes of one rank's device."""
+    return _table("one rank", found.moments)
+
+
+def host_terms(found: Prediction) -> Table:
+    """Bytes of host memory of one rank, and of the export, which is one process."""
+    return _table("host memory", found.host_moments)
+
+
+def _table(title: str, moments: Sequence[Moment]) -> Table:
+    """Bytes by term (rows) and moment (columns)."""
+    table = Table(title, *(moment.name for moment in moments), box=None, pad_edge=False)
     table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
-    names = dict.fromkeys(name for moment in found.moments for name in moment.terms)
+    names = dict.fromkeys(name for moment in moments for name in moment.terms)
     for name in names:
-        sizes = [moment.terms.get(name, 0) for moment in found.moments]
+        sizes = [moment.terms.get(name, 0) for moment in moments]
         table.add_row(name, *(text_of(size) if size else "-" for size in sizes))
     table.add_section()
-    peak = found.peak
-    totals = (f"[bold]{text_of(one.total)}[/]" if one is peak else text_of(one.total) for one in found.moments)
+    peak = max(moments, key=lambda moment: moment.total)
+    totals = (f"[bold]{text_of(one.total)}[/]" if one is peak else text_of(one.total) for one in moments)
     table.add_row("[bold]sum[/]", *totals)
     return table
 
@@ -36,7 +46,7 @@ def verdict(found: Prediction) -> Iterator[str]:
     where = f"on {ranks} of {found.per_node} a node" if found.world > found.per_node else f"on {ranks}"
     peak = f"{text_of(found.peak.total)} at most ({found.peak.name}) {where}"
     if found.room is None:
-        yield f"{peak}; give --gpu to know whether it fits"
+        yield f"{peak}; whether it fits is not known"
     elif found.fits:
         left = found.room - found.peak.total
         yield f"it fits: {peak}, {text_of(left)} below the {text_of(found.room)} that a rank may use"
@@ -47,11 +57,19 @@ def verdict(found: Prediction) -> Iterator[str]:
             f"it does not fit: {peak}, {text_of(more)} more than the {text_of(found.room)} that a rank may use; "
             f"most of it are {found.blame} ({text_of(share)})"
         )
-    yield f"host memory: {text_of(found.host)} a rank; a checkpoint: {text_of(found.checkpoint)}"
+    yield f"host memory: {on_a_node(found)}" + (f", {text_of(found.host)} of a rank" if found.device else "")
     if found.step_seconds is not None:
         rate = found.step_tokens / found.step_seconds
         yield f"about {found.step_seconds:.2g} s a step, {rate:,.0f} tokens per second"
     yield from found.doubts
+
+
+def on_a_node(found: Prediction) -> str:
+    """What ranks and export take, beside what there is."""
+    if found.node_memory is None:
+        return f"{text_of(found.node)} of a node"
+    more = ", which is too much" if found.node > found.node_memory else ""
+    return f"{text_of(found.node)} of the {text_of(found.node_memory)} that a job gets of a node{more}"
 
 
 def ways_out(ways: Sequence[Way]) -> Table:
@@ -74,21 +92,3 @@ def fitting(grid: Sequence[tuple[Mapping[str, Any], Prediction]]) -> Table:
 
 def speed(found: Prediction) -> str:
     return "-" if not found.step_seconds else f"{found.step_tokens / found.step_seconds:,.0f}"
-
-
-def as_json(found: Prediction) -> dict[str, Any]:
-    """All figures, in bytes and seconds."""
-    return {
-        "world": found.world,
-        "gpu": found.device.name if found.device else None,
-        "fits": None if found.room is None else found.fits,
-        "room": found.room,
-        "peak": found.peak.total,
-        "peak_at": found.peak.name,
-        "moments": {moment.name: dict(moment.terms) for moment in found.moments},
-        "host": found.host,
-        "checkpoint": found.checkpoint,
-        "step_seconds": found.step_seconds,
-        "step_tokens": found.step_tokens,
-        "doubts": list(found.doubts),
-    }

@@ -9,6 +9,7 @@ from distft.recipe.adapters import NoAdapter
 from distft.recipe.schema import Recipe
 
 BUCKET = 500_000_000  # elements of gradients that are reduced at once, at most
+SHARDED_BUCKET, PARTS = 100_000_000, 8  # under stage 3, whose bucket stays between steps: less, and at most an eighth
 
 
 def stage(recipe: Recipe) -> int:
@@ -22,6 +23,17 @@ def stage(recipe: Recipe) -> int:
     return recipe.engine.zero_stage
 
 
+def bucket_elements(recipe: Recipe, trainable: int) -> int:
+    """Elements of gradients that are reduced at once, at most. A weight that is larger is reduced by itself."""
+    mixed = recipe.engine.dtype == "bf16" and recipe.engine.grad_dtype == "fp32"
+    if stage(recipe) == 3:
+        most, part = SHARDED_BUCKET, trainable // PARTS
+    else:
+        most, part = BUCKET // (2 if mixed else 1), trainable  # then a copy in fp32 is made of each bucket
+    # The default allocates hundreds of MB for the smallest model; an odd number is refused.
+    return min(most, max(part + part % 2, 100_000))
+
+
 def configuration(recipe: Recipe, ranks: Ranks, trainable: int, total: int) -> dict[str, Any]:
     """DeepSpeed's configuration.
 
@@ -30,9 +42,7 @@ def configuration(recipe: Recipe, ranks: Ranks, trainable: int, total: int) -> d
     """
     on_gpu = ranks.device.type == "cuda"
     grad_dtype = recipe.engine.grad_dtype if recipe.engine.dtype == "bf16" else "fp32"
-    # The default allocates hundreds of MB for the smallest model; an odd number is refused.
-    most = BUCKET // (2 if grad_dtype != recipe.engine.dtype else 1)  # then a copy in fp32 is made of each bucket
-    bucket = min(most, max(trainable + trainable % 2, 100_000))
+    bucket = bucket_elements(recipe, trainable)
     zero: dict[str, Any] = {
         "stage": stage(recipe),
         "reduce_bucket_size": bucket,

@@ -8,6 +8,7 @@ from itertools import combinations, product
 from typing import Any
 
 from distft.plan.prediction import Prediction
+from distft.recipe.load import contradictions
 from distft.recipe.schema import Recipe
 
 Predict = Callable[[Recipe, int], Prediction]  # of a recipe on a number of nodes
@@ -63,6 +64,8 @@ def possible(recipe: Recipe, nodes: int) -> Iterator[Change]:
         yield Change("engine.zero_stage", stage, 1.0 + (stage == 3))
     if not recipe.engine.offload_optimizer and recipe.engine.zero_stage > 0:
         yield Change("engine.offload_optimizer", True, 4.0)
+    if recipe.engine.zero_stage == 3 and not recipe.engine.offload_params:
+        yield Change("engine.offload_params", True, 5.0)
     if getattr(recipe.adapter, "quantize", "") is None:
         yield Change("adapter.quantize", "nf4", 6.0)
     for times in (2, 4, 8):
@@ -72,25 +75,42 @@ def possible(recipe: Recipe, nodes: int) -> Iterator[Change]:
         yield Change("data.row_tokens", rows // part, 8.0 * part)
 
 
-def ways(recipe: Recipe, nodes: int, predict: Predict, most: int = 3) -> list[Way]:
-    """The cheapest ways that fit; none contains another one."""
+def ways(
+    recipe: Recipe,
+    nodes: int,
+    predict: Predict,
+    most: int = 3,
+    may_change: Callable[[str], bool] = lambda key: True,
+) -> list[Way]:
+    """The cheapest ways that fit; none contains another one.
+
+    Args:
+        may_change: says whether a key may have another value.
+    """
     found: list[Way] = []
+    allowed = [change for change in possible(recipe, nodes) if may_change(change.key)]
     tried = [
         chosen
         for count in range(1, MOST + 1)
-        for chosen in combinations(possible(recipe, nodes), count)
+        for chosen in combinations(allowed, count)
         if len({change.key for change in chosen}) == count
     ]
     for chosen in sorted(tried, key=lambda changes: sum(change.cost for change in changes)):
         if any(set(way.changes) <= set(chosen) for way in found):
             continue
         wanted = next((change.value for change in chosen if change.key == "nodes"), nodes)
-        prediction = predict(changed(recipe, chosen), wanted)
-        if prediction.fits:
+        other = changed(recipe, chosen)
+        prediction = predict(other, wanted)
+        if prediction.fits and _may_run(other, prediction.world):
             found.append(Way(chosen, prediction))
         if len(found) == most:
             break
     return found
+
+
+def _may_run(recipe: Recipe, world: int) -> bool:
+    """Whether the recipe is one that is not refused on so many ranks."""
+    return recipe.train.global_batch % (recipe.train.micro_batch * world) == 0 and not any(contradictions(recipe))
 
 
 def lowest_stage(recipe: Recipe) -> int:

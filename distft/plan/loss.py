@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from distft.plan import operations
 from distft.plan.architecture import Architecture, Stack, Weight
-from distft.plan.layer import RMS_NORMS
 from distft.plan.operations import FP32, Implementation, Numbers, Update
 from distft.plan.tape import Tape, Value
+from distft.plan.work import RMS_NORMS
 
 CHUNK_BYTES = 2**29  # most of a chunk's logits in fp32, however many targets the recipe allows
 
@@ -39,6 +39,14 @@ class Batch:
     targets: int
     written: int = 0
     mask: bool = False
+
+    def tokens_of(self, stack: Stack) -> int:
+        """Of a row that a stack is given."""
+        return self.written if stack.role == "decoder" else self.tokens
+
+    def values(self, stack: Stack) -> int:
+        """Numbers of a stack's hidden state."""
+        return self.rows * self.tokens_of(stack) * stack.hidden
 
 
 @dataclass(frozen=True)
@@ -103,24 +111,38 @@ def top(model: Architecture, batch: Batch, how: Computing, hidden: int) -> Top:
         scored = tape.run([scored], scored.size // width * FP32)
     scored = tape.run([scored], scored.size, keeps_result=True)
     tape.run([scored], FP32)
-    return Top(below + made, tape.backward())
+    paths = _paths(model, batch)
+    return Top(below + made + paths, tape.backward() + paths)
+
+
+def _paths(model: Architecture, batch: Batch) -> int:
+    """What a CRF keeps: at each place how likely each tag is behind each other."""
+    labels = next((one.shape[0] for one in model.head if one.name.endswith("crf.transitions")), 0)
+    return FP32 * batch.targets * labels * labels
 
 
 def _in_chunks(model: Architecture, batch: Batch, how: Computing, tape: Tape, x: Value) -> Top:
     """What stands on the hidden state `x` if logits are made a chunk at a time, and gradients with them.
 
-    A chunk's logits are in fp32, and in the model's numbers once more if those are others. The gradient of what is
-    picked waits for backward, and so does that of a trained head, in fp32, whatever its numbers.
+    The gradient of what is picked waits for backward, and so does that of a trained head, in fp32, whatever its
+    numbers.
     """
     width, columns = how.numbers.width, model.stacks[-1].hidden
-    chunk = chunk_size(batch.targets, how.chunk, model.vocabulary) * model.vocabulary
-    copies = chunk * (FP32 + (width if width != FP32 else 0))
     weight = columns * model.vocabulary if _head(model, how).whole else 0
     product = weight * width if width != FP32 else 0
     below, picked = tape.kept(), batch.targets * columns * width
     learns = picked if x.learns else 0
     tape.run([tape.run([x], picked)], FP32, trains=weight > 0, work=weight * FP32 + product)
-    return Top(below + x.size + picked + learns + copies + weight * FP32 + product, tape.backward())
+    return Top(
+        below + x.size + picked + learns + chunk_bytes(model, batch, how) + weight * FP32 + product, tape.backward()
+    )
+
+
+def chunk_bytes(model: Architecture, batch: Batch, how: Computing) -> int:
+    """A chunk's logits: in fp32, and in the model's numbers once more if those are others."""
+    width = how.numbers.width
+    logits = chunk_size(batch.targets, how.chunk, model.vocabulary) * model.vocabulary
+    return logits * (FP32 + (width if width != FP32 else 0))
 
 
 def _scored(model: Architecture, batch: Batch, how: Computing) -> int:
@@ -142,7 +164,14 @@ def last_norm(stack: Stack) -> Weight | None:
     """Behind the layers; one on embeddings is named after them."""
     vectors = [one for one in stack.other if one.kind == "vector" and one.name.endswith("weight")]
     names = ("norm", "ln_f")
-    found = [one for one in vectors if "embed" not in one.name and any(name in one.name.lower() for name in names)]
+    below = ("embed", "feature_")
+    found = [
+        one
+        for one in vectors
+        if one.name != stack.first_norm
+        and any(name in one.name.lower() for name in names)
+        and not any(name in one.name for name in below)
+    ]
     return found[-1] if found else None
 
 

@@ -23,11 +23,18 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Update:
-    """How a matrix learns: `whole`, by a low-rank adapter of this `rank` with `dropout` on its input, or not at all."""
+    """How a matrix learns: `whole`, by a low-rank adapter of this `rank` with `dropout` on its input, or not at all.
+
+    Attributes:
+        magnitude: of an adapter that trains the length of each row of the matrix too (DoRA).
+        exact: of one that computes in fp32. distft has adapters in the model's numbers; PEFT alone makes them fp32.
+    """
 
     whole: bool = False
     rank: int = 0
     dropout: float = 0.0
+    magnitude: bool = False
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class Scores:
         soft_cap: scores are capped.
         exact: eager attention takes its softmax in fp32.
         copied: what a fused kernel returns is copied into the order of tokens.
+        uneven: a head's values have another size than its keys.
     """
 
     rows: int
@@ -56,6 +64,7 @@ class Scores:
     soft_cap: bool = False
     exact: bool = True
     copied: bool = False
+    uneven: bool = False
 
     @property
     def pairs(self) -> int:
@@ -73,20 +82,51 @@ def dropout(tape: Tape, numbers: Numbers, x: Value, share: float) -> Value:
 def linear(tape: Tape, numbers: Numbers, x: Value, columns: tuple[int, int], update: Update) -> Value:
     """A product with a matrix; its input is kept if the matrix learns.
 
-    With an adapter x W + s (drop(x) A) B: kept are drop(x) and drop(x) A (Hu et al. 2021, arXiv:2106.09685).
-
     Args:
         columns: numbers that a token has before and after.
     """
     before, after = columns
-    size = x.size // before * after
-    result = tape.run([x], size, [x] if update.whole else [], trains=update.whole)
-    if not update.rank:
-        return result
-    dropped = dropout(tape, numbers, x, update.dropout)
-    low = tape.run([dropped], x.size // before * update.rank, [dropped], trains=True)
-    high = tape.run([low], size, [low], trains=True)
-    return tape.run([result, tape.run([high], size)], size, passes=True)
+    result = tape.run([x], x.size // before * after, [x] if update.whole else [], trains=update.whole)
+    return _adapted(tape, numbers, x, result, columns, update) if update.rank else result
+
+
+def _adapted(tape: Tape, numbers: Numbers, x: Value, result: Value, columns: tuple[int, int], update: Update) -> Value:
+    """x W + s (drop(x) A) B: kept are drop(x) and drop(x) A (Hu et al. 2021, arXiv:2106.09685). One in fp32 has its own
+    copy of x."""
+    times = FP32 // numbers.width if update.exact else 1
+    own = Numbers(numbers.width * times, numbers.device)
+    given = tape.run([x], x.size * times) if times > 1 else x
+    dropped = dropout(tape, own, given, update.dropout)
+    low = tape.run([dropped], dropped.size // columns[0] * update.rank, [dropped], trains=True)
+    high = tape.run([low], result.size * times, [low], trains=True)
+    if update.magnitude:
+        base = tape.run([dropped], high.size) if update.dropout else result
+        more = _directed(tape, base, high, Value(columns[1] * own.width))
+        tape.lend(_lent(columns, update.rank, own.width, high, copied=times > 1))
+    else:
+        more = tape.run([high], high.size)
+    if times == 1:
+        return tape.run([result, more], result.size, passes=True)
+    whole = tape.run([tape.run([result], more.size), more], more.size, passes=True)
+    return tape.run([whole], result.size)
+
+
+def _directed(tape: Tape, base: Value, high: Value, lengths: Value) -> Value:
+    """(m - 1) x W + m s (x A) B, where m is a learned length over that of each row of W + s A B, whose derivative is
+    left out: both products are kept, and those lengths, m and m - 1 (Liu et al. 2024, arXiv:2402.09353). With dropout
+    x W is computed anew."""
+    vectors = [lengths, Value(lengths.size), Value(lengths.size)]
+    longer = tape.run([base], high.size, [base, *vectors[:2]], trains=True, work=high.size)
+    turned = tape.run([high], high.size, [high, vectors[2]], trains=True, work=high.size)
+    return tape.run([longer, tape.run([turned], high.size)], high.size, passes=True)
+
+
+def _lent(columns: tuple[int, int], rank: int, width: int, high: Value, *, copied: bool) -> int:
+    """What forward takes for lengths of rows: A B, by way of an identity matrix, and a copy of W if the adapter has
+    other numbers. While these are there, first s A B and its sum with W are made, then both products and their sum."""
+    before, after = columns
+    held = width * before * (before + rank + after) + (FP32 * before * after if copied else 0)
+    return held + max(2 * width * before * after, 3 * high.size)
 
 
 def layer_norm(tape: Tape, x: Value, tokens: int, learns: bool) -> Value:
@@ -125,10 +165,11 @@ def activation(tape: Tape, name: str, x: Value) -> Value:
     if name == "relu":
         return tape.run([x], x.size, keeps_result=True)
     if name in ("gelu_new", "gelu_fast"):  # x/2 (1 + tanh(c (x + 0.044715 x^3)))
+        half = tape.run([x], x.size)
         cube = tape.run([x], x.size, [x], work=2 * x.size)
         bent = tape.run([tape.run([x, cube], x.size, passes=True)], x.size)
         bent = tape.run([bent], x.size, keeps_result=True)
-        half, one = tape.run([x], x.size), tape.run([bent], x.size, passes=True)
+        one = tape.run([bent], x.size, passes=True)
         return tape.run([half, one], x.size, [half, one])
     if name == "quick_gelu":  # x sigmoid(1.702 x)
         gate = tape.run([tape.run([x], x.size)], x.size, keeps_result=True)
@@ -161,8 +202,8 @@ def attention(
 
 
 def _ruled_out(numbers: Numbers, scores: Scores) -> bool:
-    """Whether sdpa has no fused kernel for it: the CPU's knows no dropout, none learns a bias."""
-    return scores.bias_learns or (numbers.device == "cpu" and scores.dropout > 0)
+    """Whether sdpa has no fused kernel for it: the CPU's knows no dropout and no uneven heads, none learns a bias."""
+    return scores.bias_learns or (numbers.device == "cpu" and (scores.dropout > 0 or scores.uneven))
 
 
 def _fused(
@@ -203,11 +244,13 @@ def _eager(tape: Tape, numbers: Numbers, q: Value, k: Value, v: Value, result: i
     found = tape.run([tape.run([q, k], size, [q, k])], size)
     if scores.soft_cap:
         found = tape.run([tape.run([tape.run([found], size)], size, keeps_result=True)], size)
+    raw = found
     if upcast:
         found = tape.run([found], FP32 * scores.pairs)
     found = tape.run([found], found.size, keeps_result=True)
     if upcast:
         found = tape.run([found], size)
+    tape.hold([raw])
     found = dropout(tape, numbers, found, scores.dropout)
     seen = tape.run([found, v], result, [found, v])
     return tape.run([seen], result)  # transposed and copied

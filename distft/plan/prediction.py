@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distft.plan.devices import Device
+from distft.plan.duration import Times
 
 GIB = 1 << 30
+EVALUATION = "evaluation"
+EXPORT = "export"  # the moment of a process that begins when all ranks have ended
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What one rank's device holds at most at one time of a run: bytes by term."""
+    """What one rank's device, or its process in host memory, holds at most at one time of a run: bytes by term."""
 
     name: str
     terms: Mapping[str, int]
@@ -29,9 +32,11 @@ class Prediction:
     Attributes:
         device: None: a CPU, whose memory the ranks of a node share.
         moments: of one rank.
-        host: bytes of host memory of one rank, at most.
+        host_moments: of host memory: of one rank beside its GPU, and `EXPORT`, of one process on the node of rank 0.
         room: bytes that one rank may use; None: it is not known.
-        step_seconds: of an optimizer step; None: nothing is known of the device.
+        node_memory: bytes of host memory of a node; None: they are not known.
+        times: of an optimizer step; None: nothing is known of the device.
+        useful: share of its FLOPs that are not there to compute activations again.
         step_tokens: tokens that are fed in it.
         checkpoint: bytes of one.
         doubts: sentences about what is not counted exactly.
@@ -41,9 +46,11 @@ class Prediction:
     per_node: int
     device: Device | None
     moments: Sequence[Moment]
-    host: int
+    host_moments: Sequence[Moment]
     room: int | None
-    step_seconds: float | None
+    node_memory: int | None
+    times: Times | None
+    useful: float
     step_tokens: int
     checkpoint: int
     doubts: Sequence[str] = ()
@@ -51,6 +58,23 @@ class Prediction:
     @property
     def peak(self) -> Moment:
         return max(self.moments, key=lambda moment: moment.total)
+
+    @property
+    def host(self) -> int:
+        """Bytes of host memory of one rank, at most: on a CPU all that it takes."""
+        own = [moment for moment in self.host_moments if moment.name != EXPORT] if self.device else [self.peak]
+        return max((moment.total for moment in own), default=0)
+
+    @property
+    def node(self) -> int:
+        """Bytes of host memory of a node, at most."""
+        later = (moment.total for moment in self.host_moments if moment.name == EXPORT)
+        return max(self.per_node * self.host, *later, 0)
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Of an optimizer step; None: it is not known."""
+        return self.times.step if self.times is not None else None
 
     @property
     def fits(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from distft.errors import UserError
@@ -52,9 +52,9 @@ def architecture_of(
     written = read(recipe.model)
     if recipe.model.init is not None and (vocabulary is not None or "ctc" in goals):
         written["vocab_size"] = vocabulary or ASSUMED_CHARACTERS
-    entry = CATALOGUE.get(str(written["model_type"]))
+    entry = entry_of(written, goals)
     counts = [labels_of(part, labels or {}) for part in parts]
-    if entry is None or not set(goals) <= entry.family.heads.keys() or len({prefix(entry, one) for one in goals}) > 1:
+    if entry is None:
         return unknown.architecture_of(recipe, written, list(zip(parts, goals, counts, strict=True)))
     try:
         config = entry.completed(written)
@@ -65,6 +65,23 @@ def architecture_of(
         raise UserError(
             f"{where} has sizes that make no {written['model_type']} model ({reason}); correct them"
         ) from None
+
+
+def is_known(recipe: Recipe) -> bool:
+    """Whether the shapes of its model are told by formulas. If not, transformers has to be asked, which takes seconds.
+
+    Raises:
+        UserError: see `architecture_of`.
+    """
+    return entry_of(read(recipe.model), [goal_of(part) for part in recipe.parts()]) is not None
+
+
+def entry_of(written: Config, goals: Sequence[Goal]) -> Entry | None:
+    """What knows a model's shapes for all of its tasks."""
+    entry = CATALOGUE.get(str(written["model_type"]))
+    if entry is None or not set(goals) <= entry.family.heads.keys() or len({prefix(entry, one) for one in goals}) > 1:
+        return None
+    return entry
 
 
 def made(entry: Entry, config: Config, parts: list[tuple[TaskPart, Goal, int]]) -> Architecture:

@@ -18,6 +18,7 @@ Moment = Literal["rest", "accumulating", "reduced"]
 """After a step; between two micro-batches of a step; after the last micro-batch, before the update."""
 BYTES = {"fp32": 4, "bf16": 2}
 BUCKET = 500_000_000  # this and the other limits are those of `distft.engine.configuration`, which imports torch
+SHARDED_BUCKET, PARTS = 100_000_000, 8
 
 
 @dataclass(frozen=True)
@@ -170,8 +171,11 @@ def in_parts(sizes: Sequence[int], part: int, world: int) -> list[list[int]]:
 
 def bucket(trained: int, sharding: Sharding) -> int:
     """Elements of gradients that are reduced at once, at most."""
-    most = BUCKET // (2 if sharding.mixed else 1)
-    return min(most, max(trained + trained % 2, 100_000))
+    if sharding.stage == 3:
+        most, part = SHARDED_BUCKET, trained // PARTS
+    else:
+        most, part = BUCKET // (2 if sharding.mixed else 1), trained
+    return min(most, max(part + part % 2, 100_000))
 
 
 def persistence_threshold(elements: int) -> int:

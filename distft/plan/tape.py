@@ -1,4 +1,4 @@
-"""A symbolic run: which values a computation keeps for its backward pass, and how many bytes that pass needs at most.
+"""A symbolic run: which values a computation keeps for its backward pass, and how many bytes a pass needs at most.
 
 It knows sizes only. Rules are those of autograd: an operation keeps what its derivative is computed from; backward goes
 through operations in reverse; a gradient lives until the operation that made its value has used it, and what was kept
@@ -68,6 +68,12 @@ class Tape:
 
     def __init__(self) -> None:
         self._operations: list[_Operation] = []
+        self._lent: list[tuple[int, int]] = []  # (operations before, bytes)
+        self._held: dict[Value, int] = {}  # number of the operation until whose end a value has a name
+
+    def lend(self, size: int) -> None:
+        """Forward takes so many bytes here, and gives them back."""
+        self._lent.append((len(self._operations), size))
 
     def run(
         self,
@@ -104,10 +110,37 @@ class Tape:
             self._operations.append(_Operation((value,), parts, (), 0, False))
         return parts
 
+    def hold(self, values: Iterable[Value]) -> None:
+        """The model's code has names for them until now: in a forward pass that keeps nothing they are alive."""
+        self._held.update((value.whole or value, len(self._operations) - 1) for value in values)
+
     def kept(self, known: Iterable[Value] = ()) -> int:
         """Bytes of all values that are kept, less those that are `known` to be alive anyway."""
-        values = {value for operation in self._operations for value in operation.keeps}
-        return sum(value.size for value in values.difference(known))
+        return _size(self._operations, known)
+
+    def lent(self, known: Iterable[Value] = ()) -> int:
+        """Most bytes alive in forward while some are lent: what was kept until then, and these; 0: none are."""
+        known = set(known)
+        return max((_size(self._operations[:before], known) + size for before, size in self._lent), default=0)
+
+    def forward(self, known: Iterable[Value] = ()) -> int:
+        """Most bytes alive in a forward pass that keeps nothing: a value lives until the last operation that reads it,
+        and what an operation makes for backward until its end. Of operations whose result learns."""
+        known = set(known)
+        last: dict[Value, int] = {}
+        for number, operation in enumerate(self._operations):
+            last.update((value.whole or value, number) for value in (*operation.inputs, *operation.outputs))
+        last.update((value, max(last[value], number)) for value, number in self._held.items() if value in last)
+        live, most, there = 0, 0, set(known)
+        for number, operation in enumerate(self._operations):
+            made = {value.whole or value for value in operation.outputs} - there
+            live += sum(value.size for value in made)
+            there |= made
+            most = max(most, live + sum(value.size for value in operation.keeps if value not in there))
+            over = {value for value in there - known if last[value] == number}
+            live -= sum(value.size for value in over)
+            there -= over
+        return most
 
     def backward(self, known: Iterable[Value] = ()) -> int:
         """Most bytes alive in backward from the last result: what was kept, gradients, and what operations need."""
@@ -127,6 +160,11 @@ class Tape:
                 if not uses[value] and value not in known:
                     run.live -= value.size
         return run.most
+
+
+def _size(operations: Iterable[_Operation], known: Iterable[Value]) -> int:
+    values = {value for operation in operations for value in operation.keeps}
+    return sum(value.size for value in values.difference(known))
 
 
 def _step(run: _Backward, operation: _Operation, gradients: Sequence[_Gradient]) -> None:

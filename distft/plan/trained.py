@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from distft.plan.architecture import Architecture, Weight
+from distft.plan.operations import Update
 from distft.plan.weights import Weights
-from distft.recipe.adapters import AdaLora, Layers, Lora, NoAdapter, Partial
+from distft.recipe.adapters import AdaLora, Adapter, Layers, Lora, NoAdapter, Partial
 from distft.recipe.schema import Recipe
 from distft.recipe.tasks import MultiTask, TaskSection
 
@@ -44,6 +45,23 @@ def trained(architecture: Architecture, recipe: Recipe) -> Trained:
     heads = head_modules(architecture, weights, recipe.task) if recipe.task.HAS_HEAD else set()
     saved, others = whole((*weights, *tied_outputs(architecture)), [*adapter.modules_to_save, *heads])
     return Trained((), (*saved, *added(architecture, others, adapter, heads)))
+
+
+def updates(found: Trained, adapter: Adapter) -> Callable[[str, Weight], Update]:
+    """How a weight of the model learns, by its full name and itself."""
+    own, ranks = {weight.name for weight in found.own}, {}
+    for weight in found.added:
+        module, low, _ = weight.name.removeprefix(PREFIX).partition(".lora_A")
+        if low:
+            ranks[module] = min(weight.shape)
+    dropout = adapter.dropout if isinstance(adapter, Layers) else 0.0
+    magnitude = isinstance(adapter, Lora) and adapter.dora
+
+    def update(name: str, weight: Weight) -> Update:
+        rank = ranks.get(name.rpartition(".")[0], 0)
+        return Update(True) if name in own else Update(False, rank, dropout, magnitude) if rank else Update()
+
+    return update
 
 
 def named_by(architecture: Architecture, weights: Weights, patterns: Sequence[str]) -> Iterator[Weight]:

@@ -126,7 +126,7 @@ def _validated(draft: Draft) -> Recipe:
     root = recipe_class_of(draft.values)
     try:
         recipe = root.model_validate(draft.values)
-        found = list(_contradictions(recipe))
+        found = list(contradictions(recipe))
     except ValidationError as error:
         recipe, found = None, list(explain(error, draft.values, root))
         found += _contradictions_beside([key for key, _ in found], draft.values, root)
@@ -149,7 +149,7 @@ def _contradictions_beside(wrong: list[Keys], values: Mapping[str, Any], root: t
         if isinstance(section, dict):
             section.pop(leaf[-1], None)
     try:
-        found = list(_contradictions(root.model_validate(rest)))
+        found = list(contradictions(root.model_validate(rest)))
     except ValidationError as error:
         found = list(explain(error, rest, root))
     names = {str(key[-1]) for key in wrong}
@@ -157,8 +157,8 @@ def _contradictions_beside(wrong: list[Keys], values: Mapping[str, Any], root: t
     return [(key, text) for key, text in found if key not in above and not names & set(re.findall(r"\w+", text))]
 
 
-def _contradictions(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
-    """Between sections that are right each by itself."""
+def contradictions(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
+    """Between sections that are right each by itself: the key, and what is wrong with it."""
     adapter, engine = recipe.adapter, recipe.engine
     yield from _contradictions_of_task(recipe)
     if isinstance(adapter, AdaLora):

@@ -7,7 +7,7 @@
     metrics.jsonl      one object an optimizer step, one an evaluation
     loss.png           the chart of the above
     tensorboard/       the same as TensorBoard's event file, if the recipe asks for it
-    logs/              attempt-001/rank-0.log
+    logs/              attempt-001/rank-0.log, attempt-001/plan.json
     slurm/             what was sent to SLURM, and what the jobs said
     base/              the base model, where the recipe makes one (`model.init`)
     labels.json        the label set, where the task has one

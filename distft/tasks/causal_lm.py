@@ -186,8 +186,9 @@ class Causal:
 
     def _logits(self, model: Any, batch: CausalBatch, optional: Mapping[str, Any]) -> torch.Tensor:
         """Of the targets, fp32 [N, vocabulary]."""
-        logits: torch.Tensor = self._output(model, batch, {**self._kept(batch), **optional}).logits
-        return logits.flatten(0, 1)[batch.at].float()
+        optional = {**self._kept(batch), **optional}
+        found: torch.Tensor = self._output(model, batch, optional).logits.flatten(0, 1)[batch.at].float()
+        return found  # a name for all logits would keep them alive
 
     def _call(self, model: Any, batch: CausalBatch, optional: Mapping[str, Any]) -> Call:
         return Call(lambda: self._output(model, batch, optional), batch.places, batch.targets)

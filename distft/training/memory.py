@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import struct
 from collections.abc import Sequence
 
@@ -11,11 +12,11 @@ import torch
 from distft.process import distributed
 
 EVERY = 20  # steps; then the ranks compare, a collective of a few bytes each
-_FIGURES = struct.Struct("<QQ")  # allocated, reserved
+_FIGURES = struct.Struct("<QQ")  # allocated, reserved; on a CPU resident after a step, and the most so far
 
 
 class MemoryMeter:
-    """Peaks of one rank: bytes on its GPU, or resident bytes of the process on a CPU, which has no reserved ones.
+    """Peaks of one rank: bytes on its GPU, or resident bytes of the process on a CPU: after steps, and the most ever.
 
     Between two comparisons it watches an interval of steps, so that what was needed long ago does not hide a growth.
     """
@@ -51,12 +52,15 @@ class MemoryMeter:
     def _peaks(self) -> tuple[int, int]:
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device), torch.cuda.max_memory_reserved(self._device)
-        return int(psutil.Process().memory_info().rss), 0
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10  # KiB, as Linux has it
+        return int(psutil.Process().memory_info().rss), most
 
 
 def worst(found: Sequence[tuple[int, ...]], reserved: bool) -> dict[str, float]:
-    """The most of all ranks, from (allocated, reserved) of each, and the rank that is nearest to running out: the one
-    with the most reserved bytes, or on a CPU with the most resident ones."""
+    """The most of all ranks, from the two figures of each, and the rank that is nearest to running out: the one with
+    the most reserved bytes, or on a CPU with the most resident ones."""
     rank = max(range(len(found)), key=lambda number: found[number][1 if reserved else 0])
     figures = {"worst_memory_bytes": float(max(one[0] for one in found)), "worst_memory_rank": rank}
-    return {**figures, "worst_memory_reserved_bytes": float(found[rank][1])} if reserved else figures
+    if reserved:
+        return {**figures, "worst_memory_reserved_bytes": float(found[rank][1])}
+    return {**figures, "worst_memory_peak_bytes": float(max(one[1] for one in found))}

@@ -1,4 +1,4 @@
-"""Out of memory, in one sentence: what was wanted, for what, the peak, and which keys of the recipe help."""
+"""Out of memory, in one sentence: what was wanted, for what, the peak, what the plan expects, and which keys help."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from distft.errors import UserError
 from distft.process import pulse
 from distft.recipe.schema import Recipe
+from distft.training import planned
 
 GIB = 1 << 30
 _TEXTS = ("out of memory", "DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -43,11 +44,13 @@ def sentence(error: BaseException, recipe: Recipe, batch: Any) -> str:
     found = _WANTED.search(str(error))
     wanted = f": {found.group(1)} more were wanted" if found else ""
     shape = f", for a batch of {largest(batch)}" if batch is not None else ""
-    advice = ", ".join(remedies(recipe, in_a_batch=batch is not None))
+    expected, fitting = planned.advice(recipe)
+    helps = ", ".join(remedies(recipe, in_a_batch=batch is not None))
+    helps = f"what fits: {', or '.join(fitting)}" if fitting else f"what helps: {helps}"
     return (
-        f"out of memory in {pulse.place() or 'the start'}{wanted}{shape}{peak()}; what helps: {advice} (a run with a "
-        "checkpoint takes another engine as it is, and what begins with train, data or model with --allow KEY); "
-        "`distft plan` says what the run takes, and what would fit"
+        f"out of memory in {pulse.place() or 'the start'}{wanted}{shape}{peak()}{expected and ', '}{expected}; {helps} "
+        "(a run with a checkpoint takes another engine as it is, and what begins with train, data or model with "
+        "--allow KEY); `distft plan` says what the run takes, and what would fit"
     )
 
 
@@ -72,7 +75,8 @@ def largest(batch: Any) -> str:
 
 
 def remedies(recipe: Recipe, in_a_batch: bool) -> Iterator[str]:
-    """Changes of a recipe that save memory, the cheapest first. Only keys with which the run can go on."""
+    """Changes of a recipe that save memory, the cheapest first, where the plan cannot say which of them are enough.
+    Only keys with which the run can go on."""
     train, engine = recipe.train, recipe.engine
     if in_a_batch and train.micro_batch > 1:
         yield f"train.micro_batch={train.micro_batch // 2} (now {train.micro_batch})"

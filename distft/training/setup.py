@@ -14,7 +14,7 @@ import torch
 
 from distft.checkpoint.state import Identity
 from distft.checkpoint.writer import Writer
-from distft.data import templates
+from distft.data import row_counts, templates
 from distft.data.loader import Slots
 from distft.data.token_cache import Corpus
 from distft.engine import configuration, deepspeed
@@ -38,7 +38,7 @@ from distft.tasks.multi_task import models_of, task_of
 from distft.tasks.protocol import Learned
 from distft.tasks.shared.chunked_head import is_told
 from distft.tasks.shared.position_limits import check_source, positions, source_positions
-from distft.training import datasets, head_chunks, reference_pass, row_sharing
+from distft.training import datasets, head_chunks, planned, reference_pass, row_sharing
 from distft.training.datasets import Dataset
 from distft.training.flops import work_of
 from distft.training.memory import MemoryMeter
@@ -61,6 +61,8 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     spec = context.model_spec
     base_model.check_architecture(context.base, recipe, spec)  # before all data are encoded
     attention.check(context.base, recipe, context.specs)
+    attempt = int(os.environ.get(environment.ATTEMPT, "1"))
+    planned.write_down(recipe, context.base, run.attempt_logs(attempt), ranks, console)
     stop_signals.check()
     tell_labels(context, console)
     pulse.at("the data")
@@ -78,6 +80,8 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     head_chunks.settle(recipe, task, engine, ranks, console)
     rows = datasets.rows_of(train)
     total_steps, total_rows = datasets.length(recipe, rows)
+    if ranks.first:
+        row_counts.note(recipe, rows)
     settled = datasets.settled(recipe, shares)
     held_out = [datasets.held_out(settled, spec, part, one, ranks) for part, one in held.items()]
     allocator = make_allocator(recipe, total_steps, engine)
@@ -93,7 +97,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     fence = Fence(run, os.environ.get(environment.TOKEN))
     return Session(
         run=run,
-        attempt=int(os.environ.get(environment.ATTEMPT, "1")),
+        attempt=attempt,
         context=context,
         ranks=ranks,
         console=console,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from distft.model.adapters import leave_out_routers
 from distft.plan.activations import Activations, activations
 from distft.plan.architecture import Architecture, Attention, FeedForward, Kind, Layers, Stack, Weight
 from distft.plan.loss import Batch, Computing
@@ -35,10 +36,12 @@ class Made:
 
 @dataclass(frozen=True)
 class How:
-    """How a model is trained: `rank` of an adapter on all of its layers' matrices, 0: whole."""
+    """How a model is trained: `rank` of an adapter on all of its layers' matrices, 0: whole. `exact`: in fp32."""
 
     rank: int = 0
     adapter_dropout: float = 0.0
+    dora: bool = False
+    exact: bool = False
     checkpointing: bool = False
     attention: Implementation = "sdpa"
     dtype: torch.dtype = torch.bfloat16
@@ -51,7 +54,8 @@ class How:
         router = name.endswith(("mlp.gate.weight", "router.weight"))
         if weight.kind != "matrix" or router or ("layer" not in name and ".h." not in name and "block" not in name):
             return Update()
-        return Update(rank=self.rank, dropout=0.0 if weight.experts else self.adapter_dropout)
+        dropout = 0.0 if weight.experts else self.adapter_dropout
+        return Update(rank=self.rank, dropout=dropout, magnitude=self.dora, exact=self.exact)
 
 
 def built(made: Made, how: How) -> Any:
@@ -72,9 +76,14 @@ def adapted(model: Any, how: How) -> Any:
     if not how.rank:
         return model
     settings = peft.LoraConfig(
-        r=how.rank, lora_dropout=how.adapter_dropout, target_modules="all-linear", task_type=None
+        r=how.rank,
+        lora_dropout=how.adapter_dropout,
+        target_modules="all-linear",
+        task_type=None,
+        use_dora=how.dora,
     )
-    return peft.get_peft_model(model, settings, autocast_adapter_dtype=False)
+    leave_out_routers(settings, model)
+    return peft.get_peft_model(model, settings, autocast_adapter_dtype=how.exact)
 
 
 def architecture_of(model: Any, made: Made) -> Architecture:
@@ -99,7 +108,8 @@ def architecture_of(model: Any, made: Made) -> Architecture:
         root = path.rpartition(".")[0]
         own = weights(f"{path}.{len(parts) - 1}.")
         norms = sum("norm" in one.name.lower() and one.name.endswith("weight") for one in own)
-        layers = Layers(len(parts), path, own, attention, made.feed_forward[path], norms, made.dropout)
+        beside = getattr(model.config, "use_parallel_residual", False)
+        layers = Layers(len(parts), path, own, attention, made.feed_forward[path], norms, made.dropout, parallel=beside)
         role: Any = "only" if len(made.attention) == 1 else "encoder" if "encoder" in path else "decoder"
         hidden = getattr(model.config, "hidden_size", None) or model.config.d_model
         prefix = f"{root}." if len(made.attention) > 1 else f"{root.split('.')[0]}."
@@ -130,7 +140,7 @@ def of_causal_lm(made: Made, how: How, rows: int, tokens: int, monkeypatch: pyte
         lambda positions: torch.zeros_like(positions) if how.packed else None,
     )
     model = adapted(model, how)
-    _take_head(task, model, how)
+    take_head(task, model, how)
     with fake():
         without_memory(model)
         ids, at = torch.zeros(rows, tokens, dtype=torch.long), torch.zeros(targets, dtype=torch.long)
@@ -162,7 +172,7 @@ def of_masked_lm(made: Made, how: How, rows: int, tokens: int, monkeypatch: pyte
     _without_padding(monkeypatch)
     task = Masked(0.125, Inputs(model, _Tokenizer()))
     model = adapted(model, how)
-    _take_head(task, model, how)
+    take_head(task, model, how)
     with fake():
         without_memory(model)
         ids = torch.zeros(rows, tokens, dtype=torch.long)
@@ -200,7 +210,7 @@ def of_seq2seq(
     return expected, max(most for most, _ in found.values())
 
 
-def _take_head(task: Scored, model: Any, how: How) -> None:
+def take_head(task: Scored, model: Any, how: How) -> None:
     """Without the trial, which looks at values."""
     if how.chunk:
         base = model.get_base_model() if how.rank else model

@@ -87,6 +87,24 @@ def test_frozen_norms_keep_less_and_adapters_a_little_more() -> None:
     assert found == expected
 
 
+def directed(name: str, weight: Weight) -> Update:
+    return replace(adapter(name, weight), magnitude=weight.kind == "matrix")
+
+
+def test_dora_keeps_both_products_and_its_lengths() -> None:
+    columns = HEADS * SIZE + 2 * KEYS * SIZE + H + 2 * F + H  # that the seven matrices make
+    found, plain = (activations(model(), BATCH, computing(update)).terms["layers"] for update in (directed, adapter))
+    assert found - plain == DEPTH * 2 * columns * (2 * TOKENS + 3)
+
+
+def test_dora_lends_what_the_largest_matrix_takes_several_times() -> None:
+    """An identity matrix of its inputs, A B, s A B and the sum with W; of few tokens that is most of all."""
+    found = activations(model(), replace(BATCH, rows=1, tokens=2, logits=1, targets=1), computing(directed))
+    shared = sum(found.terms[name] for name in ("batch", "masks", "positions", "embeddings", "layers"))
+    assert found.peak == shared + 2 * (F * F + F * 8 + 3 * F * H)
+    assert found.moments[0].size == found.peak
+
+
 def test_layers_below_what_is_trained_keep_nothing() -> None:
     found = activations(model(), BATCH, computing(last_layers)).terms["layers"]
     assert found == TOKENS * (PER_TOKEN - 4 * H - 4)
@@ -151,6 +169,7 @@ WIDE = shapes.llama(64, 256, 4, 2, 16, layers=1, vocabulary=5000)  # logits are 
     [
         (LLAMA, How()),
         (LLAMA, How(rank=8, checkpointing=True, packed=True)),
+        (LLAMA, How(rank=8, dora=True)),
         (shapes.gpt2(256, 4, layers=2, vocabulary=500), How()),
         (LLAMA, How(rank=8, checkpointing=True, chunk=64)),
         (WIDE, How(chunk=64)),

@@ -6,6 +6,7 @@ from itertools import product
 
 from distft.engine.configuration import stage
 from distft.plan.changes import changed, grid, lowest_stage, possible, ways
+from distft.plan.duration import Times
 from distft.plan.prediction import Moment, Prediction
 from distft.recipe.schema import Recipe
 from tests.unit.recipes import recipe
@@ -21,7 +22,8 @@ def predict(wanted: Recipe, nodes: int, room: int = 100) -> Prediction:
     size = wanted.train.micro_batch * wanted.data.row_tokens // 32 * (1 if again else 2)
     states = 80 // (nodes if wanted.engine.zero_stage == 3 else 1)
     moment = Moment("loss", {"activations": size, "weights": states})
-    return Prediction(nodes, 1, None, [moment], 0, room, 4.0 / nodes + again, 1000, 0)
+    times = Times(4.0 / nodes + again, 0.0, 0.0, 0.0)
+    return Prediction(nodes, 1, None, [moment], (), room, None, times, 1.0, 1000, 0)
 
 
 def test_the_cheapest_change_that_is_enough_comes_first_and_none_holds_another() -> None:
@@ -50,7 +52,29 @@ def test_changes_are_written_as_they_are_copied() -> None:
         engine={"zero_stage": 3, "offload_optimizer": True}, model={"path": "/m", "activation_checkpointing": True}
     )
     keys = {change.key for change in possible(settled, 1)}
-    assert keys == {"train.micro_batch", "nodes", "data.row_tokens"}
+    assert keys == {"train.micro_batch", "engine.offload_params", "nodes", "data.row_tokens"}
+
+
+def test_ways_are_recipes_that_are_not_refused() -> None:
+    """4 bits cannot be sharded by stage 3, and each rank needs its part of the global batch."""
+    made = big(adapter={"type": "lora"})
+
+    def both(wanted: Recipe, nodes: int) -> Prediction:
+        fits = wanted.engine.zero_stage == 3 and getattr(wanted.adapter, "quantize", None) is not None
+        return predict(wanted, nodes, 10**9 if fits else 1)
+
+    def spread(wanted: Recipe, nodes: int) -> Prediction:
+        return predict(wanted, nodes, 10**9 if nodes == 16 else 1)
+
+    assert ways(made, 1, both) == []
+    found = ways(made, 2, spread)
+    assert found  # 16 ranks with 2 rows each; with 4 there are not enough
+    assert all(changed(made, way.changes).train.micro_batch <= 2 for way in found)
+
+
+def test_only_what_may_change_does() -> None:
+    found = ways(big(), 1, lambda wanted, nodes: predict(wanted, nodes, 150), may_change=lambda key: key == "nodes")
+    assert {change.key for way in found for change in way.changes} <= {"nodes"}
 
 
 def test_nothing_fits_into_nothing() -> None:

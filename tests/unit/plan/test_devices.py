@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from distft.errors import UserError
-from distft.plan.devices import LINKS, MEMORY, PEAKS, device, peak_flops
+from distft.plan.devices import BANDWIDTHS, FASTER, LINKS, MATMUL, MATMULS, MEMORY, PEAKS, device, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -49,9 +49,13 @@ def test_every_device_is_found_by_its_own_name() -> None:
 def test_a_gpu_to_plan_for_is_found_by_its_name() -> None:
     found = device("h100-80gb")
     assert (found.name, found.flops, found.link) == ("H100-80GB", 989.4e12, 450e9)
+    assert (found.bandwidth, found.matmul, found.between) == (3350e9, 0.803, 50e9)
+    assert (device("A100-40GB").bandwidth, device("A100-80GB").bandwidth) == (1555e9, 2039e9)
     assert found.memory == 81_079 << 20
     assert device("L40S").name == "L40S-48GB"
-    assert device("L40S").link == 25e9
+    assert (device("L40S").link, device("L40S").matmul, device("L40S").between) == (25e9, MATMUL, 25e9)
+    for odd in (" H100_nvl 94gb", "h100-NVL-94GB", "H100 NVL"):
+        assert device(odd).name == "H100 NVL-94GB"
     for name, said in (
         ("A100", "several are called so; the possible values: A100-80GB, A100-40GB"),
         ("V100", "unknown"),
@@ -63,6 +67,7 @@ def test_a_gpu_to_plan_for_is_found_by_its_name() -> None:
 
 def test_every_gpu_has_a_memory_and_a_peak() -> None:
     assert {name.rpartition("-")[0] for name in MEMORY} == set(PEAKS)
-    assert set(LINKS) <= set(PEAKS)
+    assert set(LINKS) | set(MATMULS) | set(FASTER) <= set(PEAKS)
+    assert set(BANDWIDTHS) == set(PEAKS) | {"A100-40GB"}
     for name, mib in MEMORY.items():
         assert 0.9 < mib / (int(name.rpartition("-")[2].removesuffix("GB")) * 1024) < 1.02, name

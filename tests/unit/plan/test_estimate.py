@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
@@ -82,36 +81,12 @@ def test_states_of_8b_whole_are_those_of_zero(base: Path) -> None:
 def test_four_bits_and_offloading_take_less(base: Path) -> None:
     lora = {"type": "lora", "r": 16}
     whole, quantized = (planned(base, adapter=one).moments[0].total for one in (lora, lora | {"quantize": "nf4"}))
-    assert whole - quantized == pytest.approx(6_979_321_856 * (2 - 0.5625), rel=0.01)  # all matrices of layers
+    bits = 4 + 0.127  # an element of all matrices of layers; the second is what section 3 of the paper has for scales
+    assert whole - quantized == pytest.approx(6_979_321_856 * (2 - bits / 8), rel=0.0002)
     kept = planned(base, engine={"zero_stage": 3})
     sent = planned(base, engine={"zero_stage": 3, "offload_optimizer": True, "offload_params": True})
     assert sent.peak.total < kept.peak.total - 12 * GIB
     assert sent.host > kept.host + 12 * GIB
-
-
-def test_more_of_anything_never_takes_less(base: Path) -> None:
-    """Random recipes, each with more rank, rows or length."""
-    draw = random.Random(20)
-    estimators = {world: Estimator(world, device("H200")) for world in (1, 2, 8)}
-    for _ in range(60):
-        world = draw.choice([1, 2, 8])
-        keys = {"r": draw.choice([4, 16, 64]), "micro": draw.choice([1, 2]), "tokens": draw.choice([512, 2048])}
-        more = dict(keys)
-        name = draw.choice(list(keys))
-        more[name] *= 2
-        stage, again = draw.choice([2, 3]), draw.random() < 0.5
-        sizes = []
-        for one in (keys, more):
-            made = wanted(
-                base,
-                adapter={"type": "lora", "r": one["r"]},
-                train={"global_batch": 64, "micro_batch": one["micro"]},
-                data={"row_tokens": one["tokens"]},
-                engine={"zero_stage": stage},
-                model={"activation_checkpointing": again},
-            )
-            sizes.append(estimators[world].predict(made, 1).peak.total)
-        assert sizes[1] >= sizes[0], (keys, name, world, stage, again)
 
 
 def test_on_a_cpu_the_ranks_share_the_memory_of_the_node(base: Path) -> None:

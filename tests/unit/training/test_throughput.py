@@ -71,6 +71,7 @@ def test_ranks_compare_after_their_first_step_now_and_then_and_at_the_end(alone:
             assert found["worst_memory_bytes"] > 1e7
             assert found["worst_memory_rank"] == 0
             assert "worst_memory_reserved_bytes" not in found  # a CPU has none
+            assert found["worst_memory_peak_bytes"] > 0.9 * found["worst_memory_bytes"]
     assert compared == [7, EVERY, 2 * EVERY, 3 * EVERY, 3 * EVERY + 5]
     assert len(alone) == len(compared)
 
@@ -101,7 +102,9 @@ def test_the_worst_rank_is_the_one_nearest_to_running_out() -> None:
     assert worst([(5, 9), (7, 8)], reserved=True) == {
         "worst_memory_bytes": 7.0, "worst_memory_rank": 0, "worst_memory_reserved_bytes": 9.0
     }  # fmt: skip
-    assert worst([(5, 0), (7, 0)], reserved=False) == {"worst_memory_bytes": 7.0, "worst_memory_rank": 1}
+    assert worst([(5, 9), (7, 8)], reserved=False) == {
+        "worst_memory_bytes": 7.0, "worst_memory_rank": 1, "worst_memory_peak_bytes": 9.0
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

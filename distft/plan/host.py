@@ -1,0 +1,51 @@
+"""Moments of host memory: of one rank whose device is a GPU, and of the export, a process of its own.
+
+The file of the base model is mapped. Its pages are shared by the ranks of a node and given back when others want them,
+so they count only where a process needs them all at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from distft.plan.case import Case
+from distft.plan.moments import LIBRARIES, PROCESS, copies
+from distft.plan.placement import pinned
+from distft.plan.prediction import EXPORT, Moment
+from distft.recipe.adapters import Layers
+
+Terms = dict[str, int]
+
+
+def host_moments(case: Case) -> Iterator[Moment]:
+    """On a CPU the export alone: the rest is the ranks' own memory."""
+    if case.device is not None:
+        yield Moment("start", _there({"process": PROCESS, "weights": _loaded(case)}))
+        steps = {"process": PROCESS + LIBRARIES, **case.placed.host}
+        yield Moment("steps", _there(steps))
+        yield Moment("save", _there({**steps, "copies for checkpoints": pinned(copies(case))}))
+    yield Moment(EXPORT, _there(_export(case)))
+
+
+def _loaded(case: Case) -> int:
+    """Weights that are made from the file's, before the engine moves them to the device. What is loaded straight into
+    shards, or into 4 bits on the device, is never whole in host memory."""
+    same = case.sharding.weight_bytes == case.file_width
+    return 0 if same or case.stage == 3 or case.four_bit else case.sharding.weight_bytes * case.model.parameters
+
+
+def _export(case: Case) -> Terms:
+    """The base model in the run's numbers, unless nobody reads it as it is, and the checkpoint's trained weights."""
+    width, elements = case.sharding.weight_bytes, case.model.parameters
+    converted = width != case.file_width
+    whole = not isinstance(case.recipe.adapter, Layers)
+    return {
+        "process": PROCESS + LIBRARIES,
+        "file of weights": case.file_width * elements if converted else 0,
+        "weights": width * elements if converted or whole else 0,
+        "trained weights": 4 * sum(case.sizes[0]),
+    }
+
+
+def _there(terms: Terms) -> Terms:
+    return {name: size for name, size in terms.items() if size}
