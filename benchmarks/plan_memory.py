@@ -1,13 +1,15 @@
 """What runs take on this machine: peaks of every rank and of the export, by the place in the program, as JSON lines.
 
-    python benchmarks/plan_memory.py FOLDER                        all cases of CASES
-    python benchmarks/plan_memory.py FOLDER --only lora-zero3      those whose names hold one of these words
+    python -m benchmarks.plan_memory FOLDER --seed 1 --threshold 65536             the cases that a seed draws
+    python -m benchmarks.plan_memory FOLDER --seed 1 --threshold 65536 --only 3 7  some of these, by their numbers
+    python -m benchmarks.plan_memory FOLDER --threshold 65536                      a model of next to nothing
 
-Each case is a real `distft train` of three steps with a save and the export, of a random model whose rows are full.
-Bases are made beforehand and given as `model.path`, so that no rank remembers how one was made. Beside the run this
-process looks at every rank: its pulse says where it is; at each change of place the kernel's record of the peak
-(VmHWM) is read and reset; /proc/PID/smaps_rollup gives Pss every 50 ms. The first place that a rank names comes right
-after the fork, so what it takes there are the imports.
+Each case is a real `distft train` of two to four steps, with a save before the last one, and the export; its random
+model has rows that are full. Bases are made beforehand and given as `model.path`, so that no rank remembers how one was
+made. Beside the run this process looks at every rank: its pulse says where it is; at each change of place the kernel's
+record of the peak (VmHWM) is read and reset. Pss takes the kernel long to find out (/proc/PID/smaps_rollup, 70 ms for a
+GB), so it is asked 5 times a second. Runs have less priority than this process, which would look too seldom otherwise.
+The first place that a rank names comes right after the fork, so what it takes there are the imports.
 
 Memory that torch has freed stays with glibc when a piece is smaller than its threshold for mmap, which grows up to
 32 MiB by itself. `--threshold BYTES` fixes it.
@@ -18,132 +20,88 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import re
 import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from benchmarks.plan_cases import MIB, Case, content, draw, write_data
+from distft.errors import DONE, PREEMPTED
+from distft.model.context import RunContext
 from distft.process.pulse import BYTES, HEADER
+from distft.recipe.schema import Recipe
+from distft.run.folder import RunDir
 
 ROOT = Path(__file__).resolve().parents[1]
-LOOK_SECONDS, PSS_SECONDS = 0.02, 0.05
+ENDED = (DONE, PREEMPTED)  # exit codes; that of a run whose export was stopped is the second
+NICE = 5
+LOOK_SECONDS, PSS_SECONDS = 0.01, 0.2
 MEASURED = ("Rss", "Pss", "Pss_Anon", "Pss_File", "Anonymous")  # of smaps_rollup
 
 
-@dataclass(frozen=True)
-class Case:
-    """One recipe. `adapter`: none, lora, adalora; `batch`: rows per step and rank."""
-
-    name: str
-    hidden: int = 512
-    inner: int = 1408
-    layers: int = 8
-    vocabulary: int = 4096
-    tied: bool = True
-    row: int = 128
-    micro: int = 1
-    batch: int = 1
-    ranks: int = 1
-    stage: int = 2
-    dtype: str = "fp32"
-    grad_dtype: str = "fp32"
-    adapter: str = "none"
-    rank: int = 16
-    recompute: bool = False
-    architecture: str = "llama"
-
-    @property
-    def base(self) -> str:
-        sizes = (self.hidden, self.inner, self.layers, self.vocabulary, int(self.tied))
-        return f"{self.architecture}-" + "-".join(map(str, sizes))
-
-
-LARGE = {"hidden": 1024, "inner": 2816, "layers": 8}
-CASES = [
-    Case("nothing", 64, 64, 1, 512, row=16),
-    Case("nothing-2-ranks", 64, 64, 1, 512, row=16, ranks=2),
-    Case("full-zero0", stage=0),
-    Case("full-zero1-accumulated", stage=1, batch=2),
-    Case("full-zero2-long", row=1024, stage=2),
-    Case("full-zero2-long-recomputed", row=1024, stage=2, recompute=True),
-    Case("full-zero2-2-ranks", **LARGE, stage=2, ranks=2),
-    Case("full-zero3-2-ranks", **LARGE, stage=3, ranks=2),
-    Case("full-bf16-zero1-2-ranks", **LARGE, stage=1, ranks=2, dtype="bf16", grad_dtype="bf16"),
-    Case("full-bf16-zero2-2-ranks", **LARGE, stage=2, ranks=2, dtype="bf16"),
-    Case("full-bf16-zero3-4-ranks", stage=3, ranks=4, dtype="bf16"),
-    Case("full-logits", vocabulary=16384, layers=4, row=512, micro=2, batch=2, stage=1),
-    Case("lora-zero2-2-ranks", **LARGE, adapter="lora", stage=2, ranks=2, row=512),
-    Case("lora-bf16-zero2-2-ranks", **LARGE, adapter="lora", stage=2, ranks=2, row=512, dtype="bf16"),
-    Case("lora-zero3-2-ranks", **LARGE, adapter="lora", stage=3, ranks=2),
-    Case("lora-bf16-zero3-4-ranks-recomputed", **LARGE, adapter="lora", stage=3, ranks=4, dtype="bf16", recompute=True),
-    Case("adalora-bf16-zero1", **LARGE, adapter="adalora", stage=1, dtype="bf16", grad_dtype="bf16", row=256),
-    Case("adalora-zero0-2-ranks", adapter="adalora", stage=0, ranks=2, row=256, recompute=True),
+NOTHING = Case("nothing", 64, 64, 1, 512, row=16)
+SMALLEST = [
+    NOTHING,
+    *(replace(NOTHING, name=f"nothing-{ranks}-ranks", ranks=ranks) for ranks in (2, 4)),
+    *(replace(NOTHING, name=f"nothing-bf16-zero{stage}", stage=stage, dtype="bf16") for stage in (2, 3)),
+    *(replace(NOTHING, name=f"nothing-lora-zero{stage}", stage=stage, adapter="lora", rank=1) for stage in (0, 2, 3)),
+    replace(NOTHING, name="nothing-adalora", adapter="adalora", rank=2),
+    replace(NOTHING, name="nothing-deep-zero0", layers=48, stage=0),
+    replace(NOTHING, name="nothing-deep-zero3", layers=48, stage=3),
+    replace(NOTHING, name="nothing-deep-lora-zero0", layers=48, stage=0, adapter="lora", rank=1),
+    replace(NOTHING, name="nothing-deep-lora-zero3", layers=48, stage=3, adapter="lora", rank=1),
+    replace(NOTHING, name="nothing-bert", architecture="bert", task="masked-lm"),
+    replace(NOTHING, name="nothing-gpt2", architecture="gpt2"),
 ]
 
 
-def recipe(case: Case, folder: Path) -> dict[str, Any]:
-    adapter: dict[str, Any] = {"type": case.adapter}
-    if case.adapter == "lora":
-        adapter |= {"r": case.rank}
-    elif case.adapter == "adalora":
-        adapter |= {"init_r": case.rank, "target_r": case.rank // 2, "tinit": 1, "tfinal": 1, "delta_t": 1}
-    return {
-        "model": {"path": str(folder / case.base / "base"), "activation_checkpointing": case.recompute},
-        "data": {"train": str(folder / "data.jsonl"), "row_tokens": case.row, "cache": str(folder / "cache")},
-        "adapter": adapter,
-        "train": {
-            "steps": 3,
-            "lr": 1e-4,
-            "global_batch": case.batch * case.ranks,
-            "micro_batch": case.micro,
-        },
-        "engine": {"zero_stage": case.stage, "dtype": case.dtype, "grad_dtype": case.grad_dtype, "loss_chunk": 0},
-        "checkpoint": {"every": 2},
-    }
+def drawn(folder: Path, seed: int, count: int, memory: float) -> list[Case]:
+    """The cases of a seed; those that were drawn once stay, whatever the plan says of them later."""
+    path = folder / f"cases-{seed}.jsonl"
+    if not path.exists():
+        path.write_text("".join(json.dumps(asdict(case)) + "\n" for case in draw(seed, count, memory)))
+    return [Case(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
-def write_data(path: Path) -> None:
-    """200 documents of 4,000 random letters: of these no tokenizer makes long tokens, and rows are full."""
-    draw = random.Random(0)
-    texts = (" ".join("".join(draw.choices("abcdefghij", k=5)) for _ in range(800)) for _ in range(200))
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-
-
-def make_base(case: Case, folder: Path) -> None:
-    """The product makes it, in a run that ends after one step; its checkpoints and export are not needed."""
+def make_base(case: Case, folder: Path) -> Path:
+    """The product makes it, in a process of its own."""
     target = folder / case.base
-    if (target / "base" / "config.json").exists():
-        return
-    heads = max(1, case.hidden // 64)
-    sizes = {
-        "hidden_size": case.hidden,
-        "intermediate_size": case.inner,
-        "num_hidden_layers": case.layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": heads,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": case.tied,
-    }
-    first = recipe(replace(case, row=16, micro=1, batch=1, ranks=1, stage=0, adapter="none", dtype="fp32"), folder)
-    first["model"] = {
-        "init": {"architecture": case.architecture, "vocab_size": case.vocabulary, "config": sizes},
-    }
-    first["adapter"] = {"type": "partial", "train": ["model.norm.weight"]}
-    first["train"]["steps"] = 1
-    subprocess.run(command(first, target, 1), env=variables(None), check=True, stdout=subprocess.DEVNULL)
+
+    def make() -> None:
+        os.nice(NICE)
+        recipe = Recipe.model_validate(content(replace(case, dtype="fp32"), folder))
+        print(RunContext(RunDir(target), recipe, starts=True).base)
+
+    if not (target / "base" / "config.json").exists():
+        target.mkdir(exist_ok=True)
+        child = get_context("fork").Process(target=make)
+        child.start()
+        child.join()
+    return target / "base"
 
 
 def command(content: dict[str, Any], run: Path, ranks: int) -> list[str]:
     path = run.with_suffix(".yaml")
     path.write_text(json.dumps(content))  # which is YAML too
-    return [sys.executable, "-m", "distft", "train", str(path), f"--run-dir={run}", f"--nproc={ranks}"]
+    return [
+        "nice",
+        "-n",
+        str(NICE),
+        sys.executable,
+        "-m",
+        "distft",
+        "train",
+        str(path),
+        f"--run-dir={run}",
+        f"--nproc={ranks}",
+    ]
 
 
 def variables(threshold: int | None) -> dict[str, str]:
@@ -158,7 +116,7 @@ class Watched:
         self.pid, self.name = pid, name
         self.places: dict[str, dict[str, int]] = {}
         self._pulse: Path | None = None
-        self._place = "before its first place"
+        self.place = "before its first place"
         self.now: dict[str, int] = {}
         self.hwm = 0
 
@@ -166,17 +124,17 @@ class Watched:
         """Raises OSError if it has ended."""
         place = self._where()
         status = Path(f"/proc/{self.pid}/status").read_text()
-        found = {"hwm": kilobytes(status, "VmHWM"), "rss": kilobytes(status, "VmRSS")}
-        if found["hwm"] == 0:
+        if not (found := kilobytes(status, "VmHWM")):
             return  # it is about to end
-        self.hwm = max(self.hwm, found["hwm"])
-        self._note(self._place, {"hwm": found["hwm"]})
-        if place != self._place or with_pss:
+        self.hwm = max(self.hwm, found)
+        self._note(self.place, {"hwm": found})
+        if place != self.place or with_pss:
             text = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
             self.now = {key.lower(): kilobytes(text, key) for key in MEASURED}
-        if place != self._place:
+            self.now["shared"] = self.now["rss"] - self.now["pss"]
+        if place != self.place:
             Path(f"/proc/{self.pid}/clear_refs").write_text("5")  # resets VmHWM
-            self._place = place
+            self.place = place
             if place not in self.places:
                 self.places[place] = {f"first_{key}": value for key, value in self.now.items()}
         self._note(place, self.now)
@@ -193,11 +151,11 @@ class Watched:
                         self._pulse = link
                         break
             else:
-                return self._place
+                return self.place
         with self._pulse.open("rb") as file:
             text = file.read(BYTES)
         _, _, _, length = HEADER.unpack(text[: HEADER.size])
-        return text[HEADER.size : HEADER.size + length].decode(errors="replace") or self._place
+        return text[HEADER.size : HEADER.size + length].decode(errors="replace") or self.place
 
 
 def kilobytes(text: str, key: str) -> int:
@@ -206,9 +164,12 @@ def kilobytes(text: str, key: str) -> int:
     return int(found[1]) * 1024 if found is not None else 0
 
 
-def measure(case: Case, folder: Path, threshold: int | None) -> dict[str, Any]:
+def measure(case: Case, folder: Path, threshold: int | None, with_export: bool) -> dict[str, Any]:
     """Run a case and watch it. Raises SystemExit if it fails."""
-    make_base(case, folder)
+    if not (folder / case.data).exists():
+        write_data(case, folder)
+    recipe = content(case, folder)
+    recipe["model"] = {"path": str(make_base(case, folder)), "activation_checkpointing": case.recompute}
     run = folder / case.name
     subprocess.run(["rm", "-rf", str(run)], check=True)
     before = {"load": os.getloadavg()[0], "available": psutil.virtual_memory().available}
@@ -216,13 +177,13 @@ def measure(case: Case, folder: Path, threshold: int | None) -> dict[str, Any]:
     began = time.monotonic()
     with said.open("wb") as output:
         process = subprocess.Popen(
-            command(recipe(case, folder), run, case.ranks),
+            command(recipe, run, case.ranks),
             env=variables(threshold),
             stdout=subprocess.DEVNULL,
             stderr=output,
         )
-    watched, together = watch(process)
-    if process.returncode != 0:
+    watched, together = watch(process, case.ranks, with_export)
+    if process.returncode not in ENDED:
         sys.exit(f"{case.name} ended with {process.returncode}: {said.read_text()[-2000:]}")
     counts = re.search(r"([\d,]+) of ([\d,]+) parameters", said.read_text())
     assert counts is not None
@@ -235,32 +196,64 @@ def measure(case: Case, folder: Path, threshold: int | None) -> dict[str, Any]:
         "seconds": round(time.monotonic() - began, 1),
         "trained": trained,
         "total": total,
-        "pss_together": together,
+        "together": together,
         "processes": [{"name": one.name, "hwm": one.hwm, "places": one.places} for one in watched if one not in ranks]
         + [{"name": one.name, "hwm": one.hwm, "places": one.places} for one in ranks],
     }
 
 
-def watch(process: subprocess.Popen[bytes]) -> tuple[list[Watched], int]:
-    """Look at ranks and export until the run has ended. Returns them, and the highest sum of the ranks' Pss."""
+def watch(process: subprocess.Popen[bytes], ranks: int, with_export: bool) -> tuple[list[Watched], dict[str, Any]]:
+    """Look at ranks and export until the run has ended. Returns them, and what the ranks took together at most."""
     alive: dict[int, Watched] = {}
     ended: list[Watched] = []
-    highest, last = 0, 0.0
+    together, last = Together(ranks), 0.0
     while process.poll() is None:
         if due := time.monotonic() - last >= PSS_SECONDS:
             last = time.monotonic()
             for child in children(process.pid):
                 with suppress(psutil.NoSuchProcess):
-                    if child.pid not in alive and re.match(r"distft-(rank|export)", child.name()):
-                        alive[child.pid] = Watched(child.pid, child.name())
+                    if (name := child.name()).startswith("distft-"):
+                        alive.setdefault(child.pid, Watched(child.pid, name)).name = name  # a fork gets it later
         for pid, one in list(alive.items()):
             try:
                 one.look(with_pss=due)
             except OSError:
                 ended.append(alive.pop(pid))
-        highest = max(highest, sum(one.now.get("pss", 0) for one in alive.values() if "rank" in one.name))
+        if due:  # of all ranks at once: a file that one has let go is all the others'
+            together.look(list(alive.values()))
+        if not with_export and any(one.name == "distft-export" for one in alive.values()):
+            process.terminate()
         time.sleep(LOOK_SECONDS)
-    return [one for one in (*ended, *alive.values()) if one.hwm], highest
+    return [one for one in (*ended, *alive.values()) if one.hwm], asdict(together)
+
+
+@dataclass
+class Together:
+    """Bytes of all ranks by Pss, in which a page that several processes have counts once.
+
+    Attributes:
+        imports: of all ranks when the last one was forked.
+        pss, file: at most, and how much of that are pages of files.
+        places: where each rank was then, and its Pss.
+        server: Pss of the fork server then, whose pages ranks share until they write to them.
+    """
+
+    ranks: int
+    imports: int = 0
+    pss: int = 0
+    file: int = 0
+    places: dict[str, tuple[str, int]] = field(default_factory=dict)
+    server: int = 0
+
+    def look(self, watched: list[Watched]) -> None:
+        ranks = [one for one in watched if one.name.startswith("distft-rank") and one.now]
+        total = sum(one.now["pss"] for one in ranks)
+        if not self.imports and len(ranks) == self.ranks:
+            self.imports = total
+        if total > self.pss:
+            self.pss, self.file = total, sum(one.now["pss_file"] for one in ranks)
+            self.places = {one.name: (one.place, one.now["pss"]) for one in ranks}
+            self.server = sum(one.now.get("pss", 0) for one in watched if one.name == "distft-fork")
 
 
 def children(pid: int) -> list[psutil.Process]:
@@ -272,23 +265,28 @@ def children(pid: int) -> list[psutil.Process]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--only", nargs="*", default=[""], help="words in the names of cases")
+    parser.add_argument("--seed", type=int, help="draws the cases")
+    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--memory", type=float, default=12.0, help="most GiB of all ranks of a case, as predicted")
+    parser.add_argument("--only", nargs="*", type=int, default=[], help="numbers of cases, from 1")
     parser.add_argument("--threshold", type=int, help="glibc's threshold for mmap, in bytes")
+    parser.add_argument("--without-export", action="store_true", help="stop a run when its export begins")
     args = parser.parse_args()
     folder = args.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "data.jsonl").exists():
-        write_data(folder / "data.jsonl")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    for case in CASES:
-        if any(word in case.name for word in args.only):
-            found = {**measure(case, folder, args.threshold), "commit": commit.strip()}
-            with (folder / "measured.jsonl").open("a") as file:
-                file.write(json.dumps(found) + "\n")
-            ranks = [one for one in found["processes"] if one["name"].startswith("distft-rank")]
-            peaks = [one["hwm"] >> 20 for one in ranks]
-            print(case.name, found["seconds"], peaks, found["pss_together"] >> 20, flush=True)
-            subprocess.run(["rm", "-rf", str(folder / case.name)], check=True)
+    cases = SMALLEST if args.seed is None else drawn(folder, args.seed, args.count, args.memory * 1024 * MIB)
+    for number, case in enumerate(cases, 1):
+        if args.only and number not in args.only:
+            continue
+        found = {**measure(case, folder, args.threshold, not args.without_export), "commit": commit.strip()}
+        with (folder / "measured.jsonl").open("a") as file:
+            file.write(json.dumps(found) + "\n")
+        ranks = [one for one in found["processes"] if one["name"].startswith("distft-rank")]
+        peaks = [one["hwm"] >> 20 for one in ranks]
+        print(case.name, found["seconds"], peaks, found["together"]["pss"] >> 20, flush=True)
+        for path in (folder / case.name, folder / case.base):
+            subprocess.run(["rm", "-rf", str(path)], check=True)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from distft.plan.devices import Device
 from distft.plan.host import host_moments
 from distft.plan.moments import moments
 from distft.plan.prediction import Prediction
+from distft.plan.together import together
 from distft.recipe.adapters import NoAdapter
 from distft.recipe.schema import Recipe
 
@@ -35,6 +36,7 @@ class Estimator:
             per_node=case.per_node,
             device=case.device,
             moments=tuple(moments(case)),
+            node_moments=tuple(together(case)) if case.device is None else (),
             host_moments=tuple(host_moments(case)),
             room=room,
             node_memory=self._memory,
@@ -89,3 +91,5 @@ def doubts(case: Case) -> Iterator[str]:
         yield f"the model type {case.model.model_type} is not known here: its layers were guessed from its weights"
     if case.device is None:
         yield "on a CPU, memory that the C library does not return comes on top: 5 % to 70 %"
+        if case.sharding.dtype == "bf16":
+            yield "in bf16 on a CPU, up to 560 MiB of compiled kernels come on top with rows of many widths, or experts"

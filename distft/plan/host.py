@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from distft.plan.case import Case
-from distft.plan.moments import LIBRARIES, PROCESS, copies
+from distft.plan.moments import FILE, copies
 from distft.plan.placement import pinned
 from distft.plan.prediction import EXPORT, Moment
+from distft.plan.process import IMPORTS, process_bytes
 from distft.recipe.adapters import Layers
 
 Terms = dict[str, int]
@@ -20,8 +21,8 @@ Terms = dict[str, int]
 def host_moments(case: Case) -> Iterator[Moment]:
     """On a CPU the export alone: the rest is the ranks' own memory."""
     if case.device is not None:
-        yield Moment("start", _there({"process": PROCESS, "weights": _loaded(case)}))
-        steps = {"process": PROCESS + LIBRARIES, **case.placed.host}
+        yield Moment("start", _there({"process": IMPORTS, "weights": _loaded(case)}))
+        steps = {"process": process_bytes(case, "end"), **case.placed.host}
         yield Moment("steps", _there(steps))
         yield Moment("save", _there({**steps, "copies for checkpoints": pinned(copies(case))}))
     yield Moment(EXPORT, _there(_export(case)))
@@ -40,8 +41,8 @@ def _export(case: Case) -> Terms:
     converted = width != case.file_width
     whole = not isinstance(case.recipe.adapter, Layers)
     return {
-        "process": PROCESS + LIBRARIES,
-        "file of weights": case.file_width * elements if converted else 0,
+        "process": process_bytes(case, "end"),
+        FILE: case.file_width * elements if converted else 0,
         "weights": width * elements if converted or whole else 0,
         "trained weights": 4 * sum(case.sizes[0]),
     }

@@ -27,6 +27,7 @@ class Update:
 
     Attributes:
         magnitude: of an adapter that trains the length of each row of the matrix too (DoRA).
+        singular: of AdaLoRA.
         exact: of one that computes in fp32. distft has adapters in the model's numbers; PEFT alone makes them fp32.
     """
 
@@ -34,6 +35,7 @@ class Update:
     rank: int = 0
     dropout: float = 0.0
     magnitude: bool = False
+    singular: bool = False
     exact: bool = False
 
 
@@ -92,12 +94,17 @@ def linear(tape: Tape, numbers: Numbers, x: Value, columns: tuple[int, int], upd
 
 def _adapted(tape: Tape, numbers: Numbers, x: Value, result: Value, columns: tuple[int, int], update: Update) -> Value:
     """x W + s (drop(x) A) B: kept are drop(x) and drop(x) A (Hu et al. 2021, arXiv:2106.09685). One in fp32 has its own
-    copy of x."""
+    copy of x.
+
+    AdaLoRA (Zhang et al. 2023, arXiv:2303.10512) has A E for A, made anew each time and kept, and divides by its rank.
+    PEFT has that as a weight which is frozen, but thaws when it is made other than fp32: then what is divided is kept.
+    """
     times = FP32 // numbers.width if update.exact else 1
     own = Numbers(numbers.width * times, numbers.device)
     given = tape.run([x], x.size * times) if times > 1 else x
     dropped = dropout(tape, own, given, update.dropout)
-    low = tape.run([dropped], dropped.size // columns[0] * update.rank, [dropped], trains=True)
+    made = [tape.run([], columns[0] * update.rank * own.width, trains=True)] if update.singular else []
+    low = tape.run([dropped, *made], dropped.size // columns[0] * update.rank, [dropped, *made], trains=True)
     high = tape.run([low], result.size * times, [low], trains=True)
     if update.magnitude:
         base = tape.run([dropped], high.size) if update.dropout else result
@@ -105,6 +112,8 @@ def _adapted(tape: Tape, numbers: Numbers, x: Value, result: Value, columns: tup
         tape.lend(_lent(columns, update.rank, own.width, high, copied=times > 1))
     else:
         more = tape.run([high], high.size)
+    if update.singular:
+        more = tape.run([more], more.size, [more] if own.width != FP32 else [], trains=True)
     if times == 1:
         return tape.run([result, more], result.size, passes=True)
     whole = tape.run([tape.run([result], more.size), more], more.size, passes=True)

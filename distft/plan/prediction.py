@@ -40,6 +40,7 @@ class Prediction:
         step_tokens: tokens that are fed in it.
         checkpoint: bytes of one.
         doubts: sentences about what is not counted exactly.
+        node_moments: of all ranks of a node on its CPUs; empty: their devices are GPUs.
     """
 
     world: int
@@ -54,6 +55,7 @@ class Prediction:
     step_tokens: int
     checkpoint: int
     doubts: Sequence[str] = ()
+    node_moments: Sequence[Moment] = ()
 
     @property
     def peak(self) -> Moment:
@@ -69,7 +71,8 @@ class Prediction:
     def node(self) -> int:
         """Bytes of host memory of a node, at most."""
         later = (moment.total for moment in self.host_moments if moment.name == EXPORT)
-        return max(self.per_node * self.host, *later, 0)
+        ranks = max((moment.total for moment in self.node_moments), default=self.per_node * self.host)
+        return max(ranks, *later, 0)
 
     @property
     def step_seconds(self) -> float | None:

@@ -191,7 +191,7 @@ def reduction_bytes(trained: Sequence[int], sharding: Sharding, rank: int | None
     b T + b B. Stage 2: the bucket and a flat copy that is reduced, b B + b C, and its own part, if not all gradients
     fit into one bucket; once more if there is one from earlier micro-batches. With gradients in fp32 beside bf16 a
     copy in fp32 too, 4 C, and its own part once, 4 P. Stage 3: beside the bucket, which it always has, what interleaves
-    the parts, and gloo's copy of that, 2 g C.
+    the parts, and gloo's copy of that, 2 g B; or a weight that is larger than that.
 
     What autograd holds at that moment is not in it: the gradients that it makes just then, and under stage 3 the
     weights that are gathered for them.
@@ -205,11 +205,40 @@ def reduction_bytes(trained: Sequence[int], sharding: Sharding, rank: int | None
     if sharding.stage == 1:
         return weight_bytes * (whole + held)
     if sharding.stage == 3:
-        return 2 * sharding.grad_bytes * copied
+        return max(
+            2 * sharding.grad_bytes * held, *(_reduced_alone(size, sharding) for size in trained if size > held), 0
+        )
     own = state_bytes(trained, (), sharding, "reduced", rank).gradients
     if sharding.mixed:
         return weight_bytes * (held + copied) + 4 * copied + own
     return weight_bytes * (held + copied) + own * ((held < whole) + sharding.accumulates)
+
+
+def _reduced_alone(size: int, sharding: Sharding) -> int:
+    """Under stage 3 of a weight that fits into no bucket: its gradient, a copy in fp32 if it is to be that, one that is
+    padded to the ranks, and gloo's."""
+    copies = 1 + (size % sharding.world > 0)
+    return (sharding.weight_bytes + 4 * sharding.mixed + copies * sharding.grad_bytes) * size
+
+
+def backward_bytes(trained: Sequence[int], sharding: Sharding, share: float, rank: int | None = None) -> int:
+    """What gradients take beyond the states at rest while backward goes on and `share` of it is over.
+
+    Before they are reduced, all at its end, there is one copy of them: b T, which under stage 2 is in the bucket. Under
+    stage 3 they go to the bucket that it always has. If they do not fit into one bucket they are reduced on the way.
+    Gradients of earlier micro-batches are there all the time, and under stages 0 and 1 later ones are added to them.
+    """
+    whole, held = sum(trained), bucket(sum(trained), sharding)
+    if not sharding.accumulates:
+        earlier = 0
+    else:
+        kept, rest = (state_bytes(trained, (), sharding, at, rank) for at in ("accumulating", "rest"))
+        earlier = kept.gradients - rest.gradients
+    if sharding.stage and held < whole and share:
+        return max(earlier, reduction_bytes(trained, sharding, rank))
+    if sharding.stage == 3 or (earlier and sharding.stage < 2):
+        return earlier
+    return earlier + int(share * sharding.weight_bytes * whole)
 
 
 def update_bytes(trained: Sequence[int], sharding: Sharding, rank: int | None = None) -> int:

@@ -55,11 +55,13 @@ def updates(found: Trained, adapter: Adapter) -> Callable[[str, Weight], Update]
         if low:
             ranks[module] = min(weight.shape)
     dropout = adapter.dropout if isinstance(adapter, Layers) else 0.0
-    magnitude = isinstance(adapter, Lora) and adapter.dora
+    magnitude, singular = isinstance(adapter, Lora) and adapter.dora, isinstance(adapter, AdaLora)
 
     def update(name: str, weight: Weight) -> Update:
         rank = ranks.get(name.rpartition(".")[0], 0)
-        return Update(True) if name in own else Update(False, rank, dropout, magnitude) if rank else Update()
+        if name in own:
+            return Update(whole=True)
+        return Update(False, rank, dropout, magnitude, singular) if rank else Update()
 
     return update
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks.plan_runs import recipe_of
+from benchmarks.plan_cases import Case, recipe_of
 from distft.plan.devices import device, unknown
 from distft.plan.estimate import Estimator
 from distft.plan.gate import Verdict, certain, judge
-from distft.plan.moments import PROCESS
 from distft.plan.place import Place
 from distft.plan.prediction import GIB
+from distft.plan.process import IMPORTS
 from distft.recipe.schema import Recipe
 from tests.models.published import LLAMA_8B
 from tests.unit.recipes import recipe
@@ -136,9 +136,9 @@ def test_no_run_took_less_than_what_is_called_certain() -> None:
     assert len(runs) > 20
     for run in runs:
         estimator = Estimator(run["case"]["ranks"], None, emptiest=True)
-        least = max(one.total for one in certain(estimator.predict(recipe_of(run["case"]), 1)))
+        least = max(one.total for one in certain(estimator.predict(recipe_of(Case(**run["case"])), 1)))
         took = max(one["hwm"] for one in run["processes"] if "rank" in one["name"])
-        assert least <= took - PROCESS, run["case"]["name"]
+        assert least <= took - IMPORTS, run["case"]["name"]
 
 
 def test_an_unknown_model_type_starts_no_process(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
