@@ -178,7 +178,7 @@ def content(case: Case, folder: Path) -> dict[str, Any]:
     data: dict[str, Any] = {"row_tokens": case.row, "cache": str(folder / "cache")}
     data["train"] = str(folder / case.data)
     return {
-        "model": {"init": init_of(case), "activation_checkpointing": case.recompute},
+        "model": {"init": init_of(case), "activation_checkpointing": case.recompute, "attention": "sdpa"},
         "task": {"type": case.task},
         "data": data | ({"packing": case.packed} if causal else {}),
         "adapter": adapter,
@@ -188,7 +188,7 @@ def content(case: Case, folder: Path) -> dict[str, Any]:
             "global_batch": case.batch * case.ranks,
             "micro_batch": case.micro,
         },
-        "engine": {"zero_stage": case.stage, "dtype": case.dtype, "grad_dtype": case.grad_dtype},
+        "engine": {"zero_stage": case.stage, "dtype": case.dtype, "grad_dtype": case.grad_dtype, "loss_chunk": 0},
         "checkpoint": {"every": max(1, steps(case) // 2)},
     }
 

@@ -113,7 +113,7 @@ def recipe_of(figure: Figure, models: Mapping[str, Any]) -> Recipe:
             "data": {"train": "/data", "row_tokens": figure.tokens, "packing": False},
             "adapter": {"type": "lora", "r": figure.rank} if figure.rank else {"type": "none"},
             "train": {"steps": 1, "global_batch": batch, "micro_batch": figure.rows},
-            "engine": {"zero_stage": figure.stage, "dtype": "bf16", "grad_dtype": figure.grads},
+            "engine": {"zero_stage": figure.stage, "dtype": "bf16", "grad_dtype": figure.grads, "loss_chunk": 0},
         }
     )
 

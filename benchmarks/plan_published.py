@@ -54,7 +54,7 @@ class Loop:
                 "data": {"train": "/data", "row_tokens": self.tokens},
                 "adapter": self.adapter,
                 "train": {"steps": 1, "global_batch": self.rows, "micro_batch": self.rows},
-                "engine": {"dtype": "bf16"},
+                "engine": {"dtype": "bf16", "loss_chunk": 0},
             }
         )
 

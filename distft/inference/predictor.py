@@ -26,10 +26,12 @@ from distft.run.folder import RunDir
 from distft.tasks.causal_lm import CausalEncoder
 from distft.tasks.multi_task import task_of, view_of
 from distft.tasks.protocol import Outcome, collated
+from distft.tasks.shared.chunked_head import ChunkedHead, Scored
 from distft.tasks.shared.generation import Decoding
 from distft.tasks.shared.padding import SPLIT
 from distft.tasks.shared.position_limits import check_source, source_positions
 from distft.training.evaluation import report_of, with_fixed_draw
+from distft.training.head_chunks import try_head
 from distft.training.reference_pass import recall
 
 NOTES = "notes"  # key of what a record lost before it was predicted
@@ -69,6 +71,10 @@ class Predictor:
         recall(run, learned)
         self._task = task_of(learned, part)
         self._model: Any = view_of(model, part)
+        if self.recipe.engine.loss_chunk and isinstance(self._task, Scored):
+            head = try_head(self.recipe, self._task, model, part, self._device)
+            if isinstance(head, ChunkedHead):
+                self._task.head = head
         self._batch = self.recipe.train.micro_batch
 
     def outcomes(self, records: Sequence[Record | Broken], answered: bool, refuse: bool = False) -> list[Predicted]:

@@ -15,16 +15,16 @@ from distft.plan.changes import lowest_stage
 from distft.plan.config import width_of_file
 from distft.plan.devices import Device
 from distft.plan.evaluation import Writing, evaluation
-from distft.plan.loss import Computing
+from distft.plan.loss import Computing, head_weight
 from distft.plan.microbatch import Given, attention, emptiest, given, shape_of
 from distft.plan.operations import Numbers, Update
 from distft.plan.placement import Placed, placed
 from distft.plan.shapes import architecture_of
 from distft.plan.states import Sharding
-from distft.plan.trained import Trained, trained, updates
+from distft.plan.trained import PREFIX, Trained, trained, updates
 from distft.recipe.adapters import AdaLora
 from distft.recipe.schema import Recipe
-from distft.recipe.tasks import Generation, MaskedLM
+from distft.recipe.tasks import DPO, CausalLM, Generation, MaskedLM
 
 T = TypeVar("T")
 
@@ -150,13 +150,24 @@ class Case:
     @property
     def _computed_from(self) -> tuple[object, ...]:
         recipe = self.recipe
-        return recipe.model, recipe.adapter, recipe.engine.dtype, recipe.data.packing, recipe.task, self.shape
+        engine = recipe.engine.dtype, recipe.engine.loss_chunk
+        return recipe.model, recipe.adapter, engine, recipe.data.packing, recipe.task, self.shape
 
     def _computing(self, one: Given) -> Computing:
         numbers = Numbers(self.sharding.weight_bytes, "cpu" if self.device is None else "cuda")
         kind = attention(self.recipe, self.model, on_gpu=self.device is not None)
         again = self.recipe.model.activation_checkpointing
-        return Computing(numbers, kind, self.update, again, one.gathered)
+        return Computing(numbers, kind, self.update, again, one.gathered, self._chunk(one))
+
+    def _chunk(self, one: Given) -> int:
+        """Most targets whose logits are made at once; 0: those of all, as with an adapter on the head."""
+        head = head_weight(one.model)
+        if head is None or not isinstance(one.task, CausalLM | MaskedLM | DPO):
+            return 0
+        modules = tuple(f"{PREFIX}{name}." for name in (head.name.rpartition(".")[0], *one.model.outputs))
+        adapted = any(added.name.startswith(modules) for added in self.trained.added)
+        weighed = isinstance(one.task, DPO) and self.update(head.name, head).whole  # by what is known afterwards
+        return 0 if adapted or weighed else self.recipe.engine.loss_chunk
 
     @cached_property
     def update(self) -> Callable[[str, Weight], Update]:

@@ -14,7 +14,7 @@ from distft.plan.activations import Stacks
 from distft.plan.architecture import Architecture, Layers, Stack, Weight
 from distft.plan.inputs import batch_bytes, biases, masks, rotary
 from distft.plan.layer import kept
-from distft.plan.loss import Batch, Computing
+from distft.plan.loss import Batch, Computing, chunk_bytes
 from distft.plan.operations import FP32, Update
 
 
@@ -42,9 +42,13 @@ def evaluation(
     memory = sum(stacks.size(stack) for stack in model.stacks if stack.role == "encoder")
     instants = [(shared + size, 0) for stack in model.stacks for size in _layers(stack, how, stacks, memory)]
     last = model.stacks[-1]
-    read = stacks.size(last) + batch.logits * last.hidden * width  # all places, and those that are asked for
-    instants.append((shared + memory + read, batch.logits * model.vocabulary * width))
-    instants.append((shared + memory, _scored(model, batch, how, named)))
+    if how.chunk:
+        read = stacks.size(last) + batch.targets * last.hidden * width
+        instants.append((shared + memory + read, chunk_bytes(model, batch, how)))
+    else:
+        read = stacks.size(last) + batch.logits * last.hidden * width  # all places, and those that are asked for
+        instants.append((shared + memory + read, batch.logits * model.vocabulary * width))
+        instants.append((shared + memory, _scored(model, batch, how, named)))
     if writing is not None:
         instants.append((shared, _written(model, batch, how, writing)))
     activations, logits = max(instants, key=sum)

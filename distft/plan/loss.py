@@ -11,6 +11,14 @@ from distft.plan.operations import FP32, Implementation, Numbers, Update
 from distft.plan.tape import Tape, Value
 from distft.plan.work import RMS_NORMS
 
+CHUNK_BYTES = 2**29  # most of a chunk's logits in fp32, however many targets the recipe allows
+
+
+def chunk_size(targets: int, most: int, vocabulary: int) -> int:
+    """Targets whose logits are made at once: chunks of about the same size, of `most` targets or fewer."""
+    most = max(1, min(most, CHUNK_BYTES // (FP32 * vocabulary)))
+    return -(-targets // max(1, -(-targets // most)))
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -49,6 +57,7 @@ class Computing:
         update: how a weight learns, by its full name and itself.
         checkpointing: layers are computed again in backward.
         gathered: logits of the targets are picked from those that the model makes, else all are scored (seq2seq).
+        chunk: most targets whose logits are made at once; 0: those of all.
     """
 
     numbers: Numbers
@@ -56,6 +65,7 @@ class Computing:
     update: Callable[[str, Weight], Update]
     checkpointing: bool = False
     gathered: bool = True
+    chunk: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,11 +94,13 @@ def top(model: Architecture, batch: Batch, how: Computing, hidden: int) -> Top:
         x = _norm(tape, how, x, hidden // columns, norm, model)
         if any(one.attention is not None and one.attention.bias for one in layers):  # T5 alone drops what it made
             x = operations.dropout(tape, numbers, x, layers[-1].dropout)
-    if hidden != batch.logits * columns and how.gathered:
+    if hidden != batch.logits * columns and how.gathered and not how.chunk:
         x = tape.run([x], batch.logits * columns * width)
     for weight in _between(model):
         x = operations.linear(tape, numbers, x, (columns, columns), how.update(weight.name, weight))
         x = operations.layer_norm(tape, operations.activation(tape, "gelu", x), batch.logits, learns=True)
+    if how.chunk:
+        return _in_chunks(model, batch, how, tape, x)
     below = tape.kept()
     logits = operations.linear(tape, numbers, x, (columns, model.vocabulary), _head(model, how))
     made = logits.size + _scored(model, batch, how)
@@ -107,6 +119,30 @@ def _paths(model: Architecture, batch: Batch) -> int:
     """What a CRF keeps: at each place how likely each tag is behind each other."""
     labels = next((one.shape[0] for one in model.head if one.name.endswith("crf.transitions")), 0)
     return FP32 * batch.targets * labels * labels
+
+
+def _in_chunks(model: Architecture, batch: Batch, how: Computing, tape: Tape, x: Value) -> Top:
+    """What stands on the hidden state `x` if logits are made a chunk at a time, and gradients with them.
+
+    The gradient of what is picked waits for backward, and so does that of a trained head, in fp32, whatever its
+    numbers.
+    """
+    width, columns = how.numbers.width, model.stacks[-1].hidden
+    weight = columns * model.vocabulary if _head(model, how).whole else 0
+    product = weight * width if width != FP32 else 0
+    below, picked = tape.kept(), batch.targets * columns * width
+    learns = picked if x.learns else 0
+    tape.run([tape.run([x], picked)], FP32, trains=weight > 0, work=weight * FP32 + product)
+    return Top(
+        below + x.size + picked + learns + chunk_bytes(model, batch, how) + weight * FP32 + product, tape.backward()
+    )
+
+
+def chunk_bytes(model: Architecture, batch: Batch, how: Computing) -> int:
+    """A chunk's logits: in fp32, and in the model's numbers once more if those are others."""
+    width = how.numbers.width
+    logits = chunk_size(batch.targets, how.chunk, model.vocabulary) * model.vocabulary
+    return logits * (FP32 + (width if width != FP32 else 0))
 
 
 def _scored(model: Architecture, batch: Batch, how: Computing) -> int:
@@ -145,9 +181,13 @@ def _between(model: Architecture) -> list[Weight]:
     return [one for one in model.head if one.shape == (side, side) and one.shape != (model.vocabulary, side)]
 
 
-def _head(model: Architecture, how: Computing) -> Update:
-    """How the matrix that makes the logits learns."""
+def head_weight(model: Architecture) -> Weight | None:
+    """The matrix that makes the logits."""
     weights = [*model.head, *(one for stack in model.stacks for one in stack.other)]
     shape = (model.vocabulary, model.stacks[-1].hidden)
-    found = next((one for one in weights if one.shape == shape), None)
+    return next((one for one in weights if one.shape == shape), None)
+
+
+def _head(model: Architecture, how: Computing) -> Update:
+    found = head_weight(model)
     return Update() if found is None else how.update(found.name, found)

@@ -11,9 +11,10 @@ from distft.recipe.schema import Checkpoint, Data, Engine, Track, Train
 
 Rule = Literal["harmless", "to be allowed", "refused"]
 
+ROUNDING = ("dtype", "grad_dtype", "loss_chunk")  # of the engine: what changes last bits
 HARMLESS = frozenset(
     {
-        *(f"engine.{key}" for key in Engine.model_fields if not key.endswith("dtype")),
+        *(f"engine.{key}" for key in Engine.model_fields if key not in ROUNDING),
         *(f"checkpoint.{key}" for key in Checkpoint.model_fields),
         *(f"track.{key}" for key in Track.model_fields),
         *("name", "data.cache", "data.eval", "data.eval_split"),
@@ -30,7 +31,8 @@ ALLOWABLE = (
         {
             *(f"train.{key}" for key in Train.model_fields),
             *(f"data.{key}" for key in Data.model_fields),
-            *("engine.dtype", "engine.grad_dtype", "adapter.dropout"),
+            *(f"engine.{key}" for key in ROUNDING),
+            "adapter.dropout",
             *("model.attention", "model.activation_checkpointing", "model.trust_remote_code"),
             *(CONTENT, TOKENIZER, VERSIONS),
         }

@@ -188,7 +188,7 @@ class AdamW(Section):
 
 
 class Engine(Section):
-    """Settings of DeepSpeed. All but `dtype` and `grad_dtype` may change between two attempts of a run."""
+    """How a step is computed. Two attempts of a run may differ in all but `dtype`, `grad_dtype` and `loss_chunk`."""
 
     zero_stage: Literal[0, 1, 2, 3] = Field(
         2, description="0: everything replicated; 1: optimizer state sharded; 2: gradients too; 3: weights too"
@@ -198,6 +198,11 @@ class Engine(Section):
     )
     grad_dtype: Literal["bf16", "fp32"] = Field(
         "fp32", description="dtype in which gradients are added up over micro-batches and ranks, if dtype is bf16"
+    )
+    loss_chunk: Annotated[int, Field(ge=0)] = Field(
+        1024,
+        description="language models: most targets whose logits are in memory at once, where the model's head allows "
+        "it, which is tried; 0: those of all targets",
     )
     deterministic: bool = Field(
         False,

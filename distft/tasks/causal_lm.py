@@ -22,11 +22,12 @@ from distft.recipe.tasks import CausalLM
 from distft.run.digest import of_parts
 from distft.tasks.protocol import MICRO_BATCHES, ModelSpec, Outcome, Setting, TaskSpec, mean, only
 from distft.tasks.shared.causal_rows import FLATTENED, CausalBatch, Rows
+from distft.tasks.shared.chunked_head import Call, ChunkedHead
 from distft.tasks.shared.generation import continued
 from distft.tasks.shared.padding import DROPPED, SPLIT
 from distft.tasks.shared.position_limits import positions
 from distft.tasks.shared.routers import ROUTER, Routers, balance, find_routers
-from distft.tasks.shared.token_scores import add_outcomes, report_token_scores, score_tokens
+from distft.tasks.shared.token_scores import add_outcomes, report_token_scores, score_tokens, scores_of
 from distft.tasks.shared.tokenizer_family import DECODER
 
 TOKENS = "tokens"  # the name of the loss and of its count
@@ -116,6 +117,9 @@ def split_to_rows(marked: Marked, size: int, drop: bool) -> Encoded:
 class Causal:
     """The task for any causal LM of transformers.
 
+    Attributes:
+        head: makes logits of targets a chunk at a time; None: the model makes those of all targets at once.
+
     Args:
         forward: the model's forward, asked for what it takes.
         flatten: see `Rows`.
@@ -140,6 +144,7 @@ class Causal:
         self._takes_more = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values())
         self.rows = Rows(flatten, self._takes_keep, limit)
         self._setting, self._limit = setting, limit
+        self.head: ChunkedHead | None = None
 
     def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> CausalBatch:
         return self.rows.collate(rows, device)
@@ -161,24 +166,47 @@ class Causal:
 
     def loss(self, model: Any, batch: CausalBatch) -> dict[str, torch.Tensor]:
         routers = self._balanced
-        output = self._output(model, batch, {} if routers is None else {"output_router_logits": True})
-        logits = output.logits.flatten(0, 1)[batch.at]
-        losses = {TOKENS: functional.cross_entropy(logits.float(), batch.targets, reduction="sum")}
+        optional = {} if routers is None else {"output_router_logits": True}
+        if self.head is not None:
+            output = self.head.sum_of_losses(self._call(model, batch, optional))
+            losses = {TOKENS: output.loss}
+        else:
+            output = self._output(model, batch, {**self._kept(batch), **optional})
+            logits = output.logits.flatten(0, 1)[batch.at]
+            losses = {TOKENS: functional.cross_entropy(logits.float(), batch.targets, reduction="sum")}
         if routers is not None:
             losses[ROUTER] = balance(output.router_logits, routers.chosen, batch.real)
         return losses
 
-    def logits(self, model: Any, batch: CausalBatch, **optional: torch.Tensor) -> torch.Tensor:
-        """[B, K, vocabulary], in the model's dtype. `optional`: what else the model is given."""
-        logits: torch.Tensor = self._output(model, batch, optional).logits
-        return logits
+    def each_loss(self, model: Any, batch: CausalBatch, optional: Mapping[str, Any]) -> torch.Tensor:
+        """Of each target, fp32 [N]. `optional`: what else the model is given."""
+        if self.head is not None and not (self.head.trained and torch.is_grad_enabled()):
+            found: torch.Tensor = self.head.each_loss(self._call(model, batch, optional)).loss
+            return found
+        return functional.cross_entropy(self._at_targets(model, batch, optional), batch.targets, reduction="none")
+
+    def _at_targets(self, model: Any, batch: CausalBatch, optional: Mapping[str, Any]) -> torch.Tensor:
+        """Logits of the targets, fp32 [N, vocabulary]."""
+        optional = {**self._kept(batch), **optional}
+        found: torch.Tensor = self._output(model, batch, optional).logits.flatten(0, 1)[batch.at].float()
+        return found  # a name for all logits would keep them alive
+
+    def logits(self, model: Any, batch: CausalBatch) -> torch.Tensor:
+        """Of all places, [B, T, vocabulary], in the model's dtype."""
+        everywhere = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
+        found: torch.Tensor = self._output(model, batch, self._kept(replace(batch, keep=everywhere))).logits
+        return found
+
+    def _call(self, model: Any, batch: CausalBatch, optional: Mapping[str, Any]) -> Call:
+        return Call(lambda: self._output(model, batch, optional), batch.places, batch.targets)
+
+    def _kept(self, batch: CausalBatch) -> dict[str, torch.Tensor]:
+        return {"logits_to_keep": batch.keep} if self._takes_keep else {}
 
     def _output(self, model: Any, batch: CausalBatch, optional: Mapping[str, Any]) -> Any:
         given = dict(optional)
         if self._takes_positions:
             given["position_ids"] = batch.position_ids
-        if self._takes_keep:
-            given["logits_to_keep"] = batch.keep
         if batch.boundaries is not None and self._takes_more:
             given |= batch.boundaries.arguments
         return model(input_ids=batch.input_ids, use_cache=False, **given)
@@ -187,8 +215,11 @@ class Causal:
         """How well each document's targets were told; where there are none, an answer to it."""
         if batch.documents and all(document.targets == 0 for document in batch.documents):
             return self._answers(model, batch)
-        logits = self.logits(model, batch).flatten(0, 1)[batch.at].float()
-        return score_tokens(logits, batch.targets, batch.owners, len(batch.documents))
+        if self.head is not None:
+            scores = self.head.scores(self._call(model, batch, {}))
+        else:
+            scores = scores_of(self._at_targets(model, batch, {}), batch.targets)
+        return score_tokens(scores, batch.owners, len(batch.documents))
 
     def _answers(self, model: Any, batch: CausalBatch) -> list[Outcome]:
         """An answer is as long as the model has places for it behind the prompt, whatever the others in the batch."""
@@ -220,6 +251,16 @@ class Causal:
     def answer(self, outcome: Outcome) -> Outcome:
         return outcome
 
+    def few(self, model: Any, vocabulary: int, device: torch.device) -> Call:
+        tokens = (np.arange(6) * 7 % vocabulary, np.arange(3, 9) % vocabulary)
+        return self._call(model, self._one_row(tokens, device), {})
+
+    def _one_row(self, tokens: Sequence[Column], device: torch.device) -> CausalBatch:
+        """Documents side by side."""
+        marks = (np.arange(len(one)) > 0 for one in tokens)
+        columns = ({"tokens": t.astype(np.int32), "targets": m} for t, m in zip(tokens, marks, strict=True))
+        return self.collate([[Document(one, len(one["tokens"])) for one in columns]], device)
+
     @torch.no_grad()
     def documents_leak(self, model: Any, vocabulary: int, device: torch.device) -> bool:
         """Whether a document in a packed row changes what comes after it, found by trying; a model that takes no
@@ -230,13 +271,7 @@ class Causal:
         second = np.arange(3, 9) % vocabulary
         seen = []
         for tokens in first:
-            documents = [
-                Document({"tokens": part.astype(np.int32), "targets": np.arange(len(part)) > 0}, len(part))
-                for part in (tokens, second)
-            ]
-            batch = self.collate([documents], device)
-            all_columns = replace(batch, keep=torch.arange(batch.input_ids.shape[1], device=device))
-            seen.append(self.logits(model, all_columns)[0, len(tokens) :])
+            seen.append(self.logits(model, self._one_row((tokens, second), device))[0, len(tokens) :])
         # what differs by rounding alone stays below; a new model's leak is small too
         tolerance = 1e-4 if seen[0].dtype == torch.float32 else 1e-3
         scale = float(seen[0].abs().max()) or 1.0

@@ -25,6 +25,7 @@ from distft.tasks.causal_lm import Causal
 from distft.tasks.dpo_reference import PAIR_COLUMNS, Entry, RecordedReference, Reference, evaluating, pair_key
 from distft.tasks.protocol import ModelSpec, Outcome, Setting, TaskSpec, mean, only
 from distft.tasks.shared.causal_rows import FLATTENED, CausalBatch
+from distft.tasks.shared.chunked_head import Call, ChunkedHead
 from distft.tasks.shared.generation import unwrapped
 from distft.tasks.shared.lengths import Lengths
 from distft.tasks.shared.padding import DROPPED
@@ -189,13 +190,23 @@ class Preference:
         """Log-probabilities of the chosen and the rejected answers, each the sum over its targets: fp32 [B, 2]."""
         sequences = batch.sequences
         masked = {} if batch.attention_mask is None else {"attention_mask": batch.attention_mask}
-        logits = self.causal.logits(model, sequences, **masked)
-        logits = logits.flatten(0, 1)[sequences.at].float()
-        logps = -functional.cross_entropy(logits, sequences.targets, reduction="none")
+        logps = -self.causal.each_loss(model, sequences, masked)
         lengths = [document.targets for document in sequences.documents] or [0, 0]
         # No scatter: on a GPU it would add in another order each time.
         sums = torch.stack([part.sum() for part in torch.split(logps, lengths)])
         return sums.view(2, -1).T[: len(batch)]
+
+    def few(self, model: Any, vocabulary: int, device: torch.device) -> Call:
+        return self.causal.few(model, vocabulary, device)
+
+    @property
+    def head(self) -> ChunkedHead | None:
+        """A trained one makes all logits in training: how much a target weighs in the loss is known afterwards."""
+        return self.causal.head
+
+    @head.setter
+    def head(self, head: ChunkedHead | None) -> None:
+        self.causal.head = head
 
     def values(self, model: Any, batch: Pairs) -> list[Entry]:
         """What a `RecordedReference` is made of: log-probabilities under the weights as they are."""

@@ -19,9 +19,10 @@ from distft.metrics.scores import Report
 from distft.recipe.tasks import MaskedLM
 from distft.run.digest import of_parts
 from distft.tasks.protocol import ModelSpec, Outcome, Setting, TaskSpec, mean
+from distft.tasks.shared.chunked_head import Call, ChunkedHead
 from distft.tasks.shared.lengths import Lengths
 from distft.tasks.shared.padding import COLUMNS, DROPPED, SPLIT, TRUNCATED, Inputs, Padded, digest_of
-from distft.tasks.shared.token_scores import add_outcomes, perplexity, report_token_scores, score_tokens
+from distft.tasks.shared.token_scores import add_outcomes, perplexity, report_token_scores, score_tokens, scores_of
 from distft.tasks.shared.tokenizer_family import ENCODER
 
 TOKENS = "tokens"
@@ -111,6 +112,7 @@ class Masked:
 
     def __init__(self, share: float, inputs: Inputs) -> None:
         self._share, self._inputs = share, inputs
+        self.head: ChunkedHead | None = None
 
     def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> MaskedBatch:
         batch = self._inputs.padded(rows, device)
@@ -140,11 +142,29 @@ class Masked:
         logits: torch.Tensor = model(**self._inputs(batch.padded)).logits
         return logits.flatten(0, 1)[batch.at].float()
 
+    def _call(self, model: Any, batch: MaskedBatch) -> Call:
+        return Call(lambda: model(**self._inputs(batch.padded)), batch.at, batch.targets)
+
+    def few(self, model: Any, vocabulary: int, device: torch.device) -> Call:
+        columns: dict[str, Column] = {
+            "tokens": (np.arange(3, 9) % vocabulary).astype(np.int32),
+            "types": np.zeros(6, np.uint8),
+            "special": np.zeros(6, bool),
+            "mask": np.array([0, vocabulary], np.int32),
+        }
+        return self._call(model, self.collate([[Document(columns, 6)]], device))
+
     def loss(self, model: Any, batch: MaskedBatch) -> dict[str, torch.Tensor]:
+        if self.head is not None:
+            return {TOKENS: self.head.sum_of_losses(self._call(model, batch)).loss}
         return {TOKENS: functional.cross_entropy(self._logits(model, batch), batch.targets, reduction="sum")}
 
     def predict(self, model: Any, batch: MaskedBatch) -> list[Outcome]:
-        return score_tokens(self._logits(model, batch), batch.targets, batch.owners, len(batch.padded))
+        if self.head is not None:
+            scores = self.head.scores(self._call(model, batch))
+        else:
+            scores = scores_of(self._logits(model, batch), batch.targets)
+        return score_tokens(scores, batch.owners, len(batch.padded))
 
     def score(self, outcomes: Sequence[Outcome]) -> Report:
         return report_token_scores(outcomes)

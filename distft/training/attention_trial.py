@@ -84,9 +84,8 @@ def _is_right(causal: Causal, engine: Engine, model: Any, other: str, recipe: Re
 def _logits(causal: Causal, model: Any, documents: Sequence[Document], device: torch.device) -> list[torch.Tensor]:
     """Of all tokens of documents that share a row, by document."""
     batch = causal.collate([documents], device)
-    everywhere = torch.arange(batch.input_ids.shape[1], device=device)
     with torch.no_grad():
-        logits = causal.logits(model, replace(batch, keep=everywhere))[0]
+        logits = causal.logits(model, batch)[0]
     sizes = [document.size for document in documents]
     return list(torch.split(logits[: sum(sizes)], sizes))
 

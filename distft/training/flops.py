@@ -100,8 +100,11 @@ class _Weight:
     trained: bool
 
 
-def work_of(model: Any) -> Work | None:
+def work_of(model: Any, at_targets: bool = False) -> Work | None:
     """What a model of transformers does, with an adapter or without, whole or in shards.
+
+    Args:
+        at_targets: logits are made of targets only, whatever its forward takes.
 
     None where it cannot be told: layers that are used more than once, or experts of which nobody says how many work.
     """
@@ -132,7 +135,7 @@ def work_of(model: Any) -> Work | None:
         sums["sequence"],
         reading=_attention(layers, base, config, reached, behind=False),
         writing=_attention(decoder, base, config, reached, behind=True),
-        logits_at_targets="logits_to_keep" in inspect.signature(base.forward).parameters,
+        logits_at_targets=at_targets or "logits_to_keep" in inspect.signature(base.forward).parameters,
     )
 
 

@@ -34,10 +34,11 @@ from distft.recipe.tasks import TaskName
 from distft.run import tracking
 from distft.run.folder import RunDir
 from distft.run.lease import Fence
-from distft.tasks.multi_task import models_of
+from distft.tasks.multi_task import models_of, task_of
 from distft.tasks.protocol import Learned
+from distft.tasks.shared.chunked_head import is_told
 from distft.tasks.shared.position_limits import check_source, positions, source_positions
-from distft.training import attention_trial, datasets, planned, reference_pass, row_sharing
+from distft.training import attention_trial, datasets, head_chunks, planned, reference_pass, row_sharing
 from distft.training.datasets import Dataset
 from distft.training.flops import work_of
 from distft.training.memory import MemoryMeter
@@ -77,6 +78,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         shares = False
         train, held = datasets.apart(train, recipe, spec), datasets.apart(held, recipe, spec)
         identity = replace(identity, rows=datasets.digest_of(train))
+    head_chunks.settle(recipe, task, engine, ranks, console)
     rows = datasets.rows_of(train)
     total_steps, total_rows = datasets.length(recipe, rows)
     if ranks.first:
@@ -106,7 +108,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         task=task,
         engine=engine,
         allocator=allocator,
-        meter=make_meter(context, engine, ranks, console),
+        meter=make_meter(context, engine, task, ranks, console),
         memory=MemoryMeter(ranks.device),
         loader=datasets.training_loader(settled, spec, train, slots, total_rows),
         held_out=held_out,
@@ -198,7 +200,7 @@ def make_allocator(recipe: Recipe, total_steps: int, engine: Engine) -> Allocato
     return NoAllocator()
 
 
-def make_meter(context: RunContext, engine: Engine, ranks: Ranks, console: Console) -> Meter:
+def make_meter(context: RunContext, engine: Engine, learned: Learned[Any], ranks: Ranks, console: Console) -> Meter:
     """Says why there is no MFU on a GPU. Collective."""
     dtype = context.recipe.engine.dtype
     [peak] = distributed.sum_over_ranks([peak_of(ranks.device, dtype) or math.nan])
@@ -208,7 +210,7 @@ def make_meter(context: RunContext, engine: Engine, ranks: Ranks, console: Conso
             console.say(f"the bf16 peak of {name}, or of another rank's GPU, is not known, so no mfu is recorded")
         return Meter({}, None)
     models = {} if context.model_spec.family.hears else models_of(engine.module, context.specs)  # sound is no tokens
-    works = {name: work_of(model) for name, model in models.items()}
+    works = {name: work_of(model, at_targets=is_told(task_of(learned, name))) for name, model in models.items()}
     if not works or None in works.values():
         console.say("the FLOPs of this model are not known, so no mfu is recorded")
     return Meter(works, peak)

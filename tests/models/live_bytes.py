@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ class LiveBytes(TorchDispatchMode):
         self._events: list[tuple[int, int]] = []  # (storage, bytes that come or go)
         self._gradients: set[int] = set()
         self._moments: dict[str, int] = {}
-        self._number = 0
+        self._number, self._begun = 0, sys.maxsize
         for tensor in [*model.parameters(), *model.buffers()]:
             self._known[tensor.untyped_storage()._cdata] = (tensor.untyped_storage(), -1)
         tables = [m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)]
@@ -64,11 +65,13 @@ class LiveBytes(TorchDispatchMode):
 
     def _note_gradient(self, gradient: torch.Tensor) -> None:
         found = self._known.get(gradient.untyped_storage()._cdata)
-        if found is not None:
+        if found is not None and found[1] >= self._begun:  # one that is made in forward waits for its weight
             self._gradients.add(found[1])
 
     def mark(self, name: str) -> None:
         """What follows is called so."""
+        if name == "backward":
+            self._begun = self._number
         self._moments[name] = len(self._events)
 
     def _curve(self) -> Iterator[int]:

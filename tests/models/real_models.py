@@ -18,6 +18,7 @@ from distft.plan.operations import Implementation, Numbers, Update
 from distft.tasks.causal_lm import TOKENS, Causal
 from distft.tasks.masked_lm import Masked, MaskedBatch
 from distft.tasks.shared.causal_rows import VARLEN, Boundaries, CausalBatch
+from distft.tasks.shared.chunked_head import ChunkedHead, Scored
 from distft.tasks.shared.encoder_decoder import EncoderDecoder, WritingBatch
 from distft.tasks.shared.padding import Inputs, Padded
 from tests.models.live_bytes import counted, fake, without_memory
@@ -46,6 +47,7 @@ class How:
     attention: Implementation = "sdpa"
     dtype: torch.dtype = torch.bfloat16
     packed: bool = False
+    chunk: int = 0
 
     def update(self, name: str, weight: Weight) -> Update:
         if not self.rank:
@@ -122,7 +124,7 @@ def architecture_of(model: Any, made: Made) -> Architecture:
 
 def predicted(model: Any, made: Made, how: How, batch: Batch, *, gathered: bool = True) -> Activations:
     numbers = Numbers(how.dtype.itemsize, "cpu")
-    computing = Computing(numbers, how.attention, how.update, how.checkpointing, gathered)
+    computing = Computing(numbers, how.attention, how.update, how.checkpointing, gathered, how.chunk)
     return activations(architecture_of(model, made), batch, computing)
 
 
@@ -141,6 +143,7 @@ def of_causal_lm(made: Made, how: How, rows: int, tokens: int, monkeypatch: pyte
         lambda positions: torch.zeros_like(positions) if how.packed else None,
     )
     model = adapted(model, how)
+    take_head(task, model, how)
     with fake():
         without_memory(model)
         shape = (1, rows * tokens) if by_document else (rows, tokens)
@@ -174,6 +177,7 @@ def of_masked_lm(made: Made, how: How, rows: int, tokens: int, monkeypatch: pyte
     _without_padding(monkeypatch)
     task = Masked(0.125, Inputs(model, _Tokenizer()))
     model = adapted(model, how)
+    take_head(task, model, how)
     with fake():
         without_memory(model)
         ids = torch.zeros(rows, tokens, dtype=torch.long)
@@ -209,6 +213,13 @@ def of_seq2seq(
         given = WritingBatch(inputs, ids, ids.clone(), 0, ())
         found = counted(model, lambda: task.loss(model, given)[TOKENS], batch=given)
     return expected, max(most for most, _ in found.values())
+
+
+def take_head(task: Scored, model: Any, how: How) -> None:
+    """Without the trial, which looks at values."""
+    if how.chunk:
+        base = model.get_base_model() if how.rank else model
+        task.head = ChunkedHead(base, base.get_output_embeddings(), how.chunk)
 
 
 class _Tokenizer:

@@ -69,7 +69,7 @@ class Trial:
             written(folder, self.model_type, self.sizes),
             task,
             train={"steps": 5, "micro_batch": self.rows, "global_batch": self.rows},
-            engine={"dtype": self.dtype},
+            engine={"dtype": self.dtype, "loss_chunk": 0},
             **more,
         )
         data: dict[str, Any] = {"row_tokens": self.tokens}

@@ -181,6 +181,7 @@ def test_more_rows_and_longer_ones_never_take_less(
 
 LLAMA = shapes.llama(256, 1024, 8, 2, 32, layers=2, vocabulary=500)
 WINDOWED = shapes.mistral(256, 1024, 8, 2, window=64, layers=2, vocabulary=500)
+WIDE = shapes.llama(64, 256, 4, 2, 16, layers=1, vocabulary=5000)  # logits are what its peak is made of
 
 
 @pytest.mark.parametrize(
@@ -194,6 +195,11 @@ WINDOWED = shapes.mistral(256, 1024, 8, 2, window=64, layers=2, vocabulary=500)
         (LLAMA, How(rank=8, dora=True)),
         (shapes.gpt2(256, 4, layers=2, vocabulary=500), How()),
         (shapes.gpt2(256, 4, layers=2, vocabulary=500), How(attention="varlen")),  # with dropout
+        (LLAMA, How(rank=8, checkpointing=True, chunk=64)),
+        (WIDE, How(chunk=64)),
+        (WIDE, How(dtype=torch.float32, chunk=64)),
+        (WIDE, How(rank=8, chunk=64)),
+        (shapes.gpt2(64, 4, layers=1, vocabulary=5000), How(chunk=64)),
     ],
 )
 def test_peak_is_that_of_the_products_loss(made: shapes.Made, how: How, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +209,11 @@ def test_peak_is_that_of_the_products_loss(made: shapes.Made, how: How, monkeypa
 
 def test_peak_of_masked_lm(monkeypatch: pytest.MonkeyPatch) -> None:
     made = shapes.bert(256, 4, layers=2, vocabulary=500)
-    expected, counted = of_masked_lm(made, How(), 2, 320, monkeypatch)
+    for how in (How(), How(chunk=32)):
+        expected, counted = of_masked_lm(made, how, 2, 320, monkeypatch)
+        assert expected == pytest.approx(counted, rel=0.005)
+    wide, how = shapes.bert(64, 4, layers=1, vocabulary=5000), How(chunk=32)
+    expected, counted = of_masked_lm(wide, how, 2, 320, monkeypatch)
     assert expected == pytest.approx(counted, rel=0.005)
 
 

@@ -20,6 +20,10 @@ WAYS = {
     "LoRA": How(rank=16),
     "LoRA, checkpointing": How(rank=16, checkpointing=True),
 }
+CHUNKED = WAYS | {
+    "full, checkpointing, chunks": How(checkpointing=True, chunk=1024),
+    "LoRA, checkpointing, chunks": How(rank=16, checkpointing=True, chunk=1024),
+}
 WHOLE = {  # with all their layers
     "Llama 1 B": shapes.llama(2048, 8192, 32, 8, 64, layers=16),
     "Llama 8 B": shapes.llama(4096, 14336, 32, 8, 128, layers=32),
@@ -46,18 +50,29 @@ def check(name: str, way: str, batch: str, found: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(("rows", "tokens"), BATCHES)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", CHUNKED)
 @pytest.mark.parametrize("name", WHOLE)
 def test_whole(name: str, way: str, rows: int, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    check(name, way, f"{rows} x {tokens}", of_causal_lm(WHOLE[name], WAYS[way], rows, tokens, monkeypatch))
+    check(name, way, f"{rows} x {tokens}", of_causal_lm(WHOLE[name], CHUNKED[way], rows, tokens, monkeypatch))
+
+
+def test_chunks_take_the_logits_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 8 B with LoRA and a row of 32,768 tokens: 12 bytes for each of 128,256 x 32,767 logits."""
+    how = WAYS["LoRA, checkpointing"]
+    (_, whole), (_, chunked) = (
+        of_causal_lm(WHOLE["Llama 8 B"], one, 1, 32768, monkeypatch) for one in (how, replace(how, chunk=1024))
+    )
+    print(f"\n{whole / 1e9:.2f} GB, {chunked / 1e9:.2f} GB with chunks")
+    assert whole - chunked > 0.9 * 12 * 128256 * 32767
+    assert chunked < whole / 4
 
 
 @pytest.mark.parametrize(("rows", "tokens"), BATCHES)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", CHUNKED)
 @pytest.mark.parametrize("name", SHORT)
 def test_four_layers(name: str, way: str, rows: int, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = min(tokens, 4096) if name.startswith("GPT-2") else tokens
-    check(name, way, f"{rows} x {tokens}", of_causal_lm(SHORT[name], WAYS[way], rows, tokens, monkeypatch))
+    check(name, way, f"{rows} x {tokens}", of_causal_lm(SHORT[name], CHUNKED[way], rows, tokens, monkeypatch))
 
 
 DIRECTED = {
@@ -105,11 +120,11 @@ def test_other_ways(name: str, way: str, monkeypatch: pytest.MonkeyPatch) -> Non
     check(name, way, "2 x 320", of_causal_lm(SMALL[name], OTHER_WAYS[way], 2, 320, monkeypatch))
 
 
-@pytest.mark.parametrize("way", [*WAYS, "eager"])
+@pytest.mark.parametrize("way", [*CHUNKED, "eager"])
 @pytest.mark.parametrize("hidden", [768, 1024])
 def test_bert(hidden: int, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = shapes.bert(hidden, hidden // 64, layers=12 * hidden // 768)
-    how = WAYS.get(way, How(attention="eager"))
+    how = CHUNKED.get(way, How(attention="eager"))
     check(f"BERT {hidden}", way, "32 x 512", of_masked_lm(made, how, 32, 512, monkeypatch))
 
 

@@ -20,12 +20,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from distft.data.records import Document
 from distft.tasks.causal_lm import Causal
 from distft.tasks.dpo import Pairs
-from distft.tasks.masked_lm import MaskedBatch
+from distft.tasks.masked_lm import Masked, MaskedBatch
 from distft.tasks.multi_task import MultiBatch, join_models, models_of
 from distft.tasks.shared.causal_rows import CausalBatch
+from distft.tasks.shared.chunked_head import ChunkedHead
 from distft.tasks.shared.encoder_decoder import WritingBatch
 from distft.tasks.shared.lengths import Lengths
-from distft.tasks.shared.padding import Padded
+from distft.tasks.shared.padding import Inputs, Padded
 from distft.tasks.token_classification.task import TaggingBatch
 from distft.training.flops import Attention, Work, work_of
 
@@ -158,6 +159,19 @@ def test_logits_at_some_places_and_layers_that_are_frozen() -> None:
         assert work is not None
         found = counted(model, {"input_ids": torch.randint(5, 90, (1, 64)), "logits_to_keep": keep})
         assert as_counted(work, Lengths([64], len(keep))) == pytest.approx(found, rel=NEAR)
+
+
+def test_a_head_that_is_told_the_targets_makes_no_other_logits() -> None:
+    model, device = whole(bert()), torch.device("cpu")
+    task = Masked(0.5, Inputs(model, lambda *texts, **settings: {"input_ids": [5, 6], "token_type_ids": [0, 0]}))
+    work = work_of(model, at_targets=True)
+    assert work is not None
+    call = task.few(model, 96, device)
+    head = ChunkedHead(model, model.get_output_embeddings(), chunk=2)
+    with FlopCounterMode(display=False) as counter:
+        head.sum_of_losses(call).loss.backward()
+    expected = as_counted(work, Lengths([6], len(call.targets)))
+    assert expected == pytest.approx(float(counter.get_total_flops()), rel=NEAR)
 
 
 def test_pairs_of_tokens_that_see_each_other() -> None:

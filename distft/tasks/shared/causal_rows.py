@@ -74,6 +74,12 @@ class CausalBatch:
     boundaries: Boundaries | None = None
 
     @property
+    def places(self) -> torch.Tensor:
+        """[N], where a target's hidden state is in the flattened [B * T]."""
+        columns = len(self.keep)
+        return self.at // columns * self.input_ids.shape[1] + self.keep[self.at % columns]
+
+    @property
     def lengths(self) -> Lengths:
         return Lengths([document.size for document in self.documents], len(self.targets))
 

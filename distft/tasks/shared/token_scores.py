@@ -15,15 +15,20 @@ _KEYS = ("loss", "right", "targets")
 _MOST = 700.0  # nats; exp of more is no float
 
 
-def score_tokens(logits: torch.Tensor, targets: torch.Tensor, owners: torch.Tensor, documents: int) -> list[Outcome]:
+def scores_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """fp32 [2, N]: the loss of each target, and 1 where it is the likeliest token. `logits`: fp32 [N, vocabulary]."""
+    losses = functional.cross_entropy(logits, targets, reduction="none")
+    return torch.stack((losses, (logits.argmax(-1) == targets).float()))
+
+
+def score_tokens(scores: torch.Tensor, owners: torch.Tensor, documents: int) -> list[Outcome]:
     """One outcome a document.
 
     Args:
-        logits: fp32 [N, vocabulary]; targets: int64 [N]; owners: int64 [N], the document a target is of.
+        scores: as `scores_of` makes them; owners: int64 [N], the document a target is of.
     """
-    losses = functional.cross_entropy(logits, targets, reduction="none").double()
-    right = (logits.argmax(-1) == targets).double()
-    sums = torch.zeros(3, max(1, documents), dtype=torch.float64, device=logits.device)
+    losses, right = scores.double()
+    sums = torch.zeros(3, max(1, documents), dtype=torch.float64, device=scores.device)
     for total, values in zip(sums, (losses, right, torch.ones_like(right)), strict=True):
         total.index_add_(0, owners, values)
     return [

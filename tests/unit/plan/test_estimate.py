@@ -36,12 +36,16 @@ def wanted(base: Path, **sections: Any) -> Recipe:
 
 
 def test_activations_of_8b_lora_are_those_that_were_counted(base: Path) -> None:
-    """With FakeTensorMode on real shapes: 132.7 GB for 4 x 4096 tokens, 29.8 GB with activation checkpointing."""
-    lora, masked = {"type": "lora", "r": 16}, {"attention": "sdpa"}
-    found = planned(base, adapter=lora, model=masked)
+    """With FakeTensorMode on real shapes: 132.7 GB for 4 x 4096 tokens, 29.8 GB with activation checkpointing, and
+    8.40 GB with chunks of 1,024 logits."""
+    lora, masked, whole = {"type": "lora", "r": 16}, {"attention": "sdpa"}, {"loss_chunk": 0}
+    found = planned(base, adapter=lora, model=masked, engine=whole)
     assert found.peak.terms["activations"] == pytest.approx(132.7e9, rel=0.01)
     assert found.peak.terms["weights"] == pytest.approx(16.06e9, rel=0.01)
-    again = planned(base, adapter=lora, model={**masked, "activation_checkpointing": True})
+    again = planned(base, adapter=lora, engine=whole, model={**masked, "activation_checkpointing": True})
+    alone = {"packing": False}  # as was counted: without a mask
+    chunks = planned(base, adapter=lora, data=alone, model={**masked, "activation_checkpointing": True})
+    assert chunks.peak.terms["activations"] == pytest.approx(8.40e9, rel=0.03)
     assert again.peak.terms["activations"] == pytest.approx(29.8e9, rel=0.03)
     assert (found.fits, again.fits) == (False, True)
     assert (found.blame, found.peak.name) == ("activations", "loss")
@@ -61,6 +65,20 @@ def test_auto_is_attention_by_document_where_that_pays(base: Path, tmp_path: Pat
     assert activations(base, "auto", **fp32) == activations(base, "sdpa", **fp32)
     (tmp_path / "config.json").write_text(json.dumps({**LLAMA_8B, "model_type": "stablelm"}))
     assert activations(tmp_path, "auto") == activations(tmp_path, "sdpa")
+
+
+def test_only_heads_that_can_be_told_the_targets_make_chunks(base: Path) -> None:
+    """Not one with an adapter of its own, or one that a preference trains."""
+
+    def logits(**sections: Any) -> int:
+        found = planned(base, model={"activation_checkpointing": True}, **sections).peak
+        return found.terms["activations"]
+
+    lora, pairs = {"type": "lora", "r": 16}, {"type": "dpo"}
+    whole = 10 * 4 * 4096 * 128256
+    assert max(logits(), logits(adapter=lora), logits(adapter=lora, task=pairs)) < whole
+    assert logits(adapter=lora | {"modules_to_save": ["lm_head"]}) > whole
+    assert logits(task=pairs) > whole
 
 
 def test_states_of_8b_whole_are_those_of_zero(base: Path) -> None:

@@ -31,12 +31,15 @@ def terms(found: Prediction, name: str) -> dict[str, int]:
 
 
 def test_an_evaluation_is_there_if_there_are_data_for_it(base: Path) -> None:
-    without, found = planned(base, adapter=LORA), planned(base, adapter=LORA, data={"eval": "/e"})
+    whole = {"loss_chunk": 0}
+    without, found = (planned(base, adapter=LORA, engine=whole, data=data) for data in ({}, {"eval": "/e"}))
     assert "evaluation" not in [moment.name for moment in without.moments]
     evaluated = terms(found, "evaluation")
     assert evaluated["logits and loss"] == pytest.approx(8 * 4 * 4096 * 128256, rel=0.001)  # two copies in fp32
     assert evaluated["moments"] == terms(found, "start")["moments"]
     assert sum(evaluated.values()) < found.peak.total
+    chunks = terms(planned(base, adapter=LORA, data={"eval": "/e"}), "evaluation")
+    assert sum(chunks.values()) < sum(evaluated.values()) - 12e9
 
 
 def test_an_evaluation_under_stage_3_gathers_weights(base: Path) -> None:

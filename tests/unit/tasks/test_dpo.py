@@ -26,6 +26,7 @@ from distft.tasks.causal_lm import Causal
 from distft.tasks.dpo import EQUAL, MUTE, PAIRS, DPOEncoder, Preference, interval
 from distft.tasks.dpo_reference import RecordedReference, Reference, pair_key, write
 from distft.tasks.protocol import Setting
+from distft.tasks.shared.chunked_head import ChunkedHead, find
 from distft.tasks.shared.generation import Decoding
 from distft.tasks.shared.padding import DROPPED
 from distft.training import reference_pass
@@ -96,9 +97,17 @@ def make_task(model: Any, reference: Reference | None = None) -> Preference:
     return Preference(BETA, Causal(model.forward, flatten=False), reference)
 
 
+def told(task: Preference, model: Any) -> Preference:
+    """With a head that is told the targets, three at a time."""
+    head = find(model, 3, lambda vocabulary: task.few(model, vocabulary, CPU))
+    assert isinstance(head, ChunkedHead), head
+    task.head = head
+    return task
+
+
 def recorded(model: Any, path: Path) -> RecordedReference:
     """Written with the weights of `model`, a pair at a time, and read again."""
-    task = make_task(model)
+    task = told(make_task(model), model)
     write(path, [entry for row in ROWS for entry in task.values(model, task.collate([row], CPU))], "base")
     return RecordedReference.read(path)
 
@@ -167,13 +176,16 @@ def test_loss_and_gradients_with_the_adapter_off_as_reference(kind: str) -> None
         assert expected[0] != pytest.approx(np.log(2.0) * len(documents), abs=1e-3)
         assert max(gradient.abs().max().item() for gradient in expected[1].values()) > 0.05
         assert_equal(through_task(task, model, [[document] for document in documents]), expected)
+    assert_equal(through_task(told(task, model), model, ROWS), expected)
 
 
 @pytest.mark.parametrize("kind", list(SIZES))
 def test_loss_and_gradients_with_a_recorded_reference(kind: str, tmp_path: Path) -> None:
     base, model, same = make(kind), moved(make(kind)), moved(make(kind))
     task = make_task(model, recorded(base, tmp_path / "reference.safetensors"))
-    assert_equal(through_task(task, model, ROWS), plain(same, base, DOCUMENTS))
+    expected = plain(same, base, DOCUMENTS)
+    assert_equal(through_task(task, model, ROWS), expected)
+    assert_equal(through_task(told(task, model), model, ROWS), expected)
 
 
 ADAPTERS: dict[str, Any] = {

@@ -139,7 +139,7 @@ def test_why_there_is_no_utilization_is_said_once(
     )
     ranks, engine = SimpleNamespace(device=GPU), SimpleNamespace(module=made)
     heard: list[str] = []
-    meter = setup.make_meter(context, engine, ranks, SimpleNamespace(say=heard.append))  # type: ignore[arg-type]
+    meter = setup.make_meter(context, engine, SimpleNamespace(), ranks, SimpleNamespace(say=heard.append))  # type: ignore[arg-type]
     assert heard == said
     figures = meter.step(10, meter.flops(Batch(Lengths([10], 4))))
     assert ("mfu" in figures) == (not said)
