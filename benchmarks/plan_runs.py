@@ -59,7 +59,7 @@ def together(ranks: Sequence[dict[str, Any]], seen: dict[str, Any], base: int) -
         for place, most in rank["places"].items():
             if most.get("pss") and (len(ranks) == 1 or place != "the model"):  # which has peaks of several kinds
                 sums[place] += max(most["pss"], most.get("hwm", 0) - most.get("shared", most["rss"] - most["pss"]))
-    return max(seen["pss"] - twice, *sums.values())
+    return max(seen["pss"] - twice if len(ranks) > 1 else 0, *sums.values())
 
 
 def compared(run: dict[str, Any]) -> Compared:
