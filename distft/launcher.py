@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from distft import plugins
+from distft.plan.place import Place
 from distft.recipe.schema import Recipe
 from distft.run.folder import RunDir
 
@@ -41,6 +42,7 @@ class Job:
     mode: Mode = "run"
     allow: frozenset[str] = frozenset()  # what may differ from the attempts before (`distft.recipe.changes`)
     launcher: str = HERE  # the name under which the launcher was found; run.json keeps it
+    anyway: bool = False  # send it although the plan says that it cannot fit
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,9 @@ class Launcher(Protocol):
 
     def launch(self, job: Job) -> int:
         """Run a job, or send it. Returns an exit code (`distft.errors`)."""
+
+    def place(self, job: Job) -> Place:
+        """Where a job would run. Nothing is started, written or printed."""
 
     def outlooks(self, runs: Sequence[RunDir]) -> list[Outlook | None]:
         """What is known of each run beyond its folder; None: nothing. All at once, so that one question is enough."""

@@ -12,6 +12,7 @@ from functools import partial
 
 from distft.errors import DONE, UserError
 from distft.launcher import Job, Outlook, find_launcher
+from distft.plan.place import Place, memory_here
 from distft.process import environment
 from distft.process.devices import gpus
 from distft.recipe import changes
@@ -67,6 +68,10 @@ class LocalLauncher:
 
             phases = Phases(partial(on_this_node, run, recipe, held, nproc, home), write_final)
             return in_this_allocation(run, recipe, held, [this_host()], nproc, restarts, phases).code
+
+    def place(self, job: Job) -> Place:
+        """Ranks on CPUs: without torch nobody can say which GPU this machine has."""
+        return Place(job.resources.nodes or 1, job.resources.nproc or 1, memory=memory_here())
 
     def outlooks(self, runs: Sequence[RunDir]) -> list[Outlook | None]:
         return [None for _ in runs]

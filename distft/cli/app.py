@@ -47,5 +47,6 @@ RestartsOption = Annotated[
 LauncherName = Annotated[
     str | None, typer.Option("--launcher", metavar="NAME", help="launcher that sends the run; default: slurm")
 ]
+Anyway = Annotated[bool, typer.Option("--anyway", help="send it although the plan says that it cannot fit in memory")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value pairs that override values of the recipe")]
 RunFolder = Annotated[Path, typer.Argument(help="run folder")]

@@ -10,6 +10,7 @@ import typer
 
 from distft.cli.app import (
     Allow,
+    Anyway,
     LauncherName,
     Nodes,
     Overrides,
@@ -88,6 +89,7 @@ def submit(
     after: Annotated[Path | None, typer.Option(help="run folder of a run that has to finish first")] = None,
     allow: Allow = None,
     launcher: LauncherName = None,
+    anyway: Anyway = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the batch script, send nothing")] = False,
     check: Annotated[bool, typer.Option("--check", help="send a short diagnostic job instead of the run")] = False,
 ) -> None:
@@ -107,7 +109,7 @@ def submit(
     mode: Mode = "show" if dry_run else "check" if check else "run"
     if mode == "run":
         home.settle(RunDir(folder))
-    job = Job(folder, recipe, resources, mode, check_allowed(allow or []), name)
+    job = Job(folder, recipe, resources, mode, check_allowed(allow or []), name, anyway)
     raise typer.Exit(find_launcher(name).launch(job))
 
 
@@ -123,6 +125,7 @@ def resume(
     launcher: Annotated[
         str | None, typer.Option("--launcher", metavar="NAME", help="launcher that sends it; default: the run's own")
     ] = None,
+    anyway: Anyway = False,
 ) -> None:
     """Send a run folder to SLURM again.
 
@@ -138,7 +141,7 @@ def resume(
     home.settle(run)
     name = launcher or (last if last != HERE else CLUSTER)
     resources = Resources(nodes, nproc, time, site, max_restarts)
-    job = Job(run_dir, None, resources, allow=check_allowed(allow or []), launcher=name)
+    job = Job(run_dir, None, resources, allow=check_allowed(allow or []), launcher=name, anyway=anyway)
     raise typer.Exit(find_launcher(name).launch(job))
 
 

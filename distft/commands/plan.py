@@ -2,89 +2,123 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distft.commands.plan_length import Length, length_of
 from distft.commands.plan_run import Measured, measured, recorded
 from distft.commands.status import total_steps
 from distft.errors import UserError
+from distft.launcher import CLUSTER, HERE, Job, Resources, find_launcher
 from distft.plan.changes import Way, grid, ways
-from distft.plan.devices import Device, device
+from distft.plan.config import with_snapshot
+from distft.plan.devices import device
 from distft.plan.estimate import Estimator
+from distft.plan.place import Place
 from distft.plan.prediction import Prediction
 from distft.recipe.load import check_sizes, load, load_resolved
-from distft.recipe.schema import Recipe
-from distft.run.folder import RunDir
+from distft.run.folder import Run, RunDir
 
 
 @dataclass(frozen=True)
 class Planned:
     """
     Attributes:
-        ways: what makes it fit, if it does not.
-        fitting: all that fits, as a grid, if that was asked for.
         length: of the run.
+        unknown: sentences about what is not known of the place.
+        ways: what makes it fit; None: it fits, or it was not asked for.
+        fitting: all that fits, as a grid, if that was asked for.
         measured: of a run so far; None: there is no run, or nothing was recorded.
     """
 
     prediction: Prediction
-    ways: Sequence[Way]
-    fitting: Sequence[tuple[dict[str, object], Prediction]]
     length: Length
+    unknown: Sequence[str] = ()
+    ways: Sequence[Way] | None = None
+    fitting: Sequence[tuple[dict[str, object], Prediction]] = ()
     measured: Measured | None = None
 
 
 def plan(
-    path: Path, overrides: Sequence[str], nodes: int | None, nproc: int | None, gpu: str | None, everything: bool
+    path: Path,
+    overrides: Sequence[str],
+    resources: Resources,
+    gpu: str | None = None,
+    launcher: str | None = None,
+    everything: bool = False,
 ) -> Planned:
     """Plan a recipe, or the recipe of a run as it was last started.
 
     Args:
+        resources: nodes, ranks of a node, and the site that says what they are; default: of this machine.
+        gpu: of each rank, in place of the site's.
         everything: the grid of all that fits, too.
 
     Raises:
-        UserError: the recipe, the model or the GPU is not what it should be.
+        UserError: the recipe, the model, the site or the GPU is not what it should be.
     """
-    chosen = None if gpu is None else device(gpu)
     if path.is_dir():
         if overrides:
             raise UserError(f"{path} is a run folder, whose recipe is what it is; leave out {overrides[0]}")
-        return of_run(RunDir(path), chosen, nodes, nproc)
-    return of_recipe(load(path, overrides), chosen, nodes or 1, nproc or 1, everything)
+        return of_run(RunDir(path), resources, gpu, launcher)
+    recipe = load(path, overrides)
+    name = launcher or (CLUSTER if resources.site is not None else HERE)
+    place = with_gpu(find_launcher(name).place(Job(path, recipe, resources, launcher=name)), gpu)
+    check_sizes(recipe, place.nodes * place.per_node)
+    recipe = recipe.model_copy(update={"model": with_snapshot(recipe.model, place.hub)})
+    estimator = Estimator(place.per_node, place.device, place.memory)
+    prediction = estimator.predict(recipe, place.nodes)
+    out = None if prediction.fits else ways(recipe, place.nodes, estimator.predict)
+    numbers = sorted({1, place.nodes, 2 * place.nodes})
+    fitting = grid(recipe, numbers, estimator.predict) if everything else []
+    return Planned(prediction, length_of(recipe, prediction), place.unknown, out, fitting)
 
 
-def of_recipe(recipe: Recipe, chosen: Device | None, nodes: int, per_node: int, everything: bool) -> Planned:
-    check_sizes(recipe, nodes * per_node)
-    estimator = Estimator(per_node, chosen, host_memory())
-    prediction = estimator.predict(recipe, nodes)
-    out = [] if prediction.fits else ways(recipe, nodes, estimator.predict)
-    found = grid(recipe, sorted({1, nodes, 2 * nodes}), estimator.predict) if everything else []
-    return Planned(prediction, out, found, length_of(recipe, prediction))
+def with_gpu(place: Place, gpu: str | None) -> Place:
+    """Each rank with a GPU that was named, and the share of its peak that the site reaches. The memory of this machine
+    is not that of its host."""
+    if gpu is None:
+        return place
+    named, known = device(gpu), place.device
+    if known is None:
+        return replace(place, device=named, memory=None, unknown=())
+    return replace(place, device=replace(named, reached=known.reached), unknown=())
 
 
-def of_run(run: RunDir, chosen: Device | None, nodes: int | None, nproc: int | None) -> Planned:
-    """The prediction that the attempt which was measured wrote down, unless another layout or GPU is asked about."""
+def of_run(run: RunDir, resources: Resources, gpu: str | None, launcher: str | None) -> Planned:
+    """The prediction that the attempt which was measured wrote down, unless another layout, site or GPU is asked
+    about."""
     if not run.exists():
         raise UserError(f"{run.path} holds no run; give a recipe or a run folder")
-    found, attempts = measured(run), run.read().attempts
-    last = found.attempt if found else len(attempts)
-    if (chosen, nodes, nproc) == (None, None, None) and (written := recorded(run, last)) is not None:
-        return Planned(written, [], [], run_length(run, written, found), found)
-    if attempts and nproc is None:
-        hosts = len(set(attempts[-1].hosts)) or 1
-        nodes, nproc = hosts, max(1, attempts[-1].world_size // hosts)
-    prediction = Estimator(nproc or 1, chosen, host_memory()).predict(load_resolved(run.config), nodes or 1)
-    return Planned(prediction, [], [], run_length(run, prediction, found), found)
+    stored, recipe = run.read(), load_resolved(run.config)
+    found = measured(run, recipe)
+    last = found.attempt if found else len(stored.attempts)
+    asked = resources != Resources() or gpu is not None or launcher is not None
+    unknown: Sequence[str] = ()
+    prediction = None if asked else recorded(run, last)
+    if prediction is None:
+        place = with_gpu(place_of(run, stored, resources, launcher), gpu)
+        settled = recipe.model_copy(update={"model": with_snapshot(recipe.model, place.hub)})
+        prediction = Estimator(place.per_node, place.device, place.memory).predict(settled, place.nodes)
+        unknown = place.unknown
+    newest = next((one for one in run.newest_records() if "epoch" in one), {})
+    seconds = found.seconds if found else None
+    length = length_of(recipe, prediction, total_steps(recipe, newest), seconds)
+    return Planned(prediction, length, unknown, measured=found)
 
 
-def run_length(run: RunDir, prediction: Prediction, found: Measured | None) -> Length:
-    recipe = load_resolved(run.config)
-    last = next((one for one in run.newest_records() if "epoch" in one), {})
-    return length_of(recipe, prediction, total_steps(recipe, last), found.step_seconds if found else None)
-
-
-def host_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def place_of(run: RunDir, stored: Run, resources: Resources, launcher: str | None) -> Place:
+    """Where a run was last started, but for what is asked about now."""
+    name = launcher or (CLUSTER if resources.site is not None else stored.launcher)
+    try:
+        place = find_launcher(name).place(Job(run.path, None, resources, launcher=name))
+    except UserError as error:
+        if resources.site is not None or launcher is not None:
+            raise
+        place = Place(resources.nodes or 1, resources.nproc or 1, unknown=[str(error)])
+    if not stored.attempts or resources.nproc is not None:
+        return place
+    attempt = stored.attempts[-1]
+    hosts = len(set(attempt.hosts)) or 1
+    return replace(place, nodes=resources.nodes or hosts, per_node=max(1, attempt.world_size // hosts))

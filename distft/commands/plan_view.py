@@ -46,7 +46,7 @@ def verdict(found: Prediction) -> Iterator[str]:
     where = f"on {ranks} of {found.per_node} a node" if found.world > found.per_node else f"on {ranks}"
     peak = f"{text_of(found.peak.total)} at most ({found.peak.name}) {where}"
     if found.room is None:
-        yield f"{peak}; give --gpu to know whether it fits"
+        yield f"{peak}; whether it fits is not known"
     elif found.fits:
         left = found.room - found.peak.total
         yield f"it fits: {peak}, {text_of(left)} below the {text_of(found.room)} that a rank may use"
@@ -57,12 +57,19 @@ def verdict(found: Prediction) -> Iterator[str]:
             f"it does not fit: {peak}, {text_of(more)} more than the {text_of(found.room)} that a rank may use; "
             f"most of it are {found.blame} ({text_of(share)})"
         )
-    host = f"{text_of(found.node)} of a node" + (f", {text_of(found.host)} of a rank" if found.device else "")
-    yield f"host memory: {host}"
+    yield f"host memory: {on_a_node(found)}" + (f", {text_of(found.host)} of a rank" if found.device else "")
     if found.step_seconds is not None:
         rate = found.step_tokens / found.step_seconds
         yield f"about {found.step_seconds:.2g} s a step, {rate:,.0f} tokens per second"
     yield from found.doubts
+
+
+def on_a_node(found: Prediction) -> str:
+    """What ranks and export take, beside what there is."""
+    if found.node_memory is None:
+        return f"{text_of(found.node)} of a node"
+    more = ", which is too much" if found.node > found.node_memory else ""
+    return f"{text_of(found.node)} of the {text_of(found.node_memory)} that a job gets of a node{more}"
 
 
 def ways_out(ways: Sequence[Way]) -> Table:

@@ -23,6 +23,7 @@ class Weight:
         layout: of a matrix. linear: [outputs, inputs] of a linear layer; transposed: [inputs, outputs] of one, as GPT-2
             has it; bare: no layer of its own, so that adapters pass it over (experts in one tensor, most routers).
         frozen: full fine-tuning leaves it as it is: a table of sines.
+        stride: of a convolution.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Weight:
     experts: bool = False
     layout: Layout = "linear"
     frozen: bool = False
+    stride: int = 1
 
     @property
     def size(self) -> int:
@@ -66,7 +68,7 @@ class Attention:
 class FeedForward:
     """Attributes: width: of its hidden layer (of one expert); gated: gate, up and down, else up and down; experts: how
     many there are, 0: it is dense; chosen: how many of them a token meets; shared: width of what all tokens meet beside
-    them; dropout: between its matrices."""
+    them; exact_router: they are chosen in fp32; dropout: between its matrices."""
 
     width: int
     gated: bool
@@ -74,6 +76,7 @@ class FeedForward:
     experts: int = 0
     chosen: int = 0
     shared: int = 0
+    exact_router: bool = False
     dropout: float = 0.0
 
 
@@ -89,6 +92,7 @@ class Layers:
         dropout: probability that a value is dropped before it is added to the residual stream.
         numbers: theirs among the layers of the stack; empty: from 0 on.
         shared: all of them use the weights of the first (ALBERT).
+        parallel: attention and the feed-forward layer have one input, and not one the other's result.
     """
 
     count: int
@@ -100,6 +104,7 @@ class Layers:
     dropout: float = 0.0
     numbers: tuple[int, ...] = ()
     shared: bool = False
+    parallel: bool = False
 
     @property
     def copies(self) -> int:
@@ -114,12 +119,21 @@ class Layers:
 
 @dataclass(frozen=True)
 class Stack:
-    """One transformer of a model. `other`: weights outside its layers, by their full names."""
+    """One transformer of a model.
+
+    Attributes:
+        other: weights outside its layers, by their full names.
+        first_norm: one before the layers whose name does not say so.
+        extracts: it begins with layers over samples, through which gradients flow whatever is trained, and which are
+            computed again as others are (wav2vec2).
+    """
 
     role: Literal["only", "encoder", "decoder"]
     hidden: int
     layers: tuple[Layers, ...]
     other: tuple[Weight, ...]
+    first_norm: str = ""
+    extracts: bool = False
 
     @property
     def depth(self) -> int:

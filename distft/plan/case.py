@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, TypeVar
 
+from distft.errors import UserError
 from distft.plan import duration, quantized
 from distft.plan.activations import Activations, activations
 from distft.plan.architecture import Architecture, Weight
@@ -14,7 +15,8 @@ from distft.plan.changes import lowest_stage
 from distft.plan.config import width_of_file
 from distft.plan.devices import Device
 from distft.plan.evaluation import Writing, evaluation
-from distft.plan.loss import Batch, Computing
+from distft.plan.loss import Computing
+from distft.plan.microbatch import Given, attention, emptiest, given, shape_of
 from distft.plan.operations import Numbers, Update
 from distft.plan.placement import Placed, placed
 from distft.plan.shapes import architecture_of
@@ -22,20 +24,9 @@ from distft.plan.states import Sharding
 from distft.plan.trained import Trained, trained, updates
 from distft.recipe.adapters import AdaLora
 from distft.recipe.schema import Recipe
-from distft.recipe.tasks import (
-    CTC,
-    DPO,
-    CausalLM,
-    Generation,
-    MaskedLM,
-    Seq2SeqLM,
-    SequenceClassification,
-    SpeechSeq2Seq,
-)
+from distft.recipe.tasks import Generation, MaskedLM
 
 T = TypeVar("T")
-SOUND_PLACE = 20  # milliseconds of speech that become one place of wav2vec2's layers
-WHISPER_PLACES = 1500
 
 
 class Once(Protocol):
@@ -46,13 +37,18 @@ class Once(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """Everything is found when it is first asked for; what several recipes have in common, once for all."""
+    """Everything is found when it is first asked for; what several recipes have in common, once for all.
+
+    Attributes:
+        emptiest: rows hold as little as they can (`microbatch.emptiest`), not as much.
+    """
 
     recipe: Recipe
     world: int
     per_node: int
     device: Device | None
     once: Once
+    emptiest: bool = False
 
     @cached_property
     def model(self) -> Architecture:
@@ -69,6 +65,8 @@ class Case:
         return self.once(self._sizes, self.recipe.adapter)
 
     def _sizes(self) -> tuple[list[int], list[int]]:
+        if not (self.trained.own or self.trained.added):
+            raise UserError("adapter: it trains no weight of this model; name others (adapter.targets, adapter.train)")
         learned = {id(weight) for weight in self.trained.own}
         names = {weight.name for weight in self.trained.own}
         frozen = [w.size for w in self.model.named() if id(w) not in learned and w.name not in names]
@@ -76,8 +74,19 @@ class Case:
 
     @cached_property
     def placed(self) -> Placed:
+        return self.sharded(self._placed, self.recipe.engine.offload_params)
+
+    def _placed(self) -> Placed:
         learned, frozen = self.sizes
         return placed(learned, frozen, self.sharding, self.recipe.engine.offload_params, self.device is not None)
+
+    def sharded(self, find: Callable[[], T], *of: object) -> T:
+        """What follows from the sizes of weights and how they are sharded."""
+        return self.once(find, self._states_key, *of)
+
+    @cached_property
+    def _states_key(self) -> str:
+        return repr((self.recipe.adapter, self.sharding))
 
     @cached_property
     def four_bit(self) -> Sequence[Weight]:
@@ -108,55 +117,46 @@ class Case:
 
     @cached_property
     def shape(self) -> duration.Shape:
-        """Of one micro-batch, as full as it can be."""
-        recipe = self.recipe
-        rows, tokens = recipe.train.micro_batch, recipe.data.row_tokens
-        if self.model.positions is not None:
-            tokens = min(tokens, self.model.positions) if not isinstance(recipe.task, CTC | SpeechSeq2Seq) else tokens
-        written = tokens if isinstance(recipe.task, Seq2SeqLM) else 0
-        if isinstance(recipe.task, SpeechSeq2Seq):
-            tokens, written = WHISPER_PLACES, self.model.positions or 448
-        elif isinstance(recipe.task, CTC):
-            tokens = max(1, tokens // SOUND_PLACE)
-        elif isinstance(recipe.task, DPO):
-            rows *= 2
-        return duration.Shape(rows, tokens, written, rows * (written or tokens))
+        """Of one micro-batch, as full as it can be, or as empty."""
+        full = shape_of(self.recipe, self.model)
+        return emptiest(full, self.recipe) if self.emptiest else full
 
     @cached_property
     def activations(self) -> Activations:
-        of = self.recipe.model, self.recipe.adapter, self.recipe.engine.dtype, self.recipe.task, self.shape
-        return self.once(self._activations, *of, self.recipe.data.packing)
+        return self.once(self._activations, *self._computed_from)
 
     def _activations(self) -> Activations:
-        batch, how = self._computing
-        return activations(self.model, batch, how)
+        """Of several tasks those of the one that needs most."""
+        each = (activations(one.model, one.batch, self._computing(one)) for one in self._given())
+        return max(each, key=lambda found: found.peak)
 
     @cached_property
     def evaluation(self) -> dict[str, int]:
         """Bytes that an evaluation needs beside states."""
-        of = self.recipe.model, self.recipe.adapter, self.recipe.engine.dtype, self.recipe.task, self.shape
-        return self.once(self._evaluation, *of, self.recipe.data.packing)
+        return self.once(self._evaluation, *self._computed_from)
 
     def _evaluation(self) -> dict[str, int]:
-        task, (batch, how) = self.recipe.task, self._computing
-        writing = Writing(task.beams, task.longest_target + 1) if isinstance(task, Generation) else None
-        return evaluation(self.model, batch, how, writing, named=isinstance(task, MaskedLM))
+        """Of several tasks those of the one that needs most."""
+        return max(map(self._evaluated, self._given()), key=lambda found: sum(found.values()))
 
-    @cached_property
-    def _computing(self) -> tuple[Batch, Computing]:
-        shape, numbers = self.shape, Numbers(self.sharding.weight_bytes, "cpu" if self.device is None else "cuda")
-        mask = isinstance(self.recipe.task, CausalLM) and self.recipe.data.packing is not False
-        places, targets = shape.targets, shape.targets
-        if isinstance(self.recipe.task, MaskedLM):
-            targets = round(self.recipe.task.mask * places)
-        elif isinstance(self.recipe.task, SequenceClassification):
-            places = targets = shape.rows
-        batch = Batch(shape.rows, shape.tokens, places, targets, shape.written, mask)
-        attention = "sdpa" if self.recipe.model.attention == "auto" else self.recipe.model.attention
-        again = self.recipe.model.activation_checkpointing
-        gathered = not isinstance(self.recipe.task, Generation)
-        return batch, Computing(numbers, attention, self.update, again, gathered)
+    def _evaluated(self, one: Given) -> dict[str, int]:
+        task = one.task
+        writing = Writing(task.beams, task.longest_target + 1) if isinstance(task, Generation) else None
+        return evaluation(one.model, one.batch, self._computing(one), writing, named=isinstance(task, MaskedLM))
+
+    def _given(self) -> Iterator[Given]:
+        return given(self.recipe, self.model, self.shape)
+
+    @property
+    def _computed_from(self) -> tuple[object, ...]:
+        recipe = self.recipe
+        return recipe.model, recipe.adapter, recipe.engine.dtype, recipe.data.packing, recipe.task, self.shape
+
+    def _computing(self, one: Given) -> Computing:
+        numbers = Numbers(self.sharding.weight_bytes, "cpu" if self.device is None else "cuda")
+        kind, again = attention(self.recipe, self.model), self.recipe.model.activation_checkpointing
+        return Computing(numbers, kind, self.update, again, one.gathered)
 
     @cached_property
     def update(self) -> Callable[[str, Weight], Update]:
-        return updates(self.trained, self.recipe.adapter)
+        return self.once(lambda: updates(self.trained, self.recipe.adapter), "update", self.recipe.adapter)

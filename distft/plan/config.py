@@ -45,6 +45,14 @@ def folder_of(model: Model) -> Path:
     return found
 
 
+def with_snapshot(model: Model, hub: Path | None) -> Model:
+    """A model with the folder of its snapshot, if it is in the cache at `hub` and not here."""
+    if hub is None or model.path is None or Path(model.path).expanduser().is_dir():
+        return model
+    found = snapshot(model.path, model.revision, hub)
+    return model if found is None else model.model_copy(update={"path": str(found)})
+
+
 def cache() -> Path:
     """The folder in which huggingface_hub keeps what it has downloaded."""
     if whole := os.environ.get("HF_HUB_CACHE"):
@@ -53,9 +61,13 @@ def cache() -> Path:
     return Path(os.environ.get("HF_HOME", shared)).expanduser() / "hub"
 
 
-def snapshot(name: str, revision: str | None) -> Path | None:
-    """The folder of a model's snapshot that has a config.json; without a revision that of main, or else the newest."""
-    folder = cache() / f"models--{name.replace('/', '--')}"
+def snapshot(name: str, revision: str | None, hub: Path | None = None) -> Path | None:
+    """The folder of a model's snapshot that has a config.json; without a revision that of main, or else the newest.
+
+    Args:
+        hub: folder of the cache; default: the one of this process.
+    """
+    folder = (hub or cache()) / f"models--{name.replace('/', '--')}"
     wanted = revision or "main"
     try:
         commit = (folder / "refs" / wanted).read_text(encoding="utf-8").strip()

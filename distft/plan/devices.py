@@ -51,6 +51,7 @@ OTHERS = {"laptop", "max", "d", "ti", "super"}  # words of another product, whic
 SLICES = {"A30": 4}  # MIG cuts a GPU into that many compute slices
 MOST_SLICES = 7
 _SLICE = re.compile(r"\bMIG (?:(\d+)c\.)?(\d+)g\.", re.IGNORECASE)  # 3g.20gb; 1c.3g.20gb: one of those three
+_PART = re.compile(r"\d+g\.\d+gb|\bmig\b", re.IGNORECASE)
 
 
 def peak_flops(name: str) -> float | None:
@@ -60,13 +61,21 @@ def peak_flops(name: str) -> float | None:
     longest is meant. A slice has its share of the whole.
     """
     cut = _SLICE.search(name)
-    words = set(re.split(r"[\s\-_/]+", name[: cut.start() if cut else None].lower()))
-    fitting = [known for known in PEAKS if set(known.lower().split()) <= words]
-    if not fitting or words & OTHERS:
+    known = _kind(_words(name[: cut.start() if cut else None]))
+    if known is None:
         return None
-    known = max(fitting, key=len)
     share = int(cut.group(1) or cut.group(2)) / SLICES.get(known, MOST_SLICES) if cut else 1.0
     return PEAKS[known] * 1e12 * share
+
+
+def _words(name: str) -> set[str]:
+    return set(re.split(r"[\s\-_/]+", name.lower()))
+
+
+def _kind(words: set[str]) -> str | None:
+    """The product that words name, as PEAKS calls it."""
+    fitting = [known for known in PEAKS if set(known.lower().split()) <= words]
+    return max(fitting, key=len) if fitting and not words & OTHERS else None
 
 
 MIB = 1 << 20
@@ -204,24 +213,26 @@ FASTER = {  # where the maker's own servers have more: 400 Gbit/s in a DGX H100 
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU to plan for.
+    """A GPU to plan for, where it stands.
 
     Attributes:
-        memory: bytes that torch reports.
-        flops: FLOP/s in bf16, dense; 0: not known.
+        memory: bytes that torch reports; None: they are not known.
+        flops: FLOP/s in bf16, dense; None: they are not known.
         link: bytes per second to GPUs of the same node.
         bandwidth: bytes per second of its memory; 0: not known.
         matmul: share of `flops` that matrix products can reach.
         between: bytes per second to other nodes.
+        reached: share of `flops` that training was measured to reach; None: it is reckoned.
     """
 
     name: str
-    memory: int
-    flops: float
+    memory: int | None
+    flops: float | None
     link: float
     bandwidth: float
     matmul: float = MATMUL
     between: float = BETWEEN_NODES * 1e9
+    reached: float | None = None
 
 
 def device(name: str) -> Device:
@@ -230,26 +241,60 @@ def device(name: str) -> Device:
     Raises:
         UserError: it is not known, or there are several.
     """
-    wanted = name.lower().replace("_", "-")
-    fitting = [one for one in MEMORY if wanted in (one.lower(), one.lower().rpartition("-")[0])]
-    if len(fitting) != 1:
-        known = ", ".join(fitting or MEMORY)
-        raise UserError(
-            f"--gpu {name}: {'several are called so' if fitting else 'unknown'}; the possible values: {known}"
-        )
-    kind = fitting[0].rpartition("-")[0]
-    return _device(fitting[0], kind, MEMORY[fitting[0]] * MIB, PEAKS[kind] * 1e12)
+    try:
+        whole = whole_name(name)
+    except ValueError as error:
+        raise UserError(f"--gpu {error}") from None
+    kind = _kind_of(whole)
+    return _device(whole, kind, MEMORY[whole] * MIB, PEAKS[kind] * 1e12)
 
 
 def present(name: str, memory: int) -> Device:
     """The GPU that torch calls so, with the bytes that torch reports."""
-    words = set(re.split(r"[\s\-_/]+", name.lower()))
-    kinds = (kind for kind in BANDWIDTHS if set(kind.lower().split()) <= words)
-    kind = max(kinds, key=len, default="")
-    return _device(name, kind, memory, peak_flops(name) or 0.0)
+    return _device(name, _kind(_words(name)), memory, peak_flops(name))
 
 
-def _device(name: str, kind: str, memory: int, flops: float) -> Device:
+def unknown(name: str) -> Device:
+    """A GPU of which nothing is known but what people call it."""
+    return _device(name, None, None, None)
+
+
+def _device(name: str, kind: str | None, memory: int | None, flops: float | None) -> Device:
+    kind = kind or ""
     bandwidth = BANDWIDTHS.get(name) or BANDWIDTHS.get(kind, 0.0)
     matmul, between = MATMULS.get(kind, MATMUL), FASTER.get(kind, BETWEEN_NODES)
     return Device(name, memory, flops, LINKS.get(kind, PCIE) * 1e9, bandwidth * 1e9, matmul, between * 1e9)
+
+
+def whole_name(name: str) -> str:
+    """The name in the table that is meant, in any case and with any of " -_" between its words.
+
+    Raises:
+        ValueError: it is not known, or there are several.
+    """
+    wanted = _plain(name)
+    fitting = [one for one in MEMORY if wanted in (_plain(one), _plain(_kind_of(one)))]
+    if len(fitting) == 1:
+        return fitting[0]
+    known = ", ".join(fitting or MEMORY)
+    raise ValueError(f"{name}: {'several are called so' if fitting else 'unknown'}; the possible values: {known}")
+
+
+def meant(kind: str) -> list[str]:
+    """The names in the table that a scheduler's name of a GPU may stand for: "a100" is one of two sizes,
+    "nvidia_a100-sxm4-80gb" one GPU, "h100" one of three boards, "1g.10gb" and "v100" nothing that is in the table."""
+    words = _words(kind)
+    known = None if _PART.search(kind) else _kind(words)
+    if known is None:
+        return []
+    if sizes := {word.removesuffix("b") for word in words if re.fullmatch(r"\d+gb?", word)}:
+        return [one for one in MEMORY if _kind_of(one) == known and one.lower().rpartition("-")[2][:-1] in sizes]
+    return [one for one in MEMORY if set(known.lower().split()) <= _words(_kind_of(one))]
+
+
+def _kind_of(whole: str) -> str:
+    return whole.rpartition("-")[0]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "-", name.strip().lower())

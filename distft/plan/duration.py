@@ -17,7 +17,7 @@ makes the estimate, and tries it on the other half.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distft.plan.architecture import Architecture, Layers, Stack
 from distft.plan.devices import PCIE, Device
@@ -186,7 +186,9 @@ def rates(recipe: Recipe) -> Rates:
 def parts(recipe: Recipe, done: Work, sizes: Sizes, device: Device, world: int, per_node: int) -> Parts:
     """Of a step's end only what is sent and moved counts, shared by its micro-batches: the update itself is short."""
     width = 2 if recipe.engine.dtype == "bf16" else 4
-    peak = device.flops * device.matmul * (1.0 if width == 2 else IN_FP32)
+    peak = peak_of(recipe, device) * (device.reached or device.matmul)
+    if device.reached is not None:  # by all that is computed, however it is done
+        done = Work(done.flops, 0.0, 0.0, done.passes, 0)
     steps = micro_steps(recipe, world)
     sent = _sent(recipe, sizes, width, steps) * (world - 1) / world
     moved = 0.0
@@ -203,6 +205,12 @@ def parts(recipe: Recipe, done: Work, sizes: Sizes, device: Device, world: int, 
         sent / (per_node * device.between) if world > per_node else 0.0,
         moved / (PCIE * GB),
     )
+
+
+def peak_of(recipe: Recipe, device: Device) -> float:
+    """FLOP/s in the recipe's dtype."""
+    assert device.flops is not None
+    return device.flops * (1.0 if recipe.engine.dtype == "bf16" else IN_FP32)
 
 
 def micro_steps(recipe: Recipe, world: int) -> float:
@@ -223,15 +231,42 @@ def _sent(recipe: Recipe, sizes: Sizes, width: int, steps: float) -> float:
     return (gradients + sizes.trained * width) / steps
 
 
-def seconds(found: Parts, rate: Rates) -> float:
-    """Of one micro-batch."""
+@dataclass(frozen=True)
+class Times:
+    """Seconds by what they are spent on. `within`, `between`: sending within a node and between nodes, which partly
+    hides behind computing; `moving`: between GPU and host, beside all else."""
+
+    computing: float
+    within: float
+    between: float
+    moving: float
+    hidden: float = HIDDEN
+    at_peak: float = 0.0  # seconds of all FLOPs at the GPU's peak
+
+    @property
+    def sending(self) -> float:
+        return self.within + self.between
+
+    @property
+    def step(self) -> float:
+        shorter, longer = sorted((self.computing, self.sending))
+        return longer + (1 - self.hidden) * shorter + self.moving
+
+
+def times(found: Parts, rate: Rates, count: float = 1.0) -> Times:
+    """Of `count` micro-batches."""
     computed = (found.products + found.attention / rate.attention) / rate.reached + rate.crossed * found.crossed
     computed = max(computed, rate.launch * found.launches)
-    sent = found.within / rate.links + found.between
-    return max(computed, sent) + (1 - rate.hidden) * min(computed, sent) + found.moved
+    within = found.within / rate.links
+    return Times(count * computed, count * within, count * found.between, count * found.moved, rate.hidden)
 
 
-def step_seconds(recipe: Recipe, done: Work, sizes: Sizes, device: Device, world: int, per_node: int) -> float:
-    """Seconds of an optimizer step on `world` ranks, each of whose micro-batches is `done`."""
-    found = parts(recipe, done, sizes, device, world, per_node)
-    return seconds(found, rates(recipe)) * micro_steps(recipe, world)
+def seconds(found: Parts, rate: Rates) -> float:
+    """Of one micro-batch."""
+    return times(found, rate).step
+
+
+def step_times(recipe: Recipe, done: Work, sizes: Sizes, device: Device, world: int, per_node: int) -> Times:
+    """Of an optimizer step on `world` ranks, each of whose micro-batches is `done`, with GPUs whose peak is known."""
+    found, count = parts(recipe, done, sizes, device, world, per_node), micro_steps(recipe, world)
+    return replace(times(found, rates(recipe), count), at_peak=count * done.flops / peak_of(recipe, device))

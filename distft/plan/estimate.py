@@ -21,15 +21,16 @@ T = TypeVar("T")
 class Estimator:
     """Predicts recipes that differ in some keys; what they have in common is reckoned once."""
 
-    def __init__(self, per_node: int, device: Device | None, memory: int | None = None) -> None:
-        """`per_node`: ranks of a node; `memory`: bytes of host memory of a node, for ranks on a CPU, if known."""
-        self._per_node, self._device, self._memory = per_node, device, memory
+    def __init__(self, per_node: int, device: Device | None, memory: int | None = None, emptiest: bool = False) -> None:
+        """`per_node`: ranks of a node; `memory`: bytes of host memory of a node, if known; `emptiest`: see `Case`."""
+        self._per_node, self._device, self._memory, self._emptiest = per_node, device, memory, emptiest
         self._known: dict[str, Any] = {}
 
     def predict(self, recipe: Recipe, nodes: int) -> Prediction:
         """Raises UserError if the model is not here, or nothing can be said of it."""
         case = self._case(recipe, nodes)
         room = self._device.memory if self._device else self._memory // self._per_node if self._memory else None
+        found, useful = times(case)
         return Prediction(
             world=case.world,
             per_node=case.per_node,
@@ -38,7 +39,9 @@ class Estimator:
             node_moments=tuple(together(case)) if case.device is None else (),
             host_moments=tuple(host_moments(case)),
             room=room,
-            step_seconds=step_seconds(case),
+            node_memory=self._memory,
+            times=found,
+            useful=useful,
             step_tokens=recipe.train.global_batch * (case.shape.tokens + case.shape.written),
             checkpoint=4 * (1 + case.sharding.moments) * sum(case.sizes[0]),
             doubts=tuple(doubts(case)),
@@ -49,7 +52,7 @@ class Estimator:
         return work(self._case(recipe, nodes))
 
     def _case(self, recipe: Recipe, nodes: int) -> Case:
-        return Case(recipe, nodes * self._per_node, self._per_node, self._device, self.once)
+        return Case(recipe, nodes * self._per_node, self._per_node, self._device, self.once, self._emptiest)
 
     def once(self, find: Callable[[], T], *of: object) -> T:
         """What `find` finds for these parts of a recipe."""
@@ -63,17 +66,24 @@ class Estimator:
 def work(case: Case) -> tuple[duration.Work, duration.Sizes]:
     """What a rank computes in a micro-batch, and what is sent for it."""
     again = case.recipe.model.activation_checkpointing
-    whole = isinstance(case.recipe.adapter, NoAdapter)
-    done = duration.work(case.model, sum(one.size for one in case.trained.added), whole, case.shape, again)
     regathered = duration.gathered_again(case.model) if again else 0
-    return done, duration.Sizes(case.model.parameters, sum(case.sizes[0]), regathered)
+    return computed(case, again), duration.Sizes(case.model.parameters, sum(case.sizes[0]), regathered)
 
 
-def step_seconds(case: Case) -> float | None:
-    """None: it is not known how fast the device is."""
-    if case.device is None or not case.device.flops or not case.device.bandwidth:
-        return None
-    return duration.step_seconds(case.recipe, *work(case), case.device, case.world, case.per_node)
+def computed(case: Case, again: bool) -> duration.Work:
+    whole = isinstance(case.recipe.adapter, NoAdapter)
+    added = case.once(lambda: sum(one.size for one in case.trained.added), case.recipe.adapter)
+    return duration.work(case.model, added, whole, case.shape, again)
+
+
+def times(case: Case) -> tuple[duration.Times | None, float]:
+    """Of an optimizer step, None: it is not known how fast the device is; and which share of its FLOPs is useful."""
+    if case.device is None or case.device.flops is None:
+        return None, 1.0
+    done, sizes = work(case)
+    again = case.recipe.model.activation_checkpointing
+    useful = computed(case, again=False).flops / done.flops if again else 1.0
+    return duration.step_times(case.recipe, done, sizes, case.device, case.world, case.per_node), useful
 
 
 def doubts(case: Case) -> Iterator[str]:
@@ -83,5 +93,3 @@ def doubts(case: Case) -> Iterator[str]:
         yield "on a CPU, memory that the C library does not return comes on top: 5 % to 70 %"
         if case.sharding.dtype == "bf16":
             yield "in bf16 on a CPU, up to 560 MiB of compiled kernels come on top with rows of many widths, or experts"
-    if len(case.recipe.parts()) > 1:
-        yield "of several tasks, activations are those of the first"

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from distft.plan.activations import Stacks, batch_bytes
+from distft.plan.activations import Stacks
 from distft.plan.architecture import Architecture, Layers, Stack, Weight
+from distft.plan.inputs import batch_bytes, biases, masks, rotary
 from distft.plan.layer import kept
 from distft.plan.loss import Batch, Computing
 from distft.plan.operations import FP32, Update
@@ -37,11 +38,11 @@ def evaluation(
     """
     model, how = _as_it_is(model), replace(how, update=_plain(how.update), checkpointing=False)
     stacks, width = Stacks(model, batch, how), how.numbers.width
-    shared = batch_bytes(model, batch, how) + stacks.masks() + stacks.rotary()
-    memory = sum(stacks.values(stack) for stack in model.stacks if stack.role == "encoder")
+    shared = _shared(model, batch, how)
+    memory = sum(stacks.size(stack) for stack in model.stacks if stack.role == "encoder")
     instants = [(shared + size, 0) for stack in model.stacks for size in _layers(stack, how, stacks, memory)]
     last = model.stacks[-1]
-    read = stacks.values(last) + batch.logits * last.hidden * width  # all places, and those that are asked for
+    read = stacks.size(last) + batch.logits * last.hidden * width  # all places, and those that are asked for
     instants.append((shared + memory + read, batch.logits * model.vocabulary * width))
     instants.append((shared + memory, _scored(model, batch, how, named)))
     if writing is not None:
@@ -66,13 +67,20 @@ def _as_it_is(model: Architecture) -> Architecture:
     return replace(model, stacks=tuple(stacks))
 
 
+def _shared(model: Architecture, batch: Batch, how: Computing) -> int:
+    """What all layers read: the batch, masks, biases (nothing is kept to make them anew), and positions."""
+    still = replace(how, update=lambda name, weight: Update())
+    each = (masks(one, batch, how) + biases(one, batch, still).kept + rotary(one, batch, how) for one in model.stacks)
+    return batch_bytes(model.stacks[0], batch, how) + sum(each)
+
+
 def _layers(stack: Stack, how: Computing, stacks: Stacks, memory: int) -> Iterator[int]:
     """Of one layer of each kind: its input, embeddings (which have a name), what the encoder has read, and what it
     makes."""
     for layers in stack.layers:
         updates = {one.name: how.update(f"{layers.path}.0.{one.name}", one) for one in layers.weights}
         made = kept(layers, updates, stacks.work(stack, True)).forward
-        yield 2 * stacks.values(stack) + (memory if stack.role == "decoder" else 0) + made
+        yield 2 * stacks.size(stack) + (memory if stack.role == "decoder" else 0) + made
 
 
 def _scored(model: Architecture, batch: Batch, how: Computing, named: bool) -> int:

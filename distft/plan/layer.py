@@ -7,76 +7,22 @@ from dataclasses import dataclass
 
 from distft.plan import operations
 from distft.plan.architecture import Attention, FeedForward, Layers, Weight
-from distft.plan.operations import Implementation, Numbers, RmsNorm, Scores, Update
+from distft.plan.names import (
+    JOINT,
+    KEYS,
+    LATENT,
+    OVER_ENCODER,
+    QUERIES,
+    VALUES,
+    behind,
+    is_norm,
+    leaf,
+    named,
+    split_at_attention,
+)
+from distft.plan.operations import Scores, Update
 from distft.plan.tape import Tape, Value
-
-QUERIES = {"q_proj", "query", "q", "q_lin", "q_attn", "query_proj"}
-KEYS = {"k_proj", "key", "k", "k_lin", "key_proj"}
-VALUES = {"v_proj", "value", "v", "v_lin", "value_proj"}
-JOINT = {"qkv_proj", "c_attn", "query_key_value", "Wqkv", "qkv", "W_pack"}
-OVER_ENCODER = {"EncDecAttention", "encoder_attn", "crossattention", "cross_attn"}
-RMS_NORMS: Mapping[str, RmsNorm] = {  # by model_type; others are narrow
-    **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n_text", "gemma4_text"), "wide"),
-    **dict.fromkeys(("t5", "mt5", "umt5", "longt5"), "mixed"),
-}
-
-COPIED = {"whisper"}  # model_type: queries are put into the order of heads before attention
-
-
-@dataclass(frozen=True)
-class Work:
-    """How much a layer is given, and in which way it computes.
-
-    Attributes:
-        rows, tokens: of the stack that the layer is in.
-        read: tokens of a row that the encoder has read.
-        kind: implementation of attention.
-        mask: attention in the stack gets a mask whatever its window.
-        mask_over_encoder: so does attention over the encoder.
-        rotary: queries and keys are turned by their positions.
-        norm: of norms without a bias.
-        copied: see `Scores`.
-        learns: a gradient flows to the layer's input.
-        memory_learns: and to what the encoder has read.
-    """
-
-    rows: int
-    tokens: int
-    read: int
-    hidden: int
-    numbers: Numbers
-    kind: Implementation
-    mask: bool
-    mask_over_encoder: bool
-    rotary: bool
-    norm: RmsNorm
-    copied: bool
-    learns: bool
-    memory_learns: bool
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Bytes of a layer.
-
-    Attributes:
-        own: kept by it from forward to backward, its input included if it is kept.
-        inner: the same without its input.
-        backward: most that is alive in its backward, `own` included.
-        inner_backward: the same, less its input.
-        lent, inner_lent: most in its forward, if an operation there takes much for a moment; else 0.
-        forward: most that is alive in its forward if nothing is kept, beside its input.
-        learns: a gradient flows through it.
-    """
-
-    own: int
-    inner: int
-    backward: int
-    inner_backward: int
-    lent: int
-    inner_lent: int
-    forward: int
-    learns: bool
+from distft.plan.work import Kept, Work
 
 
 def kept(layers: Layers, updates: Mapping[str, Update], work: Work) -> Kept:
@@ -88,7 +34,7 @@ def kept(layers: Layers, updates: Mapping[str, Update], work: Work) -> Kept:
     size = work.rows * work.tokens * work.hidden * work.numbers.width
     memory = Value(work.rows * work.read * work.hidden * work.numbers.width, work.memory_learns)
     x, tape = Value(size, work.learns), Tape()
-    norms = [one for one in layers.weights if _is_norm(one) and one.name.endswith("weight")]
+    norms = [one for one in layers.weights if is_norm(one) and one.name.endswith("weight")]
     result = _Layer(layers, updates, work, tape, iter(norms)).run(x, memory)
     both = memory, x
     return Kept(
@@ -113,17 +59,30 @@ class _Layer:
 
     def run(self, x: Value, memory: Value) -> Value:
         """Norms stand before what they are for; one that stands behind it keeps the same."""
-        weights = [one for one in self.layers.weights if one.kind == "matrix" and not _is_norm(one)]
+        weights = [one for one in self.layers.weights if one.kind == "matrix" and not is_norm(one)]
         across = [one for one in weights if OVER_ENCODER.intersection(one.name.split("."))]
         inside = [one for one in weights if one not in across]
-        own, rest = _split(inside)
-        norms = [one for one in self.layers.weights if _is_norm(one) and one.name.endswith("weight")]
+        own, rest = split_at_attention(inside)
+        norms = [one for one in self.layers.weights if is_norm(one) and one.name.endswith("weight")]
         sandwich = len(norms) >= 4 and not across
+        if self.layers.parallel:
+            return self._beside(x, own, rest, len(norms))
         if self.layers.attention is not None:
             x = self._branch(x, lambda y: self._attend(y, y, own, False), sandwich)
             if across:
-                x = self._branch(x, lambda y: self._attend(y, memory, _split(across)[0], True), False)
+                x = self._branch(x, lambda y: self._attend(y, memory, split_at_attention(across)[0], True), False)
         return self._branch(x, lambda y: self._feed_forward(y, rest), sandwich)
+
+    def _beside(self, x: Value, own: Sequence[Weight], rest: Sequence[Weight], norms: int) -> Value:
+        """Attention and feed-forward see the same input, through one norm or one each, and are added to it at once."""
+        y = self._norm(x)
+        seen = self._attend(y, y, own, False)
+        self.tape.hold([y])
+        given = self._norm(x) if norms > 1 else y
+        fed = self._feed_forward(given, rest)
+        self.tape.hold([given])
+        seen, fed = (operations.dropout(self.tape, self.work.numbers, one, self.layers.dropout) for one in (seen, fed))
+        return self.tape.run([x, seen, fed], x.size, passes=True)
 
     def _branch(self, x: Value, inner: Callable[[Value], Value], sandwich: bool) -> Value:
         normed = self._norm(x)
@@ -154,23 +113,48 @@ class _Layer:
         assert shape is not None
         tape, work, hidden = self.tape, self.work, self.work.hidden
         wide, narrow, values = shape.heads * shape.size, shape.keys * shape.size, shape.keys * shape.value_size
-        if (joint := _named(weights, JOINT)) is not None and not over_encoder:
+        if named(weights, LATENT) is not None:
+            q, k, v = self._latent(x, weights, shape)
+        elif (joint := named(weights, JOINT)) is not None and not over_encoder:
             whole = self._linear(x, hidden, wide + narrow + values, joint)
             each = work.rows * work.tokens * work.numbers.width
             q, k, v = tape.split(whole, (wide * each, narrow * each, values * each))
         else:
-            q = self._linear(x, hidden, wide, _named(weights, QUERIES))
-            k = self._linear(memory, hidden, narrow, _named(weights, KEYS))
-            v = self._linear(memory, hidden, values, _named(weights, VALUES))
+            q = self._linear(x, hidden, wide, named(weights, QUERIES))
+            k = self._linear(memory, hidden, narrow, named(weights, KEYS))
+            v = self._linear(memory, hidden, values, named(weights, VALUES))
         if not over_encoder:
             q, k = self._head_norm(q, "q_norm", shape.heads), self._head_norm(k, "k_norm", shape.keys)
-            if work.rotary:
+            if work.rotary and named(weights, LATENT) is None:
                 q, k = operations.rotary(tape, q), operations.rotary(tape, k)
         out = work.rows * work.tokens * shape.heads * shape.value_size * work.numbers.width
         seen = operations.attention(tape, work.numbers, work.kind, q, k, v, out, self._scores(shape, over_encoder))
-        found = self._linear(seen, shape.heads * shape.value_size, hidden, _behind(weights))
+        found = self._linear(seen, shape.heads * shape.value_size, hidden, behind(weights))
         tape.hold([q, k, v, seen])
         return found
+
+    def _latent(self, x: Value, weights: Sequence[Weight], shape: Attention) -> tuple[Value, Value, Value]:
+        """Queries, and keys and values, from a few numbers of a token; some numbers of a head tell positions
+        (DeepSeek-V2, arXiv:2405.04434)."""
+        tape, hidden, own = self.tape, self.work.hidden, {leaf(one): one for one in weights}
+        each = self.work.rows * self.work.tokens * self.work.numbers.width
+        down, up = own["kv_a_proj_with_mqa"], own["kv_b_proj"]
+        rank, turned = up.shape[1], down.shape[0] - up.shape[1]
+        if "q_a_proj" in own:
+            few = own["q_a_proj"].shape[0]
+            low = self._head_norm(self._linear(x, hidden, few, own["q_a_proj"]), "q_a_layernorm", 1)
+            q = self._linear(low, few, shape.heads * shape.size, own["q_b_proj"])
+        else:
+            q = self._linear(x, hidden, shape.heads * shape.size, own["q_proj"])
+        plain = shape.heads * (shape.size - turned) * each
+        straight, turning = tape.split(q, (plain, q.size - plain))
+        q = tape.run([straight, operations.rotary(tape, turning)], q.size)
+        both = tape.split(self._linear(x, hidden, rank + turned, down), (rank * each, turned * each))
+        low, turning = self._head_norm(both[0], "kv_a_layernorm", 1), operations.rotary(tape, both[1])
+        values = shape.heads * shape.value_size
+        wide = self._linear(low, rank, values + plain // each, up)
+        straight, v = tape.split(wide, (plain, values * each))
+        return q, tape.run([straight, turning], shape.heads * shape.size * each), v
 
     def _head_norm(self, x: Value, name: str, heads: int) -> Value:
         weight = next((one for one in self.layers.weights if f".{name}." in f".{one.name}"), None)
@@ -193,6 +177,7 @@ class _Layer:
             soft_cap=shape.soft_cap,
             exact=work.rotary,
             copied=work.copied,
+            uneven=shape.size != shape.value_size,
         )
 
     def _feed_forward(self, x: Value, weights: Sequence[Weight]) -> Value:
@@ -200,10 +185,16 @@ class _Layer:
         if not shape.experts:
             return self._dense(x, shape.width, shape, weights)
         shared = [one for one in weights if not one.experts]
-        mixed = self._experts(x, shape, shared)
+        router = next((one for one in shared if one.shape[0] == shape.experts), None)
+        mixed = self._experts(x, shape, router)
         if not shape.shared:
             return mixed
-        beside = self._dense(x, shape.shared, shape, shared)
+        beside = self._dense(
+            x, shape.shared, shape, [one for one in shared if one is not router and 1 not in one.shape]
+        )
+        for one in (one for one in shared if 1 in one.shape):  # a share of it for each token
+            share = self._linear(x, self.work.hidden, 1, one)
+            beside = operations.product(self.tape, self.tape.run([share], share.size, keeps_result=True), beside)
         return self.tape.run([mixed, beside], x.size, passes=True)
 
     def _dense(self, x: Value, width: int, shape: FeedForward, weights: Sequence[Weight]) -> Value:
@@ -228,11 +219,12 @@ class _Layer:
         gate, up = parts
         return operations.product(self.tape, operations.activation(self.tape, name, gate), up)
 
-    def _experts(self, x: Value, shape: FeedForward, weights: Sequence[Weight]) -> Value:
+    def _experts(self, x: Value, shape: FeedForward, router: Weight | None) -> Value:
         """Each token is copied for each of its experts and sorted by them (grouped matrix products)."""
         tape, numbers, tokens = self.tape, self.work.numbers, self.work.rows * self.work.tokens
-        router = next((one for one in weights if one.shape[0] == shape.experts), None)
-        logits = self._linear(x, self.work.hidden, shape.experts, router)
+        exact = x.size // numbers.width * operations.FP32 if shape.exact_router else x.size
+        seen = x if exact == x.size else tape.run([x], exact)
+        logits = self._linear(seen, self.work.hidden, shape.experts, router)
         full = operations.FP32 * tokens * shape.experts
         shares = tape.run([tape.run([logits], full)], full, keeps_result=True)
         places, copies = Value(8 * tokens * shape.chosen), x.size * shape.chosen
@@ -247,42 +239,17 @@ class _Layer:
         done = self._grouped(inner, copies, first=False)
         full = copies // numbers.width * operations.FP32  # shares are fp32
         weighted = tape.run([done, chosen], full, [done, chosen], work=full)
-        return tape.run([tape.run([weighted], full, [places])], x.size)
+        ordered = tape.run([weighted], full, [places])
+        tape.hold([given, done])
+        return tape.run([ordered], x.size)
 
     def _grouped(self, x: Value, size: int, *, first: bool) -> Value:
-        """With an adapter PEFT adds it to all experts' weights, and the sum is kept."""
+        """With an adapter PEFT makes its product, adds it to all experts' weights, and the sum is kept."""
         experts = [one for one in self.layers.weights if one.experts and one.kind == "matrix"]
         mine = experts[:1] if first else experts[1:]
         updates = [self.updates[one.name] for one in mine]
         learns = any(update.whole or update.rank for update in updates)
         adapted = [one for one, update in zip(mine, updates, strict=True) if update.rank]
-        sums = [self.tape.run([], one.size * self.work.numbers.width, trains=True) for one in adapted]
+        wide = [one.size * self.work.numbers.width for one in adapted]
+        sums = [self.tape.run([self.tape.run([], each, trains=True)], each, passes=True) for each in wide]
         return self.tape.run([x, *sums], size, [*([x] if learns else []), *sums], trains=learns)
-
-
-def _is_norm(weight: Weight) -> bool:
-    owner = weight.name.split(".")[-2] if "." in weight.name else weight.name
-    return (
-        weight.kind == "vector"
-        and ("norm" in owner.lower() or owner.startswith("ln_"))
-        and not owner.endswith(("q_norm", "k_norm"))
-    )
-
-
-def _leaf(weight: Weight) -> str:
-    return weight.name.removesuffix(".weight").split(".")[-1]
-
-
-def _named(weights: Sequence[Weight], names: set[str]) -> Weight | None:
-    return next((one for one in weights if _leaf(one) in names), None)
-
-
-def _split(weights: Sequence[Weight]) -> tuple[Sequence[Weight], Sequence[Weight]]:
-    """Matrices of attention, which come first and end with the one behind it, and the others."""
-    known = QUERIES | KEYS | VALUES | JOINT
-    last = max((place for place, one in enumerate(weights) if _leaf(one) in known), default=-1)
-    return (weights[: last + 2], weights[last + 2 :]) if last >= 0 else ((), weights)
-
-
-def _behind(weights: Sequence[Weight]) -> Weight | None:
-    return weights[-1] if weights else None

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from distft.plan import operations
 from distft.plan.architecture import Architecture, Stack, Weight
-from distft.plan.layer import RMS_NORMS
 from distft.plan.operations import FP32, Implementation, Numbers, Update
 from distft.plan.tape import Tape, Value
+from distft.plan.work import RMS_NORMS
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,14 @@ class Batch:
     targets: int
     written: int = 0
     mask: bool = False
+
+    def tokens_of(self, stack: Stack) -> int:
+        """Of a row that a stack is given."""
+        return self.written if stack.role == "decoder" else self.tokens
+
+    def values(self, stack: Stack) -> int:
+        """Numbers of a stack's hidden state."""
+        return self.rows * self.tokens_of(stack) * stack.hidden
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,14 @@ def top(model: Architecture, batch: Batch, how: Computing, hidden: int) -> Top:
         scored = tape.run([scored], scored.size // width * FP32)
     scored = tape.run([scored], scored.size, keeps_result=True)
     tape.run([scored], FP32)
-    return Top(below + made, tape.backward())
+    paths = _paths(model, batch)
+    return Top(below + made + paths, tape.backward() + paths)
+
+
+def _paths(model: Architecture, batch: Batch) -> int:
+    """What a CRF keeps: at each place how likely each tag is behind each other."""
+    labels = next((one.shape[0] for one in model.head if one.name.endswith("crf.transitions")), 0)
+    return FP32 * batch.targets * labels * labels
 
 
 def _scored(model: Architecture, batch: Batch, how: Computing) -> int:
@@ -113,7 +128,14 @@ def last_norm(stack: Stack) -> Weight | None:
     """Behind the layers; one on embeddings is named after them."""
     vectors = [one for one in stack.other if one.kind == "vector" and one.name.endswith("weight")]
     names = ("norm", "ln_f")
-    found = [one for one in vectors if "embed" not in one.name and any(name in one.name.lower() for name in names)]
+    below = ("embed", "feature_")
+    found = [
+        one
+        for one in vectors
+        if one.name != stack.first_norm
+        and any(name in one.name.lower() for name in names)
+        and not any(name in one.name for name in below)
+    ]
     return found[-1] if found else None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from distft.plan import quantized
 from distft.plan.case import Case
-from distft.plan.prediction import Moment
+from distft.plan.prediction import EVALUATION, Moment
 from distft.plan.process import own_bytes, process_bytes
 from distft.plan.states import backward_bytes, reduction_bytes, state_bytes, update_bytes
 from distft.plan.trained import embedding_of
@@ -29,33 +29,39 @@ def moments(case: Case, rank: int | None = None) -> Iterator[Moment]:
         base |= {"process": process(case, "training"), "copies for checkpoints": copies(case, rank)}
     yield from _steps(case, base, rank)
     if any(part.eval is not None for part in case.recipe.parts()):
-        yield Moment("evaluation", _more(case, {**base, **_computing(case), **case.evaluation}, 0))
+        yield Moment(EVALUATION, _more(case, {**base, **_computing(case), **case.evaluation}, 0))
     if case.device is None:
         yield Moment("save", {**base, "process": process(case, "training" if rank else "end")})
 
 
 def _steps(case: Case, base: Terms, rank: int | None) -> Iterator[Moment]:
     learned, sharding, computing = case.sizes[0], case.sharding, base | _computing(case)
+
+    def backward(share: float) -> int:
+        return case.sharded(lambda: backward_bytes(learned, sharding, share, rank), "backward", share, rank)
+
     for moment in case.activations.moments:
         if moment.name == "optimizer":
             continue
         share = 1.0 if case.device and moment.backward else moment.backward  # a GPU gives a bucket as a whole
-        gradients = backward_bytes(learned, sharding, share, rank)
-        yield Moment(moment.name, _more(case, {**computing, "activations": moment.size}, gradients))
+        terms = {**computing, "activations": moment.size}
+        yield Moment(moment.name, _more(case, terms, backward(share)))
     batch = {"activations": sum(case.activations.terms[name] for name in ("batch", "masks", "positions"))}
     if table := _tied(case):
-        others = 0 if case.stage == 3 else backward_bytes(learned, sharding, 1 - table / sum(learned), rank)
+        others = 0 if case.stage == 3 else backward(1 - table / sum(learned))
         gradients = others + 3 * sharding.weight_bytes * table
         looked_up = {"gathered weights": sharding.weight_bytes * table if case.stage == 3 and case.world > 1 else 0}
         yield Moment("embeddings", _more(case, {**computing, **batch, **looked_up}, gradients))
-    yield Moment("reduction", _more(case, {**computing, **batch}, reduction_bytes(learned, sharding, rank)))
-    gradients = update_bytes(learned, sharding, rank) + _weighed(case)
-    yield Moment("update", _more(case, {**base, **batch}, gradients))
+    reduced = case.sharded(lambda: reduction_bytes(learned, sharding, rank), "reduced", rank)
+    yield Moment("reduction", _more(case, {**computing, **batch}, reduced))
+    updated = case.sharded(lambda: update_bytes(learned, sharding, rank), "updated", rank)
+    yield Moment("update", _more(case, {**base, **batch}, updated + _weighed(case)))
 
 
 def _computing(case: Case) -> Terms:
     """Weights that are made whole to compute with."""
-    terms = {"unpacked weight": quantized.unpacked(case.four_bit, case.sharding.weight_bytes)}
+    width = case.sharding.weight_bytes
+    terms = {"unpacked weight": case.sharded(lambda: quantized.unpacked(case.four_bit, width), "unpacked")}
     return terms | ({"gathered weights": gathered(case)} if case.stage == 3 else {})
 
 
@@ -79,7 +85,10 @@ def _weighed(case: Case) -> int:
 def copies(case: Case, rank: int | None = None) -> int:
     """Masters and moments of a rank, as they are copied to be written. Unsharded weights are dealt out to the ranks."""
     learned, world = case.sizes[0], case.world
-    own = [sum(learned[one::world]) if case.stage == 0 else -(-sum(learned) // world) for one in range(world)]
+    if case.stage == 0:
+        own = case.sharded(lambda: [sum(learned[one::world]) for one in range(world)], "dealt out")
+    else:
+        own = [-(-sum(learned) // world)] * world
     return 4 * (1 + case.sharding.moments) * (max(own) if rank is None else own[rank])
 
 
@@ -90,7 +99,7 @@ def gathered(case: Case) -> int:
         return 0
     layers = [sum(one.size for one in many.weights) for stack in case.model.stacks for many in stack.layers]
     prefetched = min(50_000_000, case.model.parameters // 100)
-    largest = max((weight.size for weight in case.model.named()), default=0)
+    largest = max((weight.size for weight, _ in case.model.weights()), default=0)
     return case.sharding.weight_bytes * (max([*layers, largest if case.device else 2 * largest]) + prefetched)
 
 
@@ -100,7 +109,7 @@ def _base(case: Case) -> Terms:
     if case.device is not None:
         terms["CUDA"] = CONTEXT + (COLLECTIVES if case.world > 1 else 0)
     terms |= case.placed.device
-    terms["weights"] -= quantized.saved(case.four_bit, case.sharding.weight_bytes)
+    terms["weights"] -= case.sharded(lambda: quantized.saved(case.four_bit, case.sharding.weight_bytes), "saved")
     return {name: size for name, size in terms.items() if size}
 
 

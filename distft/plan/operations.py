@@ -51,6 +51,7 @@ class Scores:
         soft_cap: scores are capped.
         exact: eager attention takes its softmax in fp32.
         copied: what a fused kernel returns is copied into the order of tokens.
+        uneven: a head's values have another size than its keys.
     """
 
     rows: int
@@ -65,6 +66,7 @@ class Scores:
     soft_cap: bool = False
     exact: bool = True
     copied: bool = False
+    uneven: bool = False
 
     @property
     def pairs(self) -> int:
@@ -209,8 +211,8 @@ def attention(
 
 
 def _ruled_out(numbers: Numbers, scores: Scores) -> bool:
-    """Whether sdpa has no fused kernel for it: the CPU's knows no dropout, none learns a bias."""
-    return scores.bias_learns or (numbers.device == "cpu" and scores.dropout > 0)
+    """Whether sdpa has no fused kernel for it: the CPU's knows no dropout and no uneven heads, none learns a bias."""
+    return scores.bias_learns or (numbers.device == "cpu" and (scores.dropout > 0 or scores.uneven))
 
 
 def _fused(

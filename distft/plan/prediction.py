@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distft.plan.devices import Device
+from distft.plan.duration import Times
 
 GIB = 1 << 30
+EVALUATION = "evaluation"
 EXPORT = "export"  # the moment of a process that begins when all ranks have ended
 
 
@@ -32,7 +34,9 @@ class Prediction:
         moments: of one rank.
         host_moments: of host memory: of one rank beside its GPU, and `EXPORT`, of one process on the node of rank 0.
         room: bytes that one rank may use; None: it is not known.
-        step_seconds: of an optimizer step; None: nothing is known of the device.
+        node_memory: bytes of host memory of a node; None: they are not known.
+        times: of an optimizer step; None: nothing is known of the device.
+        useful: share of its FLOPs that are not there to compute activations again.
         step_tokens: tokens that are fed in it.
         checkpoint: bytes of one.
         doubts: sentences about what is not counted exactly.
@@ -45,7 +49,9 @@ class Prediction:
     moments: Sequence[Moment]
     host_moments: Sequence[Moment]
     room: int | None
-    step_seconds: float | None
+    node_memory: int | None
+    times: Times | None
+    useful: float
     step_tokens: int
     checkpoint: int
     doubts: Sequence[str] = ()
@@ -67,6 +73,11 @@ class Prediction:
         later = (moment.total for moment in self.host_moments if moment.name == EXPORT)
         ranks = max((moment.total for moment in self.node_moments), default=self.per_node * self.host)
         return max(ranks, *later, 0)
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Of an optimizer step; None: it is not known."""
+        return self.times.step if self.times is not None else None
 
     @property
     def fits(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from distft.errors import UserError
 from distft.plan.devices import Device
+from distft.plan.duration import Times
 from distft.plan.estimate import Estimator
 from distft.plan.prediction import Moment, Prediction
 from distft.plan.shapes import is_known
@@ -46,10 +47,12 @@ def read(folder: Path) -> Prediction | None:
             per_node=stored["per_node"],
             device=None if stored["device"] is None else Device(**stored["device"]),
             moments=_moments(stored["moments"]),
-            node_moments=_moments(stored["node_moments"]),
             host_moments=_moments(stored["host_moments"]),
+            node_moments=_moments(stored["node_moments"]),
             room=stored["room"],
-            step_seconds=stored["step_seconds"],
+            node_memory=stored["node_memory"],
+            times=None if stored["times"] is None else Times(**stored["times"]),
+            useful=stored["useful"],
             step_tokens=stored["step_tokens"],
             checkpoint=stored["checkpoint"],
             doubts=tuple(stored["doubts"]),
@@ -76,10 +79,13 @@ def as_json(found: Prediction) -> dict[str, Any]:
         "moments": {moment.name: dict(moment.terms) for moment in found.moments},
         "host": found.host,
         "host_node": found.node,
+        "node_memory": found.node_memory,
         "node_moments": {moment.name: dict(moment.terms) for moment in found.node_moments},
         "host_moments": {moment.name: dict(moment.terms) for moment in found.host_moments},
         "checkpoint": found.checkpoint,
         "step_seconds": found.step_seconds,
+        "times": asdict(found.times) if found.times else None,
+        "useful": found.useful,
         "step_tokens": found.step_tokens,
         "doubts": list(found.doubts),
     }

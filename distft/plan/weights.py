@@ -33,8 +33,9 @@ def bare(name: str, *shape: int, experts: bool = False) -> Weights:
     return (Weight(name, shape, experts=experts, layout="bare"),)
 
 
-def convolution(name: str, *shape: int, bias: bool = True) -> Weights:
-    return (Weight(f"{name}.weight", shape, "convolution"), *(vector(f"{name}.bias", shape[0]) if bias else ()))
+def convolution(name: str, *shape: int, bias: bool = True, stride: int = 1) -> Weights:
+    matrix = Weight(f"{name}.weight", shape, "convolution", stride=stride)
+    return (matrix, *(vector(f"{name}.bias", shape[0]) if bias else ()))
 
 
 def joined(prefix: str, weights: Weights) -> Weights:

@@ -12,6 +12,7 @@ from distft.plan import record
 from distft.plan.changes import ways
 from distft.plan.devices import Device, present
 from distft.plan.estimate import Estimator
+from distft.plan.place import memory_here
 from distft.plan.prediction import text_of
 from distft.process.console import Console
 from distft.process.distributed import Ranks
@@ -33,7 +34,7 @@ def write_down(recipe: Recipe, base: Path, logs: Path, ranks: Ranks, console: Co
     here = recipe.model.model_copy(update={"path": str(base), "init": None})
     try:
         wanted = recipe.model_copy(update={"model": here})
-        record.write(logs, record.quick(wanted, ranks.world, _per_node(ranks.world), _device(), _memory()))
+        record.write(logs, record.quick(wanted, ranks.world, _per_node(ranks.world), _device(), memory_here()))
     except Exception as error:  # noqa: BLE001 - whatever it is, the run goes on
         console.say(f"no prediction of memory was written down: {first_line(error)}")
 
@@ -44,8 +45,8 @@ def advice(recipe: Recipe) -> tuple[str, list[str]]:
     try:
         world = int(os.environ.get("WORLD_SIZE", "1"))
         per_node = _per_node(world)
-        found = record.quick(recipe, world, per_node, _device(), _memory())
-        estimator = Estimator(per_node, _device(), _memory())
+        found = record.quick(recipe, world, per_node, _device(), memory_here())
+        estimator = Estimator(per_node, _device(), memory_here())
         out = [] if found.fits else ways(recipe, world // per_node, estimator.predict, MOST_WAYS, may_change)
     except Exception:  # noqa: BLE001 - there is an error to be told already
         return "", []
@@ -68,7 +69,3 @@ def _device() -> Device | None:
     if not torch.cuda.is_available():
         return None
     return present(torch.cuda.get_device_name(), torch.cuda.get_device_properties("cuda").total_memory)
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -13,11 +13,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from distft.errors import DONE, FAILED, UserError
+from distft.plan.config import cache
 from distft.recipe.load import check_sizes, dump
 from distft.recipe.schema import Recipe
 from distft.run import tracking
 from distft.run.folder import RunDir
 from launchers.slurm import scheduler, script
+from launchers.slurm.place import hub_of, kinds, place_of
 from launchers.slurm.script import Request
 from launchers.slurm.site import Site
 
@@ -89,8 +91,7 @@ def missing(recipe: Recipe, site: Site) -> Iterator[str]:
 
 
 def in_cache(name: str, kind: str, site: Site) -> bool:
-    home = os.path.expandvars(os.path.expanduser(site.scratch.huggingface or os.environ.get("HF_HOME") or "")) or None
-    hub = Path(home or Path.home() / ".cache" / "huggingface") / "hub"
+    hub = hub_of(site) or cache()
     return any((hub / f"{kind}--{name.replace('/', '--')}").glob("snapshots/*/*"))
 
 
@@ -138,6 +139,29 @@ def cpus_warning(site: Site) -> Iterator[str]:
         f"`cpus` is missing in the site profile, so SLURM gives {those} one CPU unless the partition has another "
         f"default; set cpus = {CPUS_A_RANK * ranks}, or what a node has for them"
     )
+
+
+def planned(recipe: Recipe, site: Site, refuses: bool) -> list[str]:
+    """A warning if the plan says that a job cannot fit into memory, or may not. Without a word from the profile about
+    its GPU, or its memory for ranks on CPUs, there is no plan.
+
+    Args:
+        refuses: what cannot fit is not sent.
+
+    Raises:
+        UserError: it cannot fit, and `refuses`.
+    """
+    place = place_of(site)
+    if place.unknown and kinds(site):
+        return [f"whether it fits in memory is not known: {place.unknown[0]}"]
+    if not place.is_known:
+        return []
+    from distft.plan.gate import judge  # a tenth of a second that most commands can do without
+
+    found = judge(recipe, place)
+    if found.refusal is not None and refuses:
+        raise UserError(f"{found.refusal}; --anyway sends it all the same")
+    return [sentence for sentence in (found.refusal, found.warning) if sentence is not None]
 
 
 def preemption(run: RunDir, site: Site, settings: Mapping[str, str]) -> list[str]:

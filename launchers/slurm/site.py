@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from distft.errors import UserError
+from distft.plan.devices import whole_name
 from distft.process import environment
 from distft.recipe.messages import explain
 from distft.recipe.section import Positive, Section
@@ -89,6 +90,8 @@ Option = Annotated[
     AfterValidator(_raw_option),
     AfterValidator(_no_secret),
 ]
+Model = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(whole_name)]
+Rate = Annotated[float, Field(gt=0)]
 EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"), AfterValidator(_environment_name)]
 
 
@@ -98,6 +101,19 @@ class Gpus(Section):
     request: Literal["gres", "gpus-per-node", "none"] = Field("gres", description="how your SLURM is asked for GPUs")
     count: Positive = Field(1, description="GPUs per node")
     type: Name | None = Field(None, description="GPU type, for example a100")
+    model: Model | None = Field(
+        None, description="the GPU for the plan, for example A100-80GB; default: what `type` says, where it says it all"
+    )
+
+
+class Rates(Section):
+    """What was measured on this cluster, for the plan's time."""
+
+    reached: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="share of the GPU's bf16 peak that training reaches, 0 to 1"
+    )
+    within_node: Rate | None = Field(None, description="GB/s that a GPU sends to others of its node")
+    between_nodes: Rate | None = Field(None, description="GB/s that a GPU sends to other nodes")
 
 
 class Mail(Section):
@@ -140,6 +156,7 @@ class Site(Section):
     memory: Memory | None = Field(None, description="memory per node, for example 64G; 0: all of it")
     time: Time = Field("1:00:00", description="time limit in a SLURM format; --time overrides it")
     gpus: Gpus | None = Field(None, description="GPUs of a node; leave it out for nodes without GPUs")
+    rates: Rates = Field(default_factory=Rates, description="rates that were measured here, for `distft plan`")
     exclusive: bool = Field(False, description="reserve whole nodes")
     modules: list[Line] = Field(default_factory=list, description="environment modules to load (`module load`)")
     activate: Absolute | None = Field(None, description="virtual environment, or shell script to source")

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from distft.errors import DONE, UserError
 from distft.launcher import Job, Outlook
+from distft.plan.place import Place
 from distft.process import stop_signals
 from distft.recipe.load import load_resolved
 from distft.recipe.messages import explain
@@ -23,6 +24,7 @@ from distft.run.turn import in_turn
 from launchers.local import finished, settle_recipe
 from launchers.slurm import outlook, preflight, scheduler, script, site
 from launchers.slurm.jobs import Sent, alive, job_ids, jobs_of, remember, why_not
+from launchers.slurm.place import place_of
 from launchers.slurm.script import Request
 from launchers.slurm.tags import tag
 
@@ -36,12 +38,18 @@ class SlurmLauncher:
         run = RunDir(job.run_dir)
         if job.recipe is None and not run.exists():
             raise UserError(f"{run.path} holds no run; give a recipe: distft submit CONFIG --run-dir {run.path}")
-        profile_path, values = chosen(run, job)
+        profile_path, given, kept = chosen(run, job)
+        if kept:
+            print(f"as at the last submission: {' '.join(f'{OPTIONS[key]} {value}' for key, value in kept.items())}")
+        values = kept | given
         profile = overridden(site.load(profile_path), values)
         recipe = job.recipe or load_resolved(run.config)
         request = requested(run, recipe, profile, job)
         settings = scheduler.configuration() if job.mode == "run" else {}
-        for warning in preflight.check(run, recipe, profile, request) + preflight.preemption(run, profile, settings):
+        warnings = preflight.check(run, recipe, profile, request) + preflight.preemption(run, profile, settings)
+        if job.recipe is not None or {"nodes", "ranks"} & given.keys() or job.resources.site is not None:
+            warnings += preflight.planned(recipe, profile, refuses=job.mode == "run" and not job.anyway)
+        for warning in warnings:
             print(f"warning: {warning}")
         if job.mode == "show":
             identity = run.read().id if run.exists() else None
@@ -80,6 +88,10 @@ class SlurmLauncher:
             print(f"job {number} submitted; watch it: distft status --watch {run.path}", flush=True)
         return DONE
 
+    def place(self, job: Job) -> Place:
+        path, given, kept = chosen(RunDir(job.run_dir), job)
+        return place_of(overridden(site.load(path), kept | given))
+
     def outlooks(self, runs: Sequence[RunDir]) -> list[Outlook | None]:
         return outlook.outlooks(runs, job_ids)
 
@@ -95,17 +107,15 @@ class SlurmLauncher:
         return f"cancelled job {names}; distft resume {run.path} continues the run"
 
 
-def chosen(run: RunDir, job: Job) -> tuple[Path, dict[str, Any]]:
-    """The file of the profile, and what the command line has in place of the profile's values. A run that is sent again
-    has both as at its last submission, which is said; new values win."""
+def chosen(run: RunDir, job: Job) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """The file of the profile; what the command line has in place of the profile's values; and what it had at the last
+    submission of a run that is sent again, unless it says otherwise now."""
     asked, sent = job.resources, jobs_of(run) if job.recipe is None else []
     path = site.find(asked.site or (sent[-1].site if sent else None))
     values = {"nodes": asked.nodes, "time": asked.time, "ranks": asked.nproc, "max_restarts": asked.max_restarts}
     given = {key: value for key, value in values.items() if value is not None}
     before = sent[-1].given if sent and sent[-1].site == str(path.absolute()) else {}
-    if kept := {key: value for key, value in before.items() if key in OPTIONS and key not in given}:
-        print(f"as at the last submission: {' '.join(f'{OPTIONS[key]} {value}' for key, value in kept.items())}")
-    return path, kept | given
+    return path, given, {key: value for key, value in before.items() if key in OPTIONS and key not in given}
 
 
 def overridden(profile: site.Site, values: dict[str, Any]) -> site.Site:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from distft.model.adapters import leave_out_routers
 from distft.plan.activations import Activations, activations
 from distft.plan.architecture import Architecture, Attention, FeedForward, Kind, Layers, Stack, Weight
 from distft.plan.loss import Batch, Computing
@@ -78,6 +79,7 @@ def adapted(model: Any, how: How) -> Any:
         task_type=None,
         use_dora=how.dora,
     )
+    leave_out_routers(settings, model)
     return peft.get_peft_model(model, settings, autocast_adapter_dtype=how.exact)
 
 
@@ -103,7 +105,8 @@ def architecture_of(model: Any, made: Made) -> Architecture:
         root = path.rpartition(".")[0]
         own = weights(f"{path}.{len(parts) - 1}.")
         norms = sum("norm" in one.name.lower() and one.name.endswith("weight") for one in own)
-        layers = Layers(len(parts), path, own, attention, made.feed_forward[path], norms, made.dropout)
+        beside = getattr(model.config, "use_parallel_residual", False)
+        layers = Layers(len(parts), path, own, attention, made.feed_forward[path], norms, made.dropout, parallel=beside)
         role: Any = "only" if len(made.attention) == 1 else "encoder" if "encoder" in path else "decoder"
         hidden = getattr(model.config, "hidden_size", None) or model.config.d_model
         prefix = f"{root}." if len(made.attention) > 1 else f"{root.split('.')[0]}."

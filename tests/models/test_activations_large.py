@@ -94,9 +94,6 @@ SMALL = {
 NOT_COUNTED = {
     ("Mixtral, small", "full, fp32"),  # fake tensors have grouped products in bf16 only
     ("Mixtral, small", "LoRA with dropout"),  # PEFT refuses it for experts
-    # 4 to 5 % too much: both branches of a layer have one input, which is counted twice
-    ("NeoX, small", "full, eager"),
-    ("NeoX, small", "LoRA with dropout"),
 }
 
 

@@ -39,17 +39,13 @@ def counted(model: Any, given: CausalBatch) -> int:
     return counter.peaks()["evaluation"][0]
 
 
-@pytest.mark.parametrize("vocabulary", [500, 32000])  # layers are the most, or logits
-@pytest.mark.parametrize(
-    "how", [How(), How(rank=16, adapter_dropout=0.1, packed=True), How(dtype=torch.float32, packed=True)]
-)
-def test_an_evaluation_needs_what_was_counted(how: How, vocabulary: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def peaks(made: Made, how: How, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    """Bytes predicted, and counted."""
     monkeypatch.setattr(
         "transformers.masking_utils.find_packed_sequence_indices",
         lambda positions: torch.zeros_like(positions) if how.packed else None,
     )
-    made, places = llama(vocabulary), ROWS * (TOKENS - 1)
-    model = built(made, how)
+    model, places = built(made, how), ROWS * (TOKENS - 1)
     batch = Batch(ROWS, TOKENS, places, places, mask=how.packed)
     computing = Computing(Numbers(how.dtype.itemsize, "cpu"), how.attention, how.update, checkpointing=True)
     expected = sum(evaluation(architecture_of(model, made), batch, computing).values())
@@ -59,8 +55,29 @@ def test_an_evaluation_needs_what_was_counted(how: How, vocabulary: int, monkeyp
         ids, at = torch.zeros(ROWS, TOKENS, dtype=torch.long), torch.zeros(places, dtype=torch.long)
         kept, real = torch.zeros(TOKENS - 1, dtype=torch.long), torch.zeros(ROWS * TOKENS, dtype=torch.bool)
         given = CausalBatch(ids, torch.zeros_like(ids), kept, at, at.clone(), at.clone(), real, 0, ())
-        found = counted(model, given)
+        return expected, counted(model, given)
+
+
+@pytest.mark.parametrize("vocabulary", [500, 32000])  # layers are the most, or logits
+@pytest.mark.parametrize(
+    "how", [How(), How(rank=16, adapter_dropout=0.1, packed=True), How(dtype=torch.float32, packed=True)]
+)
+def test_an_evaluation_needs_what_was_counted(how: How, vocabulary: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, found = peaks(llama(vocabulary), how, monkeypatch)
     assert expected == pytest.approx(found, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("made", "how"),
+    [
+        (shapes.neox(512, 8, layers=2, vocabulary=500), How()),
+        (shapes.mixtral(512, 1024, 8, 2, layers=2, vocabulary=500), How()),
+        (shapes.mixtral(512, 1024, 8, 2, layers=2, vocabulary=500), How(rank=8)),
+    ],
+)
+def test_parallel_branches_and_experts(made: Made, how: How, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, found = peaks(made, how, monkeypatch)
+    assert expected == pytest.approx(found, rel=0.05 if how.rank else 0.02)
 
 
 def test_each_beam_has_keys_and_values_of_its_own() -> None:

@@ -57,7 +57,7 @@ def test_deepseek_begins_with_a_dense_layer_and_keeps_values_apart(tmp_path: Pat
     dense, mixed = stack.layers
     assert (dense.numbers, mixed.numbers) == ((0,), (1, 2))
     assert dense.feed_forward == FeedForward(48, True, "silu")
-    assert mixed.feed_forward == FeedForward(8, True, "silu", experts=4, chosen=2, shared=8)
+    assert mixed.feed_forward == FeedForward(8, True, "silu", experts=4, chosen=2, shared=8, exact_router=True)
     assert mixed.attention == Attention(heads=4, keys=4, size=10, value_size=5, causal=True)
 
 
@@ -95,7 +95,7 @@ def test_t5_looks_over_its_encoder_with_biases(tmp_path: Path) -> None:
     assert (encoder.role, encoder.depth, decoder.role, decoder.depth) == ("encoder", 2, "decoder", 3)
     assert encoder.layers[0].attention == Attention(4, 4, 6, 6, causal=False, bias=True, dropout=0.1)
     assert decoder.layers[0].attention == Attention(4, 4, 6, 6, True, over_encoder=True, bias=True, dropout=0.1)
-    assert decoder.layers[0].feed_forward == FeedForward(48, True, "gelu")
+    assert decoder.layers[0].feed_forward == FeedForward(48, True, "gelu_new", dropout=0.1)
 
 
 def test_whisper_hears_1500_frames(tmp_path: Path) -> None:

@@ -70,7 +70,9 @@ def stack(config: Config, prefix: str, decodes: bool) -> Stack:
         attention=Attention(
             heads, heads, size, size, decodes, over_encoder=decodes, dropout=config["attention_dropout"]
         ),
-        feed_forward=FeedForward(config[f"{role}_ffn_dim"], False, config["activation_function"]),
+        feed_forward=FeedForward(
+            config[f"{role}_ffn_dim"], False, config["activation_function"], dropout=config["activation_dropout"]
+        ),
         norms=3 if decodes else 2,
         dropout=config["dropout"],
     )
@@ -89,7 +91,7 @@ def inputs(config: Config, style: Style, prefix: str, role: str) -> Weights:
         if role == "decoder":
             return table + embedding(f"{path}.embed_tokens", config["vocab_size"], hidden)
         first = convolution(f"{path}.conv1", hidden, config["num_mel_bins"], 3)
-        return table + first + convolution(f"{path}.conv2", hidden, hidden, 3)
+        return table + first + convolution(f"{path}.conv2", hidden, hidden, 3, stride=2)
     found = embedding(f"{prefix}.shared", config["vocab_size"], hidden) if role == "encoder" else ()
     if not config["share_encoder_decoder_embeddings"]:
         rows = config["vocab_size"] if role == "encoder" else config["decoder_vocab_size"]
@@ -131,6 +133,7 @@ COMMON: dict[str, Any] = {
     "activation_function": "gelu",
     "dropout": 0.1,
     "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
     "tie_word_embeddings": True,
     "share_encoder_decoder_embeddings": True,
 }

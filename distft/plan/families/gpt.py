@@ -10,7 +10,14 @@ from distft.plan.weights import Weights, embedding, linear, norm
 
 
 def one_stack(
-    config: Config, path: str, layer: Weights, other: Weights, heads: Attention, width: int, norms: int = 2
+    config: Config,
+    path: str,
+    layer: Weights,
+    other: Weights,
+    heads: Attention,
+    width: int,
+    norms: int = 2,
+    parallel: bool = False,
 ) -> tuple[Stack, ...]:
     """A decoder of layers that are all alike."""
     layers = Layers(
@@ -21,6 +28,7 @@ def one_stack(
         feed_forward=FeedForward(width, False, config["hidden_act"]),
         norms=norms,
         dropout=config["hidden_dropout"],
+        parallel=parallel,
     )
     return (Stack("only", config["hidden_size"], (layers,), other),)
 
@@ -62,7 +70,8 @@ def neox(config: Config, prefix: str) -> tuple[Stack, ...]:
     other = embedding(f"{prefix}.embed_in", config["vocab_size"], hidden) + norm(
         f"{prefix}.final_layer_norm", hidden, True
     )
-    return one_stack(config, f"{prefix}.layers", layer, other, attention(config), width)
+    beside = config["use_parallel_residual"]
+    return one_stack(config, f"{prefix}.layers", layer, other, attention(config), width, parallel=beside)
 
 
 def bloom(config: Config, prefix: str) -> tuple[Stack, ...]:
@@ -97,7 +106,9 @@ def falcon(config: Config, prefix: str) -> tuple[Stack, ...]:
         + tuple(weight for name in names for weight in norm(name, hidden, True))
     )
     other = embedding(f"{prefix}.word_embeddings", config["vocab_size"], hidden) + norm(f"{prefix}.ln_f", hidden, True)
-    return one_stack(config, f"{prefix}.h", layer, other, attention(config, keys, config["alibi"]), width, len(names))
+    beside = config["parallel_attn"] or config["new_decoder_architecture"]
+    heads_ = attention(config, keys, config["alibi"])
+    return one_stack(config, f"{prefix}.h", layer, other, heads_, width, len(names), beside)
 
 
 def falcon_norms(config: Config) -> tuple[str, ...]:
@@ -201,6 +212,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "intermediate_size": 24576,
         "tie_word_embeddings": False,
         "attention_bias": True,
+        "use_parallel_residual": True,
     },
     "bloom": BASE
     | {

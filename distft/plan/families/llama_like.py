@@ -187,6 +187,7 @@ def stacks(config: Config, prefix: str) -> tuple[Stack, ...]:
             norms=len(style.norms) or 2,  # OLMo's have no weights
             dropout=config.get("residual_dropout", 0.0),
             numbers=numbers,
+            parallel=len(style.norms) == 1,
         )
         for window, numbers in alike(windows(config))
     )

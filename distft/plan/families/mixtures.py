@@ -145,6 +145,7 @@ def mixed(config: Config, mixture: Mixture) -> FeedForward:
         experts=config["num_experts"],
         chosen=config["num_experts_per_tok"],
         shared=config[mixture.shared[1]] if mixture.shared else 0,
+        exact_router="kv_lora_rank" in config,
     )
 
 

@@ -30,6 +30,12 @@ def is_gated(config: Config) -> bool:
     return str(config["feed_forward_proj"]).startswith("gated-")
 
 
+def activation(config: Config) -> str:
+    """T5 1.1 says "gated-gelu" and means the one that is written out."""
+    name = str(config["feed_forward_proj"]).split("-")[-1]
+    return "gelu_new" if is_gated(config) and name == "gelu" else name
+
+
 def stack(config: Config, prefix: str, decodes: bool) -> Stack:
     path = f"{prefix}{'decoder' if decodes else 'encoder'}"
     count = config["num_decoder_layers"] if decodes else config["num_hidden_layers"]
@@ -41,7 +47,7 @@ def stack(config: Config, prefix: str, decodes: bool) -> Stack:
         attention=Attention(
             heads, heads, size, size, decodes, over_encoder=decodes, bias=True, dropout=config["dropout_rate"]
         ),
-        feed_forward=FeedForward(config["d_ff"], is_gated(config), str(config["feed_forward_proj"]).split("-")[-1]),
+        feed_forward=FeedForward(config["d_ff"], is_gated(config), activation(config), dropout=config["dropout_rate"]),
         norms=3 if decodes else 2,
         dropout=config["dropout_rate"],
     )

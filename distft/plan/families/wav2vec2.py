@@ -39,9 +39,9 @@ def listening(config: Config) -> Weights:
     """Convolutions over samples; all have a norm, or the first alone."""
     sizes = (1, *config["conv_dim"])
     found: Weights = ()
-    for number, kernel in enumerate(config["conv_kernel"]):
+    for number, (kernel, stride) in enumerate(zip(config["conv_kernel"], config["conv_stride"], strict=True)):
         name, width = f"feature_extractor.conv_layers.{number}", sizes[number + 1]
-        found += convolution(f"{name}.conv", width, sizes[number], kernel, bias=config["conv_bias"])
+        found += convolution(f"{name}.conv", width, sizes[number], kernel, bias=config["conv_bias"], stride=stride)
         if number == 0 or config["feat_extract_norm"] == "layer":
             found += norm(f"{name}.layer_norm", width, True)
     return found
@@ -70,11 +70,15 @@ def stacks(config: Config, prefix: str) -> tuple[Stack, ...]:
         path=f"{prefix}.encoder.layers",
         weights=layer(config),
         attention=Attention(heads, heads, size, size, False, dropout=config["attention_dropout"]),
-        feed_forward=FeedForward(config["intermediate_size"], False, config["hidden_act"]),
+        feed_forward=FeedForward(
+            config["intermediate_size"], False, config["hidden_act"], dropout=config["activation_dropout"]
+        ),
         norms=2,
         dropout=config["hidden_dropout"],
     )
-    return (Stack("only", config["hidden_size"], (layers,), joined(prefix, around(config))),)
+    first = "" if config["do_stable_layer_norm"] else f"{prefix}.encoder.layer_norm.weight"
+    other = joined(prefix, around(config))
+    return (Stack("only", config["hidden_size"], (layers,), other, first_norm=first, extracts=True),)
 
 
 def head(config: Config, labels: int) -> Weights:
@@ -93,6 +97,7 @@ DEFAULTS: dict[str, Any] = {
     "hidden_act": "gelu",
     "hidden_dropout": 0.1,
     "attention_dropout": 0.1,
+    "activation_dropout": 0.1,
     "conv_dim": [512] * 7,
     "conv_stride": [5, 2, 2, 2, 2, 2, 2],
     "conv_kernel": [10, 3, 3, 3, 3, 2, 2],

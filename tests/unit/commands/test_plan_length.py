@@ -7,13 +7,15 @@ from typing import Any
 
 from distft.commands.plan_length import Length, length_of, sentence
 from distft.data import row_counts
+from distft.plan.duration import Times
 from distft.plan.prediction import Moment, Prediction
 from distft.recipe.schema import Recipe
 from tests.unit.recipes import recipe
 
 
 def predicted(step_seconds: float | None = 2.0) -> Prediction:
-    return Prediction(8, 8, None, [Moment("loss", {"weights": 1})], (), None, step_seconds, 100, 3 * 10**9)
+    times = None if step_seconds is None else Times(step_seconds, 0.0, 0.0, 0.0)
+    return Prediction(8, 8, None, [Moment("loss", {"weights": 1})], (), None, None, times, 1.0, 100, 3 * 10**9)
 
 
 def by_epochs(folder: Path, **data: Any) -> Recipe:

@@ -4,6 +4,7 @@ queue between them; tests/cluster has the real ones."""
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -14,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from distft.cli.jobs import cancel, resume
+from distft.cli.table import app
 from distft.errors import UserError
 from distft.launcher import CLUSTER, Job, Mode, Resources
 from distft.process.interpreter import running
@@ -30,6 +33,7 @@ from launchers.slurm.script import Request
 from launchers.slurm.site import Site
 from launchers.slurm.submit import SlurmLauncher, after, refuse_second_job
 from launchers.slurm.tags import tag
+from tests.models.published import LLAMA_8B
 from tests.unit.recipes import recipe
 
 COMMANDS = {
@@ -460,3 +464,77 @@ def test_a_dry_run_asks_slurm_nothing(slurm: Slurm, tmp_path: Path, capsys: pyte
     assert f"#SBATCH --comment=distft=ID:{tmp_path / 'run'}" in capsys.readouterr().out
     assert not (slurm.folder / "asked").exists()
     assert not (tmp_path / "run").exists()
+
+
+# --- what cannot fit into memory --------------------------------------------------------------------------------------
+
+TOO_SMALL = 'gpus = {count = 2, model = "a30_24gb"}\ncpus = 2\n'  # for 8 billion weights that are all trained
+CANNOT = "it cannot fit: a rank takes at least "
+
+
+@pytest.fixture
+def large(slurm: Slurm, tmp_path: Path) -> Path:
+    (tmp_path / "model").unlink()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(LLAMA_8B))
+    return tmp_path
+
+
+def test_what_cannot_fit_is_not_sent_and_leaves_nothing(slurm: Slurm, large: Path) -> None:
+    with pytest.raises(UserError) as raised:
+        submit(large, profile=TOO_SMALL)
+    said = str(raised.value)
+    assert said.startswith(CANNOT)
+    assert "(the memory of A30-24GB)" in said
+    assert said.endswith("; --anyway sends it all the same")
+    assert "\n" not in said
+    assert (slurm.queue(), (large / "run").exists()) == ([], False)
+
+
+def test_a_dry_run_warns_and_anyway_sends(slurm: Slurm, large: Path) -> None:
+    wanted = job(large, profile=TOO_SMALL)
+    assert wanted.recipe is not None
+    (large / "r.yaml").write_text(dump(wanted.recipe))
+    words = ["submit", str(large / "r.yaml"), "--run-dir", str(large / "run"), "--site", str(large / "s.toml")]
+    for option, sent in (("--dry-run", 0), ("--anyway", 1)):
+        done = CliRunner().invoke(app, [*words, option])
+        assert (done.exit_code, done.output.count(f"warning: {CANNOT}"), len(slurm.queue())) == (0, 1, sent)
+
+
+def test_resume_plans_where_other_resources_are_given(
+    slurm: Slurm, large: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit(large)
+    (slurm.folder / "queue").write_text("")
+    (large / "s.toml").write_text(f'shared = ["/"]\n{TOO_SMALL}')
+    SlurmLauncher().launch(job(large, profile=TOO_SMALL, again=True))  # as before
+    assert "fit" not in capsys.readouterr().out
+    (slurm.folder / "queue").write_text("")
+    other = job(large, profile=TOO_SMALL, again=True, nodes=1)
+    with pytest.raises(UserError, match=CANNOT):
+        SlurmLauncher().launch(other)
+    with pytest.raises(UserError, match=CANNOT):
+        SlurmLauncher().launch(job(large, profile=TOO_SMALL, again=True, site=str(large / "s.toml")))
+    assert slurm.queue() == []
+    SlurmLauncher().launch(dataclasses.replace(other, anyway=True))
+    assert len(slurm.queue()) == 1
+    assert f"warning: {CANNOT}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("profile", "said"),
+    [
+        ("gpus = {count = 2}", None),
+        ('gpus = {count = 2, type = "v100"}', None),
+        ('gpus = {count = 2, type = "a100"}', "gpus.type a100 of the site profile may be one of A100-80GB, A100-40GB"),
+        ('memory = "0"', None),
+    ],
+)
+def test_what_the_plan_cannot_say_is_no_reason_not_to_send(
+    slurm: Slurm, large: Path, capsys: pytest.CaptureFixture[str], profile: str, said: str | None
+) -> None:
+    submit(large, profile=f"{profile}\ncpus = 2")
+    assert len(slurm.queue()) == 1
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == (said is not None)
+    assert said is None or said in warnings[0]

@@ -54,6 +54,12 @@ def test_a_part_of_a_model() -> None:
     assert len(trained(model)) == 9 + 1
 
 
+def test_adalora_in_bf16_does_not_train_the_number_of_ranks() -> None:
+    adapter: Adapter = TypeAdapter(Adapter).validate_python({"type": "adalora", "init_r": 3, "target_r": 1})
+    model = adapters.attach(LlamaForCausalLM(LlamaConfig(**SIZES)).to(torch.bfloat16), adapter, CAUSAL, None, 100)
+    assert {name.split(".")[-2] for name in trained(model)} == {"lora_A", "lora_B", "lora_E"}
+
+
 def test_a_tied_parameter_has_two_names() -> None:
     model = LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True))
     adapter: Adapter = TypeAdapter(Adapter).validate_python({"type": "partial", "train": ["lm_head.*"]})

@@ -6,6 +6,7 @@ from itertools import product
 
 from distft.engine.configuration import stage
 from distft.plan.changes import changed, grid, lowest_stage, possible, ways
+from distft.plan.duration import Times
 from distft.plan.prediction import Moment, Prediction
 from distft.recipe.schema import Recipe
 from tests.unit.recipes import recipe
@@ -21,7 +22,8 @@ def predict(wanted: Recipe, nodes: int, room: int = 100) -> Prediction:
     size = wanted.train.micro_batch * wanted.data.row_tokens // 32 * (1 if again else 2)
     states = 80 // (nodes if wanted.engine.zero_stage == 3 else 1)
     moment = Moment("loss", {"activations": size, "weights": states})
-    return Prediction(nodes, 1, None, [moment], (), room, 4.0 / nodes + again, 1000, 0)
+    times = Times(4.0 / nodes + again, 0.0, 0.0, 0.0)
+    return Prediction(nodes, 1, None, [moment], (), room, None, times, 1.0, 1000, 0)
 
 
 def test_the_cheapest_change_that_is_enough_comes_first_and_none_holds_another() -> None:

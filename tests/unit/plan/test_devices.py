@@ -54,6 +54,8 @@ def test_a_gpu_to_plan_for_is_found_by_its_name() -> None:
     assert found.memory == 81_079 << 20
     assert device("L40S").name == "L40S-48GB"
     assert (device("L40S").link, device("L40S").matmul, device("L40S").between) == (25e9, MATMUL, 25e9)
+    for odd in (" H100_nvl 94gb", "h100-NVL-94GB", "H100 NVL"):
+        assert device(odd).name == "H100 NVL-94GB"
     for name, said in (
         ("A100", "several are called so; the possible values: A100-80GB, A100-40GB"),
         ("V100", "unknown"),

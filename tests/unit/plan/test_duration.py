@@ -19,7 +19,7 @@ from distft.plan.duration import (
     Sizes,
     Work,
     gathered_again,
-    step_seconds,
+    step_times,
     work,
 )
 from distft.recipe.schema import Recipe
@@ -37,7 +37,7 @@ def wanted(stage: int, **engine: object) -> Recipe:
 
 def took(stage: int, done: Work, sizes: Sizes, world: int = 8, **engine: object) -> float:
     """On nodes of eight ranks; of four micro-batches with one node."""
-    return step_seconds(wanted(stage, **engine), done, sizes, GPU, world, 8)
+    return step_times(wanted(stage, **engine), done, sizes, GPU, world, 8).step
 
 
 def test_flops_decide_where_all_else_is_free() -> None:
@@ -114,3 +114,13 @@ def test_only_layers_larger_than_the_reuse_distance_are_gathered_again() -> None
     assert gathered_again(of_layers(Weight("w", (10, 10)), count=16)) == 0
     assert gathered_again(of_layers(Weight("w", (10, 10)), count=4)) == 4 * (100 - 50)
     assert gathered_again(of_layers(Weight("w", (1_500_000, 1_000)), count=20)) == 20 * 500_000_000
+
+
+def test_measured_rates_decide() -> None:
+    """0.9e15 FLOPs at 45 % of 1e15 a second, whatever crosses memory; half the GB/s take twice as long."""
+    site = replace(GPU, reached=0.45, between=12.5e9)
+    done = Work(0.8e15, 0.1e15, 1e12, 3, 1000)
+    found = step_times(wanted(2), done, Sizes(0, 0), site, 8, 8)
+    assert (found.computing, found.at_peak) == (pytest.approx(8.0), pytest.approx(3.6))
+    usual, slow = (step_times(wanted(3), NOTHING, Sizes(SIZE, SIZE), gpu, 16, 8) for gpu in (GPU, site))
+    assert (slow.between, slow.within) == (pytest.approx(2 * usual.between), usual.within)

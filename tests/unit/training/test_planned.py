@@ -111,4 +111,13 @@ def test_where_the_plan_says_that_it_fits_all_that_helps_is_listed(base: Path, m
 def test_a_gpu_is_found_by_what_torch_calls_it() -> None:
     assert present("NVIDIA H100 80GB HBM3", 5).link == 450e9
     assert present("NVIDIA H100 80GB HBM3", 5).memory == 5
-    assert present("Some GPU of tomorrow", 5).flops == 0
+    assert present("Some GPU of tomorrow", 5).flops is None
+
+
+def test_what_is_written_down_is_read_as_it_was(base: Path) -> None:
+    gpu = present("NVIDIA H100 80GB HBM3", 80 << 30)
+    found = record.quick(wanted(base, model={"path": str(base), "activation_checkpointing": True}), 8, 4, gpu, 1 << 40)
+    assert found.times is not None
+    assert found.useful < 1.0
+    record.write(base, found)
+    assert record.read(base) == found
