@@ -199,7 +199,7 @@ def attention(bench: Bench) -> None:
     """All kinds keep the documents of a row apart."""
     one = ("train.steps=1", "train.global_batch=64", "train.micro_batch=4")
     eager = bench.train("attention-eager", "model.attention=eager", *one)
-    for kind in ("auto", "sdpa", "flash_attention_2"):
+    for kind in ("auto", "varlen", "sdpa", "flash_attention_2"):
         if kind == "flash_attention_2" and not (bench.gpus and has("flash_attn")):
             bench.say("flash attention", None, "flash_attn is not installed, or there is no GPU")
             continue

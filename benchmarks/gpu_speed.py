@@ -34,8 +34,9 @@ from distft.process import distributed
 from distft.process.distributed import Ranks
 from distft.recipe.schema import Recipe
 from distft.recipe.tasks import CausalLM
-from distft.tasks.causal_lm import Causal, CausalBatch, spec
+from distft.tasks.causal_lm import Causal, spec
 from distft.tasks.protocol import collated
+from distft.tasks.shared.causal_rows import CausalBatch
 
 SMALL = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
 SMALL |= {"num_key_value_heads": 2, "vocab_size": 2000}

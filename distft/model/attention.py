@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,19 @@ from huggingface_hub.errors import StrictDataclassError
 from distft.errors import UserError
 from distft.recipe.schema import Engine, Recipe
 from distft.recipe.tasks import TaskName
-from distft.tasks.protocol import TaskSpec
+from distft.run.files import write_atomically
+from distft.run.folder import RunDir
+from distft.tasks.protocol import ModelSpec, TaskSpec
+from distft.tasks.shared.causal_rows import VARLEN
 
 SDPA, FLASH, EAGER = "sdpa", "flash_attention_2", "eager"
 
 
-def choose(folder: Path, recipe: Recipe, auto_class: str) -> str:
+def choose(folder: Path, recipe: Recipe, spec: ModelSpec, by_document: bool = True) -> str:
     """The implementation that the recipe names, or else the best that the model's class supports and the machine has.
 
     Args:
-        auto_class: transformers' class for the task.
+        by_document: auto may take attention by document (`takes_documents`).
 
     Raises:
         UserError: the recipe names one that the class has not.
@@ -30,11 +34,17 @@ def choose(folder: Path, recipe: Recipe, auto_class: str) -> str:
     wanted = recipe.model.attention
     if wanted == EAGER:
         return EAGER
-    name, supported = support(folder, recipe.model.trust_remote_code, auto_class)
+    name, supported = support(folder, recipe.model.trust_remote_code, spec.auto_class)
     if wanted == "auto":
         if FLASH in supported and flash_fits(recipe.engine):
             return FLASH
-        return SDPA if SDPA in supported else EAGER
+        if VARLEN in supported and spec.tells_documents and by_document and _kernel_fits(recipe.engine):
+            return VARLEN
+        return _masked(supported)
+    if wanted == VARLEN and not spec.tells_documents:
+        raise UserError(
+            f"model.attention: varlen is for task.type causal-lm and dpo, not for {recipe.task.type}; set it to auto"
+        )
     if wanted not in supported:
         raise UserError(
             f"model.attention: {name} does not support {wanted}, only {' and '.join(supported)}; "
@@ -43,10 +53,46 @@ def choose(folder: Path, recipe: Recipe, auto_class: str) -> str:
     return wanted
 
 
+def offered(folder: Path, recipe: Recipe, spec: ModelSpec, by_document: bool) -> str:
+    """What `choose` finds, made known to transformers if it is our own."""
+    chosen = choose(folder, recipe, spec, by_document)
+    if chosen == VARLEN:
+        from distft.model.document_attention import offer
+
+        offer()
+    return chosen
+
+
+def masked(folder: Path, recipe: Recipe, spec: ModelSpec) -> str:
+    """What takes the place of attention by document where that does not fit the model."""
+    return _masked(support(folder, recipe.model.trust_remote_code, spec.auto_class)[1])
+
+
+def _masked(supported: Sequence[str]) -> str:
+    return SDPA if SDPA in supported else EAGER
+
+
+def takes_documents(run: RunDir, starts: bool) -> bool:
+    """Whether `auto` may take attention by document: a run that begins tries it, and keeps what it has found
+    (`keep_trial`). One that began before there was such a trial keeps the attention that it began with."""
+    if starts and run.newest_commit() == 0:
+        return True
+    try:
+        return bool(json.loads(run.attention.read_text(encoding="utf-8"))[VARLEN])
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{run.attention} cannot be read ({error}); set model.attention to sdpa or varlen") from None
+
+
+def keep_trial(run: RunDir, right: bool) -> None:
+    write_atomically(run.attention, json.dumps({VARLEN: right}) + "\n")
+
+
 def check(folder: Path, recipe: Recipe, specs: Mapping[TaskName, TaskSpec]) -> None:
     """Raises UserError if the recipe names an implementation that the model has not for one of its tasks."""
     for spec in specs.values():
-        choose(folder, recipe, spec.model.auto_class)
+        choose(folder, recipe, spec.model)
 
 
 def flash_fits(engine: Engine) -> bool:
@@ -55,13 +101,18 @@ def flash_fits(engine: Engine) -> bool:
     return installed and torch.cuda.is_available() and engine.dtype == "bf16"
 
 
+def _kernel_fits(engine: Engine) -> bool:
+    """On a GPU attention by document pays by torch's kernel, which takes no fp32."""
+    return not torch.cuda.is_available() or engine.dtype == "bf16"
+
+
 def support(folder: Path, trusted: bool, auto_class: str) -> tuple[str, list[str]]:
     """The name of the class that transformers takes for a model folder, and the implementations which it and the
     models inside it all support, best last. A class that cannot be found counts as one that supports all: what is
     wrong is said where the model is loaded."""
     from transformers import AutoConfig
 
-    everything = [EAGER, SDPA, FLASH]
+    everything = [EAGER, SDPA, VARLEN, FLASH]
     try:
         settings = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
         found = model_class(folder, settings, trusted, auto_class)
@@ -113,6 +164,8 @@ def _supports(found: Any, name: str) -> bool:
         return True
     if name == SDPA:
         return bool(getattr(found, "_supports_sdpa", False))
+    if name == VARLEN:
+        return bool(getattr(found, "_supports_attention_backend", False))
     kernels = getattr(found, "_compatible_flash_implementations", None)  # others need kernels of their own
     return bool(getattr(found, "_supports_flash_attn", False)) and (kernels is None or FLASH in kernels)
 

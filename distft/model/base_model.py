@@ -120,6 +120,7 @@ def load(
     specs: Mapping[TaskName, TaskSpec],
     labels: Mapping[str, Labels],
     quantized: bool = False,
+    by_document: bool = True,
 ) -> Any:
     """The base model in the run's dtype, on the CPU (or in shards, see `engine.deepspeed.sharded_loading`).
 
@@ -128,6 +129,7 @@ def load(
     Args:
         labels: the label sets by their names in labels.json.
         quantized: hold the weights of its linear layers as 4-bit NormalFloat.
+        by_document: see `attention.choose`.
 
     Raises:
         UserError: transformers cannot load it as a model for this task, or weights are missing in it.
@@ -139,7 +141,9 @@ def load(
     check_architecture(folder, recipe, whole(specs))
     loaded = join_models(
         {
-            name: _load(folder, recipe, spec.model, labels.get(key_of(name), ()), quantized and name is None)
+            name: _load(
+                folder, recipe, spec.model, labels.get(key_of(name), ()), quantized and name is None, by_document
+            )
             for name, spec in specs.items()
         }
     )
@@ -163,12 +167,12 @@ def shape(folder: Path, recipe: Recipe, specs: Mapping[TaskName, TaskSpec], labe
     return join_models({name: make(spec.model, labels.get(key_of(name), ())) for name, spec in specs.items()})
 
 
-def _load(folder: Path, recipe: Recipe, spec: ModelSpec, labels: Labels, quantized: bool) -> Any:
+def _load(folder: Path, recipe: Recipe, spec: ModelSpec, labels: Labels, quantized: bool, by_document: bool) -> Any:
     import transformers
     from safetensors import SafetensorError
 
     engine, damaged = recipe.engine, (SafetensorError, UnpicklingError, StrictDataclassError)
-    chosen = attention.choose(folder, recipe, spec.auto_class)
+    chosen = attention.offered(folder, recipe, spec, by_document)
     try:
         loaded, info = getattr(transformers, spec.auto_class).from_pretrained(
             folder,

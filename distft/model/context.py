@@ -11,7 +11,7 @@ from typing import Any
 
 from distft.data.records import Encoder
 from distft.data.sources import training_source
-from distft.model import base_model, random_init
+from distft.model import attention, base_model, random_init
 from distft.recipe.schema import ModelInit, Recipe
 from distft.recipe.tasks import TaskName
 from distft.run.folder import RunDir
@@ -109,7 +109,8 @@ class RunContext:
 
     def load_model(self, quantized: bool = False) -> Any:
         """The base model, see `base_model.load`."""
-        return base_model.load(self.base, self.recipe, self.specs, self.labels, quantized)
+        by_document = self.once("attention", lambda: attention.takes_documents(self.run, self.starts))
+        return base_model.load(self.base, self.recipe, self.specs, self.labels, quantized, by_document)
 
     def shape(self) -> Any:
         """The model without its weights, see `base_model.shape`."""

@@ -160,7 +160,7 @@ class Stacks:
             stack.hidden,
             how.numbers,
             how.attention,
-            mask=batch.mask and stack.role != "decoder",
+            mask=batch.mask and stack.role != "decoder" and how.attention != "varlen",
             mask_over_encoder=batch.mask,
             rotary=turns(stack),
             norm=RMS_NORMS.get(self._model.model_type, "narrow"),

@@ -154,7 +154,8 @@ class Case:
 
     def _computing(self, one: Given) -> Computing:
         numbers = Numbers(self.sharding.weight_bytes, "cpu" if self.device is None else "cuda")
-        kind, again = attention(self.recipe, self.model), self.recipe.model.activation_checkpointing
+        kind = attention(self.recipe, self.model, on_gpu=self.device is not None)
+        again = self.recipe.model.activation_checkpointing
         return Computing(numbers, kind, self.update, again, one.gathered)
 
     @cached_property

@@ -49,7 +49,7 @@ def _places(filters: list[Weight], batch: Batch) -> int:
 
 def masks(stack: Stack, batch: Batch, how: Computing) -> int:
     """One for each kind of layers, [rows, 1, tokens, tokens]: of bytes, for eager attention of numbers."""
-    if how.attention == "flash_attention_2":
+    if how.attention in ("flash_attention_2", "varlen"):
         return 0
     tokens, decodes = batch.tokens_of(stack), stack.role == "decoder"
     each = (1 if how.attention == "sdpa" else how.numbers.width) * batch.rows * tokens

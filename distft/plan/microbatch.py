@@ -16,6 +16,7 @@ from distft.recipe.tasks import TaskPart
 SOUND_PLACE = 20  # milliseconds of speech that become one place of wav2vec2's layers
 WHISPER_READS, WHISPER_WRITES = 1500, 448  # places, if the model has no tables of them
 ONLY_EAGER = {"bloom", "deberta-v2", "gemma2", "gpt_oss", "mpnet"}  # model types without fused attention on a CPU
+MASKED = {"bloom", "falcon", "mpt", "nemotron", "stablelm"}  # decoders that cannot be told where documents begin
 SPEECH = sections.CTC | sections.SpeechSeq2Seq
 WRITES = sections.Seq2SeqLM | sections.SpeechSeq2Seq
 
@@ -99,8 +100,11 @@ def part_of(model: Architecture, part: TaskPart) -> Architecture:
     return replace(model, head=head, vocabulary=labels[-1] if labels else model.vocabulary)
 
 
-def attention(recipe: Recipe, model: Architecture) -> Implementation:
-    """What `auto` stands for where flash attention is not installed."""
+def attention(recipe: Recipe, model: Architecture, on_gpu: bool) -> Implementation:
+    """What `auto` stands for where flash attention is not installed, as far as a plan without torch can know."""
     if recipe.model.attention != "auto":
         return recipe.model.attention
+    tells = isinstance(recipe.task, sections.CausalLM | sections.DPO) and model.model_type not in MASKED
+    if tells and (recipe.engine.dtype == "bf16" or not on_gpu):
+        return "varlen"
     return "eager" if model.model_type in ONLY_EAGER else "sdpa"

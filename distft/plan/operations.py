@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from distft.plan.tape import Tape, Value
 
-Implementation = Literal["eager", "sdpa", "flash_attention_2"]
+Implementation = Literal["eager", "sdpa", "varlen", "flash_attention_2"]
 RmsNorm = Literal["narrow", "wide", "mixed"]
 Device = Literal["cpu", "cuda"]
 FP32 = 4  # bytes
@@ -198,6 +198,8 @@ def attention(
     Args:
         result: bytes of the result, [rows, queries, heads, size of a value].
     """
+    if kind == "varlen":
+        return _by_document(tape, numbers, q, k, v, result, scores)
     fused = kind == "flash_attention_2" or (kind == "sdpa" and not _ruled_out(numbers, scores))
     repeats = kind == "eager" or (kind == "sdpa" and (scores.mask or not fused))
     if 1 < scores.groups < scores.heads and repeats:  # one head can be seen as many without a copy
@@ -207,6 +209,20 @@ def attention(
     if kind == "sdpa":
         return _written_out(tape, numbers, q, k, v, result, scores)
     return _eager(tape, numbers, q, k, v, result, scores)
+
+
+def _by_document(tape: Tape, numbers: Numbers, q: Value, k: Value, v: Value, result: int, scores: Scores) -> Value:
+    """Attention by document of rows that each are one, which is the most that they can take. Where torch's kernel does
+    not do it, sdpa or eager attention sees each document, and their results are put together."""
+    if numbers.device == "cuda" and numbers.width != FP32 and not scores.soft_cap and not scores.dropout:
+        return _fused(tape, numbers, "flash_attention_2", q, k, v, result, scores)
+    alone = replace(scores, rows=1, heads=scores.rows * scores.heads, copied=True)
+    if scores.soft_cap:
+        k, v = (tape.run([x], x.size * scores.groups) for x in (k, v))
+        return _eager(tape, numbers, q, k, v, result, alone)
+    if _ruled_out(numbers, scores):
+        return tape.run([_written_out(tape, numbers, q, k, v, result, alone)], result)
+    return _fused(tape, numbers, "sdpa", q, k, v, result, scores=replace(scores, copied=True))
 
 
 def _ruled_out(numbers: Numbers, scores: Scores) -> bool:

@@ -34,10 +34,11 @@ class Model(Section):
     path: Place | None = Field(None, description="local folder or hub id of a model")
     init: ModelInit | None = Field(None, description="make a small random model instead of loading one")
     revision: str | None = Field(None, description="hub revision of `path`")
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+    attention: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto",
         description="attention implementation; auto: the best that the model's class supports of flash attention (if "
-        "installed, on a GPU, in bf16), sdpa, and eager",
+        "installed, on a GPU, in bf16), varlen (document by document, without a mask; for causal-lm and dpo), sdpa, "
+        "and eager",
     )
     activation_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass to save memory"

@@ -13,6 +13,7 @@
     labels.json        the label set, where the task has one
     bad-records.jsonl  the records that were left out as bad (`data.bad_records: skip`)
     packing.json       that documents do not share rows, where the recipe leaves it open and a trial has shown it
+    attention.json     whether a trial has found attention by document right for the model (`model.attention`)
     reference.safetensors  what the starting model made of pairs of answers (DPO without an adapter)
     checkpoints/       step-00000050/
     evaluations/       what `distft eval` found: tables (JSON) and pictures
@@ -105,6 +106,7 @@ class RunDir:
         self.base = self.path / "base"
         self.labels = self.path / "labels.json"
         self.packing = self.path / "packing.json"
+        self.attention = self.path / "attention.json"
         self.bad_records = self.path / "bad-records.jsonl"
         self.reference = self.path / "reference.safetensors"
         self.checkpoints = self.path / "checkpoints"

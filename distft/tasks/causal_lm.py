@@ -21,16 +21,15 @@ from distft.metrics.scores import Report
 from distft.recipe.tasks import CausalLM
 from distft.run.digest import of_parts
 from distft.tasks.protocol import MICRO_BATCHES, ModelSpec, Outcome, Setting, TaskSpec, mean, only
+from distft.tasks.shared.causal_rows import FLATTENED, CausalBatch, Rows
 from distft.tasks.shared.generation import continued
-from distft.tasks.shared.lengths import Lengths
-from distft.tasks.shared.padding import DROPPED, SPLIT, row_width
+from distft.tasks.shared.padding import DROPPED, SPLIT
 from distft.tasks.shared.position_limits import positions
 from distft.tasks.shared.routers import ROUTER, Routers, balance, find_routers
 from distft.tasks.shared.token_scores import add_outcomes, report_token_scores, score_tokens
 from distft.tasks.shared.tokenizer_family import DECODER
 
 TOKENS = "tokens"  # the name of the loss and of its count
-_FILLER = 0  # a padding token is seen by no real one: it comes last and attention is causal
 
 
 def spec(settings: CausalLM, fields: Mapping[str, str]) -> TaskSpec:
@@ -44,11 +43,11 @@ def spec(settings: CausalLM, fields: Mapping[str, str]) -> TaskSpec:
         return CausalEncoder(template, fields, data.row_tokens, drop=data.overlong == "drop")
 
     def build(setting: Setting, model: Any) -> Causal:
-        flatten = getattr(model.config, "_attn_implementation", "") == "flash_attention_2"
+        flatten = getattr(model.config, "_attn_implementation", "") in FLATTENED
         routers = find_routers(model, setting.recipe.train.router_loss)
         return Causal(model.forward, flatten, setting, positions(model), routers)
 
-    model = ModelSpec("AutoModelForCausalLM", DECODER, peft_task="CAUSAL_LM", packs=True)
+    model = ModelSpec("AutoModelForCausalLM", DECODER, peft_task="CAUSAL_LM", packs=True, tells_documents=True)
     return TaskSpec(model, texts, encoder, build, takes_decoding=True)
 
 
@@ -114,43 +113,12 @@ def split_to_rows(marked: Marked, size: int, drop: bool) -> Encoded:
     return Encoded(documents, notes, marked.warnings)
 
 
-@dataclass(frozen=True)
-class CausalBatch:
-    """B rows of T tokens, all int64.
-
-    Attributes:
-        input_ids: [B, T].
-        position_ids: [B, T]; they restart at 0 with each document, which is how transformers keeps documents apart.
-        keep: [K], columns at which logits are wanted, for all rows.
-        at: [N], where a target's logits are in the flattened [B * K].
-        targets: [N], the tokens to predict.
-        owners: [N], the document that a target is of, counted over the batch.
-        real: bool [B * T], False for padding.
-        useful_tokens: tokens that are not padding.
-        documents: as they were given, in order.
-    """
-
-    input_ids: torch.Tensor
-    position_ids: torch.Tensor
-    keep: torch.Tensor
-    at: torch.Tensor
-    targets: torch.Tensor
-    owners: torch.Tensor
-    real: torch.Tensor
-    useful_tokens: int
-    documents: Sequence[Document]
-
-    @property
-    def lengths(self) -> Lengths:
-        return Lengths([document.size for document in self.documents], len(self.targets))
-
-
 class Causal:
     """The task for any causal LM of transformers.
 
     Args:
         forward: the model's forward, asked for what it takes.
-        flatten: rows become one row of B * T tokens; flash attention keeps documents apart in that form only.
+        flatten: see `Rows`.
         setting: for predictions, which need a tokenizer.
         limit: tokens that the model takes; None: it knows no limit.
         routers: those of a mixture of experts; their loss is a term of its own.
@@ -169,48 +137,12 @@ class Causal:
         taken = inspect.signature(forward).parameters
         self._takes_keep = "logits_to_keep" in taken
         self._takes_positions = "position_ids" in taken
-        self._flatten, self._setting, self._limit = flatten, setting, limit
+        self._takes_more = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values())
+        self.rows = Rows(flatten, self._takes_keep, limit)
+        self._setting, self._limit = setting, limit
 
     def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> CausalBatch:
-        width = row_width(max(2, *(sum(document.size for document in row) for row in rows)), self._limit)
-        ids = np.full((len(rows), width), _FILLER, dtype=np.int64)
-        positions = np.zeros((len(rows), width), dtype=np.int64)
-        owners = np.full((len(rows), width), -1, dtype=np.int64)  # of the tokens that are targets
-        real = np.zeros((len(rows), width), dtype=bool)
-        documents: list[Document] = []
-        for index, row in enumerate(rows):
-            begin = 0
-            for document in row:
-                end = begin + document.size
-                ids[index, begin:end] = document["tokens"]
-                owners[index, begin:end] = np.where(document["targets"], len(documents), -1)
-                positions[index, begin:] = np.arange(width - begin)  # padding carries on the last document
-                documents.append(document)
-                begin = end
-            real[index, :begin] = True
-            if begin == 0:
-                positions[index] = np.arange(width)
-        if self._flatten:
-            ids, positions, owners = ids.reshape(1, -1), positions.reshape(1, -1), owners.reshape(1, -1)
-        return self._batch(ids, positions, owners, real.reshape(-1), documents, device)
-
-    def _batch(
-        self, ids: Any, positions: Any, owners: Any, real: Any, documents: Sequence[Document], device: torch.device
-    ) -> CausalBatch:
-        row, column = np.nonzero(owners >= 0)
-        before = column - 1  # the logits that predict a token are at the one before it
-        if self._takes_keep:
-            keep, place = np.unique(before, return_inverse=True)
-            if len(keep) == 0:
-                keep = np.zeros(1, dtype=np.int64)
-        else:
-            keep, place = np.arange(ids.shape[1]), before
-        arrays = (ids, positions, keep, row * len(keep) + place, ids[row, column], owners[row, column], real)
-        input_ids, position_ids, kept, at, targets, owner, useful_ones = (
-            torch.from_numpy(array).to(device) for array in arrays
-        )
-        useful = sum(document.size for document in documents)
-        return CausalBatch(input_ids, position_ids, kept, at, targets, owner, useful_ones, useful, documents)
+        return self.rows.collate(rows, device)
 
     def counts(self, batch: CausalBatch) -> dict[str, int]:
         found = {TOKENS: len(batch.targets), MICRO_BATCHES: 1}
@@ -247,6 +179,8 @@ class Causal:
             given["position_ids"] = batch.position_ids
         if self._takes_keep:
             given["logits_to_keep"] = batch.keep
+        if batch.boundaries is not None and self._takes_more:
+            given |= batch.boundaries.arguments
         return model(input_ids=batch.input_ids, use_cache=False, **given)
 
     def predict(self, model: Any, batch: CausalBatch) -> list[Outcome]:

@@ -21,9 +21,10 @@ from distft.metrics.scores import Report
 from distft.recipe.adapters import AdaLora, Lora
 from distft.recipe.tasks import DPO
 from distft.run.digest import of_parts
-from distft.tasks.causal_lm import Causal, CausalBatch
+from distft.tasks.causal_lm import Causal
 from distft.tasks.dpo_reference import PAIR_COLUMNS, Entry, RecordedReference, Reference, evaluating, pair_key
 from distft.tasks.protocol import ModelSpec, Outcome, Setting, TaskSpec, mean, only
+from distft.tasks.shared.causal_rows import FLATTENED, CausalBatch
 from distft.tasks.shared.generation import unwrapped
 from distft.tasks.shared.lengths import Lengths
 from distft.tasks.shared.padding import DROPPED
@@ -50,9 +51,10 @@ def spec(settings: DPO, fields: Mapping[str, str]) -> TaskSpec:
         # An adapter that begins with trained weights is part of the starting model: without it that is not the same.
         carried = isinstance(adapter, Lora | AdaLora) and adapter.start is None
         reference = None if carried else RecordedReference.empty()
-        return Preference(settings.beta, Causal(model.forward, False, setting, positions(model)), reference)
+        flatten = getattr(model.config, "_attn_implementation", "") in FLATTENED
+        return Preference(settings.beta, Causal(model.forward, flatten, setting, positions(model)), reference)
 
-    model = ModelSpec("AutoModelForCausalLM", DECODER, peft_task="CAUSAL_LM")
+    model = ModelSpec("AutoModelForCausalLM", DECODER, peft_task="CAUSAL_LM", tells_documents=True)
     return TaskSpec(model, texts, encoder, build, input_field="prompt", takes_decoding=True)
 
 
@@ -112,12 +114,12 @@ class Pairs:
 
     Attributes:
         sequences: of pairs 2 B, all chosen ones before all rejected ones, padded on the right; of nothing 2, empty.
-        attention_mask: int64 [2 B, T].
+        attention_mask: int64 [2 B, T]; None if all sequences are one row.
         documents: as they were given, B.
     """
 
     sequences: CausalBatch
-    attention_mask: torch.Tensor
+    attention_mask: torch.Tensor | None
     documents: Sequence[Document]
 
     @property
@@ -144,14 +146,16 @@ class Preference:
     counted = (PAIRS,)
 
     def __init__(self, beta: float, causal: Causal, reference: Reference | None) -> None:
-        self._beta, self._causal, self.reference = beta, causal, reference
+        self._beta, self.causal, self.reference = beta, causal, reference
 
     def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> Pairs:
         documents = [document for row in rows for document in row]
         asked = documents and all(document.targets == 0 for document in documents)
         sides = ("chosen",) if asked else ("chosen", "rejected")
         sequences = [[_sequence(document, side)] for side in sides for document in documents]
-        batch = self._causal.collate(sequences or [[], []], device)
+        batch = self.causal.collate(sequences or [[], []], device)
+        if batch.boundaries is not None:
+            return Pairs(batch, None, documents)
         height, width = batch.input_ids.shape
         sizes = [document.size for document in batch.documents] or [width] * height
         mask = torch.arange(width) < torch.tensor(sizes).unsqueeze(1)
@@ -177,14 +181,15 @@ class Preference:
 
     def _reference(self, model: Any, batch: Pairs) -> torch.Tensor:
         if self.reference is not None:
-            return self.reference.logps(batch.documents).to(batch.attention_mask.device)
+            return self.reference.logps(batch.documents).to(batch.sequences.input_ids.device)
         with evaluating(model), unwrapped(model).disable_adapter():
             return self._logps(model, batch)
 
     def _logps(self, model: Any, batch: Pairs) -> torch.Tensor:
         """Log-probabilities of the chosen and the rejected answers, each the sum over its targets: fp32 [B, 2]."""
         sequences = batch.sequences
-        logits = self._causal.logits(model, sequences, attention_mask=batch.attention_mask)
+        masked = {} if batch.attention_mask is None else {"attention_mask": batch.attention_mask}
+        logits = self.causal.logits(model, sequences, **masked)
         logits = logits.flatten(0, 1)[sequences.at].float()
         logps = -functional.cross_entropy(logits, sequences.targets, reduction="none")
         lengths = [document.targets for document in sequences.documents] or [0, 0]
@@ -201,7 +206,7 @@ class Preference:
     def predict(self, model: Any, batch: Pairs) -> list[Outcome]:
         """The rewards of both answers; where there are none, an answer."""
         if len(batch) and all(document.targets == 0 for document in batch.documents):
-            return self._causal.predict(model, batch.sequences)
+            return self.causal.predict(model, batch.sequences)
         rewards = self._rewards(model, batch)
         return [
             {"chosen": chosen, "rejected": rejected, "loss": loss, "targets": 1}

@@ -135,6 +135,7 @@ class ModelSpec:
         auto_class: transformers' class for such models.
         peft_task: the task type in PEFT's words; None: it knows no such type.
         packs: documents can share one sequence, kept apart by positions.
+        tells_documents: its batches can tell attention where documents begin.
         trains_head: with an adapter, what the model has beside the transformer proper is trained whole.
         head: what transformers' configuration of the model says of its head.
         extend: adds to a model what the task needs beside it, modules with parameters, before any adapter.
@@ -144,6 +145,7 @@ class ModelSpec:
     family: TokenizerFamily
     peft_task: str | None = None
     packs: bool = False
+    tells_documents: bool = False
     trains_head: bool = False
     head: Callable[[Labels], dict[str, Any]] = no_head
     extend: Callable[[Any, Labels], None] = leave_as_it_is

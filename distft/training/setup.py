@@ -37,7 +37,7 @@ from distft.run.lease import Fence
 from distft.tasks.multi_task import models_of
 from distft.tasks.protocol import Learned
 from distft.tasks.shared.position_limits import check_source, positions, source_positions
-from distft.training import datasets, planned, reference_pass, row_sharing
+from distft.training import attention_trial, datasets, planned, reference_pass, row_sharing
 from distft.training.datasets import Dataset
 from distft.training.flops import work_of
 from distft.training.memory import MemoryMeter
@@ -72,6 +72,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     pulse.at("the model")
     engine, task = build_engine(context, ranks, datasets.length(recipe, datasets.rows_of(train))[0], console)
     check_tokens(context, engine, [one.corpus for one in (*train.values(), *held.values())])
+    attention_trial.settle(context, task, engine, ranks, console)
     if untried and not row_sharing.settle(run, recipe, task, engine, ranks, console):
         shares = False
         train, held = datasets.apart(train, recipe, spec), datasets.apart(held, recipe, spec)

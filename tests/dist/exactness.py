@@ -130,6 +130,7 @@ def equal(folder: Path, config: Path, steps: int, only: list[str], dtype: str, h
         opened.advance(len(plain))
         opened.close()
         if ranks.first:
+            assert json.loads((run / "attention.json").read_text()) == {"varlen": True}
             ours = scenario.losses(run)
             gaps = [abs(ours[step][0] - plain[step - 1][0]) for step in range(1, len(plain) + 1)]
             row = {"adapter": adapter, "packing": packing, "accumulation": accumulation, "stage": stage}
@@ -148,6 +149,7 @@ OPTIONS = {
     "activation checkpointing, ZeRO 2": ("engine.zero_stage=2", "model.activation_checkpointing=true"),
     "activation checkpointing, ZeRO 3": ("engine.zero_stage=3", "model.activation_checkpointing=true"),
     "attention eager": ("engine.zero_stage=2", "model.attention=eager"),
+    "attention sdpa, ZeRO 3": ("engine.zero_stage=3", "model.attention=sdpa"),
 }
 
 

@@ -21,6 +21,7 @@ SHAPES = {
     "gpt_oss": f"{{{DECODER}, {EXPERTS}, sliding_window: 32}}",
     "deberta-v2": f"{{{DEBERTA}, pos_att_type: [p2c, c2p], position_buckets: 16, share_att_key: true}}",
 }
+EAGER = "model.attention=eager"
 RECIPE = """\
 task: {{type: {task}}}
 model: {{init: {{architecture: {architecture}, vocab_size: 300, config: {shape}}}}}
@@ -41,7 +42,9 @@ def test_a_decoder_without_sdpa_trains_on_packed_rows(place: Workplace) -> None:
     run = place.folder / "gemma2"
     ended = place.run("train", recipe(place, "gemma2"), "--run-dir", run)
     assert ended.code == 0, ended.err
-    assert "model.attention auto: Gemma2ForCausalLM does not support sdpa, so attention is eager" in ended.err
+    assert json.loads((run / "attention.json").read_text()) == {"varlen": True}
+    saved = json.loads((run / "final" / "config.json").read_text())
+    assert "varlen" not in json.dumps(saved)
     assert not (run / "packing.json").exists()
     assert len(losses(run)) == 6
 
@@ -60,9 +63,9 @@ def test_an_encoder_without_sdpa_trains(place: Workplace) -> None:
 
 @pytest.fixture(scope="module")
 def mixing(place: Workplace) -> Path:
-    """A run of a model that mixes documents, by its default."""
+    """A run of a model that mixes documents, with the attention that its class has."""
     run = place.folder / "mixing"
-    ended = place.run("train", recipe(place, "gpt_oss"), "--run-dir", run)
+    ended = place.run("train", recipe(place, "gpt_oss"), "--run-dir", run, EAGER)
     assert ended.code == 0, ended.err
     assert "see each other, so each row holds one" in ended.err
     return run
@@ -77,14 +80,14 @@ def test_a_model_that_mixes_documents_gets_rows_of_one(place: Workplace, mixing:
 def test_rows_of_one_are_those_without_packing(place: Workplace, mixing: Path) -> None:
     """Also after a restart."""
     written, apart, broken = recipe(place, "gpt_oss"), place.folder / "apart", place.folder / "broken"
-    assert place.run("train", written, "--run-dir", apart, "data.packing=false").code == 0
+    assert place.run("train", written, "--run-dir", apart, "data.packing=false", EAGER).code == 0
     assert losses(apart) == losses(mixing)
 
-    assert place.run("train", written, "--run-dir", broken, "train.steps=3").code == 0
-    again = place.run("train", written, "--run-dir", broken, "--allow", "train.steps")
+    assert place.run("train", written, "--run-dir", broken, "train.steps=3", EAGER).code == 0
+    again = place.run("train", written, "--run-dir", broken, "--allow", "train.steps", EAGER)
     assert again.code == 0, again.err
     assert losses(broken) == losses(mixing)
 
-    refused = place.run("train", written, "--run-dir", place.folder / "refused", "data.packing=true")
+    refused = place.run("train", written, "--run-dir", place.folder / "refused", "data.packing=true", EAGER)
     assert refused.code == 2
     assert "data.packing: this model lets documents in one row see each other" in refused.sentence

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from distft.model.adapters import leave_out_routers
+from distft.model.document_attention import offer
 from distft.plan.activations import Activations, activations
 from distft.plan.architecture import Architecture, Attention, FeedForward, Kind, Layers, Stack, Weight
 from distft.plan.loss import Batch, Computing
 from distft.plan.operations import Implementation, Numbers, Update
-from distft.tasks.causal_lm import TOKENS, Causal, CausalBatch
+from distft.tasks.causal_lm import TOKENS, Causal
 from distft.tasks.masked_lm import Masked, MaskedBatch
+from distft.tasks.shared.causal_rows import VARLEN, Boundaries, CausalBatch
 from distft.tasks.shared.encoder_decoder import EncoderDecoder, WritingBatch
 from distft.tasks.shared.padding import Inputs, Padded
 from tests.models.live_bytes import counted, fake, without_memory
@@ -59,6 +61,7 @@ def built(made: Made, how: How) -> Any:
     """On the meta device, with what the recipe does to it."""
     import transformers
 
+    offer()
     made.config._attn_implementation = how.attention
     with torch.device("meta"):
         model = getattr(transformers, made.auto_class).from_config(made.config, dtype=how.dtype).train()
@@ -126,7 +129,8 @@ def predicted(model: Any, made: Made, how: How, batch: Batch, *, gathered: bool 
 def of_causal_lm(made: Made, how: How, rows: int, tokens: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
     """Peak bytes of a step of causal-lm, in which each token but a row's first is to be told: predicted, counted."""
     model = built(made, how)
-    task = Causal(model.forward, flatten=False)
+    by_document = how.attention == VARLEN
+    task = Causal(model.forward, flatten=by_document)
     kept = tokens - 1 if "logits_to_keep" in _arguments(model) else tokens
     places, targets = rows * kept, rows * (tokens - 1)
     batch = Batch(rows, tokens, logits=places, targets=targets, mask=how.packed)
@@ -139,17 +143,19 @@ def of_causal_lm(made: Made, how: How, rows: int, tokens: int, monkeypatch: pyte
     model = adapted(model, how)
     with fake():
         without_memory(model)
-        ids, at = torch.zeros(rows, tokens, dtype=torch.long), torch.zeros(targets, dtype=torch.long)
+        shape = (1, rows * tokens) if by_document else (rows, tokens)
+        ids, at = torch.zeros(shape, dtype=torch.long), torch.zeros(targets, dtype=torch.long)
         given = CausalBatch(
             ids,
             torch.zeros_like(ids),
-            torch.zeros(kept, dtype=torch.long),
+            torch.zeros(rows * kept if by_document else kept, dtype=torch.long),
             at,
             at.clone(),
             at.clone(),
             torch.zeros(rows * tokens, dtype=torch.bool),
             0,
             (),
+            Boundaries.of([tokens] * rows) if by_document else None,
         )
         found = counted(model, lambda: task.loss(model, given)[TOKENS], batch=given)
     return expected, max(most for most, _ in found.values())

@@ -10,6 +10,7 @@ from transformers import (
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
+    MistralConfig,
     MixtralConfig,
     Qwen3Config,
     T5Config,
@@ -46,6 +47,20 @@ def qwen(hidden: int, width: int, heads: int, keys: int, layers: int, vocabulary
         tie_word_embeddings=hidden < 4096,
     )
     return _made(config, "model.layers", Attention(heads, keys, 128, 128, True), FeedForward(width, True, "silu"))
+
+
+def mistral(hidden: int, width: int, heads: int, keys: int, window: int, layers: int, vocabulary: int = 32000) -> Made:
+    config = MistralConfig(
+        hidden_size=hidden,
+        intermediate_size=width,
+        num_attention_heads=heads,
+        num_key_value_heads=keys,
+        num_hidden_layers=layers,
+        vocab_size=vocabulary,
+        sliding_window=window,
+    )
+    shape = Attention(heads, keys, hidden // heads, hidden // heads, True, window)
+    return _made(config, "model.layers", shape, FeedForward(width, True, "silu"))
 
 
 def gemma(hidden: int, width: int, heads: int, keys: int, layers: int, vocabulary: int = 262144) -> Made:

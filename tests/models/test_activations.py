@@ -11,7 +11,7 @@ import torch
 from distft.plan.activations import activations
 from distft.plan.architecture import Architecture, Attention, FeedForward, Layers, Stack, Weight
 from distft.plan.loss import Batch, Computing
-from distft.plan.operations import Numbers, Update
+from distft.plan.operations import Implementation, Numbers, Update
 from tests.models import shapes
 from tests.models.real_models import How, architecture_of, built, of_causal_lm, of_masked_lm, of_seq2seq
 
@@ -134,10 +134,29 @@ def test_a_packed_row_gets_a_mask_and_each_layer_a_copy_in_its_numbers() -> None
     assert packed.terms["layers"] - apart.terms["layers"] == DEPTH * (2 * 2 * 50 * 50 + TOKENS * repeated)
 
 
-def test_flash_attention_gets_no_mask() -> None:
-    flash = replace(computing(), attention="flash_attention_2")
-    packed, apart = (activations(model(), batch, flash) for batch in (replace(BATCH, mask=True), BATCH))
+@pytest.mark.parametrize("attention", ["flash_attention_2", "varlen"])
+def test_attention_that_is_told_of_documents_gets_no_mask(attention: Implementation) -> None:
+    told = replace(computing(), attention=attention)
+    packed, apart = (activations(model(), batch, told) for batch in (replace(BATCH, mask=True), BATCH))
     assert packed.terms == apart.terms
+
+
+def test_on_a_gpu_attention_by_document_keeps_what_flash_attention_keeps() -> None:
+    """Only in bf16, and without dropout and soft caps: else documents are put together again."""
+
+    def layers(attention: Implementation, width: int, **more: object) -> int:
+        how = replace(computing(), numbers=Numbers(width, "cuda"), attention=attention)
+        [stack] = model().stacks
+        [alike] = stack.layers
+        assert alike.attention is not None
+        stack = replace(stack, layers=(replace(alike, attention=replace(alike.attention, **more)),))  # type: ignore[arg-type]
+        return activations(replace(model(), stacks=(stack,)), BATCH, how).terms["layers"]
+
+    assert layers("varlen", 2) == layers("flash_attention_2", 2)
+    again = DEPTH * TOKENS * HEADS * SIZE
+    assert layers("varlen", 4) == layers("flash_attention_2", 4) + 4 * again
+    assert layers("varlen", 2, dropout=0.1) == layers("flash_attention_2", 2, dropout=0.1) + 2 * again
+    assert layers("varlen", 2, soft_cap=True) > layers("flash_attention_2", 2) + 2 * again
 
 
 def test_peak_is_the_largest_moment_and_not_their_sum() -> None:
@@ -161,6 +180,7 @@ def test_more_rows_and_longer_ones_never_take_less(
 
 
 LLAMA = shapes.llama(256, 1024, 8, 2, 32, layers=2, vocabulary=500)
+WINDOWED = shapes.mistral(256, 1024, 8, 2, window=64, layers=2, vocabulary=500)
 
 
 @pytest.mark.parametrize(
@@ -168,8 +188,12 @@ LLAMA = shapes.llama(256, 1024, 8, 2, 32, layers=2, vocabulary=500)
     [
         (LLAMA, How()),
         (LLAMA, How(rank=8, checkpointing=True, packed=True)),
+        (LLAMA, How(attention="varlen", packed=True)),
+        (LLAMA, How(attention="varlen", rank=8, checkpointing=True)),
+        (WINDOWED, How(attention="varlen", packed=True)),
         (LLAMA, How(rank=8, dora=True)),
         (shapes.gpt2(256, 4, layers=2, vocabulary=500), How()),
+        (shapes.gpt2(256, 4, layers=2, vocabulary=500), How(attention="varlen")),  # with dropout
     ],
 )
 def test_peak_is_that_of_the_products_loss(made: shapes.Made, how: How, monkeypatch: pytest.MonkeyPatch) -> None:

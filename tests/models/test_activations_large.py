@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from distft.plan.operations import Implementation
 from tests.models import shapes
 from tests.models.real_models import How, of_causal_lm, of_masked_lm, of_seq2seq
 
@@ -129,6 +130,8 @@ def test_whisper(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("rows", "tokens"), BATCHES)
 @pytest.mark.parametrize("way", ["full, checkpointing", "LoRA"])
-def test_packed(way: str, rows: int, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, how = shapes.llama(4096, 14336, 32, 8, 128, layers=4), replace(WAYS[way], packed=True)
-    check("Llama 8 B", f"{way}, packed", f"{rows} x {tokens}", of_causal_lm(made, how, rows, tokens, monkeypatch))
+@pytest.mark.parametrize("attention", ["sdpa", "varlen"])
+def test_packed(attention: Implementation, way: str, rows: int, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = shapes.llama(4096, 14336, 32, 8, 128, layers=4)
+    how, name = replace(WAYS[way], packed=True, attention=attention), f"{way}, packed, {attention}"
+    check("Llama 8 B", name, f"{rows} x {tokens}", of_causal_lm(made, how, rows, tokens, monkeypatch))

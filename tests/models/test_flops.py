@@ -18,10 +18,11 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from distft.data.records import Document
-from distft.tasks.causal_lm import Causal, CausalBatch
+from distft.tasks.causal_lm import Causal
 from distft.tasks.dpo import Pairs
 from distft.tasks.masked_lm import MaskedBatch
 from distft.tasks.multi_task import MultiBatch, join_models, models_of
+from distft.tasks.shared.causal_rows import CausalBatch
 from distft.tasks.shared.encoder_decoder import WritingBatch
 from distft.tasks.shared.lengths import Lengths
 from distft.tasks.shared.padding import Padded

@@ -58,7 +58,7 @@ def test_what_does_not_fit_names_the_term_and_changes_to_copy() -> None:
 def test_figures_as_json() -> None:
     found = json.loads(printed("r.yaml", "--gpu", "H200", "--nproc", "8", "--json"))
     assert found["peak"] == sum(found["moments"][found["peak_at"]].values())
-    assert (found["world"], found["gpu"], found["fits"], found["measured"]) == (8, "H200-141GB", False, None)
+    assert (found["world"], found["gpu"], found["fits"], found["measured"]) == (8, "H200-141GB", True, None)
     assert found["step_tokens"] == 64 * 4096
 
 

@@ -15,9 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from distft.errors import UserError
 from distft.model import attention, base_model
 from distft.recipe.schema import Recipe
+from distft.run.folder import RunDir
 from distft.tasks.registry import specs_of
 
-CAUSAL, CLASSES, SEQ2SEQ = "AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModelForSeq2SeqLM"
+AUTO_CLASS = "AutoModelForCausalLM"
+CAUSAL, CLASSES, SEQ2SEQ = "causal-lm", "sequence-classification", "seq2seq-lm"
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 40}
 
 
@@ -33,6 +35,11 @@ def recipe(wanted: str = "auto", dtype: str = "fp32", task: str = "causal-lm", *
     )
 
 
+def chosen(folder: Path, wanted: Recipe, by_document: bool = True) -> str:
+    [spec] = specs_of(wanted).values()
+    return attention.choose(folder, wanted, spec.model, by_document)
+
+
 def folder_of(path: Path, architecture: str, **sizes: Any) -> Path:
     AutoConfig.for_model(architecture, **sizes).save_pretrained(path)
     return path
@@ -46,12 +53,15 @@ def flash(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "auto_class", "expected"),
+    ("architecture", "task", "expected"),
     [
-        ("llama", CAUSAL, "sdpa"),
-        ("qwen3_moe", CAUSAL, "sdpa"),
-        ("gemma2", CAUSAL, "eager"),
-        ("gpt_oss", CAUSAL, "eager"),
+        ("llama", CAUSAL, "varlen"),
+        ("llama", "dpo", "varlen"),
+        ("llama", CLASSES, "sdpa"),
+        ("qwen3_moe", CAUSAL, "varlen"),
+        ("gemma2", CAUSAL, "varlen"),
+        ("gpt_oss", CAUSAL, "varlen"),
+        ("stablelm", CAUSAL, "sdpa"),  # its class has no way to take other attention
         ("bloom", CAUSAL, "eager"),
         ("mpt", CAUSAL, "eager"),
         ("bert", CLASSES, "sdpa"),
@@ -60,37 +70,60 @@ def flash(monkeypatch: pytest.MonkeyPatch) -> None:
         ("t5", SEQ2SEQ, "sdpa"),
     ],
 )
-def test_auto_takes_what_the_class_supports(tmp_path: Path, architecture: str, auto_class: str, expected: str) -> None:
-    assert attention.choose(folder_of(tmp_path, architecture), recipe(), auto_class) == expected
+def test_auto_takes_what_the_class_supports(tmp_path: Path, architecture: str, task: str, expected: str) -> None:
+    assert chosen(folder_of(tmp_path, architecture), recipe(task=task)) == expected
+
+
+@pytest.mark.parametrize(("architecture", "expected"), [("llama", "sdpa"), ("gemma2", "eager")])
+def test_a_run_that_began_before_keeps_its_attention(tmp_path: Path, architecture: str, expected: str) -> None:
+    """It has a checkpoint and no trial; one whose trial went wrong is the same."""
+    folder, run = folder_of(tmp_path / "base", architecture), RunDir(tmp_path / "run")
+    assert attention.takes_documents(run, starts=True)  # it begins
+    (run.checkpoints / "step-00000001").mkdir(parents=True)
+    (run.checkpoints / "step-00000001" / "meta.json").write_text("{}")
+    assert run.newest_commit() == 1
+    for trial, found in ((None, False), (False, False), (True, True)):
+        if trial is not None:
+            attention.keep_trial(run, trial)
+        for starts in (True, False):
+            assert attention.takes_documents(run, starts) == found
+    assert chosen(folder, recipe(), by_document=False) == expected
+    run.attention.write_text("{")
+    with pytest.raises(UserError, match=r"attention\.json cannot be read"):
+        attention.takes_documents(run, starts=True)
 
 
 @pytest.mark.parametrize(
-    ("architecture", "auto_class", "expected"),
+    ("architecture", "task", "expected"),
     [
         ("llama", CAUSAL, "flash_attention_2"),
         ("gemma2", CAUSAL, "flash_attention_2"),
-        ("gpt_oss", CAUSAL, "eager"),  # it takes flash attention by kernels of its own only
+        ("gpt_oss", CAUSAL, "varlen"),  # it takes flash attention by kernels of its own only
         ("bloom", CAUSAL, "eager"),
         ("t5", SEQ2SEQ, "sdpa"),
     ],
 )
 def test_auto_takes_flash_attention_where_the_class_supports_it(
-    tmp_path: Path, flash: None, architecture: str, auto_class: str, expected: str
+    tmp_path: Path, flash: None, architecture: str, task: str, expected: str
 ) -> None:
     folder = folder_of(tmp_path, architecture)
-    assert attention.choose(folder, recipe(dtype="bf16"), auto_class) == expected
-    assert attention.choose(folder, recipe(dtype="fp32"), auto_class) != "flash_attention_2"
+    assert chosen(folder, recipe(dtype="bf16", task=task)) == expected
+    assert chosen(folder, recipe(dtype="fp32", task=task)) in ("sdpa", "eager")  # on a GPU kernels take no fp32
 
 
 def test_a_wish_that_the_class_cannot_fulfil_is_told(tmp_path: Path) -> None:
     bloom, t5 = (folder_of(tmp_path / name, name) for name in ("bloom", "t5"))
     with pytest.raises(UserError, match=r"^model.attention: BloomForCausalLM does not support sdpa, only eager; set"):
-        attention.choose(bloom, recipe("sdpa"), CAUSAL)
+        chosen(bloom, recipe("sdpa"))
     with pytest.raises(
         UserError, match="T5ForConditionalGeneration does not support flash_attention_2, only eager and"
     ):
-        attention.choose(t5, recipe("flash_attention_2"), SEQ2SEQ)
-    assert attention.choose(bloom, recipe("eager"), CAUSAL) == "eager"
+        chosen(t5, recipe("flash_attention_2", task=SEQ2SEQ))
+    assert chosen(bloom, recipe("eager")) == "eager"
+    with pytest.raises(UserError, match=r"^model.attention: BloomForCausalLM does not support varlen, only eager; set"):
+        chosen(bloom, recipe("varlen"))
+    with pytest.raises(UserError, match=r"varlen is for task.type causal-lm and dpo, not for seq2seq-lm"):
+        chosen(t5, recipe("varlen", task=SEQ2SEQ))
     with pytest.raises(UserError, match=r"^model.attention: "):  # before all data are encoded
         attention.check(bloom, recipe("sdpa"), specs_of(recipe("sdpa")))
 
@@ -101,7 +134,7 @@ def test_a_model_inside_another_counts_too(tmp_path: Path) -> None:
     for name, expected in (("bert", "sdpa"), ("big_bird", "eager")):
         inner["encoder"] = AutoConfig.for_model(name).to_dict()
         folder = folder_of(tmp_path / name, "encoder-decoder", **inner)
-        assert attention.choose(folder, recipe(), SEQ2SEQ) == expected
+        assert chosen(folder, recipe(task=SEQ2SEQ)) == expected
 
 
 CODE = """
@@ -130,9 +163,9 @@ def test_code_that_comes_with_a_model_is_asked(
     folder = tmp_path / f"own-{name}"
     folder.mkdir()
     (folder / "own.py").write_text(CODE)
-    settings = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", CAUSAL: f"own.{name}"}}
+    settings = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", AUTO_CLASS: f"own.{name}"}}
     (folder / "config.json").write_text(json.dumps(settings))
-    assert attention.choose(folder, recipe(trust_remote_code=True), CAUSAL) == expected
+    assert chosen(folder, recipe(trust_remote_code=True)) == expected
 
 
 def test_models_without_sdpa_are_loaded_and_it_is_said(tmp_path: Path) -> None:
@@ -152,7 +185,7 @@ def test_models_without_sdpa_are_loaded_and_it_is_said(tmp_path: Path) -> None:
         ("llama", "causal-lm", None),
     ):
         wanted = recipe(task=task)
-        model = base_model.load(tmp_path / name, wanted, specs_of(wanted), {"label": ["a", "b"]})
+        model = base_model.load(tmp_path / name, wanted, specs_of(wanted), {"label": ["a", "b"]}, by_document=False)
         note = attention.cost(model, wanted)
         assert (note is None) == (said is None)
         assert said is None or (note is not None and re.search(said, note))

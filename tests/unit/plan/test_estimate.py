@@ -37,17 +37,30 @@ def wanted(base: Path, **sections: Any) -> Recipe:
 
 def test_activations_of_8b_lora_are_those_that_were_counted(base: Path) -> None:
     """With FakeTensorMode on real shapes: 132.7 GB for 4 x 4096 tokens, 29.8 GB with activation checkpointing."""
-    lora = {"type": "lora", "r": 16}
-    found = planned(base, adapter=lora)
+    lora, masked = {"type": "lora", "r": 16}, {"attention": "sdpa"}
+    found = planned(base, adapter=lora, model=masked)
     assert found.peak.terms["activations"] == pytest.approx(132.7e9, rel=0.01)
     assert found.peak.terms["weights"] == pytest.approx(16.06e9, rel=0.01)
-    again = planned(base, adapter=lora, model={"activation_checkpointing": True})
+    again = planned(base, adapter=lora, model={**masked, "activation_checkpointing": True})
     assert again.peak.terms["activations"] == pytest.approx(29.8e9, rel=0.03)
     assert (found.fits, again.fits) == (False, True)
     assert (found.blame, found.peak.name) == ("activations", "loss")
     assert again.step_seconds is not None
     assert found.step_seconds is not None
     assert again.step_seconds > found.step_seconds
+
+
+def test_auto_is_attention_by_document_where_that_pays(base: Path, tmp_path: Path) -> None:
+    """Not in fp32 on a GPU, and not for models that cannot be told where documents begin."""
+
+    def activations(where: Path, attention: str, **more: Any) -> float:
+        return planned(where, model={"attention": attention}, **more).peak.terms["activations"]
+
+    fp32 = {"engine": {"dtype": "fp32"}}
+    assert activations(base, "auto") == activations(base, "varlen") < 0.95 * activations(base, "sdpa")
+    assert activations(base, "auto", **fp32) == activations(base, "sdpa", **fp32)
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA_8B, "model_type": "stablelm"}))
+    assert activations(tmp_path, "auto") == activations(tmp_path, "sdpa")
 
 
 def test_states_of_8b_whole_are_those_of_zero(base: Path) -> None:

@@ -119,10 +119,25 @@ def test_counts_and_shapes(flatten: bool) -> None:
     batch = task.collate(ROWS, CPU)
     assert task.counts(batch) == {TOKENS: sum(part.targets for row in ROWS for part in row)}
     assert batch.useful_tokens == 26
-    assert batch.input_ids.shape == batch.position_ids.shape == ((1, 32) if flatten else (2, 16))
+    assert batch.input_ids.shape == batch.position_ids.shape == ((1, 26) if flatten else (2, 16))
     first = batch.position_ids.flatten()[:16].tolist()
     assert first == [*range(5), *range(2), *range(9)]
-    assert len(batch.keep) <= 32 - 1  # fewer columns than tokens
+    assert len(batch.keep) < batch.input_ids.numel()
+    assert (batch.boundaries is not None) == flatten
+    if batch.boundaries is not None:
+        assert batch.boundaries.sizes == (5, 2, 9, 7, 3)
+        assert batch.boundaries.begins.tolist() == [0, 5, 7, 16, 23, 26]
+
+
+def test_a_single_row_for_a_gpu_ends_with_padding_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its width is one of a few; padding counts as a document, whose positions stay within any model's."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    batch = Causal(make("llama").forward, True, limit=16).collate(ROWS, CPU)
+    assert batch.input_ids.shape == (1, 64)
+    assert batch.boundaries is not None
+    assert batch.boundaries.sizes == (5, 2, 9, 7, 3, 38)
+    assert batch.position_ids[0, 16:].tolist() == [*range(7), *range(3), *[0] * 38]
+    assert batch.real.tolist() == [True] * 26 + [False] * 38
 
 
 @pytest.mark.parametrize("flatten", [False, True])

@@ -202,6 +202,7 @@ def test_shapes_and_counts() -> None:
     batch = task.collate([ROWS[0], [], ROWS[1], ROWS[2]], CPU)
     assert task.counts(batch) == {PAIRS: 3}
     assert task.factors({PAIRS: 3.0}) == {PAIRS: pytest.approx(1 / 3)}
+    assert batch.attention_mask is not None
     assert batch.sequences.input_ids.shape == batch.attention_mask.shape == (6, 10)
     lengths = [7, 10, 7, 9, 3, 7]  # chosen, then rejected
     assert batch.attention_mask.sum(1).tolist() == lengths
@@ -218,6 +219,20 @@ def test_a_pair_is_worth_the_same_in_any_batch(kind: str) -> None:
     together = task.predict(model, task.collate([ROWS[2], [], ROWS[0], ROWS[1]], CPU))
     for one, other in zip([alone[2], alone[0], alone[1]], together, strict=True):
         assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_pairs_in_one_row_without_a_mask_are_worth_the_same() -> None:
+    """The form in which attention is told where documents begin."""
+    model, task = adapted("llama", make("llama")), make_task(make("llama"))
+    one_row = Preference(BETA, Causal(model.get_base_model().forward, flatten=True), None)
+    batch = one_row.collate([ROWS[2], [], ROWS[0], ROWS[1]], CPU)
+    assert batch.attention_mask is None
+    assert batch.sequences.input_ids.shape == (1, batch.useful_tokens)
+    expected = task.predict(model, task.collate([ROWS[2], [], ROWS[0], ROWS[1]], CPU))
+    for one, other in zip(one_row.predict(model, batch), expected, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+    empty = one_row.collate([[], []], CPU)
+    assert one_row.loss(model, empty)[PAIRS].item() == 0.0
 
 
 @pytest.mark.parametrize("rows", [[[]], [[], []]])

@@ -1,0 +1,156 @@
+"""Attention by document ("varlen"): of tokens that several documents share a row in, without a mask of all pairs.
+
+Rows come as one row, and the model's forward is told where documents begin (`tasks.shared.causal_rows.Boundaries`),
+which transformers' models hand on to the function of attention. Where nothing is told, as in generation, each row is
+one document, and whatever has a mask is left to transformers' sdpa. What else a class may ask of attention, such as a
+window that looks both ways, is not done, and found by the trial (`training.attention_trial`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.nn.attention import varlen
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from distft.tasks.shared.causal_rows import VARLEN
+
+_KERNEL_DTYPES = (torch.bfloat16, torch.float16)
+_KERNEL_SIZE = 256  # of a head, at most; flash attention's
+
+
+def offer() -> None:
+    """Make it known to transformers by its name."""
+    AttentionInterface.register(VARLEN, document_attention)
+    AttentionMaskInterface.register(VARLEN, document_mask)
+
+
+def document_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    attention_mask: torch.Tensor | None = None,
+    local_size: int | None = None,
+    use_vmap: bool = False,
+    config: Any = None,
+    **rest: Any,
+) -> torch.Tensor | None:
+    """None where `document_attention` needs none: no padding, no cache, and a window that each layer knows itself."""
+    window_is_known = local_size is None or local_size == getattr(config, "sliding_window", None)
+    if attention_mask is None and q_length == kv_length and window_is_known and not use_vmap:
+        return None
+    given = {"attention_mask": attention_mask, "local_size": local_size, "use_vmap": use_vmap, **rest}
+    mask: torch.Tensor | None = sdpa_mask(batch_size, q_length, kv_length, **given)
+    return mask
+
+
+def document_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    is_causal: bool | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    document_sizes: Sequence[int] | None = None,
+    **rest: Any,
+) -> tuple[torch.Tensor, None]:
+    """[B, T, heads, size] of query [B, heads, T, size], key and value [B, fewer heads, T, size].
+
+    Args:
+        softcap: scores s become softcap * tanh(s / softcap).
+        s_aux: [heads], a score more for each query, which takes its part of the weight and has no value.
+        cu_seq_lens_q: int32 [documents + 1], where documents begin, and the end.
+        document_sizes: the tokens of each document, the same for all B rows; None: a row is one.
+    """
+    causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", True))
+    places, plain = query.shape[2], softcap is None and s_aux is None
+    if attention_mask is not None or key.shape[2] != places:
+        if plain:
+            found, _ = sdpa_attention_forward(
+                module, query, key, value, attention_mask, dropout, scaling, causal, **rest
+            )
+            return found, None
+        return _by_scores(query, key, value, attention_mask, dropout, scaling, softcap, s_aux), None
+    window = sliding_window if causal else None
+    fits = plain and causal and not dropout and _kernel_takes(query, value)
+    if fits and cu_seq_lens_q is not None and document_sizes is not None:
+        return _by_kernel(query, key, value, scaling, window, cu_seq_lens_q, max(document_sizes)), None
+    sizes = [places] if document_sizes is None else list(document_sizes)
+    parts = []
+    for q, k, v in zip(*(torch.split(tensor, sizes, 2) for tensor in (query, key, value)), strict=True):
+        size = q.shape[2]
+        mask = _band(size, window, q.device) if window is not None and size > window else None
+        if not plain:
+            seen = mask if mask is not None or not causal else _band(size, size, q.device)
+            parts.append(_by_scores(q, k, v, seen, dropout, scaling, softcap, s_aux))
+            continue
+        found = functional.scaled_dot_product_attention(
+            q, k, v, mask, dropout, is_causal=causal and mask is None, scale=scaling, enable_gqa=True
+        )
+        parts.append(found.transpose(1, 2))
+    return torch.cat(parts, 1), None
+
+
+def _kernel_takes(query: torch.Tensor, value: torch.Tensor) -> bool:
+    size = query.shape[3]
+    return query.is_cuda and query.dtype in _KERNEL_DTYPES and value.shape[3] == size <= _KERNEL_SIZE and size % 8 == 0
+
+
+def _by_kernel(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+    begins: torch.Tensor,
+    longest: int,
+) -> torch.Tensor:
+    """torch's kernel for documents of any lengths. It was never run: no GPU was at hand."""
+    q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
+    reach = (-1 if window is None else window - 1, 0)
+    found = varlen.varlen_attn(
+        q, k, v, begins, begins, longest, longest, scale=scaling, window_size=reach, enable_gqa=True
+    )
+    assert isinstance(found, torch.Tensor)
+    return found.unsqueeze(0)
+
+
+def _by_scores(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """What sdpa does not do, with all scores in memory. `mask`: True for what is seen."""
+    heads, shared = query.shape[1], query.shape[1] // key.shape[1]
+    key, value = (tensor.repeat_interleave(shared, 1) for tensor in (key, value))
+    scores = query @ key.transpose(2, 3) * (query.shape[3] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is not None:  # not by -inf: padding before a prompt sees nothing, and must stay a number
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if sinks is not None:  # less their largest in the model's numbers, as gpt-oss: its routers turn on single bits
+        scores = torch.cat((scores, sinks.view(1, heads, 1, 1).expand(*scores.shape[:3], 1).to(scores.dtype)), 3)
+        scores = scores - scores.amax(3, keepdim=True)
+    weights = torch.softmax(scores, 3, torch.float32).to(query.dtype)[..., : key.shape[2]]
+    return (functional.dropout(weights, dropout) @ value).transpose(1, 2)
+
+
+def _band(size: int, window: int, device: torch.device) -> torch.Tensor:
+    """bool [size, size]: each place sees itself and what comes before it, `window` places in all."""
+    return torch.ones(size, size, dtype=torch.bool, device=device).tril().triu(1 - window)

@@ -1,0 +1,108 @@
+"""Whether attention by document is right for a model: tried before the first step, against each document alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from distft.data.records import Document
+from distft.engine.deepspeed import Engine
+from distft.errors import UserError
+from distft.model import attention
+from distft.model.context import RunContext
+from distft.process import distributed
+from distft.process.console import Console
+from distft.process.distributed import Ranks
+from distft.recipe.schema import Recipe
+from distft.tasks.causal_lm import Causal
+from distft.tasks.dpo import Preference
+from distft.tasks.protocol import Learned
+from distft.tasks.shared.causal_rows import VARLEN
+
+_SIZES = (6, 5, 1, 3)  # tokens of the documents of a trial
+_WINDOWS = ("sliding_window", "attention_chunk_size")  # how transformers' configurations name the reach of attention
+_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # of the largest logit; a leak is looked for more sharply
+
+
+def settle(context: RunContext, task: Learned[Any], engine: Engine, ranks: Ranks, console: Console) -> None:
+    """Try attention by document, if the model has it, unless the run has done so. What is found is remembered. If it is
+    not right, the model gets the attention that it would have had else. Collective.
+
+    Raises:
+        UserError: the recipe asks for it, and it is not right for the model.
+    """
+    causal = task.causal if isinstance(task, Preference) else task
+    wrapped: Any = engine.module
+    model = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
+    if not isinstance(causal, Causal) or getattr(model.config, "_attn_implementation", "") != VARLEN:
+        return
+    run, recipe = context.run, context.recipe
+
+    def look() -> bool:
+        return run.newest_commit() > 0 and attention.takes_documents(run, starts=False)
+
+    if distributed.on_rank_0(ranks, "attention/tried", look):
+        return
+    other = attention.masked(context.base, recipe, context.model_spec)
+    right = _is_right(causal, engine, model, other, recipe, ranks)
+    if not right and recipe.model.attention == VARLEN:
+        raise UserError(
+            "model.attention: varlen does not give this model what it makes of each document alone; set it to auto"
+        )
+    distributed.on_rank_0(ranks, "attention/kept", lambda: attention.keep_trial(run, right))
+    if not right:
+        model.set_attn_implementation(other)
+        causal.rows = replace(causal.rows, flatten=False)
+        console.say(
+            f"model.attention auto: varlen does not give this model what it makes of each document alone, so {other}"
+        )
+
+
+def _is_right(causal: Causal, engine: Engine, model: Any, other: str, recipe: Recipe, ranks: Ranks) -> bool:
+    """Collective."""
+    embeddings = model.get_input_embeddings()
+    vocabulary = getattr(embeddings, "base_layer", embeddings).num_embeddings
+    engine.model.eval()
+    leaks = causal.documents_leak(engine.model, vocabulary, ranks.device)
+    documents = _documents(_reach(model.config, recipe.data.row_tokens), vocabulary)
+    together = torch.cat(_logits(causal, engine.model, documents, ranks.device))
+    model.set_attn_implementation(other)
+    apart = Causal(model.forward, flatten=False)
+    alone = torch.cat([_logits(apart, engine.model, [one], ranks.device)[0] for one in documents])
+    model.set_attn_implementation(VARLEN)
+    engine.model.train()
+    tolerance = _TOLERANCE[recipe.engine.dtype] * (float(alone.abs().max()) or 1.0)
+    differs = not torch.allclose(together.float(), alone.float(), rtol=0.0, atol=tolerance)
+    [found] = distributed.sum_over_ranks([float(leaks or differs)])
+    return found == 0
+
+
+def _logits(causal: Causal, model: Any, documents: Sequence[Document], device: torch.device) -> list[torch.Tensor]:
+    """Of all tokens of documents that share a row, by document."""
+    batch = causal.collate([documents], device)
+    everywhere = torch.arange(batch.input_ids.shape[1], device=device)
+    with torch.no_grad():
+        logits = causal.logits(model, replace(batch, keep=everywhere))[0]
+    sizes = [document.size for document in documents]
+    return list(torch.split(logits[: sum(sizes)], sizes))
+
+
+def _documents(reach: int, vocabulary: int) -> list[Document]:
+    draw = np.random.default_rng(0)
+    sizes = (max(_SIZES[0], reach), *_SIZES[1:])
+    return [
+        Document({"tokens": draw.integers(vocabulary, size=n).astype(np.int32), "targets": np.arange(n) > 0}, n)
+        for n in sizes
+    ]
+
+
+def _reach(config: Any, row_tokens: int) -> int:
+    """Tokens of a document in which the window of a model shows, if a row has that many."""
+    text = config.get_text_config()
+    windows = [size for name in _WINDOWS if isinstance(size := getattr(text, name, None), int)]
+    reach = min(windows, default=row_tokens) + 3
+    return reach if reach <= row_tokens else 0

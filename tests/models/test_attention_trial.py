@@ -1,0 +1,109 @@
+"""The trial of attention by document: what it finds of models that have it right, and of those that have not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+
+from distft.errors import UserError
+from distft.model.document_attention import document_attention, offer
+from distft.process.distributed import Ranks
+from distft.recipe.schema import Recipe
+from distft.run.folder import RunDir
+from distft.tasks.causal_lm import Causal
+from distft.tasks.registry import specs_of
+from distft.tasks.shared.causal_rows import VARLEN
+from distft.training import attention_trial
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns about is its own
+
+SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES |= {"num_key_value_heads": 2, "max_position_embeddings": 64, "intermediate_size": 16}
+SIZES |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+DEAF = "nemotron"  # does not hand on to attention where documents begin
+
+
+class Trial:
+    def __init__(
+        self, folder: Path, architecture: str, wanted: str = "auto", row_tokens: int = 64, **more: Any
+    ) -> None:
+        offer()
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(architecture, **SIZES, **more)
+        config.save_pretrained(folder / "base")
+        self.model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=VARLEN)
+        for parameter in self.model.parameters():  # far from zero, so that every token matters to every other
+            parameter.data.mul_(4.0) if parameter.dim() > 1 else None
+        sections = {"model": {"path": "/m", "attention": wanted}, "data": {"train": "/d", "row_tokens": row_tokens}}
+        self.recipe = Recipe.model_validate({**sections, "train": {"steps": 1}})
+        self.run, self.task, self.said = RunDir(folder / "run"), Causal(self.model.forward, True), list[str]()
+        self.run.path.mkdir()
+        self.base = folder / "base"
+
+    @property
+    def attention(self) -> str:
+        return str(self.model.config._attn_implementation)
+
+    def settle(self) -> None:
+        spec = specs_of(self.recipe)[None].model
+        context = SimpleNamespace(run=self.run, recipe=self.recipe, base=self.base, model_spec=spec)
+        engine = SimpleNamespace(module=self.model, model=self.model)
+        ranks = Ranks(0, 0, 1, torch.device("cpu"), cast(Any, None))
+        console = SimpleNamespace(say=self.said.append)
+        attention_trial.settle(cast(Any, context), self.task, cast(Any, engine), ranks, cast(Any, console))
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_trial.distributed, "on_rank_0", lambda ranks, key, work: work())
+    monkeypatch.setattr(attention_trial.distributed, "sum_over_ranks", list)
+
+
+def test_what_is_right_stays_and_is_remembered(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, "mistral", sliding_window=16)
+    trial.settle()
+    assert (trial.attention, trial.task.rows.flatten, trial.said) == (VARLEN, True, [])
+    assert json.loads(trial.run.attention.read_text()) == {"varlen": True}
+    assert trial.model.training
+
+
+def test_a_model_that_does_not_hand_on_where_documents_begin_gets_a_mask(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, DEAF)
+    trial.settle()
+    assert (trial.attention, trial.task.rows.flatten) == ("sdpa", False)
+    assert trial.said == [
+        "model.attention auto: varlen does not give this model what it makes of each document alone, so sdpa"
+    ]
+    assert json.loads(trial.run.attention.read_text()) == {"varlen": False}
+
+
+def test_a_recipe_that_names_it_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="varlen does not give this model what it makes of each document alone; set"):
+        Trial(tmp_path, DEAF, VARLEN).settle()
+
+
+@pytest.mark.parametrize(("row_tokens", "found"), [(64, "sdpa"), (16, VARLEN)])
+def test_a_window_counts_if_rows_are_longer(tmp_path: Path, row_tokens: int, found: str) -> None:
+    """As of a model that does not tell its attention of a window."""
+    trial = Trial(tmp_path, "mistral", row_tokens=row_tokens, sliding_window=16)
+
+    def blind(*given: Any, sliding_window: int, **more: Any) -> Any:
+        return document_attention(*given, **more)
+
+    AttentionInterface.register(VARLEN, blind)
+    trial.settle()
+    assert trial.attention == found
+
+
+def test_a_run_that_goes_on_is_not_tried_again(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, DEAF)
+    (trial.run.checkpoints / "step-00000001").mkdir(parents=True)
+    trial.run.attention.write_text('{"varlen": true}')
+    trial.settle()
+    assert trial.attention == VARLEN

@@ -1,0 +1,223 @@
+"""Attention by document beside transformers' own attention with a mask, or beside each document alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention import varlen
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from distft.data.records import Document
+from distft.model.document_attention import document_attention, offer
+from distft.tasks.causal_lm import TOKENS, Causal
+from distft.tasks.shared.causal_rows import VARLEN, Boundaries
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns about is its own
+
+CPU, VOCABULARY, WINDOW = torch.device("cpu"), 97, 4
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "attention_dropout": 0.0,
+}
+GPT2 = {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "attn_pdrop": 0, "embd_pdrop": 0, "resid_pdrop": 0}
+WINDOWED = {"sliding_window": WINDOW, "head_dim": 8}
+EXPERTS = {"num_experts_per_tok": 2, "num_local_experts": 4}
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "gemma2": {**WINDOWED, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 1.0},  # eager, beside eager
+    "gemma3_text": {**WINDOWED, "num_hidden_layers": 6},
+    "mistral": WINDOWED,
+    "gpt_neox": {},
+    "gpt2": GPT2,
+    "mixtral": EXPERTS,
+    "qwen3_moe": {"num_experts": 4, "moe_intermediate_size": 16, "head_dim": 8, "num_experts_per_tok": 2},
+    "phi": {},
+    "cohere": {},
+    "granite": {"attention_multiplier": 0.2},
+    "deepseek_v3": {
+        "kv_lora_rank": 8,
+        "q_lora_rank": 8,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 4,
+        "v_head_dim": 4,
+        "n_routed_experts": 4,
+        "n_group": 1,
+        "topk_group": 1,
+        "num_experts_per_tok": 2,
+        "num_key_value_heads": 4,
+        "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1,
+    },
+    "llama4_text": {"attention_chunk_size": WINDOW, "head_dim": 8, "num_local_experts": 2},  # by its mask
+}
+ALONE: dict[str, dict[str, Any]] = {  # with a mask they let documents see each other
+    "gpt_oss": {**WINDOWED, **EXPERTS},
+    "opt": {"ffn_dim": 32, "word_embed_proj_dim": 32, "dropout": 0.0},
+}
+
+
+def made(architecture: str, implementation: str, by: float = 4.0, **sizes: Any) -> Any:
+    offer()
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(architecture, **{**SIZES, **sizes})
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=implementation)
+    for name, parameter in model.named_parameters():  # far from zero, so that every token matters to every other
+        parameter.data.mul_(by) if parameter.dim() > 1 else None
+        if name.endswith("sinks"):
+            torch.nn.init.normal_(parameter)
+    return model.train()
+
+
+def document(size: int, seed: int) -> Document:
+    tokens = np.random.default_rng(seed).integers(VOCABULARY, size=size).astype(np.int32)
+    return Document({"tokens": tokens, "targets": np.arange(size) > 0}, size, size - 1)
+
+
+ROWS = [[document(size, size) for size in row] for row in ((11, 9, 1, 7), (20, 2))]
+
+
+def learned(model: Any, batches: Sequence[Sequence[Sequence[Document]]]) -> tuple[float, dict[str, torch.Tensor]]:
+    """The sum of the losses of several batches, and its gradients."""
+    task = Causal(model.forward, model.config._attn_implementation == VARLEN)
+    total = torch.zeros(())
+    for rows in batches:
+        total = total + task.loss(model, task.collate(rows, CPU))[TOKENS]
+    total.backward()
+    return total.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def compare(ours: Any, theirs: Any) -> None:
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-6)
+    assert ours[1].keys() == theirs[1].keys()
+    scale = max(float(gradient.abs().max()) for gradient in theirs[1].values())
+    for name, gradient in ours[1].items():
+        assert float((gradient - theirs[1][name]).abs().max()) <= 1e-5 * scale, name
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+def test_losses_and_gradients_are_those_with_a_mask(architecture: str) -> None:
+    sizes = MODELS[architecture]
+    other = "eager" if architecture == "gemma2" else "sdpa"
+    ours, theirs = made(architecture, VARLEN, **sizes), made(architecture, other, **sizes)
+    compare(learned(ours, [ROWS]), learned(theirs, [ROWS]))
+    assert not Causal(ours.forward, True).documents_leak(ours.eval(), VOCABULARY, CPU)
+
+
+@pytest.mark.parametrize("architecture", ALONE)
+def test_losses_and_gradients_are_those_of_documents_alone(architecture: str) -> None:
+    ours, theirs = (made(architecture, how, **ALONE[architecture]) for how in (VARLEN, "eager"))
+    compare(learned(ours, [ROWS]), learned(theirs, [[[one]] for row in ROWS for one in row]))
+    assert not Causal(ours.forward, True).documents_leak(ours.eval(), VOCABULARY, CPU)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2", "gpt_oss", "gpt2"])
+def test_generation_is_that_of_transformers(architecture: str) -> None:
+    """With a cache, padded prompts, and without a word of where documents begin."""
+    answers = []
+    for how in (VARLEN, "eager"):
+        model = made(architecture, how, **{**MODELS, **ALONE}[architecture]).eval()
+        ids = torch.arange(24).view(2, 12) % VOCABULARY + 3
+        mask = torch.ones_like(ids)
+        mask[0, :5] = 0
+        padded = model.generate(ids, attention_mask=mask, max_new_tokens=8, min_new_tokens=8, do_sample=False)
+        plain = model.generate(ids, max_new_tokens=8, min_new_tokens=8, do_sample=False)
+        answers.append((padded, plain, model(ids).logits))
+    assert torch.equal(answers[0][0], answers[1][0])
+    assert torch.equal(answers[0][1], answers[1][1])
+    torch.testing.assert_close(answers[0][2], answers[1][2], rtol=0, atol=1e-5)
+
+
+def test_in_bf16_a_deep_mixture_has_the_same_logits() -> None:
+    """Its routers turn on a single bit, so scores lose their largest in the numbers in which its class does it."""
+    documents, logits = [one for row in ROWS for one in row], []
+    sizes = {**ALONE["gpt_oss"], "num_hidden_layers": 12}
+    for how in (VARLEN, "eager"):
+        model = made("gpt_oss", how, 1.0, **sizes).to(torch.bfloat16).eval()
+        task, found = Causal(model.forward, how == VARLEN), []
+        for row in [documents] if how == VARLEN else [[one] for one in documents]:
+            batch = task.collate([row], CPU)
+            everywhere = replace(batch, keep=torch.arange(batch.input_ids.shape[1]))
+            found.append(task.logits(model, everywhere)[0, : batch.useful_tokens])
+        logits.append(torch.cat(found).float())
+    torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=1e-4)
+
+
+def test_recomputed_activations_give_the_same_gradients() -> None:
+    plain, again = made("llama", VARLEN), made("llama", VARLEN)
+    again.gradient_checkpointing_enable({"use_reentrant": False})
+    (loss, gradients), (other, others) = learned(plain, [ROWS]), learned(again, [ROWS])
+    assert loss == other
+    assert all(torch.equal(gradient, others[name]) for name, gradient in gradients.items())
+
+
+class Layer(torch.nn.Module):
+    is_causal = True
+
+
+@pytest.mark.parametrize("window", [None, WINDOW])
+def test_the_kernel_is_told_what_it_needs(monkeypatch: pytest.MonkeyPatch, window: int | None) -> None:
+    """torch's kernel runs on a GPU alone, so its one call is replaced here by what its documentation says of it."""
+    calls = []
+
+    def kernel(
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        begins: torch.Tensor,
+        others: torch.Tensor,
+        longest: int,
+        other: int,
+        *,
+        scale: float,
+        window_size: tuple[int, int],
+        enable_gqa: bool,
+    ) -> torch.Tensor:
+        assert begins.dtype == torch.int32
+        assert others is begins
+        assert (longest, other, enable_gqa) == (9, 9, True)
+        k, v = (tensor.repeat_interleave(q.shape[1] // k.shape[1], 1) for tensor in (k, v))
+        calls.append(window_size)
+        before, after = window_size
+        parts = []
+        for a, b in zip(begins.tolist(), begins.tolist()[1:], strict=False):
+            scores = torch.einsum("qhd,khd->hqk", q[a:b], k[a:b]) * scale
+            distance = torch.arange(b - a)[:, None] - torch.arange(b - a)
+            seen = (distance >= -after) & ((distance <= before) | torch.tensor(before < 0))
+            weights = scores.masked_fill(~seen, -torch.inf).softmax(2)
+            parts.append(torch.einsum("hqk,khd->qhd", weights, v[a:b]))
+        return torch.cat(parts)
+
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 20, 8) for heads in (4, 2, 2))
+    told = Boundaries.of([9, 3, 8]).arguments
+    given = {"scaling": 0.3, "sliding_window": window, **told}
+    expected, _ = document_attention(Layer(), query, key, value, None, **given)
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    monkeypatch.setattr("distft.model.document_attention._kernel_takes", lambda query, value: True)
+    found, _ = document_attention(Layer(), query, key, value, None, **given)
+    assert calls == [(-1 if window is None else window - 1, 0)]
+    torch.testing.assert_close(found, expected)
+    document_attention(Layer(), query, key, value, None, dropout=0.1, **given)  # the kernel has none
+    assert len(calls) == 1
+
+
+def test_the_configuration_that_is_saved_does_not_name_it(tmp_path: Any) -> None:
+    made("llama", VARLEN).save_pretrained(tmp_path)
+    assert VARLEN not in (tmp_path / "config.json").read_text()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
