@@ -58,14 +58,16 @@ def together(ranks: Sequence[dict[str, Any]], seen: dict[str, Any], base: int) -
     for rank in ranks:
         for place, most in rank["places"].items():
             if most.get("pss") and (len(ranks) == 1 or place != "the model"):  # which has peaks of several kinds
-                sums[place] += max(most["pss"], most["hwm"] - most.get("shared", most["rss"] - most["pss"]))
-    return max(seen["pss"] - twice, *sums.values())
+                sums[place] += max(most["pss"], most.get("hwm", 0) - most.get("shared", most["rss"] - most["pss"]))
+    return max(seen["pss"] - twice if len(ranks) > 1 else 0, *sums.values())
 
 
 def compared(run: dict[str, Any]) -> Compared:
     case = Case(**run["case"])
     base = 4 * architecture_of(recipe_of(case)).parameters
-    found, ranks = planned(case), [one for one in run["processes"] if one["name"].startswith("distft-rank")]
+    found, each = planned(case), sorted(run["processes"], key=lambda one: len(one["places"]))
+    named = {one["name"]: one for one in each if one["name"].startswith("distft-rank")}
+    ranks = list(named.values())  # what a rank forks to call a program has its name for a moment
     return Compared(
         case,
         run["trained"],

@@ -96,8 +96,7 @@ def _adapted(tape: Tape, numbers: Numbers, x: Value, result: Value, columns: tup
     """x W + s (drop(x) A) B: kept are drop(x) and drop(x) A (Hu et al. 2021, arXiv:2106.09685). One in fp32 has its own
     copy of x.
 
-    AdaLoRA (Zhang et al. 2023, arXiv:2303.10512) has A E for A, made anew each time and kept, and divides by its rank.
-    PEFT has that as a weight which is frozen, but thaws when it is made other than fp32: then what is divided is kept.
+    AdaLoRA (Zhang et al. 2023, arXiv:2303.10512) has A E for A, made anew each time and kept.
     """
     times = FP32 // numbers.width if update.exact else 1
     own = Numbers(numbers.width * times, numbers.device)
@@ -113,7 +112,7 @@ def _adapted(tape: Tape, numbers: Numbers, x: Value, result: Value, columns: tup
     else:
         more = tape.run([high], high.size)
     if update.singular:
-        more = tape.run([more], more.size, [more] if own.width != FP32 else [], trains=True)
+        more = tape.run([more], more.size)
     if times == 1:
         return tape.run([result, more], result.size, passes=True)
     whole = tape.run([tape.run([result], more.size), more], more.size, passes=True)
