@@ -185,10 +185,13 @@ class Causal:
         return functional.cross_entropy(self._logits(model, batch, optional), batch.targets, reduction="none")
 
     def _logits(self, model: Any, batch: CausalBatch, optional: Mapping[str, Any]) -> torch.Tensor:
-        """Of the targets, fp32 [N, vocabulary]."""
-        optional = {**self._kept(batch), **optional}
-        found: torch.Tensor = self._output(model, batch, optional).logits.flatten(0, 1)[batch.at].float()
-        return found  # a name for all logits would keep them alive
+        """Of the targets, fp32 [N, vocabulary]. No name keeps all of them alive."""
+        return self.logits(model, batch, **optional).flatten(0, 1)[batch.at].float()
+
+    def logits(self, model: Any, batch: CausalBatch, **optional: torch.Tensor) -> torch.Tensor:
+        """[B, K, vocabulary], in the model's dtype. `optional`: what else the model is given."""
+        logits: torch.Tensor = self._output(model, batch, {**self._kept(batch), **optional}).logits
+        return logits
 
     def _call(self, model: Any, batch: CausalBatch, optional: Mapping[str, Any]) -> Call:
         return Call(lambda: self._output(model, batch, optional), batch.places, batch.targets)
@@ -262,7 +265,7 @@ class Causal:
         for tokens in first:
             batch = self._one_row((tokens, second), device)
             batch = replace(batch, keep=torch.arange(batch.input_ids.shape[1], device=device))
-            seen.append(self._output(model, batch, self._kept(batch)).logits[0, len(tokens) :])
+            seen.append(self.logits(model, batch)[0, len(tokens) :])
         # what differs by rounding alone stays below; a new model's leak is small too
         tolerance = 1e-4 if seen[0].dtype == torch.float32 else 1e-3
         scale = float(seen[0].abs().max()) or 1.0
