@@ -113,7 +113,9 @@ def made(folder: Path, recipe: Recipe) -> Any:
     def make(spec: Any) -> Any:
         settings = transformers.AutoConfig.from_pretrained(folder, **spec.head(LABELS))
         loaded = getattr(transformers, spec.auto_class).from_config(
-            settings, dtype=DTYPES[recipe.engine.dtype], attn_implementation=choose(folder, recipe, spec.auto_class)
+            settings,
+            dtype=DTYPES[recipe.engine.dtype],
+            attn_implementation=choose(folder, recipe, spec, by_document=False),
         )
         spec.extend(loaded, LABELS)
         return loaded
@@ -171,7 +173,7 @@ def batch_of(recipe: Recipe, task: Any, model: Any) -> Any:
         return causal_batch(rows, tokens, task)
     if isinstance(task, Preference):
         documents = [Document({}, tokens, 1) for _ in range(rows)]
-        sequences = causal_batch(2 * rows, tokens, task._causal)
+        sequences = causal_batch(2 * rows, tokens, task.causal)
         each = [Document({}, tokens, tokens - 1) for _ in range(2 * rows)]
         mask = torch.ones(2 * rows, tokens, dtype=torch.long)
         return Pairs(replace(sequences, documents=each), mask, documents)
