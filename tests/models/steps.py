@@ -72,13 +72,15 @@ class Trial:
             engine={"dtype": self.dtype, "loss_chunk": 0},
             **more,
         )
-        data: dict[str, Any] = {"row_tokens": self.tokens}
+        data, model = {"row_tokens": self.tokens}, dict(self.model)
         if task["type"] == "causal-lm":
             data["packing"] = False
+        if task["type"] in ("causal-lm", "dpo"):
+            model = {"attention": "sdpa"} | model  # auto would be attention by document, which has tests of its own
         return found.model_copy(
             update={
                 "data": found.data.model_copy(update=data),
-                "model": found.model.model_copy(update=dict(self.model)),
+                "model": found.model.model_copy(update=model),
             }
         )
 
