@@ -22,7 +22,7 @@ from distft.recipe.schema import Recipe
 from tests.models.published import LLAMA_8B
 from tests.unit.recipes import recipe
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 A100 = device("A100-80GB")
 LORA = {"type": "lora"}
 

@@ -15,7 +15,7 @@ import pytest
 
 from distft.plan.placement import pinned, placed
 from distft.plan.states import Sharding, state_bytes
-from tests.unit.plan.test_states import BASE, LORA
+from tests.models.test_states import BASE, LORA
 
 COUNTED = [json.loads(line) for line in Path(__file__).with_name("counted_params.jsonl").read_text().splitlines()]
 
