@@ -63,7 +63,7 @@ def import_all(run_dir: Path) -> None:
     """What ranks of this run will import."""
     gc.disable()  # modules stay; to look for garbage among them is a sixth of the time
     from distft.engine import deepspeed
-    from distft.model import adapters, base_model
+    from distft.model import adapters, base_model, document_attention  # noqa: F401
     from distft.tasks.registry import specs_of
     from distft.training import final, loop  # noqa: F401
 

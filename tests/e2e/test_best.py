@@ -26,7 +26,7 @@ def exported(run: Path) -> int:
 def test_patience_ends_a_run_and_the_best_is_exported(place: Workplace) -> None:
     """A learning rate that ruins the model: the first evaluations are the best. Killed once on the way."""
     place.write_records("held-out.jsonl", 8, seed=1)
-    command = (*RUN, "train.lr=0.3", "train.best=loss", "train.eval_every=2", "train.patience=3", "train.steps=40")
+    command = (*RUN, "train.lr=3.0", "train.best=loss", "train.eval_every=2", "train.patience=3", "train.steps=40")
     run = place.folder / "patience"
     with place.start(*command, "--run-dir", run) as started:
         until_step(started, run, 5)

@@ -7,10 +7,6 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +17,6 @@ from distft.cli.jobs import cancel, resume
 from distft.cli.table import app
 from distft.errors import UserError
 from distft.launcher import CLUSTER, Job, Mode, Resources
-from distft.process.interpreter import running
 from distft.recipe.load import dump
 from distft.run import home
 from distft.run.folder import Attempt, RunDir
@@ -112,21 +107,6 @@ def submit(folder: Path, name: str = "run", profile: str = "", **resources: obje
 
 def attempt(number: str) -> Attempt:
     return Attempt(1, ["n1"], pid=1, world_size=1, zero_stage=2, start=1.0, end=2.0, job=number)
-
-
-def command(folder: Path, name: str = "run") -> subprocess.Popen[str]:
-    """`distft submit` as a program, in a process group of its own."""
-    wanted = job(folder, name)
-    assert wanted.recipe is not None
-    (folder / "recipe.yaml").write_text(dump(wanted.recipe))
-    arguments = [str(folder / "recipe.yaml"), "--run-dir", str(folder / name), "--site", str(folder / "s.toml")]
-    return subprocess.Popen(
-        [sys.executable, *running("distft", "submit", *arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
 
 
 # --- what a job inherits ----------------------------------------------------------------------------------------------
@@ -289,34 +269,6 @@ def test_a_job_that_nobody_wrote_down_is_found_by_its_tag(slurm: Slurm, tmp_path
 
 
 # --- one at a time ----------------------------------------------------------------------------------------------------
-
-
-def test_of_two_submits_at_once_one_sends_a_job(slurm: Slurm, tmp_path: Path) -> None:
-    (slurm.folder / "slow").write_text("2")
-    both = [command(tmp_path), command(tmp_path)]
-    said = [process.communicate(timeout=60)[0] for process in both]
-    assert sorted(process.returncode for process in both) == [0, 2], said
-    refused = said[[process.returncode for process in both].index(2)]
-    assert f"distft: error: job 7 of {tmp_path / 'run'} is pending already" in refused
-    assert "Traceback" not in "".join(said)
-    assert [line.split("|")[0] for line in slurm.queue()] == ["7"]
-    assert [sent.job for sent in jobs_of(RunDir(tmp_path / "run"))] == ["7"]
-
-
-def test_ctrl_c_while_sbatch_is_slow_waits_until_the_job_is_written_down(slurm: Slurm, tmp_path: Path) -> None:
-    (slurm.folder / "slow").write_text("2")
-    process = command(tmp_path)
-    deadline = time.monotonic() + 60
-    while not (slurm.folder / "began").exists():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)  # as the terminal does
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert "job 7 submitted" in said
-    assert [line.split("|")[0] for line in slurm.queue()] == ["7"]
-    assert [sent.job for sent in jobs_of(RunDir(tmp_path / "run"))] == ["7"]
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["refused", "the answer was lost"])
