@@ -49,6 +49,7 @@ def test_a_decoder_without_sdpa_trains_on_packed_rows(place: Workplace) -> None:
     assert len(losses(run)) == 6
 
 
+@pytest.mark.long
 def test_an_encoder_without_sdpa_trains(place: Workplace) -> None:
     records = ({"text": f"the {'cat' if i % 2 else 'dog'} {i}", "label": "ab"[i % 2]} for i in range(20))
     (place.folder / "labels.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))

@@ -36,6 +36,7 @@ def silence() -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
+@pytest.mark.long
 def test_a_wandb_host_that_swallows_packets_changes_nothing(place: Workplace, unbroken: Made, silence: str) -> None:
     run = place.folder / "silence"
     command = ("train", "recipe.yaml", "data.eval=eval.jsonl", "track.wandb=online", "--run-dir", run, "--nproc", "2")
@@ -58,6 +59,7 @@ def belongs_to(process: psutil.Process, run: Path) -> bool:
         return False
 
 
+@pytest.mark.long
 def test_a_clock_that_is_set_changes_nothing(place: Workplace, unbroken: Made) -> None:
     """An hour ahead in the middle of a run, then two hours back, in all of its processes."""
     run, folder, shift = place.folder / "clock", place.folder / "shifted", place.folder / "shift"
