@@ -61,9 +61,7 @@ def attach(model: Any, adapter: Adapter, spec: ModelSpec, base: str | None, tota
             keys = "adapter.targets" + (", adapter.modules_to_save" if adapter.modules_to_save else "")
             raise UserError(f"{keys}: {str(error).splitlines()[0]}") from None
     for name, parameter in adapted.named_parameters():
-        if (
-            ".ranknum." in name
-        ):  # AdaLoRA's number of ranks: where PEFT converts it to bf16, it forgets that it is fixed
+        if ".ranknum." in name:  # of AdaLoRA: where PEFT converts it to bf16, it forgets that it is fixed
             parameter.requires_grad_(False)
     adapted.peft_config[NAME].base_model_name_or_path = base
     if adapter.start is not None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.nn.attention import varlen
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -116,8 +117,6 @@ def _by_kernel(
     longest: int,
 ) -> torch.Tensor:
     """torch's kernel for documents of any lengths. It was never run: no GPU was at hand."""
-    from torch.nn.attention import varlen  # hundreds of modules, a second, which nobody else needs
-
     q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
     reach = (-1 if window is None else window - 1, 0)
     found = varlen.varlen_attn(

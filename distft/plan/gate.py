@@ -14,7 +14,7 @@ from distft.plan.prediction import EVALUATION, Moment, Prediction, text_of
 from distft.plan.shapes import architecture_of, is_known
 from distft.recipe.schema import Recipe
 
-ERROR = 0.06  # of a predicted peak; the largest that was seen is 5.4 % (docs/results/plan.md)
+MARGIN = 0.06  # of a peak, though no run on record took less than what is `certain` (tests/models/test_gate.py)
 WAYS = 2  # that are named
 DEEPEST = 1000  # layers; the time of a plan grows with them
 SHARED = {"process", "file of weights"}  # ranks of a node share these pages, or the kernel takes them back
@@ -32,7 +32,7 @@ def judge(recipe: Recipe, place: Place) -> Verdict:
     """What the plan says of a run before it is sent; quick, and silent where it knows nothing of the place.
 
     A peak for full rows is an upper bound: it is warned of. Refused is what needs too much with rows that hold next to
-    nothing, by more than the plan's own error, if plans of its kind have been compared with what was counted.
+    nothing, by more than a margin, if plans of its kind have been compared with what was counted.
     """
     if not place.is_known:
         return Verdict()
@@ -59,7 +59,7 @@ def judged(recipe: Recipe, place: Place) -> Verdict:
     least = Estimator(place.per_node, place.device, place.memory, emptiest=True).predict(recipe, place.nodes)
     peak = max(certain(least), key=lambda moment: moment.total)
     found = ways(recipe, place.nodes, estimator.predict, WAYS)
-    if peak.total > most.room * (1 + ERROR) and was_compared(recipe):
+    if peak.total > most.room * (1 + MARGIN) and was_compared(recipe):
         return Verdict(refusal=sentence("it cannot fit: a rank takes at least", peak, most, found))
     return Verdict(warning=sentence("it may not fit: with full rows a rank takes up to", most.peak, most, found))
 

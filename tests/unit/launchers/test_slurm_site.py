@@ -23,7 +23,7 @@ from launchers.slurm.script import Request
 from launchers.slurm.site import Site
 
 ROOT = Path(__file__).parents[3]
-EXAMPLES = int(os.environ.get("DISTFT_FUZZ", "40"))
+EXAMPLES = int(os.environ.get("DISTFT_FUZZ", "50"))
 PLAIN: dict[str, Any] = {
     "partition": "p", "account": "a", "qos": "q", "constraint": "c", "reservation": "r", "exclude": "n1",
     "memory": "1G", "time": "10", "activate": "/env", "interface": "eth0", "dependency": "afterok:1", "wckey": "w",
