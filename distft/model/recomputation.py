@@ -24,7 +24,7 @@ def recompute(loaded: Any, model: Model) -> None:
     try:
         enable({"use_reentrant": False}, **({"every_n_layers": every} if every > 1 else {}))
     except ValueError as error:
-        raise UserError(f"model.activation_checkpointing: {first_line(error)}; set it to off") from None
+        raise UserError(f"model.activation_checkpointing: {first_line(error).rstrip('.')}; set it to off") from None
     except TypeError:
         text = "this version of transformers recomputes all layers or none; set it to full or off, or install a newer"
         raise UserError(f"model.activation_checkpointing selective: {text}") from None

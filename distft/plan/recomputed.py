@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from distft.plan.architecture import Architecture, Stack, Weight
 
+NEVER = {"albert", "mpnet"}  # model types whose classes in transformers cannot compute layers again
+
 
 def convolutions(stack: Stack) -> list[Weight]:
     """Those that make tokens of sound, and not those that tell places from each other."""
@@ -18,15 +20,12 @@ def again(every: int, number: int) -> bool:
 
 
 def recomputed(model: Architecture, every: int) -> Sequence[Sequence[bool]]:
-    """Of each stack its layers, in order. Layers over sound count too; ALBERT's are one."""
+    """Of each stack its layers, in order. Layers over sound count too."""
     found, number = [], 0
     for stack in model.stacks:
         number += len(convolutions(stack)) if stack.extracts else 0
-        own: list[bool] = []
-        for layers in stack.layers:
-            own += [again(every, number + (0 if layers.shared else one)) for one in range(layers.count)]
-            number += layers.copies
-        found.append(own)
+        found.append([again(every, number + one) for one in range(stack.depth)])
+        number += stack.depth
     return found
 
 
