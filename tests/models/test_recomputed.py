@@ -13,12 +13,13 @@ from distft.errors import UserError
 from distft.model.recomputation import recompute
 from distft.plan.recomputed import again, convolutions, recomputed, share
 from distft.plan.shapes import architecture_of, can_recompute
-from tests.models.making import CAUSAL, MASKED, made, recipe_of, written
+from tests.models.making import CAUSAL, CLASSIFIES, MASKED, TAGS, made, recipe_of, several, written
 from tests.models.small_models import DECODERS, ENCODERS, LISTENERS, TRANSLATORS, WRITERS, Sizes
 
 TASKS: list[tuple[dict[str, Any], dict[str, list[Sizes]]]] = [
     (CAUSAL, DECODERS),
     (MASKED, ENCODERS),
+    (several(CLASSIFIES, TAGS), {"roberta": ENCODERS["roberta"]}),
     ({"type": "seq2seq-lm"}, TRANSLATORS),
     ({"type": "ctc"}, LISTENERS),
     ({"type": "speech-seq2seq"}, WRITERS),
@@ -28,7 +29,7 @@ TASKS: list[tuple[dict[str, Any], dict[str, list[Sizes]]]] = [
 def cases() -> Iterator[Any]:
     for task, models in TASKS:
         for model_type, variants in models.items():
-            yield pytest.param(task, model_type, variants[0], id=model_type)
+            yield pytest.param(task, model_type, variants[0], id=f"{task['type']}-{model_type}")
 
 
 @pytest.mark.parametrize(("task", "model_type", "sizes"), list(cases()))
