@@ -8,6 +8,7 @@ from itertools import combinations, product
 from typing import Any
 
 from distft.plan.prediction import Prediction
+from distft.plan.shapes import can_recompute
 from distft.recipe.load import contradictions
 from distft.recipe.schema import Recipe
 
@@ -59,8 +60,8 @@ def possible(recipe: Recipe, nodes: int) -> Iterator[Change]:
         if recipe.train.global_batch % batch == 0:
             yield Change("train.micro_batch", batch, cost)
         cost += 0.5
-    now = RECOMPUTE.index(recipe.model.activation_checkpointing)
-    for rank, wanted in enumerate(RECOMPUTE[now + 1 :], start=now):
+    now, kinds = RECOMPUTE.index(recipe.model.activation_checkpointing), kinds_of(recipe)
+    for rank, wanted in enumerate(kinds[now + 1 :], start=now):
         yield Change("model.activation_checkpointing", wanted, 1.25 + 0.25 * rank)
     for stage in range(recipe.engine.zero_stage + 1, 4):
         yield Change("engine.zero_stage", stage, 1.0 + (stage == 3))
@@ -75,6 +76,11 @@ def possible(recipe: Recipe, nodes: int) -> Iterator[Change]:
     rows = recipe.data.row_tokens
     for part in (2, 4):
         yield Change("data.row_tokens", rows // part, 8.0 * part)
+
+
+def kinds_of(recipe: Recipe) -> Sequence[str]:
+    """Kinds of recomputation that the model's class knows."""
+    return RECOMPUTE if can_recompute(recipe) else RECOMPUTE[:1]
 
 
 def ways(
@@ -127,7 +133,7 @@ def grid(recipe: Recipe, nodes: Sequence[int], predict: Predict) -> list[tuple[d
     batches = [size for size in (1, 2, 4, 8, 16, 32) if recipe.train.global_batch % size == 0]
     found = []
     stages = [stage for stage in range(4) if stage == 3 or stage >= lowest_stage(recipe)]
-    for number, stage, batch, again in product(nodes, stages, batches, RECOMPUTE):
+    for number, stage, batch, again in product(nodes, stages, batches, kinds_of(recipe)):
         keys = (("engine.zero_stage", stage), ("train.micro_batch", batch), ("model.activation_checkpointing", again))
         prediction = predict(changed(recipe, [Change(key, value, 0.0) for key, value in keys]), number)
         if prediction.fits and recipe.train.global_batch % (batch * prediction.world) == 0:

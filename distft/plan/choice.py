@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import product
 
 from distft.errors import UserError, first_line
-from distft.plan.changes import RECOMPUTE, Change, Predict, changed
+from distft.plan.changes import RECOMPUTE, Change, Predict, changed, kinds_of
 from distft.plan.prediction import Prediction, text_of
-from distft.plan.shapes import can_recompute, is_known
+from distft.plan.shapes import is_known
 from distft.recipe.batch import AUTO
 from distft.recipe.schema import Recipe
 from distft.run.batch import Batch
@@ -66,9 +66,9 @@ def left_free(found: Prediction) -> float:
 
 def _candidates(recipe: Recipe, nodes: int, per_node: int, predict: Predict) -> Iterator[_Candidate]:
     own, again = recipe.train.global_batch // (nodes * per_node), recipe.model.activation_checkpointing
-    asked, kinds = recipe.train.micro_batch, RECOMPUTE if can_recompute(recipe) else RECOMPUTE[:1]
+    asked = recipe.train.micro_batch
     rows = [size for size in range(1, MOST_ROWS + 1) if own % size == 0] if asked == AUTO else [asked]
-    for size, kind in product(rows, kinds if again == AUTO else (again,)):
+    for size, kind in product(rows, kinds_of(recipe) if again == AUTO else (again,)):
         yield _Candidate(size, kind, predict(with_values(recipe, size, kind), nodes))
 
 

@@ -70,7 +70,10 @@ def architecture_of(
 
 def can_recompute(recipe: Recipe) -> bool:
     """Whether layers of its model can be computed again; of an unknown model type it is hoped."""
-    return read(recipe.model).get("model_type") not in NEVER
+    try:
+        return read(recipe.model).get("model_type") not in NEVER
+    except UserError:
+        return True
 
 
 def is_known(recipe: Recipe) -> bool:

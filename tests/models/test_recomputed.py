@@ -11,6 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from distft.errors import UserError
 from distft.model.recomputation import recompute
+from distft.plan.changes import possible
 from distft.plan.recomputed import again, convolutions, recomputed, share
 from distft.plan.shapes import architecture_of, can_recompute
 from tests.models.making import CAUSAL, CLASSIFIES, MASKED, TAGS, made, recipe_of, several, written
@@ -37,11 +38,13 @@ def test_every_second_layer_is_that_of_transformers(
     task: dict[str, Any], model_type: str, sizes: Sizes, tmp_path: Path
 ) -> None:
     wanted = recipe_of(written(tmp_path, model_type, sizes), task)
+    off = wanted
     wanted = wanted.model_copy(
         update={"model": wanted.model.model_copy(update={"activation_checkpointing": "selective"})}
     )
     model, planned = made(tmp_path, wanted), architecture_of(wanted)
     if not can_recompute(wanted):
+        assert not any(change.key == "model.activation_checkpointing" for change in possible(off, 1))
         with pytest.raises(UserError, match=r"does not support activation checkpointing; set it to off"):
             recompute(model, wanted.model)
         return

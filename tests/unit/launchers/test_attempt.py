@@ -97,7 +97,7 @@ def test_the_values_that_were_settled_may_be_written_down(tmp_path: Path) -> Non
     (made.checkpoints / "step-00000001").mkdir()
     settle_recipe(made, recipe(train=train | {"micro_batch": 2}))
     assert "micro_batch: 2" in made.config.read_text()
-    with pytest.raises(UserError, match="add --allow train.micro_batch"):
+    with pytest.raises(UserError, match=r"add --allow train\.micro_batch"):
         settle_recipe(made, recipe(train=train | {"micro_batch": 4}))
     (made.checkpoints / "step-00000001").rmdir()
     settle_recipe(made, recipe(train=train | {"micro_batch": 4}))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from distft.plan import choice
+from distft.plan import changes, choice
 from distft.plan.choice import choose
 from distft.plan.devices import Device, device
 from distft.plan.duration import Times
@@ -23,7 +23,6 @@ AGAIN = {"off": 0.0, "selective": 0.5, "full": 1.0}
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "is_known", lambda wanted: True)
-    monkeypatch.setattr(choice, "can_recompute", lambda wanted: True)
 
 
 def wanted(rows: int | str = "auto", again: Any = "auto", batch: int = 64) -> Recipe:
@@ -83,7 +82,7 @@ def test_what_the_recipe_says_stays() -> None:
 
 
 def test_no_recomputation_of_a_model_that_knows_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "can_recompute", lambda wanted: False)
+    monkeypatch.setattr(changes, "can_recompute", lambda wanted: False)
     assert values(choose(wanted(), 1, 2, plan(1))) == (1, "off")
     assert values(choose(wanted(), 1, 2, plan(12, launch=0.1))) == (1, "off")
 
