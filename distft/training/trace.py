@@ -65,14 +65,15 @@ def read_trace(path: Path, alive: Callable[[], None] = lambda: None) -> Trace:
     Raises:
         ValueError: it is no such trace.
     """
-    found = Trace()
+    found, zero = Trace(), 0.0
     for number, raw in enumerate(_objects(path)):
         if number % _EVERY == 0:
             alive()
         kind = raw.get("cat")
         if raw.get("ph") != "X" or not (kind in _HOST or kind in _DEVICE):
             continue
-        event = _event(raw)
+        zero = zero or raw["ts"]
+        event = _event(raw, zero)
         if kind in _DEVICE:
             found.device.append(event)
         elif event.name.startswith("gloo:"):
@@ -86,14 +87,14 @@ def read_trace(path: Path, alive: Callable[[], None] = lambda: None) -> Trace:
     return found
 
 
-def _event(raw: dict[str, Any]) -> Event:
+def _event(raw: dict[str, Any], zero: float) -> Event:
+    """Times are from `zero`: an event ends exactly when the next one begins, if the trace says so."""
     about = raw.get("args", {})
-    begin = raw["ts"] * 1e-6
     return Event(
         name=sys.intern(raw["name"]),
         thread=int(raw["tid"]),
-        begin=begin,
-        end=begin + raw["dur"] * 1e-6,
+        begin=1e-6 * (raw["ts"] - zero),
+        end=1e-6 * (raw["ts"] + raw["dur"] - zero),
         sequence=about.get("Sequence number", -1),
         forward_thread=about.get("Fwd thread id", 0),
         correlation=about.get("correlation", -1),

@@ -1,6 +1,6 @@
 """Ranks that train with and without a profile.
 
-python -m tests.dist.profiles FOLDER CONFIG
+python -m tests.dist.profiles FOLDER CONFIG few|zero3
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from distft.process.distributed import Ranks
 from distft.training import loop
 from tests.dist import scenario
 
+STEPS = 7
 SLOW_SECONDS = 0.05  # of rank 1 in each micro-batch, where it is the slow one
 ZERO3 = ("engine.zero_stage=3", "model.activation_checkpointing=true", "engine.loss_chunk=0")
 
@@ -41,12 +42,12 @@ class Slow:
 
 def main() -> None:
     folder, config, ranks = Path(sys.argv[1]), Path(sys.argv[2]), scenario.join()
-    train(folder / "plain", config, ranks, "", ())
-    train(folder / "profiled", config, ranks, "3 trace", ())
-    train(folder / "plain-3", config, ranks, "", ZERO3)
-    train(folder / "profiled-3", config, ranks, "50", ZERO3)
-    train(folder / "slow", config, ranks, "2", ("train.steps=4",), slow=True)
-    train(folder / "stopped", config, ranks, "3", (), stops=4)
+    layout = (f"train.steps={STEPS}", *(ZERO3 if sys.argv[3] == "zero3" else ()))
+    train(folder / "plain", config, ranks, "", layout)
+    train(folder / "profiled", config, ranks, "50" if sys.argv[3] == "zero3" else "3 trace", layout)
+    if sys.argv[3] == "few":
+        train(folder / "slow", config, ranks, "2", ["train.steps=4"], slow=True)
+        train(folder / "stopped", config, ranks, "3", layout, stops=4)
     scenario.leave()
 
 

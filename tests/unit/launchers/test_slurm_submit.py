@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 
 from distft.cli.jobs import cancel, resume
 from distft.cli.table import app
-from distft.errors import UserError
+from distft.errors import DONE, UserError
 from distft.launcher import CLUSTER, Job, Mode, Resources
 from distft.recipe.load import dump
 from distft.run import home
 from distft.run.folder import Attempt, RunDir
+from distft.run.profile import Wanted
 from launchers.attempt import Verdict
 from launchers.local import LocalLauncher
 from launchers.slurm import jobs, node, preflight, scheduler, script, verdicts
@@ -107,6 +108,13 @@ def submit(folder: Path, name: str = "run", profile: str = "", **resources: obje
 
 def attempt(number: str) -> Attempt:
     return Attempt(1, ["n1"], pid=1, world_size=1, zero_stage=2, start=1.0, end=2.0, job=number)
+
+
+def test_a_profile_is_asked_for_in_the_script(slurm: Slurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for wanted, lines in ((Wanted(5, True), ["export DISTFT_PROFILE='5 trace'"]), (None, [])):
+        asked = dataclasses.replace(job(tmp_path), mode="show", profile=wanted)
+        assert SlurmLauncher().launch(asked) == DONE
+        assert [line for line in capsys.readouterr().out.splitlines() if "DISTFT_PROFILE" in line] == lines
 
 
 # --- what a job inherits ----------------------------------------------------------------------------------------------
