@@ -132,7 +132,7 @@ class Profile:
         profiler = torch.profiler.profile(activities=activities)
         self._spans = ModuleSpans(self._subject.model)
         profiler.start()
-        distributed.barrier()  # a rank whose profiler starts slowly is not slow
+        distributed.sum_over_ranks([0.0])  # a rank whose profiler starts slowly is not slow
         self._memory = PhaseMemory(self._subject.ranks.device, self._subject.memory)
         self._subject.meter.restart()
         return profiler
