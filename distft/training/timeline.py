@@ -47,7 +47,7 @@ class _Frame(NamedTuple):
 
 
 class Timelines:
-    """Those of a trace. A thread that does not train evaluates backward passes, as on a GPU, or is of no interest."""
+    """Those of a trace. Beside the thread that trains there is autograd's on a GPU, and others that move batches."""
 
     def __init__(self, trace: Trace) -> None:
         self._made: dict[tuple[int, int], str] = {}  # parts of autograd nodes, by thread and sequence number
@@ -58,7 +58,8 @@ class Timelines:
         lines = {self._main: list(self._line(trace.host[self._main], profile.OTHER))}
         for thread, events in trace.host.items():
             if thread != self._main:
-                lines[thread] = list(self._line(events, profile.BACKWARD))
+                evaluates = any(event.name.startswith(_EVALUATES) for event in events)
+                lines[thread] = list(self._line(events, profile.BACKWARD if evaluates else profile.DATA))
         self.main: Sequence[Segment] = lines[self._main]
         self._lookups = {thread: Lookup(line) for thread, line in lines.items()}
         self._launches = {

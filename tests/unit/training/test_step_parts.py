@@ -13,7 +13,7 @@ from distft.run.profile import PARTS
 from distft.training.step_parts import Free, Parts, Taken, parts_of
 from distft.training.trace import read_trace
 
-MAIN, AUTOGRAD, GLOO, STREAM, NCCL = 100, 101, 102, 7, 20
+MAIN, AUTOGRAD, GLOO, FEED, STREAM, NCCL = 100, 101, 102, 103, 7, 20
 EVALUATES = "autograd::engine::evaluate_function: "
 
 
@@ -161,11 +161,13 @@ def test_parts_of_a_step_on_a_gpu(tmp_path: Path) -> None:
         kernel("gemm", 24, 30, 5),
         kernel("ncclDevKernel_AllReduce_Sum_bf16(x)", 28, 38, 6, NCCL),
         kernel("adam", 46, 49, 7),
+        launched("cudaMemcpyAsync", 15, 8, FEED),
+        event("gpu_memcpy", "Memcpy HtoD (Pinned -> Device)", STREAM, 39, 40, correlation=8),
         event("gpu_user_annotation", "distft: step", STREAM, 4, 49),
     )
     assert parts == {
-        "data": 2.0,  # the device has nothing to do, and the host prepares a batch
-        "launching": 10.0,  # nothing to do, and the host is elsewhere: 2 to 4, 38 to 46
+        "data": 3.0,  # the device has nothing to do, and the host prepares a batch; or a batch is copied
+        "launching": 9.0,  # nothing to do, and the host is elsewhere: 2 to 4, 38 to 39, 40 to 46
         "forward": 4.0,
         "attention": 6.0,
         "loss": 2.0,
