@@ -22,7 +22,6 @@ from distft.process.console import Console
 from distft.process.distributed import Ranks
 from distft.run.folder import RunDir
 from distft.run.profile import OTHER, Wanted
-from distft.training import profile_report
 from distft.training.memory import MemoryMeter
 from distft.training.module_spans import ModuleSpans
 from distft.training.profile_memory import PhaseMemory
@@ -146,6 +145,8 @@ class Profile:
         return ended
 
     def _report(self, profiler: torch.profiler.profile) -> None:
+        from distft.training import profile_report
+
         subject, steps = self._subject, f"{self._first} to {self._first + self._taken - 1}"
         pulse.at(f"the profile of steps {steps}")
         taken = profile_report.Taken(
