@@ -17,7 +17,8 @@ from distft.plan.loss import Batch, Computing
 from distft.plan.operations import Implementation, Numbers, Update
 from distft.tasks.causal_lm import TOKENS, Causal
 from distft.tasks.masked_lm import Masked, MaskedBatch
-from distft.tasks.shared.causal_rows import VARLEN, Boundaries, CausalBatch
+from distft.tasks.shared.boundaries import VARLEN, Boundaries
+from distft.tasks.shared.causal_rows import CausalBatch
 from distft.tasks.shared.chunked_head import ChunkedHead, Scored
 from distft.tasks.shared.encoder_decoder import EncoderDecoder, WritingBatch
 from distft.tasks.shared.padding import Inputs, Padded

@@ -18,7 +18,7 @@ from distft.recipe.schema import Recipe
 from distft.run.folder import RunDir
 from distft.tasks.causal_lm import Causal
 from distft.tasks.registry import specs_of
-from distft.tasks.shared.causal_rows import VARLEN
+from distft.tasks.shared.boundaries import VARLEN
 from distft.training import attention_trial
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns about is its own

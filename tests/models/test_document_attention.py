@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from distft.data.records import Document
 from distft.model.document_attention import document_attention, offer
 from distft.tasks.causal_lm import TOKENS, Causal
-from distft.tasks.shared.causal_rows import VARLEN, Boundaries
+from distft.tasks.shared.boundaries import VARLEN, Boundaries
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns about is its own
 

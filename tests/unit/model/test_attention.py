@@ -64,7 +64,13 @@ def flash(monkeypatch: pytest.MonkeyPatch) -> None:
         ("stablelm", CAUSAL, "sdpa"),  # its class has no way to take other attention
         ("bloom", CAUSAL, "eager"),
         ("mpt", CAUSAL, "eager"),
-        ("bert", CLASSES, "sdpa"),
+        ("bert", CLASSES, "varlen"),
+        ("bert", CAUSAL, "varlen"),
+        ("distilbert", "token-classification", "varlen"),
+        ("roberta", "question-answering", "varlen"),
+        ("modernbert", "masked-lm", "varlen"),
+        ("mpnet", CLASSES, "eager"),
+        ("bart", CLASSES, "sdpa"),  # its decoder looks back alone
         ("deberta-v2", CLASSES, "eager"),
         ("deberta", CLASSES, "eager"),
         ("t5", SEQ2SEQ, "sdpa"),
@@ -122,7 +128,7 @@ def test_a_wish_that_the_class_cannot_fulfil_is_told(tmp_path: Path) -> None:
     assert chosen(bloom, recipe("eager")) == "eager"
     with pytest.raises(UserError, match=r"^model.attention: BloomForCausalLM does not support varlen, only eager; set"):
         chosen(bloom, recipe("varlen"))
-    with pytest.raises(UserError, match=r"varlen is for task.type causal-lm and dpo, not for seq2seq-lm"):
+    with pytest.raises(UserError, match=r"varlen is not for task.type seq2seq-lm; set it to auto"):
         chosen(t5, recipe("varlen", task=SEQ2SEQ))
     with pytest.raises(UserError, match=r"^model.attention: "):  # before all data are encoded
         attention.check(bloom, recipe("sdpa"), specs_of(recipe("sdpa")))
