@@ -104,8 +104,11 @@ class Data(Section):
         None,
         description="pack several documents into one row; default: on when the model keeps them apart, which is tried",
     )
-    group_by_length: bool | None = Field(
-        None, description="put rows of similar lengths into the same step; default: on when rows are padded"
+    group_by_length: Literal["step"] | bool | None = Field(
+        "step",
+        description="where rows are not packed, which of them stand together by length: step: those of each step, "
+        "among its micro-batches; true: rows of similar lengths share a step; false: none; null: as true where rows "
+        "are padded, the default of earlier versions",
     )
     overlong: Overlong | None = Field(
         None, description="what to do with a record longer than a row; default: the first that the task supports"
