@@ -37,7 +37,8 @@ class Model(Section):
     attention: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto",
         description="attention implementation; auto: the best that the model's class supports of flash attention (if "
-        "installed, on a GPU, in bf16), varlen (document by document, without a mask; for causal-lm and dpo), sdpa, "
+        "installed, on a GPU, in bf16), varlen (document by document, without mask or padding; for causal-lm, dpo and "
+        "encoders), sdpa, "
         "and eager",
     )
     activation_checkpointing: bool = Field(
