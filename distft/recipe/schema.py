@@ -38,8 +38,7 @@ class Model(Section):
         "auto",
         description="attention implementation; auto: the best that the model's class supports of flash attention (if "
         "installed, on a GPU, in bf16), varlen (document by document, without mask or padding; for causal-lm, dpo and "
-        "encoders), sdpa, "
-        "and eager",
+        "encoders), sdpa, and eager",
     )
     activation_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass to save memory"
