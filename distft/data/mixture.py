@@ -33,12 +33,15 @@ class Mixture:
 
     The stream is made of cycles; in each the tasks have the same shares, in an order of its own. So where each task
     stands in its data follows from the position in the stream, which is in the checkpoint.
+
+    Args:
+        sorts: as of `RowLoader`.
     """
 
-    def __init__(self, parts: Mapping[str, Ingredient], slots: Slots, seed: int) -> None:
+    def __init__(self, parts: Mapping[str, Ingredient], slots: Slots, seed: int, sorts: bool = False) -> None:
         self._parts = {name: parts[name] for name in sorted(parts)}
         self._names = list(self._parts)
-        self._slots, self._seed = slots, seed
+        self._slots, self._seed, self._sorts = slots, seed, sorts
         self._shares = shares([part.weight for part in self._parts.values()])
         self._cycle = lru_cache(maxsize=4)(self._make_cycle)
 
@@ -52,15 +55,29 @@ class Mixture:
         return tasks, before
 
     def step(self, index: int) -> Iterator[MicroBatch]:
-        a_step = self._slots.global_batch // self._slots.micro_batch
-        for micro in self._slots.mine():
-            cycle, place = divmod(index * a_step + micro, CYCLE)
-            tasks, before = self._cycle(cycle)
-            task = int(tasks[place])
-            name = self._names[task]
-            first = (cycle * self._shares[task] + int(before[place])) * self._slots.micro_batch
-            rows = range(first, first + self._slots.micro_batch)
-            yield MicroBatch(micro, [self._parts[name].shuffle.samples(row) for row in rows], first, name)
+        size, a_step = self._slots.micro_batch, self._slots.global_batch // self._slots.micro_batch
+        every = range(a_step) if self._sorts else self._slots.mine()
+        places: dict[str, list[int]] = {name: [] for name in self._names}
+        tasks = {}
+        for micro in every:
+            tasks[micro], first = self._position(index * a_step + micro)
+            places[tasks[micro]] += range(first, first + size)
+        if self._sorts:  # the rows that a task has in this step, among its own micro-batches
+            places = {name: self._parts[name].shuffle.by_width(rows) for name, rows in places.items()}
+        mine = self._slots.mine()
+        for micro, name in tasks.items():
+            own, places[name] = tuple(places[name][:size]), places[name][size:]
+            if micro in mine:
+                shuffle = self._parts[name].shuffle
+                yield MicroBatch(micro, [shuffle.samples(place) for place in own], own, name)
+
+    def _position(self, micro: int) -> tuple[str, int]:
+        """Of a micro-batch of the stream: its task, and its first row among those of the task."""
+        cycle, place = divmod(micro, CYCLE)
+        tasks, before = self._cycle(cycle)
+        task = int(tasks[place])
+        first = (cycle * self._shares[task] + int(before[place])) * self._slots.micro_batch
+        return self._names[task], first
 
     def documents(self, micro: MicroBatch) -> list[list[Document]]:
         assert micro.part is not None

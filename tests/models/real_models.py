@@ -17,9 +17,11 @@ from distft.plan.loss import Batch, Computing
 from distft.plan.operations import Implementation, Numbers, Update
 from distft.tasks.causal_lm import TOKENS, Causal
 from distft.tasks.masked_lm import Masked, MaskedBatch
-from distft.tasks.shared.causal_rows import VARLEN, Boundaries, CausalBatch
+from distft.tasks.shared.boundaries import VARLEN, Boundaries
+from distft.tasks.shared.causal_rows import CausalBatch
 from distft.tasks.shared.chunked_head import ChunkedHead, Scored
 from distft.tasks.shared.encoder_decoder import EncoderDecoder, WritingBatch
+from distft.tasks.shared.flat_rows import FlatRow
 from distft.tasks.shared.padding import Inputs, Padded
 from tests.models.live_bytes import counted, fake, without_memory
 
@@ -182,7 +184,9 @@ def of_masked_lm(made: Made, how: How, rows: int, tokens: int, monkeypatch: pyte
         without_memory(model)
         ids = torch.zeros(rows, tokens, dtype=torch.long)
         at = torch.zeros(targets, dtype=torch.long)
-        padded = Padded(ids, torch.ones_like(ids), torch.zeros_like(ids), ())
+        flat = FlatRow(torch.zeros(rows * tokens, dtype=torch.long), Boundaries.of([tokens] * rows), (rows, tokens))
+        told = flat if how.attention == VARLEN else None
+        padded = Padded(ids, torch.ones_like(ids), torch.zeros_like(ids), (), told)
         given = MaskedBatch(padded, at, at.clone(), np.zeros(0))
         found = counted(model, lambda: task.loss(model, given)[TOKENS], batch=padded)
     return expected, max(most for most, _ in found.values())
