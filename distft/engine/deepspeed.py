@@ -104,23 +104,23 @@ class Engine:
         self.model.set_gradient_accumulation_boundary(last)
         self.model.backward(loss, scale_wrt_gas=False)
 
-    def step(self, learning_rate: float) -> float:
-        """Clip, update weights, forget gradients. Returns the gradient norm before clipping; where that is not finite,
-        no weight and no moment was changed."""
+    def step(self, learning_rate: float) -> torch.Tensor:
+        """Clip, update weights, forget gradients. Returns the gradient norm before clipping, a scalar on the device,
+        fp32 or fp64; where it is not finite, no weight and no moment was changed."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group["rate"]
         norm = self._replicated_norm() if self._stage == 0 else None
-        if norm is not None and not math.isfinite(norm):
+        if norm is not None and not torch.isfinite(norm):
             self._optimizer.zero_grad()
             return norm
         self.model.step()
         if not self.model.was_step_applied():
-            return math.inf
-        return norm if norm is not None else float(self.model.get_global_grad_norm())
+            return torch.full((), math.inf, device=self._ranks.device)
+        return torch.as_tensor(self.model.get_global_grad_norm(), device=self._ranks.device) if norm is None else norm
 
-    def _replicated_norm(self) -> float:
+    def _replicated_norm(self) -> torch.Tensor:
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
+        return torch.nn.utils.get_total_norm(gradients)
 
     def _flat_masters(self) -> Iterator[torch.Tensor]:
         if self._stage == 0:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +22,9 @@ from distft.process.console import Bar, Console
 from distft.recipe.load import load_resolved
 from distft.run.chart import draw_chart
 from distft.run.folder import RunDir
-from distft.tasks.protocol import collated
 from distft.training import determinism, non_finite, out_of_memory
 from distft.training.evaluation import ended_early, evaluate_if_due, is_due
+from distft.training.feed import Fed
 from distft.training.non_finite import Trouble
 from distft.training.session import Session
 from distft.training.setup import prepare
@@ -53,7 +54,7 @@ def run_attempt(run_dir: Path) -> int:
 
 def train(session: Session) -> int:
     """Steps until the run is finished (DONE) or a stop was agreed on and saved (PREEMPTED). Collective."""
-    with session.console.bar("step", session.total_steps, session.progress.step) as bar:
+    with closing(session.feed), session.console.bar("step", session.total_steps, session.progress.step) as bar:
         stop = evaluate_if_due(session)
         while not (stop or is_over(session)):
             stop = step(session, bar)
@@ -83,31 +84,28 @@ def is_to_be_saved(session: Session) -> bool:
 
 def step(session: Session, bar: Bar) -> bool:
     """One optimizer step over the global batch. Returns whether the ranks agreed to stop after it."""
-    task, engine, ranks, loader = session.task, session.engine, session.ranks, session.loader
+    task, engine = session.task, session.engine
     number = session.progress.step + 1
     note_saves(session)
-    pulse.at(f"the data of step {number}")
-    micros = list(loader.step(session.progress.step))
-    batches = [collated(task, loader.documents(micro), ranks.device) for micro in micros]
+    fed = list(session.feed.step(session.progress.step))
     pulse.at(f"step {number}")
-    counts = [task.counts(batch) for batch in batches]
+    counts = [task.counts(one.batch) for one in fed]
     mine = [sum(count.get(name, 0) for count in counts) for name in task.counted]
-    tokens, flops = sum(batch.useful_tokens for batch in batches), sum(map(session.meter.flops, batches))
-    *totals, useful, flops = distributed.sum_over_ranks([*mine, tokens, flops])
+    totals = distributed.sum_over_ranks(mine)
     factors = task.factors(dict(zip(task.counted, totals, strict=True)))
-    parts, named = backward(session, number, list(zip(micros, batches, strict=True)), factors)
+    passes = backward(session, number, fed, factors)
     if session.reached is not None:
         session.reached.check()
         session.reached = None
     pulse.at(f"step {number}, the update")
-    own = torch.stack([sum(parts, start=torch.zeros_like(parts[0])), *named.values()]).tolist()
-    mean, *by_name, stop = distributed.sum_over_ranks([*own, float(session.is_to_stop())])
     rate = learning_rate(session.recipe.train, number, session.total_steps)
     session.allocator.before_step()
-    norm = engine.step(rate)
-    note_samples(session, number, micros)
+    *own, norm = read(*passes.losses(), engine.step(rate))
+    own += [passes.useful_tokens, passes.flops, session.is_to_stop()]
+    mean, *by_name, useful, flops, stop = distributed.sum_over_ranks(own)
+    note_samples(session, number, passes.micros)
     if not (math.isfinite(mean) and math.isfinite(norm)):
-        non_finite.handle(session, Trouble(number, mean, norm, micros, parts))
+        non_finite.handle(session, Trouble(number, mean, norm, passes.micros, passes.parts))
         return stop > 0
     allocated = session.allocator.after_step(number, norm)
     session.progress = replace(
@@ -116,7 +114,7 @@ def step(session: Session, bar: Bar) -> bool:
         next_row=number * session.recipe.train.global_batch,
         useful_tokens=session.progress.useful_tokens + int(useful),
     )
-    found = {f"loss.{name}": value for name, value in zip(named, by_name, strict=True)}
+    found = {f"loss.{name}": value for name, value in zip(passes.named, by_name, strict=True)}
     figures = session.meter.step(int(useful), flops) | session.memory.step()
     figures |= session.memory.compare(number, last=is_over(session))
     record_step(session, bar, {"loss": mean, **found}, rate, norm, figures)
@@ -125,29 +123,53 @@ def step(session: Session, bar: Bar) -> bool:
     return stop > 0
 
 
-def backward(
-    session: Session, number: int, micros: list[tuple[MicroBatch, Any]], factors: Mapping[str, float]
-) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
-    """Forward and backward of all micro-batches of step `number`.
+@dataclass
+class Passes:
+    """What this rank's micro-batches of a step came to.
 
-    Returns:
-        This rank's part of the loss: by micro-batch, and by the name of a loss; scalars, fp32.
+    Attributes:
+        parts: of the loss, one a micro-batch; scalars, fp32, on the device.
+        named: the sums of the same by the names of losses.
     """
+
+    named: dict[str, torch.Tensor]
+    micros: list[MicroBatch] = field(default_factory=list)
+    parts: list[torch.Tensor] = field(default_factory=list)
+    useful_tokens: int = 0
+    flops: float = 0.0
+
+    def losses(self) -> list[torch.Tensor]:
+        """The whole, and then by name."""
+        return [sum(self.parts, start=torch.zeros_like(self.parts[0])), *self.named.values()]
+
+
+def backward(session: Session, number: int, fed: Iterable[Fed], factors: Mapping[str, float]) -> Passes:
+    """Forward and backward of all micro-batches of step `number`."""
     engine, ranks = session.engine, session.ranks
     zero = torch.zeros((), device=ranks.device)
-    parts, named = [], dict.fromkeys(factors, zero)
-    for micro, batch in micros:
+    passes = Passes(dict.fromkeys(factors, zero))
+    for one in fed:
         pulse.at(f"step {number}, a micro-batch")
-        seed_generators(session.recipe.train.seed, number, micro.index)
-        with out_of_memory.explained(session.recipe, batch):
-            losses = session.task.loss(engine.model, batch)
+        seed_generators(session.recipe.train.seed, number, one.micro.index)
+        with out_of_memory.explained(session.recipe, one.batch):
+            losses = session.task.loss(engine.model, one.batch)
             weighted = {name: losses[name] * factors[name] for name in losses}
             part = sum(weighted.values(), start=zero)
             # DeepSpeed divides by the world size
-            engine.backward(non_finite.made_plain(part) * ranks.world, last=micro is micros[-1][0])
-        parts.append(part.detach())
-        named = {name: named[name] + value.detach() for name, value in weighted.items()}
-    return parts, named
+            engine.backward(non_finite.made_plain(part) * ranks.world, last=one.last)
+        passes.micros.append(one.micro)
+        passes.parts.append(part.detach())
+        passes.named = {name: passes.named[name] + value.detach() for name, value in weighted.items()}
+        passes.useful_tokens += one.batch.useful_tokens
+        passes.flops += session.meter.flops(one.batch)
+    return passes
+
+
+def read(*scalars: torch.Tensor) -> list[float]:
+    """Their values, all at once: the only time in a step that the loop waits for the device."""
+    widest = reduce(torch.promote_types, (scalar.dtype for scalar in scalars))
+    values: list[float] = torch.stack([scalar.to(widest) for scalar in scalars]).tolist()
+    return values
 
 
 def seed_generators(seed: int, number: int, micro: int) -> None:

@@ -28,6 +28,7 @@ from distft.run.lease import Fence
 from distft.run.tracking import Tracker
 from distft.tasks.protocol import Learned
 from distft.training.datasets import HeldOut
+from distft.training.feed import Feed
 from distft.training.memory import MemoryMeter
 from distft.training.throughput import Meter
 
@@ -50,6 +51,7 @@ class Session:
     meter: Meter
     memory: MemoryMeter
     loader: Loader
+    feed: Feed
     held_out: Sequence[HeldOut]
     rows: int  # in an epoch
     total_rows: int | None  # after which steps are filled up with empty rows; None: never

@@ -40,6 +40,7 @@ from distft.tasks.shared.chunked_head import is_told
 from distft.tasks.shared.position_limits import check_source, positions, source_positions
 from distft.training import attention_trial, datasets, head_chunks, planned, reference_pass, row_sharing
 from distft.training.datasets import Dataset
+from distft.training.feed import Feed
 from distft.training.flops import work_of
 from distft.training.memory import MemoryMeter
 from distft.training.session import Session, restore
@@ -95,6 +96,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     reference_pass.record_reference(run, task, engine, data, progress.step, identity.base, ranks, console)
     stop_signals.check()
     slots = Slots(recipe.train.global_batch, recipe.train.micro_batch, ranks.rank, ranks.world)
+    loader = datasets.training_loader(settled, spec, train, slots, total_rows)
     fence = Fence(run, os.environ.get(environment.TOKEN))
     return Session(
         run=run,
@@ -110,7 +112,8 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         allocator=allocator,
         meter=make_meter(context, engine, task, ranks, console),
         memory=MemoryMeter(ranks.device),
-        loader=datasets.training_loader(settled, spec, train, slots, total_rows),
+        loader=loader,
+        feed=Feed(task, loader, ranks.device, total_steps),
         held_out=held_out,
         rows=rows,
         total_rows=total_rows if None in train else None,  # of several tasks each goes on with its next epoch
