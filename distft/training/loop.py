@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from distft.process.console import Bar, Console
 from distft.recipe.load import load_resolved
 from distft.run.chart import draw_chart
 from distft.run.folder import RunDir
-from distft.training import determinism, non_finite, out_of_memory
+from distft.tasks.protocol import Learned
+from distft.training import determinism, feed, non_finite, out_of_memory
 from distft.training.evaluation import ended_early, evaluate_if_due, is_due
 from distft.training.feed import Fed
 from distft.training.non_finite import Trouble
@@ -87,40 +89,47 @@ def step(session: Session, bar: Bar) -> bool:
     task, engine = session.task, session.engine
     number = session.progress.step + 1
     note_saves(session)
-    fed = list(session.feed.step(session.progress.step))
+    counts, fed = session.feed.step(session.progress.step)
+    if counts is None:  # the task cannot tell before it has seen them all
+        fed = list(fed)
+        counts = distributed.sum_by_name(sum_of_counts(task, fed))
     pulse.at(f"step {number}")
-    counts = [task.counts(one.batch) for one in fed]
-    mine = [sum(count.get(name, 0) for count in counts) for name in task.counted]
-    totals = distributed.sum_over_ranks(mine)
-    factors = task.factors(dict(zip(task.counted, totals, strict=True)))
-    passes = backward(session, number, fed, factors)
+    passes = backward(session, number, fed, task.factors(counts))
     if session.reached is not None:
         session.reached.check()
         session.reached = None
     pulse.at(f"step {number}, the update")
     rate = learning_rate(session.recipe.train, number, session.total_steps)
     session.allocator.before_step()
-    *own, norm = read(*passes.losses(), engine.step(rate))
-    own += [passes.useful_tokens, passes.flops, session.is_to_stop()]
-    mean, *by_name, useful, flops, stop = distributed.sum_over_ranks(own)
+    losses, norm = passes.read(engine.step(rate))
+    sums = distributed.sum_by_name(losses | passes.sums() | {"stop": float(session.is_to_stop())})
+    mean, stop = sums["loss"], sums["stop"] > 0
     note_samples(session, number, passes.micros)
     if not (math.isfinite(mean) and math.isfinite(norm)):
         non_finite.handle(session, Trouble(number, mean, norm, passes.micros, passes.parts))
-        return stop > 0
+        return stop
+    feed.check(number, counts, {name: sums[f"count.{name}"] for name in counts})
     allocated = session.allocator.after_step(number, norm)
     session.progress = replace(
         session.progress,
         step=number,
         next_row=number * session.recipe.train.global_batch,
-        useful_tokens=session.progress.useful_tokens + int(useful),
+        useful_tokens=session.progress.useful_tokens + int(sums["useful_tokens"]),
     )
-    found = {f"loss.{name}": value for name, value in zip(passes.named, by_name, strict=True)}
-    figures = session.meter.step(int(useful), flops) | session.memory.step()
+    figures = session.meter.step(int(sums["useful_tokens"]), sums["flops"]) | session.memory.step()
     figures |= session.memory.compare(number, last=is_over(session))
-    record_step(session, bar, {"loss": mean, **found}, rate, norm, figures)
+    record_step(session, bar, {name: sums[name] for name in losses}, rate, norm, figures)
     if allocated:
         session.track.log({"step": number, **allocated, "attempt": session.attempt})
-    return stop > 0
+    return stop
+
+
+def sum_of_counts(task: Learned[Any], fed: Iterable[Fed]) -> dict[str, float]:
+    """Of this rank's micro-batches."""
+    found = dict.fromkeys(task.counted, 0.0)
+    for one in fed:
+        found.update({name: found[name] + count for name, count in task.counts(one.batch).items()})
+    return found
 
 
 @dataclass
@@ -128,31 +137,40 @@ class Passes:
     """What this rank's micro-batches of a step came to.
 
     Attributes:
+        named: what each named loss adds to the loss, scalars on the device.
         parts: of the loss, one a micro-batch; scalars, fp32, on the device.
-        named: the sums of the same by the names of losses.
+        counts: of targets, by name.
     """
 
     named: dict[str, torch.Tensor]
+    counts: Counter[str]
     micros: list[MicroBatch] = field(default_factory=list)
     parts: list[torch.Tensor] = field(default_factory=list)
     useful_tokens: int = 0
     flops: float = 0.0
 
-    def losses(self) -> list[torch.Tensor]:
-        """The whole, and then by name."""
-        return [sum(self.parts, start=torch.zeros_like(self.parts[0])), *self.named.values()]
+    def read(self, norm: torch.Tensor) -> tuple[dict[str, float], float]:
+        """The losses, "loss" first, and the norm: all at once, the only time in a step that we wait for the device."""
+        scalars = [sum(self.parts, start=torch.zeros_like(self.parts[0])), *self.named.values()]
+        values = torch.stack([*(scalar.to(norm.dtype) for scalar in scalars), norm]).tolist()
+        return dict(zip(["loss", *(f"loss.{name}" for name in self.named)], values[:-1], strict=True)), values[-1]
+
+    def sums(self) -> dict[str, float]:
+        """What the ranks add up beside the loss."""
+        counts = {f"count.{name}": count for name, count in self.counts.items()}
+        return {"useful_tokens": self.useful_tokens, "flops": self.flops, **counts}
 
 
 def backward(session: Session, number: int, fed: Iterable[Fed], factors: Mapping[str, float]) -> Passes:
     """Forward and backward of all micro-batches of step `number`."""
-    engine, ranks = session.engine, session.ranks
+    task, engine, ranks = session.task, session.engine, session.ranks
     zero = torch.zeros((), device=ranks.device)
-    passes = Passes(dict.fromkeys(factors, zero))
+    passes = Passes(dict.fromkeys(factors, zero), Counter(dict.fromkeys(task.counted, 0)))
     for one in fed:
         pulse.at(f"step {number}, a micro-batch")
         seed_generators(session.recipe.train.seed, number, one.micro.index)
         with out_of_memory.explained(session.recipe, one.batch):
-            losses = session.task.loss(engine.model, one.batch)
+            losses = task.loss(engine.model, one.batch)
             weighted = {name: losses[name] * factors[name] for name in losses}
             part = sum(weighted.values(), start=zero)
             # DeepSpeed divides by the world size
@@ -160,16 +178,10 @@ def backward(session: Session, number: int, fed: Iterable[Fed], factors: Mapping
         passes.micros.append(one.micro)
         passes.parts.append(part.detach())
         passes.named = {name: passes.named[name] + value.detach() for name, value in weighted.items()}
+        passes.counts.update(task.counts(one.batch))
         passes.useful_tokens += one.batch.useful_tokens
         passes.flops += session.meter.flops(one.batch)
     return passes
-
-
-def read(*scalars: torch.Tensor) -> list[float]:
-    """Their values, all at once: the only time in a step that the loop waits for the device."""
-    widest = reduce(torch.promote_types, (scalar.dtype for scalar in scalars))
-    values: list[float] = torch.stack([scalar.to(widest) for scalar in scalars]).tolist()
-    return values
 
 
 def seed_generators(seed: int, number: int, micro: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from distft.data.loader import MicroBatch
+from distft.data.loader import Census, MicroBatch
 from distft.errors import UserError
 from distft.process import pulse
 from distft.training import feed
@@ -28,7 +28,7 @@ class Numbers:
 
 
 class Rows:
-    """Three micro-batches a step, of two rows each. Keeps what was read; what is `bad` cannot be."""
+    """A loader and a task: three micro-batches a step, of two rows each. Keeps what was read; `bad` cannot be."""
 
     def __init__(self, bad: int | None = None) -> None:
         self.read: list[int] = []
@@ -40,6 +40,12 @@ class Rows:
         for number in range(3):
             first = 6 * index + 2 * number
             yield MicroBatch(number, [[first], [first + 1]], first)
+
+    def census(self, index: int) -> Census:
+        return Census(micro_batches=3, rows=6, documents=6, targets=60 + index)
+
+    def foreseen(self, census: Census) -> dict[str, int]:
+        return {"tokens": census.targets}
 
     def documents(self, micro: MicroBatch) -> Any:
         self.gate.wait()
@@ -57,7 +63,7 @@ def made(rows: Rows, steps: int = 100) -> Feed:
 
 
 def taken(fed: Feed, index: int) -> list[int]:
-    return [int(row) for one in fed.step(index) for row in one.batch.rows]
+    return [int(row) for one in fed.step(index)[1] for row in one.batch.rows]
 
 
 def threads() -> list[str]:
@@ -76,14 +82,16 @@ def settled(rows: Rows) -> list[int]:
 def test_each_step_is_given_its_own_rows_in_order() -> None:
     fed = made(Rows())
     assert [taken(fed, index) for index in range(4)] == [list(range(6 * i, 6 * i + 6)) for i in range(4)]
-    assert [one.last for one in fed.step(4)] == [False, False, True]
+    counts, rows = fed.step(4)
+    assert counts == {"tokens": 64}
+    assert [one.last for one in rows] == [False, False, True]
     fed.close()
 
 
 def test_one_step_is_prepared_ahead_and_not_two(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = Rows()
     fed = made(rows)
-    step = fed.step(0)
+    _, step = fed.step(0)
     next(step)
     assert settled(rows) == [0, 2, 4, 6, 8, 10]
     list(step)
@@ -97,7 +105,7 @@ def test_large_micro_batches_wait_one_at_a_time(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(feed, "AHEAD_BYTES", 17)  # one and a bit
     rows = Rows()
     fed = made(rows)
-    step = fed.step(0)
+    _, step = fed.step(0)
     next(step)
     assert settled(rows) == [0, 2, 4]
     next(step)
@@ -127,9 +135,9 @@ def test_a_step_that_comes_out_of_order_begins_anew() -> None:
 
 def test_an_error_is_raised_in_its_step_and_not_before() -> None:
     fed = made(Rows(bad=8))
-    step = fed.step(0)
+    _, step = fed.step(0)
     assert len(list(step)) == 3
-    step = fed.step(1)
+    _, step = fed.step(1)
     assert next(step).micro.first == 6
     with pytest.raises(UserError, match=r"^row 8 cannot be read$"):
         next(step)
@@ -146,7 +154,7 @@ def test_an_error_in_a_step_that_is_never_taken_is_nobodys() -> None:
 def test_closing_ends_the_thread_in_the_middle_of_its_work() -> None:
     rows = Rows()
     fed = made(rows)
-    next(fed.step(0))
+    next(fed.step(0)[1])
     fed.close()
     assert threads() == []
     read = list(rows.read)
@@ -176,3 +184,9 @@ def test_the_place_names_the_data_of_the_step_that_waits_for_them() -> None:
     rows.gate.set()
     waiting.join()
     fed.close()
+
+
+def test_what_was_foreseen_must_be_what_there_was() -> None:
+    feed.check(3, {"tokens": 12, "micro_batches": 2}, {"tokens": 12.0, "micro_batches": 2.0})
+    with pytest.raises(UserError, match="index has 12 tokens in step 3, and its documents have 11"):
+        feed.check(3, {"tokens": 12}, {"tokens": 11.0})
