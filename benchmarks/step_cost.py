@@ -27,7 +27,6 @@ from typing import Any
 import torch
 import torch.distributed as td
 
-from distft.engine.deepspeed import Engine
 from distft.process import distributed
 from distft.process.console import Console
 from distft.process.distributed import Ranks
@@ -73,7 +72,39 @@ def opened(folder: Path, recipe: Path, ranks: Ranks, *overrides: str) -> Iterato
         session.engine.destroy()
 
 
-def plain_step(session: Session, model: Any, optimizer: torch.optim.Optimizer, number: int) -> None:
+class Phases:
+    """CPU seconds of parts of a step, the last first."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[float]] = {}
+        self._spent: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def spending(self, name: str) -> Iterator[None]:
+        begin = time.process_time()
+        yield
+        self._spent[name] = self._spent.get(name, 0.0) + time.process_time() - begin
+
+    def end_step(self) -> None:
+        for name, spent in self._spent.items():
+            self.parts.setdefault(name, []).append(spent)
+        self._spent.clear()
+
+    def watch(self, owner: Any, method: str, name: str) -> None:
+        """Time a method of one object."""
+        work = getattr(owner, method)
+
+        def timed(*given: Any, **options: Any) -> Any:
+            with self.spending(name):
+                return work(*given, **options)
+
+        setattr(owner, method, timed)
+
+    def medians(self) -> dict[str, float]:
+        return {name: round(1000 * statistics.median(values[2:]), 2) for name, values in self.parts.items()}
+
+
+def plain_step(session: Session, model: Any, optimizer: torch.optim.Optimizer, phases: Phases, number: int) -> None:
     """By torch alone, but for the batch and the losses of a task."""
     task, clip = session.task, session.recipe.train.clip
     micros = list(session.loader.step(number))
@@ -84,36 +115,20 @@ def plain_step(session: Session, model: Any, optimizer: torch.optim.Optimizer, n
     for batch in batches:
         losses = task.loss(model, batch)
         loss = sum(losses[name] * factors[name] for name in losses)
-        loss.backward()
+        with phases.spending("backward"):
+            loss.backward()
         total += loss.item()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    torch.nn.utils.clip_grad_norm_(parameters, clip)
-    optimizer.step()
-    optimizer.zero_grad()
+    with phases.spending("step"):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, clip)
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def seconds(work: Callable[[], object]) -> tuple[float, float]:
     cpu, wall = time.process_time(), time.perf_counter()
     work()
     return time.process_time() - cpu, time.perf_counter() - wall
-
-
-class Phases:
-    """CPU seconds of the parts of a step, by wrapping methods of one engine."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.spent = {"backward": 0.0, "step": 0.0}
-        for name in self.spent:
-            setattr(engine, name, self._timed(name, getattr(engine, name)))
-
-    def _timed(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*given: Any, **options: Any) -> Any:
-            begin = time.process_time()
-            result = work(*given, **options)
-            self.spent[name] += time.process_time() - begin
-            return result
-
-        return run
 
 
 def case(folder: Path, recipe: Path, ranks: Ranks, adapter: str, stage: int, steps: int) -> dict[str, Any]:
@@ -126,24 +141,28 @@ def case(folder: Path, recipe: Path, ranks: Ranks, adapter: str, stage: int, ste
     ):
         parameters = [p for p in plain.engine.module.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=plain.recipe.train.weight_decay, fused=True)
-        phases, found = Phases(ours.engine), {"ours": [], "plain": []}
-        parts: dict[str, list[float]] = {key: [] for key in phases.spent}
+        of_ours, of_plain = Phases(), Phases()
+        for method in ("backward", "step"):
+            of_ours.watch(ours.engine, method, method)
+        for owner, phases in ((ours, of_ours), (plain, of_plain)):
+            phases.watch(owner.task, "loss", "forward")
+        found: dict[str, list[tuple[float, float]]] = {"ours": [], "plain": []}
         for number in range(steps):
-            before = dict(phases.spent)
-            found["ours"].append(seconds(lambda: loop.step(ours, Silent())))
-            for key, values in parts.items():
-                values.append(phases.spent[key] - before[key])
-            found["plain"].append(seconds(partial(plain_step, plain, plain.engine.module, optimizer, number)))
+            found["ours"].append(seconds(partial(loop.step, ours, Silent())))
+            of_ours.end_step()
+            step = partial(plain_step, plain, plain.engine.module, optimizer, of_plain, number)
+            found["plain"].append(seconds(step))
+            of_plain.end_step()
     warm = {side: times[2:] for side, times in found.items()}
-    cpu = {side: statistics.median(c for c, _ in times) for side, times in warm.items()}
-    wall = {side: statistics.median(w for _, w in times) for side, times in warm.items()}
-    ratios = [a[0] / b[0] for a, b in zip(warm["ours"], warm["plain"], strict=True)]
+    pairs = list(zip(warm["ours"], warm["plain"], strict=True))
     return {
         "case": name,
-        "cpu": cpu,
-        "wall": wall,
-        "ratio_cpu": statistics.median(ratios),
-        "parts": {key: statistics.median(values[2:]) for key, values in parts.items()},
+        "cpu_ms": {side: round(1000 * statistics.median(c for c, _ in times), 1) for side, times in warm.items()},
+        "wall_ms": {side: round(1000 * statistics.median(w for _, w in times), 1) for side, times in warm.items()},
+        "cpu_ratio": round(statistics.median(a[0] / b[0] for a, b in pairs), 4),
+        "wall_ratio": round(statistics.median(a[1] / b[1] for a, b in pairs), 4),
+        "ours": of_ours.medians(),
+        "plain": of_plain.medians(),
     }
 
 

@@ -23,13 +23,22 @@ def stage(recipe: Recipe) -> int:
     return recipe.engine.zero_stage
 
 
+def reduces_once(recipe: Recipe, ranks: Ranks) -> bool:
+    """Whether ranks add up gradients once per step, where DeepSpeed by itself does so after each micro-batch."""
+    return stage(recipe) >= 2 and recipe.reduces_once(ranks.world)
+
+
+def is_mixed(recipe: Recipe) -> bool:
+    """Gradients in fp32 beside weights in bf16."""
+    return recipe.engine.dtype == "bf16" and recipe.engine.grad_dtype == "fp32"
+
+
 def bucket_elements(recipe: Recipe, trainable: int) -> int:
     """Elements of gradients that are reduced at once, at most. A weight that is larger is reduced by itself."""
-    mixed = recipe.engine.dtype == "bf16" and recipe.engine.grad_dtype == "fp32"
     if stage(recipe) == 3:
         most, part = SHARDED_BUCKET, trainable // PARTS
     else:
-        most, part = BUCKET // (2 if mixed else 1), trainable  # then a copy in fp32 is made of each bucket
+        most, part = BUCKET // (2 if is_mixed(recipe) else 1), trainable  # then a copy in fp32 is made of each bucket
     # The default allocates hundreds of MB for the smallest model; an odd number is refused.
     return min(most, max(part + part % 2, 100_000))
 
@@ -42,15 +51,16 @@ def configuration(recipe: Recipe, ranks: Ranks, trainable: int, total: int) -> d
     """
     on_gpu = ranks.device.type == "cuda"
     grad_dtype = recipe.engine.grad_dtype if recipe.engine.dtype == "bf16" else "fp32"
-    bucket = bucket_elements(recipe, trainable)
+    bucket, once = bucket_elements(recipe, trainable), reduces_once(recipe, ranks)
     zero: dict[str, Any] = {
         "stage": stage(recipe),
         "reduce_bucket_size": bucket,
         "allgather_bucket_size": bucket,
-        "contiguous_gradients": True,
+        # DeepSpeed copies gradients into a bucket in the dtype of the weights; sums of several micro-batches are fp32.
+        "contiguous_gradients": not (once and is_mixed(recipe)),
         # To overlap costs a second bucket and waits for the device after each backward: gradients of adapters are
         # too small for that to pay.
-        "overlap_comm": on_gpu and isinstance(recipe.adapter, NoAdapter),
+        "overlap_comm": on_gpu and isinstance(recipe.adapter, NoAdapter) and not once,
         # DeepSpeed's numbers are meant for billions of weights: of a small model it would keep all whole, so that
         # ZeRO 3 saved nothing, and no test of it would try what large ones do.
         "stage3_param_persistence_threshold": min(100_000, total // 10_000),

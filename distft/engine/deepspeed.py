@@ -7,17 +7,21 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import ModuleType
 from typing import Any
 
 import torch
 
-from distft.engine.configuration import configuration, stage
+from distft.engine.configuration import configuration, is_mixed, reduces_once, stage
 from distft.engine.fragments import Fragment, Gradient, LiveWeights
 from distft.engine.optimizer import groups_of, optimizer_of
 from distft.process.distributed import Ranks
 from distft.recipe.schema import Recipe
+
+# Within a step that reduces its gradients once: DeepSpeed's context, whose end is that reduction. Kept here, because it
+# would end, and wait for the other ranks, wherever Python lets go of an engine that an error has stopped.
+_unreduced: list[AbstractContextManager[None]] = []
 
 
 def sharded_loading(recipe: Recipe, ranks: Ranks) -> object:
@@ -98,14 +102,24 @@ class Engine:
         )
         self._kept: dict[tuple[str, int], dict[str, torch.Tensor]] = {}
         self._create_moments()
+        self._reduces_once = reduces_once(recipe, ranks)
+        if self._reduces_once and is_mixed(recipe):
+            for parameter in self._parameters.values():
+                parameter.grad_dtype = torch.float32  # torch adds up micro-batches in it
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         """Accumulate gradients of `loss`; `last` marks the last micro-batch of the step, which all ranks reduce."""
         self.model.set_gradient_accumulation_boundary(last)
+        if self._reduces_once and not last and not _unreduced:
+            _unreduced.append(self.model.coalesce_grad_reduction())
+            _unreduced[0].__enter__()
         self.model.backward(loss, scale_wrt_gas=False)
+        if last and _unreduced:
+            _unreduced.pop().__exit__(None, None, None)
+            self.model.set_gradient_accumulation_boundary(True)
 
     def step(self, learning_rate: float) -> torch.Tensor:
-        """Clip, update weights, forget gradients. Returns the gradient norm before clipping, a scalar on the device,
+        """Clip, update weights, forget gradients. Returns the gradient norm before clipping, a scalar on any device, in
         fp32 or fp64; where it is not finite, no weight and no moment was changed."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group["rate"]
@@ -115,8 +129,8 @@ class Engine:
             return norm
         self.model.step()
         if not self.model.was_step_applied():
-            return torch.full((), math.inf, device=self._ranks.device)
-        return torch.as_tensor(self.model.get_global_grad_norm(), device=self._ranks.device) if norm is None else norm
+            return torch.tensor(math.inf)
+        return torch.as_tensor(self.model.get_global_grad_norm()) if norm is None else norm
 
     def _replicated_norm(self) -> torch.Tensor:
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]

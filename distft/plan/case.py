@@ -113,6 +113,7 @@ class Case:
             accumulates=train.global_batch > train.micro_batch * self.world,
             offload=engine.offload_optimizer,
             moments=4 if isinstance(self.recipe.adapter, AdaLora) else 2,
+            once=self.stage >= 2 and self.recipe.reduces_once(self.world),
         )
 
     @cached_property

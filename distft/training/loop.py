@@ -152,7 +152,7 @@ class Passes:
     def read(self, norm: torch.Tensor) -> tuple[dict[str, float], float]:
         """The losses, "loss" first, and the norm: all at once, the only time in a step that we wait for the device."""
         scalars = [sum(self.parts, start=torch.zeros_like(self.parts[0])), *self.named.values()]
-        values = torch.stack([*(scalar.to(norm.dtype) for scalar in scalars), norm]).tolist()
+        values = torch.stack([*(scalar.to(norm.dtype) for scalar in scalars), norm.to(scalars[0].device)]).tolist()
         return dict(zip(["loss", *(f"loss.{name}" for name in self.named)], values[:-1], strict=True)), values[-1]
 
     def sums(self) -> dict[str, float]:
