@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from distft.engine import alone
 from distft.engine.configuration import configuration, is_mixed, reduces_once, stage
 from distft.engine.fragments import Fragment, Gradient, LiveWeights
 from distft.engine.optimizer import groups_of, optimizer_of
@@ -26,7 +27,7 @@ _unreduced: list[AbstractContextManager[None]] = []
 
 def sharded_loading(recipe: Recipe, ranks: Ranks) -> object:
     """Under stage 3, makes transformers load a model straight into shards as long as the result is alive."""
-    if stage(recipe) != 3:
+    if stage(recipe, ranks.world) != 3:
         return None
     _connect(imported())
     from transformers.integrations import HfDeepSpeedConfig
@@ -86,7 +87,7 @@ class Engine:
         _connect(deepspeed)
         self.module = module
         self._ranks = ranks
-        self._stage = stage(recipe)
+        self._stage = stage(recipe, ranks.world)
         self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self._parameters.items()}
         trainable = sum(torch.Size(shape).numel() for shape in self.shapes.values())
@@ -102,6 +103,10 @@ class Engine:
         )
         self._kept: dict[tuple[str, int], dict[str, torch.Tensor]] = {}
         self._create_moments()
+        self._clip = recipe.train.clip
+        self._alone = self._stage == 0 and ranks.world == 1
+        if self._alone:
+            self.model.enable_backward_allreduce = False
         self._reduces_once = reduces_once(recipe, ranks)
         if self._reduces_once and is_mixed(recipe):
             for parameter in self._parameters.values():
@@ -123,7 +128,10 @@ class Engine:
         fp32 or fp64; where it is not finite, no weight and no moment was changed."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group["rate"]
-        norm = self._replicated_norm() if self._stage == 0 else None
+        if self._alone:
+            return alone.step(self._parameters.values(), self._optimizer, self._clip)
+        gradients = alone.whole_gradients(self._parameters.values()) if self._stage == 0 else []
+        norm = torch.nn.utils.get_total_norm(gradients) if gradients else None
         if norm is not None and not torch.isfinite(norm):
             self._optimizer.zero_grad()
             return norm
@@ -131,10 +139,6 @@ class Engine:
         if not self.model.was_step_applied():
             return torch.tensor(math.inf)
         return torch.as_tensor(self.model.get_global_grad_norm()) if norm is None else norm
-
-    def _replicated_norm(self) -> torch.Tensor:
-        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
 
     def _flat_masters(self) -> Iterator[torch.Tensor]:
         if self._stage == 0:

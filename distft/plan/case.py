@@ -100,7 +100,8 @@ class Case:
 
     @cached_property
     def stage(self) -> int:
-        return max(self.recipe.engine.zero_stage, lowest_stage(self.recipe))
+        least = lowest_stage(self.recipe)
+        return 0 if self.recipe.shares_nothing(self.world) else max(self.recipe.engine.zero_stage, least)
 
     @cached_property
     def sharding(self) -> Sharding:

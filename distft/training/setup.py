@@ -88,7 +88,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     held_out = [datasets.held_out(settled, spec, part, one, ranks) for part, one in held.items()]
     allocator = make_allocator(recipe, total_steps, engine)
     trainable, total = adapters.parameter_counts(engine.module)
-    tell_zero_stage(recipe, engine, console)
+    tell_zero_stage(recipe, engine, ranks, console)
     console.say(f"model {context.base}: {trainable:,} of {total:,} parameters are trained")
     pulse.at("the checkpoint to continue from")
     progress = restore(run, engine, allocator, identity, ranks, console)
@@ -179,9 +179,11 @@ def tell_labels(context: RunContext, console: Console) -> None:
             console.say(f"{name}: {told}" if name else told)
 
 
-def tell_zero_stage(recipe: Recipe, engine: Engine, console: Console) -> None:
-    stage = configuration.stage(recipe)
-    if stage != recipe.engine.zero_stage:
+def tell_zero_stage(recipe: Recipe, engine: Engine, ranks: Ranks, console: Console) -> None:
+    stage = configuration.stage(recipe, ranks.world)
+    if stage < recipe.engine.zero_stage:
+        console.say(f"a single rank shares its states with nobody: this runs as ZeRO {stage}")
+    elif stage != recipe.engine.zero_stage:
         what = f"engine.dtype bf16 with gradients in {recipe.engine.grad_dtype}"
         console.say(f"{what} needs another ZeRO stage than {recipe.engine.zero_stage}: this runs as ZeRO {stage}")
     if stage == 3:

@@ -133,5 +133,5 @@ def test_limits_are_those_of_the_engine(elements: int, dtypes: tuple[str, str], 
     made = recipe(engine={"zero_stage": zero_stage, "dtype": dtype, "grad_dtype": grad_dtype})
     ranks = Ranks(0, 0, 2, torch.device("cpu"), None)  # type: ignore[arg-type]
     zero = configuration(made, ranks, elements, elements)["zero_optimization"]
-    assert zero["reduce_bucket_size"] == bucket(elements, Sharding(2, stage(made), dtype, grad_dtype))
+    assert zero["reduce_bucket_size"] == bucket(elements, Sharding(2, stage(made, 2), dtype, grad_dtype))
     assert zero["stage3_param_persistence_threshold"] == persistence_threshold(elements)

@@ -33,7 +33,7 @@ def told(device: str, total: int = BILLIONS, **sections: Any) -> dict[str, Any]:
 )
 def test_bf16_needs_a_stage_that_can_do_it(wanted: int, dtype: str, grad_dtype: str, runs: int) -> None:
     engine = {"zero_stage": wanted, "dtype": dtype, "grad_dtype": grad_dtype}
-    assert stage(recipe(engine=engine)) == runs == told("cpu", engine=engine)["zero_optimization"]["stage"]
+    assert stage(recipe(engine=engine), 2) == runs == told("cpu", engine=engine)["zero_optimization"]["stage"]
 
 
 @pytest.mark.parametrize("grad_dtype", ["bf16", "fp32"])
@@ -96,3 +96,19 @@ def test_gradients_that_are_reduced_once(engine: dict[str, Any], adapter: str, m
 def test_whole_gradients_have_no_place_beside_an_offloaded_optimizer() -> None:
     with pytest.raises(ValueError, match="does not go with offload_optimizer"):
         recipe(engine={"reduce": "step", "offload_optimizer": True})
+
+
+@pytest.mark.parametrize(
+    ("world", "engine", "runs"),
+    [
+        (1, {"dtype": "fp32", "zero_stage": 2}, 0),
+        (1, {"dtype": "fp32", "zero_stage": 1}, 0),
+        (1, {"dtype": "fp32", "zero_stage": 3}, 3),
+        (2, {"dtype": "fp32", "zero_stage": 2}, 2),
+        (1, {"dtype": "bf16", "zero_stage": 2}, 2),
+        (1, {"dtype": "fp32", "zero_stage": 2, "offload_optimizer": True}, 2),
+        (1, {"dtype": "fp32", "zero_stage": 2, "reduce": "micro_batch"}, 2),  # runs that were begun before
+    ],
+)
+def test_a_single_rank_in_fp32_does_not_keep_its_weights_twice(world: int, engine: dict[str, Any], runs: int) -> None:
+    assert stage(recipe(engine=engine), world) == runs
