@@ -250,6 +250,24 @@ def commands(bench: Bench) -> None:
         bench.say(f"distft {words[0]}", code == 0, "" if code == 0 else said[-300:])
 
 
+def profile(bench: Bench) -> None:
+    """The parts of a step add up on each rank, those of the device are there, and losses stay as they are."""
+    same = "engine.deterministic=true"
+    found = bench.train("profiled", same, "--profile", "2", "--trace")
+    bench.compare("a profiled run: the same losses", found, bench.train("unprofiled", same), 0.0)
+    try:
+        content = json.loads((bench.out / "runs/profiled/logs/attempt-001/profile.json").read_text())
+    except OSError as error:
+        bench.say("a profile is written", False, str(error))
+        return
+    for rank in content["ranks"]:
+        parts = {name: round(seconds, 4) for name, seconds in rank["parts"].items() if seconds}
+        whole = abs(sum(parts.values()) / rank["seconds"] - 1.0) < 0.01
+        missing = {"forward", "attention", "loss", "backward", "attention_backward", "optimizer"} - parts.keys()
+        name = f"the profile of rank {rank['rank']} on {content['device']} adds up, and no part is missing"
+        bench.say(name, whole and not missing, json.dumps(parts), **parts)
+
+
 def speed(bench: Bench) -> None:
     """An 8B shape: tokens per second, memory, waits for the device, and where the time goes."""
     code, said = bench.command(
@@ -272,6 +290,7 @@ CHECKS: dict[str, Callable[[Bench], None]] = {
     "qlora": qlora,
     "resume": resume,
     "commands": commands,
+    "profile": profile,
     "speed": speed,
 }
 

@@ -48,6 +48,7 @@ class LocalLauncher:
         if run.exists():
             agreed_recipe(run, job.recipe, job.allow)  # before anything is written, the lease included
         os.environ[environment.ALLOW] = ",".join(sorted(job.allow))  # the ranks see data, tokenizer and libraries
+        os.environ[environment.PROFILE] = job.profile.text() if job.profile is not None else ""
         with lease.hold_run(run, patience=PATIENCE_SECONDS) as held, household(run, nproc) as home:
             if not finished(run, job):  # before anything is written
                 wanted = job.recipe or load_resolved(run.config)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from distft.process.console import Bar, Console
 from distft.recipe.load import load_resolved
 from distft.run.chart import draw_chart
 from distft.run.folder import RunDir
+from distft.run.profile import BACKWARD, CHECKPOINT, DATA, FORWARD, OPTIMIZER
 from distft.tasks.protocol import Learned
 from distft.training import determinism, feed, non_finite, out_of_memory
 from distft.training.evaluation import ended_early, evaluate_if_due, is_due
@@ -59,10 +60,12 @@ def train(session: Session) -> int:
     with closing(session.feed), session.console.bar("step", session.total_steps, session.progress.step) as bar:
         stop = evaluate_if_due(session)
         while not (stop or is_over(session)):
-            stop = step(session, bar)
-            stop = stop or evaluate_if_due(session)
-            if (stop or is_to_be_saved(session)) and session.progress.step != session.saved:
-                save(session)
+            with session.profile.step(session.progress.step + 1, session.total_steps):
+                stop = step(session, bar)
+                stop = stop or evaluate_if_due(session)
+                if (stop or is_to_be_saved(session)) and session.progress.step != session.saved:
+                    save(session)
+            session.profile.settle(stop, is_over(session))
     pulse.at("the end of the save")
     session.writer.wait()
     note_saves(session)
@@ -89,9 +92,11 @@ def step(session: Session, bar: Bar) -> bool:
     task, engine = session.task, session.engine
     number = session.progress.step + 1
     note_saves(session)
-    counts, fed = session.feed.step(session.progress.step)
-    if counts is None:  # the task cannot tell before it has seen them all
-        fed = list(fed)
+    with session.profile.phase(DATA):
+        counts, fed = session.feed.step(session.progress.step)
+        if counts is None:  # the task cannot tell before it has seen them all
+            fed = list(fed)
+    if counts is None:
         counts = distributed.sum_by_name(sum_of_counts(task, fed))
     pulse.at(f"step {number}")
     passes = backward(session, number, fed, task.factors(counts))
@@ -100,8 +105,9 @@ def step(session: Session, bar: Bar) -> bool:
         session.reached = None
     pulse.at(f"step {number}, the update")
     rate = learning_rate(session.recipe.train, number, session.total_steps)
-    session.allocator.before_step()
-    losses, norm = passes.read(engine.step(rate))
+    with session.profile.phase(OPTIMIZER):
+        session.allocator.before_step()
+        losses, norm = passes.read(engine.step(rate))
     sums = distributed.sum_by_name(losses | passes.sums() | {"stop": float(session.is_to_stop())})
     mean, stop = sums["loss"], sums["stop"] > 0
     note_samples(session, number, passes.micros)
@@ -166,15 +172,16 @@ def backward(session: Session, number: int, fed: Iterable[Fed], factors: Mapping
     task, engine, ranks = session.task, session.engine, session.ranks
     zero = torch.zeros((), device=ranks.device)
     passes = Passes(dict.fromkeys(factors, zero), Counter(dict.fromkeys(task.counted, 0)))
-    for one in fed:
+    for one in taken(session, fed):
         pulse.at(f"step {number}, a micro-batch")
         seed_generators(session.recipe.train.seed, number, one.micro.index)
         with out_of_memory.explained(session.recipe, one.batch):
-            losses = task.loss(engine.model, one.batch)
-            weighted = {name: losses[name] * factors[name] for name in losses}
-            part = sum(weighted.values(), start=zero)
-            # DeepSpeed divides by the world size
-            engine.backward(non_finite.made_plain(part) * ranks.world, last=one.last)
+            with session.profile.phase(FORWARD):
+                losses = task.loss(engine.model, one.batch)
+                weighted = {name: losses[name] * factors[name] for name in losses}
+                part = sum(weighted.values(), start=zero)
+            with session.profile.phase(BACKWARD):  # DeepSpeed divides by the world size
+                engine.backward(non_finite.made_plain(part) * ranks.world, last=one.last)
         passes.micros.append(one.micro)
         passes.parts.append(part.detach())
         passes.named = {name: passes.named[name] + value.detach() for name, value in weighted.items()}
@@ -182,6 +189,17 @@ def backward(session: Session, number: int, fed: Iterable[Fed], factors: Mapping
         passes.useful_tokens += one.batch.useful_tokens
         passes.flops += session.meter.flops(one.batch)
     return passes
+
+
+def taken(session: Session, fed: Iterable[Fed]) -> Iterator[Fed]:
+    """One after another; the time for which a step waits for them counts as data."""
+    every = iter(fed)
+    while True:
+        with session.profile.phase(DATA):
+            one = next(every, None)
+        if one is None:
+            return
+        yield one
 
 
 def seed_generators(seed: int, number: int, micro: int) -> None:
@@ -232,7 +250,8 @@ def record_step(
 def save(session: Session) -> None:
     """Begin a checkpoint of this step; it is written while training goes on."""
     pulse.at(f"the checkpoint of step {session.progress.step}")
-    session.writer.begin(session.engine, session.progress, session.allocator.state())
+    with session.profile.phase(CHECKPOINT):
+        session.writer.begin(session.engine, session.progress, session.allocator.state())
     session.saved = session.progress.step
     session.meter.restart()
 

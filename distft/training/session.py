@@ -30,6 +30,7 @@ from distft.tasks.protocol import Learned
 from distft.training.datasets import HeldOut
 from distft.training.feed import Feed
 from distft.training.memory import MemoryMeter
+from distft.training.profile import Profiling
 from distft.training.throughput import Meter
 
 
@@ -50,6 +51,7 @@ class Session:
     allocator: Allocator
     meter: Meter
     memory: MemoryMeter
+    profile: Profiling
     loader: Loader
     feed: Feed
     held_out: Sequence[HeldOut]

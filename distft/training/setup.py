@@ -38,7 +38,7 @@ from distft.tasks.multi_task import models_of, task_of
 from distft.tasks.protocol import Learned
 from distft.tasks.shared.chunked_head import is_told
 from distft.tasks.shared.position_limits import check_source, positions, source_positions
-from distft.training import attention_trial, datasets, head_chunks, planned, reference_pass, row_sharing
+from distft.training import attention_trial, datasets, head_chunks, planned, profile, reference_pass, row_sharing
 from distft.training.datasets import Dataset
 from distft.training.feed import Feed
 from distft.training.flops import work_of
@@ -98,6 +98,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     slots = Slots(recipe.train.global_batch, recipe.train.micro_batch, ranks.rank, ranks.world)
     loader = datasets.training_loader(settled, spec, train, slots, total_rows)
     fence = Fence(run, os.environ.get(environment.TOKEN))
+    meter, memory = make_meter(context, engine, task, ranks, console), MemoryMeter(ranks.device)
     return Session(
         run=run,
         attempt=attempt,
@@ -110,8 +111,9 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         task=task,
         engine=engine,
         allocator=allocator,
-        meter=make_meter(context, engine, task, ranks, console),
-        memory=MemoryMeter(ranks.device),
+        meter=meter,
+        memory=memory,
+        profile=profile.asked_for(profile.Subject(run, attempt, ranks, console, engine.model, meter, memory)),
         loader=loader,
         feed=Feed(task, loader, ranks.device, total_steps),
         held_out=held_out,

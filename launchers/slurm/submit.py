@@ -139,6 +139,7 @@ def requested(run: RunDir, recipe: Recipe, profile: site.Site, job: Job) -> Requ
         nodes=profile.nodes,
         time=profile.time,
         allow=job.allow,
+        profile=job.profile,
         launcher=job.launcher,
         dependency=after(profile.dependency, job.resources.after),
     )
