@@ -118,8 +118,8 @@ def test_nothing_is_read_after_the_last_step() -> None:
     fed = made(rows, steps=2)
     assert taken(fed, 0) + taken(fed, 1) == list(range(12))
     assert settled(rows, 6) == list(range(0, 12, 2))
-    assert threads() == []
     fed.close()
+    assert threads() == []
 
 
 def test_a_step_that_comes_out_of_order_begins_anew() -> None:
