@@ -106,7 +106,8 @@ class Case:
 
     @cached_property
     def stage(self) -> int:
-        return max(self.recipe.engine.zero_stage, lowest_stage(self.recipe))
+        least = lowest_stage(self.recipe)
+        return 0 if self.recipe.shares_nothing(self.world) else max(self.recipe.engine.zero_stage, least)
 
     @cached_property
     def sharding(self) -> Sharding:
@@ -119,6 +120,7 @@ class Case:
             accumulates=train.global_batch > train.micro_rows * self.world,
             offload=engine.offload_optimizer,
             moments=4 if isinstance(self.recipe.adapter, AdaLora) else 2,
+            once=self.stage >= 2 and self.recipe.reduces_once(self.world),
         )
 
     @cached_property

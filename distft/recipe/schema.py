@@ -215,6 +215,11 @@ class Engine(Section):
     grad_dtype: Literal["bf16", "fp32"] = Field(
         "fp32", description="dtype in which gradients are added up over micro-batches and ranks, if dtype is bf16"
     )
+    reduce: Literal["auto", "step", "micro_batch"] = Field(
+        "auto",
+        description="stages 2 and 3: whether ranks add up gradients once per step, with whole gradients on each rank "
+        "until then, or after each micro-batch; auto: once per step with an adapter",
+    )
     loss_chunk: Annotated[int, Field(ge=0)] = Field(
         1024,
         description="language models: most targets whose logits are in memory at once, where the model's head allows "
@@ -234,6 +239,8 @@ class Engine(Section):
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
         if self.offload_params and self.zero_stage != 3:
             raise ValueError("offload_params needs zero_stage 3")
+        if self.reduce == "step" and self.offload_optimizer:
+            raise ValueError("reduce: step keeps whole gradients on the device; it does not go with offload_optimizer")
         return self
 
 
@@ -272,6 +279,19 @@ class Recipe(Section):
     engine: Engine = Field(default_factory=Engine)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     track: Track = Field(default_factory=Track)
+
+    def reduces_once(self, world: int) -> bool:
+        """Whether each rank keeps the sum of its micro-batches' gradients to the end of a step, under ZeRO 2 and 3."""
+        wanted = self.engine.reduce
+        if wanted == "auto":
+            wanted = "micro_batch" if isinstance(self.adapter, NoAdapter) or self.engine.offload_optimizer else "step"
+        return wanted == "step" and self.train.global_batch > self.train.micro_rows * world
+
+    def shares_nothing(self, world: int) -> bool:
+        """Whether ZeRO 1 or 2 has no use: a single rank in fp32, but for runs that were begun before it was so."""
+        engine = self.engine
+        plain = engine.dtype == "fp32" and engine.zero_stage in (1, 2) and not engine.offload_optimizer
+        return plain and world == 1 and engine.reduce != "micro_batch"
 
     def parts(self) -> tuple[TaskPart, ...]:
         """The tasks of this run with their data, by name; a run of one task has one part, without a name."""
