@@ -280,19 +280,6 @@ class Recipe(Section):
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     track: Track = Field(default_factory=Track)
 
-    def reduces_once(self, world: int) -> bool:
-        """Whether each rank keeps the sum of its micro-batches' gradients to the end of a step, under ZeRO 2 and 3."""
-        wanted = self.engine.reduce
-        if wanted == "auto":
-            wanted = "micro_batch" if isinstance(self.adapter, NoAdapter) or self.engine.offload_optimizer else "step"
-        return wanted == "step" and self.train.global_batch > self.train.micro_rows * world
-
-    def shares_nothing(self, world: int) -> bool:
-        """Whether ZeRO 1 or 2 has no use: a single rank in fp32, but for runs that were begun before it was so."""
-        engine = self.engine
-        plain = engine.dtype == "fp32" and engine.zero_stage in (1, 2) and not engine.offload_optimizer
-        return plain and world == 1 and engine.reduce != "micro_batch"
-
     def parts(self) -> tuple[TaskPart, ...]:
         """The tasks of this run with their data, by name; a run of one task has one part, without a name."""
         data, task = self.data, self.task
