@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class Identity:
     rows: str  # sha256 over the training rows: tokens and their packing
     tokenizer: str  # sha256 over the tokenizer and its chat template
     versions: dict[str, str]  # of the libraries that decide the bits of a loss
+    settled: dict[str, str] = field(default_factory=dict)  # by key of the recipe: what `auto` has come to
 
 
 def owned(engine: Engine, with_buffers: bool) -> Iterator[tuple[str, torch.Tensor]]:

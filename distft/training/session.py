@@ -126,6 +126,8 @@ def differences(stored: Identity, now: Identity) -> list[Difference]:
         found.append(Difference(changes.TOKENIZER, stored.tokenizer[:12], now.tokenizer[:12]))
     elif stored.rows != now.rows:
         found.append(Difference(changes.CONTENT, stored.rows[:12], now.rows[:12]))
+    both = [(key, stored.settled[key], now.settled[key]) for key in stored.settled if key in now.settled]
+    found += [Difference(*item) for item in both if item[1] != item[2]]
     names = sorted(stored.versions.keys() | now.versions.keys())
     versions = [(f"{changes.VERSIONS}.{name}", stored.versions.get(name), now.versions.get(name)) for name in names]
     return found + [Difference(*item) for item in versions if item[1] != item[2]]

@@ -39,6 +39,7 @@ from distft.tasks.protocol import Learned
 from distft.tasks.shared.chunked_head import is_told
 from distft.tasks.shared.position_limits import check_source, positions, source_positions
 from distft.training import attention_trial, datasets, head_chunks, planned, profile, reference_pass, row_sharing
+from distft.training import settled as settled_by
 from distft.training.datasets import Dataset
 from distft.training.feed import Feed
 from distft.training.flops import work_of
@@ -62,7 +63,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     spec = context.model_spec
     base_model.check_architecture(context.base, recipe, spec)  # before all data are encoded
     attention.check(context.base, recipe, context.specs)
-    recipe = planned.settle(run, recipe, context.base, ranks, console)
+    asked, recipe = recipe, planned.settle(run, recipe, context.base, ranks, console)
     context = context.settled(recipe)
     attempt = int(os.environ.get(environment.ATTEMPT, "1"))
     planned.write_down(recipe, context.base, run.attempt_logs(attempt), ranks, console)
@@ -77,6 +78,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     engine, task = build_engine(context, ranks, datasets.length(recipe, datasets.rows_of(train))[0], console)
     check_tokens(context, engine, [one.corpus for one in (*train.values(), *held.values())])
     attention_trial.settle(context, task, engine, ranks, console)
+    identity = replace(identity, settled=settled_by.found(run, asked, recipe, ranks))
     if untried and not row_sharing.settle(run, recipe, task, engine, ranks, console):
         shares = False
         train, held = datasets.apart(train, recipe, spec), datasets.apart(held, recipe, spec)

@@ -44,3 +44,18 @@ def test_a_run_whose_conversations_were_read_in_another_way_says_so() -> None:
         "  needs --allow: versions.reading of conversations: None before, '2' now",
     ]
     agree(differences(before, now), frozenset({"data.content", "versions"}), "")
+
+
+def test_what_auto_has_come_to_is_not_settled_otherwise_in_silence() -> None:
+    before = Identity("base", "rows", "tokenizer", {}, {"train.micro_batch": "2", "model.attention": "by document"})
+    lost = replace(before, settled={"train.micro_batch": "4", "model.attention": "with masks"})
+    with pytest.raises(UserError) as caught:
+        agree(differences(before, lost), frozenset(), "it does not match this run")
+    assert str(caught.value).splitlines() == [
+        "it does not match this run; add --allow model.attention --allow train.micro_batch, or use the same values:",
+        "  needs --allow: train.micro_batch: '2' before, '4' now",
+        "  needs --allow: model.attention: 'by document' before, 'with masks' now",
+    ]
+    named = replace(before, settled={})  # in the recipe, by which it is compared
+    older = replace(before, settled={})  # a checkpoint that does not say
+    assert differences(before, named) == differences(older, lost) == []
