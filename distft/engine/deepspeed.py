@@ -263,8 +263,6 @@ class Engine:
             piece.masked_fill_(drop.narrow(0, offset, numel).to(piece.device), 0.0)
         for live in self._live(name, parameter):
             live.tensor.masked_fill_(drop.narrow(0, live.offset, live.tensor.numel()).to(live.tensor.device), 0.0)
-        if self._stage == 3 and parameter.data.numel() == parameter.ds_numel:  # small ones are not given back
-            parameter.data.view(-1).masked_fill_(drop, 0.0)
 
     def live_weights(self) -> Iterator[LiveWeights]:
         """The weights this rank computes with; to be set from the masters after these were set."""
@@ -280,6 +278,8 @@ class Engine:
         numel = min(shard, parameter.ds_numel - offset)
         if numel > 0:
             yield LiveWeights(name, offset, parameter.ds_tensor.detach().view(-1).narrow(0, 0, numel))
+        if parameter.data.numel() == parameter.ds_numel:  # small ones are not given back, once they were used
+            yield LiveWeights(name, 0, parameter.detach().view(-1))
 
     def sharded_weights(self) -> tuple[int, int]:
         """Under stage 3, between two uses: how many weights no rank holds whole, and how many there are."""

@@ -95,7 +95,7 @@ def document_attention(
         return _by_kernel(query, key, value, scaling, sliding_window, causal, *begins), None
     sizes, begin = [places] if document_sizes is None else document_sizes, 0
     parts: list[torch.Tensor] = []
-    for size, number in _runs(sizes, together=not (causal and dropout)):
+    for size, number in _runs(sizes, together=not causal or (plain and not dropout)):
         q, k, v = (_side_by_side(tensor, begin, size, number) for tensor in (query, key, value))
         begin, mask = begin + number * size, None
         if sliding_window is not None and size > sliding_window:
@@ -112,8 +112,8 @@ def document_attention(
 
 
 def _runs(sizes: Sequence[int], together: bool) -> Iterator[tuple[int, int]]:
-    """(size, how many documents of it stand side by side). Draws of dropout depend on what is computed at once: causal
-    models had each document by itself, which runs that were begun so must keep."""
+    """(size, how many documents of it stand side by side). Draws of dropout and the sum of sinks' gradients depend on
+    what is computed at once: causal models had each document by itself, which runs that were begun so must keep."""
     for size, same in groupby(sizes):
         number = len(list(same))
         yield from [(size, number)] if together else [(size, 1)] * number

@@ -250,6 +250,18 @@ def test_runs_of_causal_models_that_drop_scores_keep_their_draws() -> None:
     assert torch.equal(found, torch.cat(alone, 1))
 
 
+def test_runs_of_causal_models_with_sinks_keep_the_sums_of_their_gradients() -> None:
+    sizes = (33, 33, 33, 33)
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 4, sum(sizes), 16) for _ in range(3))
+    sinks = torch.randn(4, requires_grad=True)
+    found, _ = document_attention(Layer(), query, key, value, None, s_aux=sinks, document_sizes=sizes)
+    parts = zip(*(tensor.split(sizes, 2) for tensor in (query, key, value)), strict=True)
+    alone = torch.cat([document_attention(Layer(), *part, None, s_aux=sinks)[0] for part in parts], 1)
+    [together, apart] = (torch.autograd.grad(one.square().sum(), sinks)[0] for one in (found, alone))
+    assert torch.equal(together, apart)
+
+
 def test_the_configuration_that_is_saved_does_not_name_it(tmp_path: Any) -> None:
     made("llama", VARLEN).save_pretrained(tmp_path)
     assert VARLEN not in (tmp_path / "config.json").read_text()
