@@ -320,9 +320,30 @@ def resume(folder: Path, config: Path, steps: int, half: bool) -> None:
                 print(f"{name}, stopped after step {stop} of {steps}: the same bits", flush=True)
 
 
+def small(folder: Path, config: Path) -> None:
+    """Weights so small that ZeRO 3 keeps them whole once they were used, as trials do before a checkpoint is read."""
+    ranks = scenario.join()
+    overrides = [*settings("adalora", 8, "engine.zero_stage=3"), "adapter.init_r=3", "adapter.target_r=2"]
+    unbroken = scenario.open_run(folder / "unbroken-small", config, ranks, *overrides)
+    unbroken.advance(4)
+    expected = unbroken.state()
+    unbroken.close()
+    broken = scenario.open_run(folder / "broken-small", config, ranks, *overrides)
+    broken.advance(3)
+    broken.save()
+    broken.close()
+    again = scenario.open_run(folder / "broken-small", config, ranks, *overrides)
+    assert again.step == 3
+    held = [parameter for parameter in again.session.engine.module.parameters() if parameter.requires_grad]
+    assert any(parameter.numel() for parameter in held), "ZeRO 3 keeps no trained weight whole here"
+    again.advance(1)
+    scenario.same(expected, again.state())
+    again.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["reference", "paper", "equal", "resume"])
+    parser.add_argument("what", choices=["reference", "paper", "equal", "resume", "small"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("config", type=Path)
     parser.add_argument("--steps", type=int, default=200)
@@ -336,6 +357,8 @@ def main() -> None:
         paper(args.folder, args.config, args.steps)
     elif args.what == "equal":
         equal(args.folder, args.config, args.steps, args.only, args.half)
+    elif args.what == "small":
+        small(args.folder, args.config)
     else:
         resume(args.folder, args.config, args.steps, args.half)
 

@@ -41,3 +41,7 @@ def test_adapters_equal_plain_loops(folder: Path) -> None:
 def test_adalora_continues_bit_for_bit_in_every_phase(folder: Path) -> None:
     """Before tinit, at an allocation, at the last one, after it, each under another stage; fp32 and bf16."""
     ranks(folder, 2, "resume", "--half")
+
+
+def test_weights_that_zero_3_keeps_whole_are_continued_too(folder: Path) -> None:
+    ranks(folder, 2, "small")
