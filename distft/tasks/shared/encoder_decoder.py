@@ -14,12 +14,13 @@ from distft.data.records import Document
 from distft.metrics.scores import Report
 from distft.recipe.tasks import Generation
 from distft.tasks.protocol import Outcome, mean, only
+from distft.tasks.shared.flat_pairs import FlatPair
 from distft.tasks.shared.generation import sharded, stops, unwrapped
 from distft.tasks.shared.lengths import Lengths
 from distft.tasks.shared.model_randomness import masks_from
 from distft.tasks.shared.padding import unpack_json
 
-TOKENS = "tokens"
+TOKENS, TOKEN_IDS = "tokens", "input_ids"
 _IGNORED = -100
 
 
@@ -32,6 +33,7 @@ class WritingBatch:
         decoder_input_ids: int64 [B, U]: the targets, each a place later.
         labels: int64 [B, U], -100 where there is nothing to predict.
         useful_tokens: of the sources, or milliseconds, without padding.
+        flat: the rows in which a model is given them, where it takes them without padding.
     """
 
     inputs: Mapping[str, torch.Tensor]
@@ -39,6 +41,7 @@ class WritingBatch:
     labels: torch.Tensor
     useful_tokens: int
     documents: Sequence[Document]
+    flat: FlatPair | None = None
 
     @property
     def lengths(self) -> Lengths:
@@ -53,15 +56,20 @@ class Sources:
     Attributes:
         inputs: by the names of the model's arguments.
         useful: tokens, or milliseconds, without padding.
+        sizes: tokens of each, if it reads tokens; also of what stands for documents where there are none.
     """
 
     inputs: Mapping[str, torch.Tensor]
     documents: Sequence[Document]
     useful: int
+    sizes: Sequence[int] = ()
 
 
 class EncoderDecoder:
     """The task for an encoder-decoder of transformers.
+
+    Attributes:
+        flat: in training the model is given sources in one row and targets in another, without padding.
 
     Args:
         prompt: what the decoder is given in any case: its start, and what all targets begin with.
@@ -80,7 +88,9 @@ class EncoderDecoder:
         filler: int,
         read: Callable[[Sequence[Sequence[Document]], torch.device], Sources],
         score: Callable[[Sequence[str], Sequence[str]], Report],
+        flat: bool = False,
     ) -> None:
+        self.flat = flat
         self._tokenizer, self._settings = tokenizer, settings
         self._prompt, self._filler = list(prompt), filler
         self._read, self._score = read, score
@@ -98,7 +108,11 @@ class EncoderDecoder:
             given[index, 1 : len(written)] = written[:-1]
         inputs = {name: tensor.to(device) for name, tensor in sources.inputs.items()}
         taught = torch.from_numpy(given).to(device), torch.from_numpy(labels).to(device)
-        return WritingBatch(inputs, *taught, sources.useful, documents)
+        pair = None
+        if self.flat:
+            sizes = [max(1, len(document["labels"])) for document in documents] or [1]
+            pair = FlatPair.of(sources.sizes, sizes, (inputs[TOKEN_IDS].shape[1], width)).to(device)
+        return WritingBatch(inputs, *taught, sources.useful, documents, pair)
 
     def counts(self, batch: WritingBatch) -> dict[str, int]:
         return {TOKENS: sum(len(document["labels"]) for document in batch.documents)}
@@ -112,11 +126,22 @@ class EncoderDecoder:
 
     def _losses(self, model: Any, batch: WritingBatch) -> torch.Tensor:
         """fp32 [B, U], 0 where there is nothing to predict. Teacher forcing (Williams and Zipser 1989)."""
-        inputs = in_dtype_of(model, batch.inputs)
-        logits = model(**inputs, decoder_input_ids=batch.decoder_input_ids, use_cache=False).logits
-        return functional.cross_entropy(
-            logits.float().transpose(1, 2), batch.labels, ignore_index=_IGNORED, reduction="none"
+        pair, labels = batch.flat, batch.labels
+        if pair is not None:
+            labels = pair.written.flattened(labels, _IGNORED)
+        losses = functional.cross_entropy(
+            self.logits(model, batch).float().transpose(1, 2), labels, ignore_index=_IGNORED, reduction="none"
         )
+        return losses if pair is None else pair.written.laid_out(losses)
+
+    def logits(self, model: Any, batch: WritingBatch) -> torch.Tensor:
+        """[B, U, vocabulary], or [1, tokens, vocabulary] of a flat row."""
+        inputs, given, pair = in_dtype_of(model, batch.inputs), batch.decoder_input_ids, batch.flat
+        if pair is not None:
+            inputs = {TOKEN_IDS: pair.read.flattened(inputs[TOKEN_IDS], self._filler), **pair.arguments}
+            given = pair.written.flattened(given, self._filler)
+        logits: torch.Tensor = model(**inputs, decoder_input_ids=given, use_cache=False).logits
+        return logits
 
     def predict(self, model: Any, batch: WritingBatch) -> list[Outcome]:
         """`text`: what the model writes; where it is known, `reference`: what is right.
