@@ -106,12 +106,11 @@ def document_attention(
         longest = max(sizes), max(seen_sizes)
         return _by_kernel(query, key, value, scaling, sliding_window, causal, begins, longest), None
     parts: list[torch.Tensor] = []
-    begin = seen_begin = 0
-    together = source_sizes is not None or not (causal and dropout)
-    for size, seen_size, number in _runs(sizes, seen_sizes, together):
-        q = _side_by_side(query, begin, size, number)
-        k, v = (_side_by_side(tensor, seen_begin, seen_size, number) for tensor in (key, value))
-        begin, seen_begin, mask = begin + number * size, seen_begin + number * seen_size, None
+    runs = list(_runs(sizes, seen_sizes, together=source_sizes is not None or not (causal and dropout)))
+    queries = _side_by_side(query, [(size, number) for size, _, number in runs])
+    seen = [_side_by_side(tensor, [(size, number) for _, size, number in runs]) for tensor in (key, value)]
+    for (size, seen_size, number), q, k, v in zip(runs, queries, *seen, strict=True):
+        mask = None
         if sliding_window is not None and not crosses and size > sliding_window:
             mask = _band(size, sliding_window, causal, q.device)
         if bias is not None:
@@ -123,8 +122,8 @@ def document_attention(
                 q, k, v, mask, dropout, is_causal=causal and mask is None, scale=scaling, enable_gqa=True
             ).transpose(1, 2)
         else:
-            seen = mask if mask is not None or not causal else _band(size, size, causal, q.device)
-            found = _by_scores(q, k, v, seen, dropout, scaling, softcap, s_aux)
+            near = mask if mask is not None or not causal else _band(size, size, causal, q.device)
+            found = _by_scores(q, k, v, near, dropout, scaling, softcap, s_aux)
         parts.append(found.reshape(query.shape[0], number * size, *found.shape[2:]))
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1), None
 
@@ -137,10 +136,14 @@ def _runs(sizes: Sequence[int], seen_sizes: Sequence[int], together: bool) -> It
         yield from [(size, seen_size, number)] if together else [(size, seen_size, 1)] * number
 
 
-def _side_by_side(tensor: torch.Tensor, begin: int, size: int, number: int) -> torch.Tensor:
-    """[B * number, heads, size, ...]: documents of one size, of [B, heads, T, ...]."""
-    found = tensor.transpose(1, 2)[:, begin : begin + number * size]
-    return found.reshape(len(found) * number, size, *found.shape[2:]).transpose(1, 2)
+def _side_by_side(tensor: torch.Tensor, runs: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
+    """[B * number, heads, size, ...] for each run of documents of one size, of [B, heads, T, ...]. Split at once:
+    backward through each part alone would fill the whole row with zeros."""
+    parts = torch.split(tensor.transpose(1, 2), [size * number for size, number in runs], 1)
+    return [
+        part.reshape(len(part) * number, size, *part.shape[2:]).transpose(1, 2)
+        for part, (size, number) in zip(parts, runs, strict=True)
+    ]
 
 
 def _kernel_takes(query: torch.Tensor, value: torch.Tensor) -> bool:
