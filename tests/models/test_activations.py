@@ -224,6 +224,13 @@ def test_peak_of_an_encoder_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert expected == pytest.approx(counted, rel=0.01)
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_peak_of_an_encoder_decoder_without_padding(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = shapes.t5(256, 1024, 4, 64, layers=2)
+    expected, counted = of_seq2seq(made, How(attention="varlen"), rows, 320, 160, monkeypatch)
+    assert expected == pytest.approx(counted, rel=0.01)
+
+
 def test_a_real_layer_keeps_as_many_bytes() -> None:
     """Of a real model on the CPU, by the hooks through which autograd keeps tensors."""
 
