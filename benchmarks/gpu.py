@@ -47,6 +47,13 @@ train: {{steps: 4, lr: 1.0e-3, global_batch: 8, micro_batch: 2}}
 checkpoint: {{every: 100}}
 """
 
+ENCODER = (
+    "model={init: {architecture: bert, vocab_size: 1500, config: {hidden_size: 512, intermediate_size: 1024, "
+    "num_hidden_layers: 2, num_attention_heads: 8, hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}}}",
+    "task={type: sequence-classification}",
+    f"data={{train: {SAMPLE}/reviews.tsv, columns: [text, label], row_tokens: 128}}",
+)
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -189,10 +196,15 @@ def look_at_a_run(bench: Bench, found: Trained) -> None:
 def recomputation(bench: Bench) -> None:
     for stage in (2, 3):
         plain = bench.train(f"plain-zero{stage}", f"engine.zero_stage={stage}")
-        again = bench.train(
-            f"recomputed-zero{stage}", f"engine.zero_stage={stage}", "model.activation_checkpointing=true"
-        )
-        bench.compare(f"activation checkpointing changes no loss, ZeRO {stage}", again, plain, 1e-4)
+        for which in ("selective", "full"):
+            words = (f"engine.zero_stage={stage}", f"model.activation_checkpointing={which}")
+            again = bench.train(f"{which}-zero{stage}", *words)
+            bench.compare(f"{which} recomputation changes no loss, ZeRO {stage}", again, plain, 1e-4)
+    found = bench.train("auto", "train.micro_batch=auto", "model.activation_checkpointing=auto")
+    kept = bench.out / "runs" / "auto" / "batch.json"
+    settled = json.loads(kept.read_text()) if kept.exists() else {}
+    figures = {"measured": found.last.get("worst_memory_bytes"), **settled}
+    bench.say("auto settles on a micro-batch that fits", bool(settled) and not found.wrong, found.wrong, **figures)
 
 
 def attention(bench: Bench) -> None:
@@ -205,6 +217,9 @@ def attention(bench: Bench) -> None:
             continue
         found = bench.train(f"attention-{kind}", f"model.attention={kind}", *one)
         bench.compare(f"packed rows, attention {kind}: the loss of eager", found, eager, 5e-3)
+    padded = bench.train("encoder-sdpa", *ENCODER, "model.attention=sdpa", *one, adapter=FULL)
+    found = bench.train("encoder-varlen", *ENCODER, "model.attention=varlen", *one, adapter=FULL)
+    bench.compare("an encoder without padding: the loss of padded rows", found, padded, 5e-3)
 
 
 def offload(bench: Bench) -> None:
@@ -250,6 +265,24 @@ def commands(bench: Bench) -> None:
         bench.say(f"distft {words[0]}", code == 0, "" if code == 0 else said[-300:])
 
 
+def profile(bench: Bench) -> None:
+    """The parts of a step add up on each rank, those of the device are there, and losses stay as they are."""
+    same = "engine.deterministic=true"
+    found = bench.train("profiled", same, "--profile", "2", "--trace")
+    bench.compare("a profiled run: the same losses", found, bench.train("unprofiled", same), 0.0)
+    try:
+        content = json.loads((bench.out / "runs/profiled/logs/attempt-001/profile.json").read_text())
+    except OSError as error:
+        bench.say("a profile is written", False, str(error))
+        return
+    for rank in content["ranks"]:
+        parts = {name: round(seconds, 4) for name, seconds in rank["parts"].items() if seconds}
+        whole = abs(sum(parts.values()) / rank["seconds"] - 1.0) < 0.01
+        missing = {"forward", "attention", "loss", "backward", "attention_backward", "optimizer"} - parts.keys()
+        name = f"the profile of rank {rank['rank']} on {content['device']} adds up, and no part is missing"
+        bench.say(name, whole and not missing, json.dumps(parts), **parts)
+
+
 def speed(bench: Bench) -> None:
     """An 8B shape: tokens per second, memory, waits for the device, and where the time goes."""
     code, said = bench.command(
@@ -272,6 +305,7 @@ CHECKS: dict[str, Callable[[Bench], None]] = {
     "qlora": qlora,
     "resume": resume,
     "commands": commands,
+    "profile": profile,
     "speed": speed,
 }
 

@@ -11,6 +11,7 @@ from distft import plugins
 from distft.plan.place import Place
 from distft.recipe.schema import Recipe
 from distft.run.folder import RunDir
+from distft.run.profile import Wanted
 
 HERE, CLUSTER = "local", "slurm"  # the launchers of `train` and, unless another is named, of `submit`
 Mode = Literal["run", "prepare", "show", "check"]
@@ -43,6 +44,7 @@ class Job:
     allow: frozenset[str] = frozenset()  # what may differ from the attempts before (`distft.recipe.changes`)
     launcher: str = HERE  # the name under which the launcher was found; run.json keeps it
     anyway: bool = False  # send it although the plan says that it cannot fit
+    profile: Wanted | None = None  # of its attempts
 
 
 @dataclass(frozen=True)

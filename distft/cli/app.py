@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from distft.errors import DONE
+from distft.run.profile import MOST_STEPS
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,5 +49,10 @@ LauncherName = Annotated[
     str | None, typer.Option("--launcher", metavar="NAME", help="launcher that sends the run; default: slurm")
 ]
 Anyway = Annotated[bool, typer.Option("--anyway", help="send it although the plan says that it cannot fit in memory")]
+ProfileSteps = Annotated[
+    int | None,
+    typer.Option("--profile", metavar="N", min=1, max=MOST_STEPS, help="tell where the time and memory of N steps go"),
+]
+KeepTrace = Annotated[bool, typer.Option("--trace", help="with --profile: keep torch's trace in the attempt's logs")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value pairs that override values of the recipe")]
 RunFolder = Annotated[Path, typer.Argument(help="run folder")]

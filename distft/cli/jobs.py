@@ -11,9 +11,11 @@ import typer
 from distft.cli.app import (
     Allow,
     Anyway,
+    KeepTrace,
     LauncherName,
     Nodes,
     Overrides,
+    ProfileSteps,
     RanksPerNode,
     RestartsOption,
     RunFolder,
@@ -22,6 +24,7 @@ from distft.cli.app import (
 )
 from distft.errors import UserError
 from distft.process import environment, streams
+from distft.run.profile import wanted
 
 
 @app.command()
@@ -34,6 +37,8 @@ def train(
         int, typer.Option(min=0, help="how many times crashed or hung ranks are restarted automatically")
     ] = 0,
     allow: Allow = None,
+    profile: ProfileSteps = None,
+    trace: KeepTrace = False,
     prepare: Annotated[bool, typer.Option("--prepare", help="only create the run folder")] = False,
 ) -> None:
     """Start or continue a run on this machine.
@@ -61,8 +66,9 @@ def train(
     home.settle(RunDir(folder))
     mode: Mode = "prepare" if prepare else "run"
     resources = Resources(nproc=nproc, max_restarts=max_restarts)
+    job = Job(folder, recipe, resources, mode, check_allowed(allow or []), profile=wanted(profile, trace))
     streams.tolerate_closed_streams()  # the run does not end because its terminal does
-    raise typer.Exit(find_launcher(HERE).launch(Job(folder, recipe, resources, mode, check_allowed(allow or []))))
+    raise typer.Exit(find_launcher(HERE).launch(job))
 
 
 def process_of_a_node(run_dir: Path | None) -> int:
@@ -90,6 +96,8 @@ def submit(
     allow: Allow = None,
     launcher: LauncherName = None,
     anyway: Anyway = False,
+    profile: ProfileSteps = None,
+    trace: KeepTrace = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the batch script, send nothing")] = False,
     check: Annotated[bool, typer.Option("--check", help="send a short diagnostic job instead of the run")] = False,
 ) -> None:
@@ -109,7 +117,7 @@ def submit(
     mode: Mode = "show" if dry_run else "check" if check else "run"
     if mode == "run":
         home.settle(RunDir(folder))
-    job = Job(folder, recipe, resources, mode, check_allowed(allow or []), name, anyway)
+    job = Job(folder, recipe, resources, mode, check_allowed(allow or []), name, anyway, wanted(profile, trace))
     raise typer.Exit(find_launcher(name).launch(job))
 
 
@@ -126,6 +134,8 @@ def resume(
         str | None, typer.Option("--launcher", metavar="NAME", help="launcher that sends it; default: the run's own")
     ] = None,
     anyway: Anyway = False,
+    profile: ProfileSteps = None,
+    trace: KeepTrace = False,
 ) -> None:
     """Send a run folder to SLURM again.
 
@@ -141,7 +151,8 @@ def resume(
     home.settle(run)
     name = launcher or (last if last != HERE else CLUSTER)
     resources = Resources(nodes, nproc, time, site, max_restarts)
-    job = Job(run_dir, None, resources, allow=check_allowed(allow or []), launcher=name, anyway=anyway)
+    allowed, asked = check_allowed(allow or []), wanted(profile, trace)
+    job = Job(run_dir, None, resources, allow=allowed, launcher=name, anyway=anyway, profile=asked)
     raise typer.Exit(find_launcher(name).launch(job))
 
 

@@ -77,6 +77,18 @@ def ranks(run_dir: RunFolder) -> None:
     print(f"picture: {given_out.draw_ranks(run, found)}")
 
 
+@app.command()
+def profile(
+    run_dir: RunFolder,
+    attempt: Annotated[int | None, typer.Option(min=1, help="number of the attempt; default: the newest")] = None,
+) -> None:
+    """Show where the time and memory of profiled steps went (train --profile N)."""
+    from distft.commands import profile as profiles
+    from distft.run.folder import RunDir
+
+    profiles.show(RunDir(run_dir), attempt)
+
+
 @app.command(name="verify-resume")
 def verify_resume(
     config: Annotated[Path, typer.Argument(help="recipe (YAML)")],

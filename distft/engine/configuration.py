@@ -64,9 +64,9 @@ def configuration(recipe: Recipe, ranks: Ranks, trainable: int, total: int) -> d
         zero["offload_param"] = {"device": "cpu", "pin_memory": on_gpu}
     return {
         # Accumulation belongs to the training loop, which tells the engine the last micro-batch of a step.
-        "train_micro_batch_size_per_gpu": recipe.train.micro_batch,
+        "train_micro_batch_size_per_gpu": recipe.train.micro_rows,
         "gradient_accumulation_steps": 1,
-        "train_batch_size": recipe.train.micro_batch * ranks.world,
+        "train_batch_size": recipe.train.micro_rows * ranks.world,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

@@ -120,6 +120,14 @@ def sum_over_ranks(values: Sequence[float]) -> list[float]:
     return total
 
 
+def least_over_ranks(values: Sequence[float]) -> list[float]:
+    """The smallest over all ranks, position by position. Collective."""
+    vector = torch.tensor(values, dtype=torch.float64)
+    td.all_reduce(vector, td.ReduceOp.MIN)
+    least: list[float] = vector.tolist()
+    return least
+
+
 def gather_bytes(value: bytes) -> list[bytes]:
     """The same number of bytes from every rank, by rank. Collective."""
     mine = torch.frombuffer(bytearray(value), dtype=torch.uint8)

@@ -8,6 +8,7 @@ SITE = "DISTFT_SITE"  # the site profile of `submit`, if none is named
 ATTEMPT = "DISTFT_ATTEMPT"  # number of the attempt
 TOKEN = "DISTFT_TOKEN"  # of the lease: a rank that finds another one there writes nothing more
 ALLOW = "DISTFT_ALLOW"  # what may differ from earlier attempts, separated by commas; from the batch script too
+PROFILE = "DISTFT_PROFILE"  # how many steps to profile, and whether torch's trace is kept; from the batch script too
 DEADLINE = "DISTFT_DEADLINE"  # when the job's time limit ends it, in seconds since the epoch
 WORK = "DISTFT_WORK"  # "export": not to train, but to write final/ when all ranks have ended
 PARENT = "DISTFT_PARENT"  # process id of the parent: a process dies with it

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from distft.recipe.adapters import Adapter, NoAdapter
+from distft.recipe.batch import AUTO, Checkpointing, RowsAtOnce
 from distft.recipe.section import Day, Encoding, Fraction, Place, Positive, Scalar, Section, Text
 from distft.recipe.tasks import AnyTask, CausalLM, MultiTask, Overlong, TaskPart
 
@@ -37,11 +38,13 @@ class Model(Section):
     attention: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto",
         description="attention implementation; auto: the best that the model's class supports of flash attention (if "
-        "installed, on a GPU, in bf16), varlen (document by document, without a mask; for causal-lm and dpo), sdpa, "
-        "and eager",
+        "installed, on a GPU, in bf16), varlen (document by document, without mask or padding; for causal-lm, dpo and "
+        "encoders), sdpa, and eager",
     )
-    activation_checkpointing: bool = Field(
-        False, description="recompute activations in the backward pass to save memory"
+    activation_checkpointing: Checkpointing = Field(
+        "off",
+        description="recompute layers in the backward pass to save memory; full (or true): each, selective: every "
+        "second, off (or false): none, auto: settled before the first step with train.micro_batch",
     )
     trust_remote_code: bool = Field(
         False, description="run Python code that ships with the model; only for models you trust"
@@ -131,7 +134,11 @@ class Train(Section):
     global_batch: Annotated[int, Field(gt=0, le=1_000_000)] = Field(
         16, description="rows per optimizer step, over all ranks"
     )
-    micro_batch: Positive = Field(4, description="rows per forward pass of one rank")
+    micro_batch: RowsAtOnce = Field(
+        4,
+        description="rows per forward pass of one rank; auto: settled before the first step, as many as are fast by "
+        "the plan and fit into the smallest device",
+    )
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="shape of the learning rate after warm-up"
     )
@@ -170,7 +177,7 @@ class Train(Section):
             raise ValueError("give exactly one of `steps` and `epochs`")
         if self.patience is not None and (self.best is None or self.eval_every is None):
             raise ValueError("patience needs `best` (the score to watch) and `eval_every`")
-        if self.global_batch % self.micro_batch:
+        if self.micro_batch != AUTO and self.global_batch % self.micro_batch:
             near = max(self.micro_batch, round(self.global_batch / self.micro_batch) * self.micro_batch)
             raise ValueError(
                 f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}; "
@@ -182,6 +189,12 @@ class Train(Section):
                 f"give warmup 0 to {self.steps - 1}, or more steps"
             )
         return self
+
+    @property
+    def micro_rows(self) -> int:
+        """`micro_batch`, once it is settled."""
+        assert self.micro_batch != AUTO, "train.micro_batch is not settled yet"
+        return self.micro_batch
 
 
 class AdamW(Section):

@@ -17,6 +17,7 @@ from distft.checkpoint.best import note_scores
 from distft.data.records import Document
 from distft.metrics.scores import Report
 from distft.process import distributed, pulse
+from distft.run.profile import EVALUATION
 from distft.tasks.multi_task import task_of, view_of
 from distft.tasks.protocol import Outcome, Task, collated
 from distft.training.datasets import HeldOut
@@ -34,7 +35,8 @@ def evaluate_if_due(session: Session) -> bool:
         return False
     if not (begin or is_due(session, every)):
         return False
-    scores = evaluate(session)
+    with session.profile.phase(EVALUATION):
+        scores = evaluate(session)
     session.meter.restart()
     if scores is None:
         return True

@@ -21,6 +21,7 @@ from distft.process.console import Bar, Console
 from distft.recipe.load import load_resolved
 from distft.run.chart import draw_chart
 from distft.run.folder import RunDir
+from distft.run.profile import BACKWARD, CHECKPOINT, DATA, FORWARD, OPTIMIZER
 from distft.tasks.protocol import collated
 from distft.training import determinism, non_finite, out_of_memory
 from distft.training.evaluation import ended_early, evaluate_if_due, is_due
@@ -56,10 +57,12 @@ def train(session: Session) -> int:
     with session.console.bar("step", session.total_steps, session.progress.step) as bar:
         stop = evaluate_if_due(session)
         while not (stop or is_over(session)):
-            stop = step(session, bar)
-            stop = stop or evaluate_if_due(session)
-            if (stop or is_to_be_saved(session)) and session.progress.step != session.saved:
-                save(session)
+            with session.profile.step(session.progress.step + 1, session.total_steps):
+                stop = step(session, bar)
+                stop = stop or evaluate_if_due(session)
+                if (stop or is_to_be_saved(session)) and session.progress.step != session.saved:
+                    save(session)
+            session.profile.settle(stop, is_over(session))
     pulse.at("the end of the save")
     session.writer.wait()
     note_saves(session)
@@ -87,8 +90,9 @@ def step(session: Session, bar: Bar) -> bool:
     number = session.progress.step + 1
     note_saves(session)
     pulse.at(f"the data of step {number}")
-    micros = list(loader.step(session.progress.step))
-    batches = [collated(task, loader.documents(micro), ranks.device) for micro in micros]
+    with session.profile.phase(DATA):
+        micros = list(loader.step(session.progress.step))
+        batches = [collated(task, loader.documents(micro), ranks.device) for micro in micros]
     pulse.at(f"step {number}")
     counts = [task.counts(batch) for batch in batches]
     mine = [sum(count.get(name, 0) for count in counts) for name in task.counted]
@@ -103,8 +107,9 @@ def step(session: Session, bar: Bar) -> bool:
     own = torch.stack([sum(parts, start=torch.zeros_like(parts[0])), *named.values()]).tolist()
     mean, *by_name, stop = distributed.sum_over_ranks([*own, float(session.is_to_stop())])
     rate = learning_rate(session.recipe.train, number, session.total_steps)
-    session.allocator.before_step()
-    norm = engine.step(rate)
+    with session.profile.phase(OPTIMIZER):
+        session.allocator.before_step()
+        norm = engine.step(rate)
     note_samples(session, number, micros)
     if not (math.isfinite(mean) and math.isfinite(norm)):
         non_finite.handle(session, Trouble(number, mean, norm, micros, parts))
@@ -140,11 +145,12 @@ def backward(
         pulse.at(f"step {number}, a micro-batch")
         seed_generators(session.recipe.train.seed, number, micro.index)
         with out_of_memory.explained(session.recipe, batch):
-            losses = session.task.loss(engine.model, batch)
-            weighted = {name: losses[name] * factors[name] for name in losses}
-            part = sum(weighted.values(), start=zero)
-            # DeepSpeed divides by the world size
-            engine.backward(non_finite.made_plain(part) * ranks.world, last=micro is micros[-1][0])
+            with session.profile.phase(FORWARD):
+                losses = session.task.loss(engine.model, batch)
+                weighted = {name: losses[name] * factors[name] for name in losses}
+                part = sum(weighted.values(), start=zero)
+            with session.profile.phase(BACKWARD):  # DeepSpeed divides by the world size
+                engine.backward(non_finite.made_plain(part) * ranks.world, last=micro is micros[-1][0])
         parts.append(part.detach())
         named = {name: named[name] + value.detach() for name, value in weighted.items()}
     return parts, named
@@ -198,7 +204,8 @@ def record_step(
 def save(session: Session) -> None:
     """Begin a checkpoint of this step; it is written while training goes on."""
     pulse.at(f"the checkpoint of step {session.progress.step}")
-    session.writer.begin(session.engine, session.progress, session.allocator.state())
+    with session.profile.phase(CHECKPOINT):
+        session.writer.begin(session.engine, session.progress, session.allocator.state())
     session.saved = session.progress.step
     session.meter.restart()
 

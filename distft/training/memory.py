@@ -28,10 +28,14 @@ class MemoryMeter:
 
     def step(self) -> dict[str, float]:
         """This rank's figures after a step: `memory_bytes`, the peak so far."""
-        allocated, reserved = self._peaks()
-        self._allocated, self._reserved = max(self._allocated, allocated), max(self._reserved, reserved)
-        self._most = max(self._most, allocated)
+        allocated = self._note()
         return {"memory_bytes": float(self._most if self._device.type == "cuda" else allocated)}
+
+    def forget_after_noting(self) -> int:
+        """Begin to count the peak on a GPU anew; what it was so far is noted. Returns bytes allocated at most."""
+        allocated = self._note()
+        torch.cuda.reset_peak_memory_stats(self._device)
+        return allocated
 
     def compare(self, step: int, last: bool) -> dict[str, float]:
         """The peaks of the worst rank since the last comparison; nothing if none is due. Collective if one is.
@@ -48,6 +52,12 @@ class MemoryMeter:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         return worst(found, reserved=self._device.type == "cuda")
+
+    def _note(self) -> int:
+        allocated, reserved = self._peaks()
+        self._allocated, self._reserved = max(self._allocated, allocated), max(self._reserved, reserved)
+        self._most = max(self._most, allocated)
+        return allocated
 
     def _peaks(self) -> tuple[int, int]:
         if self._device.type == "cuda":

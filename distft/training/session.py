@@ -29,6 +29,7 @@ from distft.run.tracking import Tracker
 from distft.tasks.protocol import Learned
 from distft.training.datasets import HeldOut
 from distft.training.memory import MemoryMeter
+from distft.training.profile import Profiling
 from distft.training.throughput import Meter
 
 
@@ -49,6 +50,7 @@ class Session:
     allocator: Allocator
     meter: Meter
     memory: MemoryMeter
+    profile: Profiling
     loader: Loader
     held_out: Sequence[HeldOut]
     rows: int  # in an epoch

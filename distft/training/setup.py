@@ -38,7 +38,7 @@ from distft.tasks.multi_task import models_of, task_of
 from distft.tasks.protocol import Learned
 from distft.tasks.shared.chunked_head import is_told
 from distft.tasks.shared.position_limits import check_source, positions, source_positions
-from distft.training import attention_trial, datasets, head_chunks, planned, reference_pass, row_sharing
+from distft.training import attention_trial, datasets, head_chunks, planned, profile, reference_pass, row_sharing
 from distft.training.datasets import Dataset
 from distft.training.flops import work_of
 from distft.training.memory import MemoryMeter
@@ -61,6 +61,8 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     spec = context.model_spec
     base_model.check_architecture(context.base, recipe, spec)  # before all data are encoded
     attention.check(context.base, recipe, context.specs)
+    recipe = planned.settle(run, recipe, context.base, ranks, console)
+    context = context.settled(recipe)
     attempt = int(os.environ.get(environment.ATTEMPT, "1"))
     planned.write_down(recipe, context.base, run.attempt_logs(attempt), ranks, console)
     stop_signals.check()
@@ -94,8 +96,9 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     data = next(iter(train.values())), held_out
     reference_pass.record_reference(run, task, engine, data, progress.step, identity.base, ranks, console)
     stop_signals.check()
-    slots = Slots(recipe.train.global_batch, recipe.train.micro_batch, ranks.rank, ranks.world)
+    slots = Slots(recipe.train.global_batch, recipe.train.micro_rows, ranks.rank, ranks.world)
     fence = Fence(run, os.environ.get(environment.TOKEN))
+    meter, memory = make_meter(context, engine, task, ranks, console), MemoryMeter(ranks.device)
     return Session(
         run=run,
         attempt=attempt,
@@ -108,8 +111,9 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         task=task,
         engine=engine,
         allocator=allocator,
-        meter=make_meter(context, engine, task, ranks, console),
-        memory=MemoryMeter(ranks.device),
+        meter=meter,
+        memory=memory,
+        profile=profile.asked_for(profile.Subject(run, attempt, ranks, console, engine.model, meter, memory)),
         loader=datasets.training_loader(settled, spec, train, slots, total_rows),
         held_out=held_out,
         rows=rows,

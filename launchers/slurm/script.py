@@ -13,6 +13,7 @@ from distft.errors import UserError
 from distft.launcher import CLUSTER
 from distft.process import environment
 from distft.process.interpreter import running
+from distft.run.profile import Wanted
 from launchers.slurm.site import Container, Site
 from launchers.slurm.surroundings import as_a_job_inherits
 
@@ -34,6 +35,7 @@ class Request:
     time: str
     dependency: str | None = None
     allow: frozenset[str] = frozenset()  # what may differ from the attempts before
+    profile: Wanted | None = None  # of the attempts
     launcher: str = CLUSTER  # the name that run.json keeps
     module: str = NODE  # what runs once a node
     policy: bool = True  # whether the job may ask to be started again
@@ -169,6 +171,8 @@ def _variables(request: Request) -> dict[str, str]:
         quoted[environment.RANKS] = str(site.ranks_a_node)
     if request.allow:
         quoted[environment.ALLOW] = shlex.quote(",".join(sorted(request.allow)))
+    if request.profile is not None:
+        quoted[environment.PROFILE] = shlex.quote(request.profile.text())
     if site.offline:
         quoted["HF_HUB_OFFLINE"] = "1"
     if site.interface:

@@ -18,8 +18,9 @@ from distft.data.records import Document
 from distft.model.adapters import attach
 from distft.model.attention import choose
 from distft.model.base_model import DTYPES
+from distft.model.recomputation import recompute
 from distft.plan.estimate import Estimator
-from distft.plan.microbatch import given, shape_of
+from distft.plan.microbatch import ONLY_EAGER, given, shape_of
 from distft.plan.shapes import architecture_of
 from distft.recipe import tasks as sections
 from distft.recipe.schema import Recipe
@@ -75,7 +76,7 @@ class Trial:
         data, model = {"row_tokens": self.tokens}, dict(self.model)
         if task["type"] == "causal-lm":
             data["packing"] = False
-        if task["type"] in ("causal-lm", "dpo"):
+        if self.model_type not in ONLY_EAGER:
             model = {"attention": "sdpa"} | model  # auto would be attention by document, which has tests of its own
         return found.model_copy(
             update={
@@ -125,8 +126,7 @@ def made(folder: Path, recipe: Recipe) -> Any:
     with torch.device("meta"):
         model = join_models({name: make(spec.model) for name, spec in specs.items()})
         model.to(DTYPES[recipe.engine.dtype]).train()
-        if recipe.model.activation_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute(model, recipe.model)
     adapted = attach(model, recipe.adapter, whole(specs), None, 10)
     return adapted.to(DTYPES[recipe.engine.dtype])  # as the engine does: AdaLoRA's number of ranks is fp32 before
 

@@ -109,6 +109,27 @@ def attempt(number: str) -> Attempt:
     return Attempt(1, ["n1"], pid=1, world_size=1, zero_stage=2, start=1.0, end=2.0, job=number)
 
 
+def test_a_profile_is_asked_for_in_the_script(slurm: Slurm, tmp_path: Path) -> None:
+    wanted, run = job(tmp_path), str(tmp_path / "run")
+    assert wanted.recipe is not None
+    (tmp_path / "r.yaml").write_text(dump(wanted.recipe))
+    first = ["submit", str(tmp_path / "r.yaml"), "--run-dir", run, "--site", str(tmp_path / "s.toml")]
+    asked = {
+        "7": [*first, "--profile", "5", "--trace"],
+        "8": ["resume", run, "--profile", "2"],
+        "9": ["resume", run],
+    }
+    for words in asked.values():
+        assert CliRunner().invoke(app, words).exit_code == 0
+        (slurm.folder / "queue").write_text("")
+    exported = {
+        number: [line for line in script.read_text().splitlines() if "DISTFT_PROFILE" in line]
+        for number in asked
+        for script in (tmp_path / "run" / "slurm").glob(f"{number}_submission.sh")
+    }
+    assert exported == {"7": ["export DISTFT_PROFILE='5 trace'"], "8": ["export DISTFT_PROFILE=2"], "9": []}
+
+
 # --- what a job inherits ----------------------------------------------------------------------------------------------
 
 OF_A_JOB = {
