@@ -1,16 +1,19 @@
-"""How often a training step makes the host wait for the device, counted without one.
+"""How often a training step makes the host wait for the device, and what its ranks send, counted without one.
 
     python benchmarks/device_waits.py [--json FILE]         a minute; two processes, CPU
 
 DeepSpeed is given an accelerator that calls itself asynchronous, computes on the CPU, and counts what a GPU would wait
 for: `synchronize` of the device, of streams and of events. Reads of a tensor's value (`item`, `tolist`, a comparison in
-an `if`) are counted where torch dispatches them. A step has four micro-batches; the fourth step of rank 0 is counted.
+an `if`) are counted where torch dispatches them, and so are collectives, with the bytes of their tensors on this rank.
+A step has four micro-batches; the fourth step of rank 0 is counted, with gradients reduced after each micro-batch and
+once (`engine.reduce`).
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import itertools
 import json
 import os
 import subprocess
@@ -23,6 +26,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from distft.engine.deepspeed import Engine, imported
 from distft.process import distributed
@@ -33,6 +37,7 @@ MICRO_BATCHES, COUNTED_STEP = 4, 4
 LORA, FULL = {"type": "lora", "r": 8}, {"type": "none"}
 Waits = collections.Counter[str]
 waits: Waits = collections.Counter()
+sent: collections.Counter[str] = collections.Counter()
 library = torch.library.Library("aten", "IMPL")
 
 
@@ -116,11 +121,14 @@ def count_waits() -> None:
 
 
 class Reads(TorchDispatchMode):
-    """Counts values that are read from tensors."""
+    """Counts values that are read from tensors, and collectives."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is torch.ops.aten._local_scalar_dense.default:
             note("value")
+        if function.namespace == "c10d":
+            sent[function._schema.name.removeprefix("c10d::").rstrip("_")] += 1
+            sent["bytes"] += sum(one.nbytes for one in tree_leaves(args) if isinstance(one, torch.Tensor))
         return function(*args, **(kwargs or {}))
 
 
@@ -138,13 +146,14 @@ def small_model(adapter: dict[str, Any]) -> Any:
     return model
 
 
-def counted(ranks: Ranks, stage: int, adapter: dict[str, Any]) -> Waits:
+def counted(ranks: Ranks, stage: int, adapter: dict[str, Any], reduce: str) -> tuple[Waits, Waits]:
+    """Waits by line, and collectives by kind with all their bytes."""
     recipe = Recipe.model_validate(
         {
             "model": {"path": "x"},
-            "train": {"steps": 9},
+            "train": {"steps": 9, "global_batch": 2 * MICRO_BATCHES, "micro_batch": 1},
             "adapter": adapter,
-            "engine": {"zero_stage": stage, "dtype": "bf16"},
+            "engine": {"zero_stage": stage, "dtype": "bf16", "reduce": reduce},
         }
     )
     # what the configuration says of a GPU
@@ -153,13 +162,14 @@ def counted(ranks: Ranks, stage: int, adapter: dict[str, Any]) -> Waits:
     positions = torch.arange(64).view(1, 64) % 32  # two documents
     for number in range(1, COUNTED_STEP + 1):
         waits.clear()
+        sent.clear()
         with Reads() if number == COUNTED_STEP else nullcontext():
             for micro in range(MICRO_BATCHES):
                 logits = engine.model(input_ids=ids, position_ids=positions, use_cache=False).logits
                 loss = torch.nn.functional.cross_entropy(logits[0, :-1].float(), ids[0, 1:])
                 engine.backward(loss / MICRO_BATCHES, last=micro == MICRO_BATCHES - 1)
-            engine.step(1e-4)
-    found = waits.copy()
+            torch.stack([loss.detach(), engine.step(1e-4)]).tolist()
+    found = waits.copy(), sent.copy()
     engine.destroy()
     return found
 
@@ -185,13 +195,15 @@ def main() -> None:
     ranks = distributed.init(600)
     table = {}
     for name, adapter in (("lora", LORA), ("full", FULL)):
-        for stage in (1, 2, 3):
-            found = counted(ranks, stage, adapter)
+        for stage, reduce in itertools.product((1, 2, 3), ("micro_batch", "step")):
+            found, collectives = counted(ranks, stage, adapter, reduce)
             kinds = collections.Counter(key.split()[0] for key in found.elements())
             if not ranks.first:
                 continue
-            table[f"{name}, ZeRO {stage}"] = {"all": sum(found.values()), **kinds, "where": found.most_common(12)}
-            print(f"{name}, ZeRO {stage}: {sum(found.values())} waits in a step: {dict(kinds)}", flush=True)
+            key = f"{name}, ZeRO {stage}, reduce {reduce}"
+            row = {"all": sum(found.values()), **kinds, "where": found.most_common(12), "sent": dict(collectives)}
+            table[key] = row
+            print(f"{key}: {sum(found.values())} waits in a step: {dict(kinds)}; {dict(collectives)}", flush=True)
             for where, times in found.most_common(12):
                 print(f"    {times:4} {where}")
     if args.json and ranks.first:

@@ -83,7 +83,7 @@ class Speed:
         loss = self.task.loss(self.engine.model, batch)["tokens"] / len(batch.targets)
         self.engine.backward(loss, last=True)
         norm = self.engine.step(1e-4)
-        return float(loss), norm
+        return float(loss), float(norm)
 
     def measure(self, rows: int, tokens: int) -> dict[str, Any]:
         on_gpu = self.ranks.device.type == "cuda"

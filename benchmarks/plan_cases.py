@@ -188,7 +188,13 @@ def content(case: Case, folder: Path) -> dict[str, Any]:
             "global_batch": case.batch * case.ranks,
             "micro_batch": case.micro,
         },
-        "engine": {"zero_stage": case.stage, "dtype": case.dtype, "grad_dtype": case.grad_dtype, "loss_chunk": 0},
+        "engine": {
+            "zero_stage": case.stage,
+            "dtype": case.dtype,
+            "grad_dtype": case.grad_dtype,
+            "loss_chunk": 0,  # this and the next as in the runs that were measured
+            "reduce": "micro_batch",
+        },
         "checkpoint": {"every": max(1, steps(case) // 2)},
     }
 

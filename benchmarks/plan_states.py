@@ -3,6 +3,7 @@
     python -m benchmarks.plan_states FILE 1 2 3          all combinations, with 1, 2 and 3 ranks; one JSON line each
     python -m benchmarks.plan_states FILE offload 1 2    with the optimizer's state in host memory
     python -m benchmarks.plan_states FILE params 1 2     with weights in host memory, and with the optimizer's state too
+    python -m benchmarks.plan_states FILE once 1 2       with gradients that are reduced once per step
     python -m benchmarks.plan_states FILE small 2        with buckets much smaller than the model, as of large models
 
 Counted are storages, each once, by what they belong to: masters, moments, weights, gradients (whatever keeps them),
@@ -65,14 +66,15 @@ def count_all(file: Path, base: Path, variant: str) -> None:
     gc.freeze()  # modules: the collector need not look there each time
     params, offloads = variant == "params", OFFLOADS.get(variant, (False,))
     for adapter, (dtype, grad_dtype), stage, offload in itertools.product(ADAPTERS, DTYPES, (0, 1, 2, 3), offloads):
-        if variant != "plain" and (stage == 0 or (adapter != "none" and not params)):
+        if variant not in ("plain", "once") and (stage == 0 or (adapter != "none" and not params)):
             continue
-        if params and stage != 3:
+        if (params and stage != 3) or (variant == "once" and stage < 2):
             continue
         engine = {"zero_stage": stage, "dtype": dtype, "grad_dtype": grad_dtype, "offload_optimizer": offload}
-        engine["offload_params"] = params
-        made = recipe(model={"path": str(base)}, adapter=ADAPTERS[adapter], engine=engine)
-        if deepspeed.stage(made) != stage:
+        engine |= {"offload_params": params, "reduce": "step" if variant == "once" else "micro_batch"}
+        train = {"steps": 5, "global_batch": 2 * ranks.world, "micro_batch": 1}
+        made = recipe(model={"path": str(base)}, adapter=ADAPTERS[adapter], engine=engine, train=train)
+        if deepspeed.stage(made, ranks.world) != stage:
             continue
         found = count(made, base, ranks)
         if ranks.rank == ranks.world - 1:  # whose pieces are padded

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Protocol
 
@@ -34,6 +34,23 @@ class MicroBatch:
 
 
 @dataclass(frozen=True)
+class Census:
+    """What the index of a corpus says of the micro-batches of all ranks in a step, without a look at their documents.
+
+    Attributes:
+        rows: padding included.
+        targets: the sum of `Document.targets`.
+        parts: the same for each of several tasks; the numbers themselves are 0 then.
+    """
+
+    micro_batches: int = 0
+    rows: int = 0
+    documents: int = 0
+    targets: int = 0
+    parts: Mapping[str, Census] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Slots:
     """How a global batch is cut: `global_batch` rows a step, `micro_batch` rows at once, over `world` ranks."""
 
@@ -55,6 +72,9 @@ class Loader(Protocol):
 
     def documents(self, micro: MicroBatch) -> list[list[Document]]:
         """The documents of a micro-batch, by row."""
+
+    def census(self, index: int) -> Census:
+        """Of step `index`, the same on every rank."""
 
 
 class Shuffle:
@@ -98,6 +118,16 @@ class Shuffle:
             widths[np.asarray(places) >= total] = 0
         return [places[at] for at in np.argsort(-widths, kind="stable")]
 
+    def documents(self, rows: range) -> npt.NDArray[np.int64]:
+        """Ids of the documents in some rows, one after another, of that sequence."""
+        epochs, positions = np.divmod(np.arange(rows.start, rows.stop), len(self._rows))
+        chosen = np.zeros(len(rows), np.int64)
+        for epoch in np.unique(epochs):
+            chosen[epochs == epoch] = self._order(int(epoch))[positions[epochs == epoch]]
+        begins, ends = self._rows.offsets[chosen], self._rows.offsets[chosen + 1]
+        before = np.cumsum(ends - begins) - (ends - begins)
+        return self._rows.documents[np.repeat(begins - before, ends - begins) + np.arange(int((ends - begins).sum()))]
+
 
 class RowLoader:
     """Rows of all epochs as one endless sequence, cut into steps.
@@ -136,6 +166,19 @@ class RowLoader:
 
     def documents(self, micro: MicroBatch) -> list[list[Document]]:
         return drawn(self._corpus, micro, self._seed)
+
+    def census(self, index: int) -> Census:
+        rows, micro_batches = self._slots.global_batch, self._slots.global_batch // self._slots.micro_batch
+        first, end = index * rows, (index + 1) * rows
+        if self._total is not None:
+            first, end = min(first, self._total), min(end, self._total)
+        return counted(self._corpus, self._shuffle, range(first, end), micro_batches, rows)
+
+
+def counted(corpus: Corpus, shuffle: Shuffle, fed: range, micro_batches: int, rows: int) -> Census:
+    """Of micro-batches to which these rows of a stream are fed."""
+    documents = shuffle.documents(fed)
+    return Census(micro_batches, rows, len(documents), int(corpus.targets[documents].sum(dtype=np.int64)))
 
 
 def drawn(corpus: Corpus, micro: MicroBatch, seed: int) -> list[list[Document]]:

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from distft.data.loader import MicroBatch, Shuffle, Slots, drawn
+from distft.data.loader import Census, MicroBatch, Shuffle, Slots, counted, drawn
 from distft.data.order import hashes
 from distft.data.records import Document
 from distft.data.token_cache import Corpus
@@ -60,8 +60,8 @@ class Mixture:
         places: dict[str, list[int]] = {name: [] for name in self._names}
         tasks = {}
         for micro in every:
-            tasks[micro], first = self._position(index * a_step + micro)
-            places[tasks[micro]] += range(first, first + size)
+            tasks[micro], rows = self._place(index, micro)
+            places[tasks[micro]] += rows
         if self._sorts:  # the rows that a task has in this step, among its own micro-batches
             places = {name: self._parts[name].shuffle.by_width(rows) for name, rows in places.items()}
         mine = self._slots.mine()
@@ -71,13 +71,25 @@ class Mixture:
                 shuffle = self._parts[name].shuffle
                 yield MicroBatch(micro, [shuffle.samples(place) for place in own], own, name)
 
-    def _position(self, micro: int) -> tuple[str, int]:
-        """Of a micro-batch of the stream: its task, and its first row among those of the task."""
-        cycle, place = divmod(micro, CYCLE)
+    def _place(self, index: int, micro: int) -> tuple[str, range]:
+        """Which task a micro-batch of a step is of, and which rows of its stream it has."""
+        a_step = self._slots.global_batch // self._slots.micro_batch
+        cycle, place = divmod(index * a_step + micro, CYCLE)
         tasks, before = self._cycle(cycle)
         task = int(tasks[place])
         first = (cycle * self._shares[task] + int(before[place])) * self._slots.micro_batch
-        return self._names[task], first
+        return self._names[task], range(first, first + self._slots.micro_batch)
+
+    def census(self, index: int) -> Census:
+        fed: dict[str, list[range]] = {}
+        for micro in range(self._slots.global_batch // self._slots.micro_batch):
+            name, rows = self._place(index, micro)
+            fed.setdefault(name, []).append(rows)
+        parts = {}
+        for name, micros in fed.items():  # micro-batches of a task follow each other in its stream
+            rows, part = range(micros[0].start, micros[-1].stop), self._parts[name]
+            parts[name] = counted(part.corpus, part.shuffle, rows, len(micros), len(rows))
+        return Census(parts=parts)
 
     def documents(self, micro: MicroBatch) -> list[list[Document]]:
         assert micro.part is not None

@@ -82,6 +82,11 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.sizes)
 
+    @property
+    def targets(self) -> npt.NDArray[np.int32]:
+        """`Document.targets` of each, int32 [N], mapped."""
+        return self._numbers["targets"]
+
     def largest_token(self) -> int:
         """Of all documents. Reads all of them."""
         return max(int(its.max(initial=0)) for its in self._values.values() if its.dtype == np.int32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distft.process.distributed import Ranks
+from distft.recipe import reduction
 from distft.recipe.adapters import NoAdapter
 from distft.recipe.schema import Recipe
 
@@ -12,24 +13,35 @@ BUCKET = 500_000_000  # elements of gradients that are reduced at once, at most
 SHARDED_BUCKET, PARTS = 100_000_000, 8  # under stage 3, whose bucket stays between steps: less, and at most an eighth
 
 
-def stage(recipe: Recipe) -> int:
+def stage(recipe: Recipe, world: int) -> int:
     """The ZeRO stage that runs.
 
     bf16 needs fp32 masters, which stage 0 does not keep. With gradients in fp32 beside weights in bf16, DeepSpeed's
-    stage 1 is an optimizer of another kind, without fragments.
+    stage 1 is an optimizer of another kind, without fragments. A single rank shares states with nobody: in fp32 stages
+    1 and 2 would keep all weights twice.
     """
-    if recipe.engine.dtype == "bf16":
-        return max(recipe.engine.zero_stage, 2 if recipe.engine.grad_dtype == "fp32" else 1)
-    return recipe.engine.zero_stage
+    engine = recipe.engine
+    if engine.dtype == "bf16":
+        return max(engine.zero_stage, 2 if engine.grad_dtype == "fp32" else 1)
+    return 0 if reduction.shares_nothing(recipe, world) else engine.zero_stage
 
 
-def bucket_elements(recipe: Recipe, trainable: int) -> int:
+def reduces_once(recipe: Recipe, ranks: Ranks) -> bool:
+    """Whether ranks add up gradients once per step, where DeepSpeed by itself does so after each micro-batch."""
+    return stage(recipe, ranks.world) >= 2 and reduction.reduces_once(recipe, ranks.world)
+
+
+def is_mixed(recipe: Recipe) -> bool:
+    """Gradients in fp32 beside weights in bf16."""
+    return recipe.engine.dtype == "bf16" and recipe.engine.grad_dtype == "fp32"
+
+
+def bucket_elements(recipe: Recipe, world: int, trainable: int) -> int:
     """Elements of gradients that are reduced at once, at most. A weight that is larger is reduced by itself."""
-    mixed = recipe.engine.dtype == "bf16" and recipe.engine.grad_dtype == "fp32"
-    if stage(recipe) == 3:
+    if stage(recipe, world) == 3:
         most, part = SHARDED_BUCKET, trainable // PARTS
     else:
-        most, part = BUCKET // (2 if mixed else 1), trainable  # then a copy in fp32 is made of each bucket
+        most, part = BUCKET // (2 if is_mixed(recipe) else 1), trainable  # then a copy in fp32 is made of each bucket
     # The default allocates hundreds of MB for the smallest model; an odd number is refused.
     return min(most, max(part + part % 2, 100_000))
 
@@ -42,15 +54,16 @@ def configuration(recipe: Recipe, ranks: Ranks, trainable: int, total: int) -> d
     """
     on_gpu = ranks.device.type == "cuda"
     grad_dtype = recipe.engine.grad_dtype if recipe.engine.dtype == "bf16" else "fp32"
-    bucket = bucket_elements(recipe, trainable)
+    bucket, once = bucket_elements(recipe, ranks.world, trainable), reduces_once(recipe, ranks)
     zero: dict[str, Any] = {
-        "stage": stage(recipe),
+        "stage": stage(recipe, ranks.world),
         "reduce_bucket_size": bucket,
         "allgather_bucket_size": bucket,
-        "contiguous_gradients": True,
+        # DeepSpeed copies gradients into a bucket in the dtype of the weights; sums of several micro-batches are fp32.
+        "contiguous_gradients": not (once and is_mixed(recipe)),
         # To overlap costs a second bucket and waits for the device after each backward: gradients of adapters are
         # too small for that to pay.
-        "overlap_comm": on_gpu and isinstance(recipe.adapter, NoAdapter),
+        "overlap_comm": on_gpu and isinstance(recipe.adapter, NoAdapter) and not once,
         # DeepSpeed's numbers are meant for billions of weights: of a small model it would keep all whole, so that
         # ZeRO 3 saved nothing, and no test of it would try what large ones do.
         "stage3_param_persistence_threshold": min(100_000, total // 10_000),

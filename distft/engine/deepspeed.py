@@ -7,22 +7,27 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import ModuleType
 from typing import Any
 
 import torch
 
-from distft.engine.configuration import configuration, stage
+from distft.engine import alone
+from distft.engine.configuration import configuration, is_mixed, reduces_once, stage
 from distft.engine.fragments import Fragment, Gradient, LiveWeights
 from distft.engine.optimizer import groups_of, optimizer_of
 from distft.process.distributed import Ranks
 from distft.recipe.schema import Recipe
 
+# Within a step that reduces its gradients once: DeepSpeed's context, whose end is that reduction. Kept here, because it
+# would end, and wait for the other ranks, wherever Python lets go of an engine that an error has stopped.
+_unreduced: list[AbstractContextManager[None]] = []
+
 
 def sharded_loading(recipe: Recipe, ranks: Ranks) -> object:
     """Under stage 3, makes transformers load a model straight into shards as long as the result is alive."""
-    if stage(recipe) != 3:
+    if stage(recipe, ranks.world) != 3:
         return None
     _connect(imported())
     from transformers.integrations import HfDeepSpeedConfig
@@ -82,7 +87,7 @@ class Engine:
         _connect(deepspeed)
         self.module = module
         self._ranks = ranks
-        self._stage = stage(recipe)
+        self._stage = stage(recipe, ranks.world)
         self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self._parameters.items()}
         trainable = sum(torch.Size(shape).numel() for shape in self.shapes.values())
@@ -98,29 +103,42 @@ class Engine:
         )
         self._kept: dict[tuple[str, int], dict[str, torch.Tensor]] = {}
         self._create_moments()
+        self._clip = recipe.train.clip
+        self._alone = self._stage == 0 and ranks.world == 1
+        if self._alone:
+            self.model.enable_backward_allreduce = False
+        self._reduces_once = reduces_once(recipe, ranks)
+        if self._reduces_once and is_mixed(recipe):
+            for parameter in self._parameters.values():
+                parameter.grad_dtype = torch.float32  # torch adds up micro-batches in it
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         """Accumulate gradients of `loss`; `last` marks the last micro-batch of the step, which all ranks reduce."""
         self.model.set_gradient_accumulation_boundary(last)
+        if self._reduces_once and not last and not _unreduced:
+            _unreduced.append(self.model.coalesce_grad_reduction())
+            _unreduced[0].__enter__()
         self.model.backward(loss, scale_wrt_gas=False)
+        if last and _unreduced:
+            _unreduced.pop().__exit__(None, None, None)
+            self.model.set_gradient_accumulation_boundary(True)
 
-    def step(self, learning_rate: float) -> float:
-        """Clip, update weights, forget gradients. Returns the gradient norm before clipping; where that is not finite,
-        no weight and no moment was changed."""
+    def step(self, learning_rate: float) -> torch.Tensor:
+        """Clip, update weights, forget gradients. Returns the gradient norm before clipping, a scalar on any device, in
+        fp32 or fp64; where it is not finite, no weight and no moment was changed."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group["rate"]
-        norm = self._replicated_norm() if self._stage == 0 else None
-        if norm is not None and not math.isfinite(norm):
+        if self._alone:
+            return alone.step(self._parameters.values(), self._optimizer, self._clip)
+        gradients = alone.whole_gradients(self._parameters.values()) if self._stage == 0 else []
+        norm = torch.nn.utils.get_total_norm(gradients) if gradients else None
+        if norm is not None and not torch.isfinite(norm):
             self._optimizer.zero_grad()
             return norm
         self.model.step()
         if not self.model.was_step_applied():
-            return math.inf
-        return norm if norm is not None else float(self.model.get_global_grad_norm())
-
-    def _replicated_norm(self) -> float:
-        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
+            return torch.tensor(math.inf)
+        return torch.as_tensor(self.model.get_global_grad_norm()) if norm is None else norm
 
     def _flat_masters(self) -> Iterator[torch.Tensor]:
         if self._stage == 0:

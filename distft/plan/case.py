@@ -22,6 +22,7 @@ from distft.plan.placement import Placed, placed
 from distft.plan.shapes import architecture_of
 from distft.plan.states import Sharding
 from distft.plan.trained import PREFIX, Trained, trained, updates
+from distft.recipe import reduction
 from distft.recipe.adapters import AdaLora
 from distft.recipe.batch import EVERY
 from distft.recipe.schema import Recipe
@@ -106,7 +107,8 @@ class Case:
 
     @cached_property
     def stage(self) -> int:
-        return max(self.recipe.engine.zero_stage, lowest_stage(self.recipe))
+        least = lowest_stage(self.recipe)
+        return 0 if reduction.shares_nothing(self.recipe, self.world) else max(self.recipe.engine.zero_stage, least)
 
     @cached_property
     def sharding(self) -> Sharding:
@@ -119,6 +121,7 @@ class Case:
             accumulates=train.global_batch > train.micro_rows * self.world,
             offload=engine.offload_optimizer,
             moments=4 if isinstance(self.recipe.adapter, AdaLora) else 2,
+            once=self.stage >= 2 and reduction.reduces_once(self.recipe, self.world),
         )
 
     @cached_property

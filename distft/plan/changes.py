@@ -65,6 +65,8 @@ def possible(recipe: Recipe, nodes: int) -> Iterator[Change]:
         yield Change("model.activation_checkpointing", wanted, 1.25 + 0.25 * rank)
     for stage in range(recipe.engine.zero_stage + 1, 4):
         yield Change("engine.zero_stage", stage, 1.0 + (stage == 3))
+    if recipe.engine.reduce == "step":
+        yield Change("engine.reduce", "micro_batch", 0.5)
     if not recipe.engine.offload_optimizer and recipe.engine.zero_stage > 0:
         yield Change("engine.offload_optimizer", True, 4.0)
     if recipe.engine.zero_stage == 3 and not recipe.engine.offload_params:

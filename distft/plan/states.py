@@ -31,6 +31,7 @@ class Sharding:
         accumulates: a step has more than one micro-batch.
         offload: masters and moments are in host memory (`engine.offload_optimizer`).
         moments: fp32 tensors that are kept per element: 2 for Adam, and 2 more for AdaLoRA.
+        once: under stages 2 and 3 gradients of several micro-batches are reduced once (`engine.reduce`).
     """
 
     world: int
@@ -40,6 +41,7 @@ class Sharding:
     accumulates: bool = False
     offload: bool = False
     moments: int = 2
+    once: bool = False
 
     @property
     def weight_bytes(self) -> int:
@@ -86,7 +88,7 @@ def state_bytes(
     if sharding.stage == 0:
         return _replicated(sum(trained), sum(frozen), sharding, at)
     if sharding.stage == 3:
-        return _all_sharded(trained, frozen, sharding)
+        return _all_sharded(trained, frozen, sharding, at)
     return _optimizer_sharded(trained, sum(frozen), sharding, at, rank)
 
 
@@ -103,7 +105,8 @@ def _optimizer_sharded(trained: Sequence[int], frozen: int, sharding: Sharding, 
     b (W P + F) of weights; 4 P of masters; 8 P of moments. Of gradients, once they are reduced, b times the elements of
     all weights that lie in this rank's part with at least one element, or, with gradients in fp32 beside bf16, 4 P.
     Stage 2 has that between micro-batches too. Stage 1 reduces only in the last one: before that it holds all
-    gradients, b T, and a bucket that it has not used yet.
+    gradients, b T, and a bucket that it has not used yet. So does stage 2 if gradients are reduced once, g T and no
+    bucket.
 
     Offloading adds, for good: 4 P of gradients for the update, b P of updated weights, twice b times the largest weight
     to pass gradients through; under stage 2 gradients of earlier micro-batches, unless they are in fp32 beside bf16.
@@ -117,6 +120,8 @@ def _optimizer_sharded(trained: Sequence[int], frozen: int, sharding: Sharding, 
     if at == "accumulating" and sharding.stage == 1:
         gradients = sharding.weight_bytes * sum(trained)
         buckets = sharding.weight_bytes * bucket(sum(trained), sharding)
+    elif at == "accumulating" and sharding.once:
+        gradients = sharding.grad_bytes * sum(trained)
     elif at != "rest" and (sharding.mixed or not sharding.offload):
         gradients = own
     if sharding.offload:
@@ -125,11 +130,12 @@ def _optimizer_sharded(trained: Sequence[int], frozen: int, sharding: Sharding, 
     return States(weights, 4 * part, 4 * sharding.moments * part, gradients, buckets, offload)
 
 
-def _all_sharded(trained: Sequence[int], frozen: Sequence[int], sharding: Sharding) -> States:
+def _all_sharded(trained: Sequence[int], frozen: Sequence[int], sharding: Sharding, at: Moment) -> States:
     """Stage 3. Each weight is padded to the ranks by itself: P = sum of ceil(t / W), and likewise of the frozen ones.
 
     b times both of weights, and once more whole those that are so small that they stay gathered; 4 P of masters; 8 P
-    of moments; g P of gradients and a bucket, both from the start to the end. Offloading adds 4 P of gradients.
+    of moments; g P of gradients and a bucket, both from the start to the end. Offloading adds 4 P of gradients. Reduced
+    once they are whole between micro-batches, g T beside that, and in fp32 beside bf16 there is no bucket.
     """
     part, still = shards(trained, sharding.world), shards(frozen, sharding.world)
     whole = sum(trained) + sum(frozen)
@@ -138,8 +144,8 @@ def _all_sharded(trained: Sequence[int], frozen: Sequence[int], sharding: Shardi
         weights=sharding.weight_bytes * (part + still + persistent),
         masters=4 * part,
         moments=4 * sharding.moments * part,
-        gradients=sharding.grad_bytes * part,
-        buckets=sharding.grad_bytes * bucket(sum(trained), sharding),
+        gradients=sharding.grad_bytes * (part + (sum(trained) if sharding.once and at == "accumulating" else 0)),
+        buckets=0 if sharding.once and sharding.mixed else sharding.grad_bytes * bucket(sum(trained), sharding),
         offload=4 * part if sharding.offload else 0,
     )
 
@@ -193,6 +199,9 @@ def reduction_bytes(trained: Sequence[int], sharding: Sharding, rank: int | None
     copy in fp32 too, 4 C, and its own part once, 4 P. Stage 3: beside the bucket, which it always has, what interleaves
     the parts, and gloo's copy of that, 2 g B; or a weight that is larger than that.
 
+    Reduced once, under stage 2: all gradients and the bucket that they move to or a flat copy, g T + g C, and its own
+    part, if not all fit into one bucket, or in fp32 beside bf16. Under stage 3: all of them beside what is above.
+
     What autograd holds at that moment is not in it: the gradients that it makes just then, and under stage 3 the
     weights that are gathered for them.
     """
@@ -204,11 +213,13 @@ def reduction_bytes(trained: Sequence[int], sharding: Sharding, rank: int | None
         return 4 * (whole + copied)
     if sharding.stage == 1:
         return weight_bytes * (whole + held)
+    late = sharding.grad_bytes * whole if sharding.once else 0
     if sharding.stage == 3:
-        return max(
-            2 * sharding.grad_bytes * held, *(_reduced_alone(size, sharding) for size in trained if size > held), 0
-        )
+        alone = (_reduced_alone(size, sharding) for size in trained if size > held)
+        return late + max(2 * sharding.grad_bytes * held, *alone, 0)
     own = state_bytes(trained, (), sharding, "reduced", rank).gradients
+    if sharding.once:
+        return late + sharding.grad_bytes * copied + own * (sharding.mixed or held < whole)
     if sharding.mixed:
         return weight_bytes * (held + copied) + 4 * copied + own
     return weight_bytes * (held + copied) + own * ((held < whole) + sharding.accumulates)
@@ -226,7 +237,8 @@ def backward_bytes(trained: Sequence[int], sharding: Sharding, share: float, ran
 
     Before they are reduced, all at its end, there is one copy of them: b T, which under stage 2 is in the bucket. Under
     stage 3 they go to the bucket that it always has. If they do not fit into one bucket they are reduced on the way.
-    Gradients of earlier micro-batches are there all the time, and under stages 0 and 1 later ones are added to them.
+    Gradients of earlier micro-batches are there all the time, and under stages 0 and 1, or if all are reduced once,
+    later ones are added to them.
     """
     whole, held = sum(trained), bucket(sum(trained), sharding)
     if not sharding.accumulates:
@@ -234,6 +246,8 @@ def backward_bytes(trained: Sequence[int], sharding: Sharding, share: float, ran
     else:
         kept, rest = (state_bytes(trained, (), sharding, at, rank) for at in ("accumulating", "rest"))
         earlier = kept.gradients - rest.gradients
+    if sharding.once:
+        return earlier
     if sharding.stage and held < whole and share:
         return max(earlier, reduction_bytes(trained, sharding, rank))
     if sharding.stage == 3 or (earlier and sharding.stage < 2):

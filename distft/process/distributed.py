@@ -10,7 +10,7 @@ import json
 import os
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -118,6 +118,11 @@ def sum_over_ranks(values: Sequence[float]) -> list[float]:
     td.all_reduce(vector)  # a CPU tensor, so over gloo: the GPU's stream is not waited for
     total: list[float] = vector.tolist()
     return total
+
+
+def sum_by_name(values: Mapping[str, float]) -> dict[str, float]:
+    """Sums over all ranks, which have the same names in the same order. Collective."""
+    return dict(zip(values, sum_over_ranks(list(values.values())), strict=True))
 
 
 def least_over_ranks(values: Sequence[float]) -> list[float]:

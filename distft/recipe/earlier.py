@@ -13,6 +13,7 @@ from distft.recipe.tasks import MultiTask
 EARLIER: dict[tuple[str, str], object] = {
     ("engine", "grad_dtype"): "bf16",
     ("engine", "loss_chunk"): 0,
+    ("engine", "reduce"): "micro_batch",
     ("train", "router_loss"): 0.0,
     ("train", "decay"): "all",
     ("adapter", "routers"): True,

@@ -215,6 +215,11 @@ class Engine(Section):
     grad_dtype: Literal["bf16", "fp32"] = Field(
         "fp32", description="dtype in which gradients are added up over micro-batches and ranks, if dtype is bf16"
     )
+    reduce: Literal["auto", "step", "micro_batch"] = Field(
+        "auto",
+        description="stages 2 and 3: whether ranks add up gradients once per step, with whole gradients on each rank "
+        "until then, or after each micro-batch; auto: once per step with an adapter",
+    )
     loss_chunk: Annotated[int, Field(ge=0)] = Field(
         1024,
         description="language models: most targets whose logits are in memory at once, where the model's head allows "
@@ -234,6 +239,8 @@ class Engine(Section):
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
         if self.offload_params and self.zero_stage != 3:
             raise ValueError("offload_params needs zero_stage 3")
+        if self.reduce == "step" and self.offload_optimizer:
+            raise ValueError("reduce: step keeps whole gradients on the device; it does not go with offload_optimizer")
         return self
 
 

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from distft.data.formats import Conversation, asked_by, parse, prompt_of
+from distft.data.loader import Census
 from distft.data.messages import texts_of
 from distft.data.records import Column, Document, Encoded, Record
 from distft.data.templates import REJECTED, Marked, Template
@@ -152,6 +153,10 @@ class Causal:
 
     def counts(self, batch: CausalBatch) -> dict[str, int]:
         found = {TOKENS: len(batch.targets), MICRO_BATCHES: 1}
+        return {name: found[name] for name in self.counted}
+
+    def foreseen(self, census: Census) -> dict[str, int]:
+        found = {TOKENS: census.targets, MICRO_BATCHES: census.micro_batches}
         return {name: found[name] for name in self.counted}
 
     def factors(self, counts: Mapping[str, float]) -> dict[str, float]:

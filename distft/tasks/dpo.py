@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from distft.data.loader import Census
 from distft.data.messages import texts_of
 from distft.data.pairs import pair_of, pair_prompt_of
 from distft.data.records import Column, Document, Encoded, Record
@@ -165,6 +166,9 @@ class Preference:
 
     def counts(self, batch: Pairs) -> dict[str, int]:
         return {PAIRS: len(batch)}
+
+    def foreseen(self, census: Census) -> dict[str, int]:
+        return {PAIRS: census.documents}
 
     def factors(self, counts: Mapping[str, float]) -> dict[str, float]:
         return mean(counts)

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 
+from distft.data.loader import Census
 from distft.data.records import Document
 from distft.recipe.tasks import TaskName
 from distft.tasks.protocol import Learned, ModelSpec, Task, TaskSpec
@@ -139,6 +140,15 @@ class Multi:
     def counts(self, batch: MultiBatch) -> dict[str, int]:
         found = self.parts[batch.part].counts(batch.batch)
         return {f"{batch.part}.{name}": count for name, count in {ROWS: batch.rows, **found}.items()}
+
+    def foreseen(self, census: Census) -> dict[str, int] | None:
+        found = {}
+        for name, task in self.parts.items():
+            part = census.parts.get(name, Census())
+            if (own := task.foreseen(part)) is None:
+                return None
+            found.update({f"{name}.{count}": number for count, number in {ROWS: part.rows, **own}.items()})
+        return found
 
     def factors(self, counts: Mapping[str, float]) -> dict[str, float]:
         """Each task has the mean loss of its own targets, weighted by its share of the rows of the step."""

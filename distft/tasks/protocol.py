@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from distft.data.loader import Census
 from distft.data.records import Document, Encoder, Record
 from distft.metrics.scores import Report
 from distft.recipe.schema import Recipe
@@ -52,6 +53,10 @@ class Learned(Protocol[B]):
 
     def counts(self, batch: B) -> dict[str, int]:
         """How many targets each loss sums over."""
+
+    def foreseen(self, census: Census) -> dict[str, int] | None:
+        """The sum of `counts` over all micro-batches of a step, if it follows from the index of their corpus: then
+        no rank has to ask the others before it begins. None: only the batches tell."""
 
     def loss(self, model: Any, batch: B) -> dict[str, torch.Tensor]:
         """Each loss as a SUM over its targets, scalar fp32; never a mean, never the model's own `.loss`."""

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 
 from distft.data.answers import answers_of, placed, written
+from distft.data.loader import Census
 from distft.data.records import Column, Document, Encoded, Record
 from distft.errors import UserError
 from distft.metrics.scores import Report, score_answers
@@ -192,6 +193,9 @@ class Answering:
 
     def counts(self, batch: Padded) -> dict[str, int]:
         return {SPANS: len(batch)}
+
+    def foreseen(self, census: Census) -> dict[str, int]:
+        return {SPANS: census.documents}
 
     def factors(self, counts: Mapping[str, float]) -> dict[str, float]:
         return mean(counts)

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from distft.data.class_names import NOT_LEARNED, label_text, place_of
 from distft.data.formats import text_of, value_of
+from distft.data.loader import Census
 from distft.data.records import Document, Encoded, Record
 from distft.errors import UserError
 from distft.metrics.scores import Report, score_many_labels, score_numbers, score_one_label
@@ -229,6 +230,9 @@ class Classification:
 
     def counts(self, batch: Padded) -> dict[str, int]:
         return {SEQUENCES: len(batch)}
+
+    def foreseen(self, census: Census) -> dict[str, int]:
+        return {SEQUENCES: census.documents}
 
     def factors(self, counts: Mapping[str, float]) -> dict[str, float]:
         return mean(counts)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,10 @@ from distft.recipe.load import load_resolved
 from distft.run.chart import draw_chart
 from distft.run.folder import RunDir
 from distft.run.profile import BACKWARD, CHECKPOINT, DATA, FORWARD, OPTIMIZER
-from distft.tasks.protocol import collated
-from distft.training import determinism, non_finite, out_of_memory
+from distft.tasks.protocol import Learned
+from distft.training import determinism, feed, non_finite, out_of_memory
 from distft.training.evaluation import ended_early, evaluate_if_due, is_due
+from distft.training.feed import Fed
 from distft.training.non_finite import Trouble
 from distft.training.session import Session
 from distft.training.setup import prepare
@@ -54,7 +57,7 @@ def run_attempt(run_dir: Path) -> int:
 
 def train(session: Session) -> int:
     """Steps until the run is finished (DONE) or a stop was agreed on and saved (PREEMPTED). Collective."""
-    with session.console.bar("step", session.total_steps, session.progress.step) as bar:
+    with closing(session.feed), session.console.bar("step", session.total_steps, session.progress.step) as bar:
         stop = evaluate_if_due(session)
         while not (stop or is_over(session)):
             with session.profile.step(session.progress.step + 1, session.total_steps):
@@ -86,74 +89,117 @@ def is_to_be_saved(session: Session) -> bool:
 
 def step(session: Session, bar: Bar) -> bool:
     """One optimizer step over the global batch. Returns whether the ranks agreed to stop after it."""
-    task, engine, ranks, loader = session.task, session.engine, session.ranks, session.loader
+    task, engine = session.task, session.engine
     number = session.progress.step + 1
     note_saves(session)
-    pulse.at(f"the data of step {number}")
     with session.profile.phase(DATA):
-        micros = list(loader.step(session.progress.step))
-        batches = [collated(task, loader.documents(micro), ranks.device) for micro in micros]
+        counts, fed = session.feed.step(session.progress.step)
+        if counts is None:  # the task cannot tell before it has seen them all
+            fed = list(fed)
+    if counts is None:
+        counts = distributed.sum_by_name(sum_of_counts(task, fed))
     pulse.at(f"step {number}")
-    counts = [task.counts(batch) for batch in batches]
-    mine = [sum(count.get(name, 0) for count in counts) for name in task.counted]
-    tokens, flops = sum(batch.useful_tokens for batch in batches), sum(map(session.meter.flops, batches))
-    *totals, useful, flops = distributed.sum_over_ranks([*mine, tokens, flops])
-    factors = task.factors(dict(zip(task.counted, totals, strict=True)))
-    parts, named = backward(session, number, list(zip(micros, batches, strict=True)), factors)
+    passes = backward(session, number, fed, task.factors(counts))
     if session.reached is not None:
         session.reached.check()
         session.reached = None
     pulse.at(f"step {number}, the update")
-    own = torch.stack([sum(parts, start=torch.zeros_like(parts[0])), *named.values()]).tolist()
-    mean, *by_name, stop = distributed.sum_over_ranks([*own, float(session.is_to_stop())])
     rate = learning_rate(session.recipe.train, number, session.total_steps)
     with session.profile.phase(OPTIMIZER):
         session.allocator.before_step()
-        norm = engine.step(rate)
-    note_samples(session, number, micros)
+        losses, norm = passes.read(engine.step(rate))
+    sums = distributed.sum_by_name(losses | passes.sums() | {"stop": float(session.is_to_stop())})
+    mean, stop = sums["loss"], sums["stop"] > 0
+    note_samples(session, number, passes.micros)
     if not (math.isfinite(mean) and math.isfinite(norm)):
-        non_finite.handle(session, Trouble(number, mean, norm, micros, parts))
-        return stop > 0
+        non_finite.handle(session, Trouble(number, mean, norm, passes.micros, passes.parts))
+        return stop
+    feed.check(number, counts, {name: sums[f"count.{name}"] for name in counts})
     allocated = session.allocator.after_step(number, norm)
     session.progress = replace(
         session.progress,
         step=number,
         next_row=number * session.recipe.train.global_batch,
-        useful_tokens=session.progress.useful_tokens + int(useful),
+        useful_tokens=session.progress.useful_tokens + int(sums["useful_tokens"]),
     )
-    found = {f"loss.{name}": value for name, value in zip(named, by_name, strict=True)}
-    figures = session.meter.step(int(useful), flops) | session.memory.step()
+    figures = session.meter.step(int(sums["useful_tokens"]), sums["flops"]) | session.memory.step()
     figures |= session.memory.compare(number, last=is_over(session))
-    record_step(session, bar, {"loss": mean, **found}, rate, norm, figures)
+    record_step(session, bar, {name: sums[name] for name in losses}, rate, norm, figures)
     if allocated:
         session.track.log({"step": number, **allocated, "attempt": session.attempt})
-    return stop > 0
+    return stop
 
 
-def backward(
-    session: Session, number: int, micros: list[tuple[MicroBatch, Any]], factors: Mapping[str, float]
-) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
-    """Forward and backward of all micro-batches of step `number`.
+def sum_of_counts(task: Learned[Any], fed: Iterable[Fed]) -> dict[str, float]:
+    """Of this rank's micro-batches."""
+    found = dict.fromkeys(task.counted, 0.0)
+    for one in fed:
+        found.update({name: found[name] + count for name, count in task.counts(one.batch).items()})
+    return found
 
-    Returns:
-        This rank's part of the loss: by micro-batch, and by the name of a loss; scalars, fp32.
+
+@dataclass
+class Passes:
+    """What this rank's micro-batches of a step came to.
+
+    Attributes:
+        named: what each named loss adds to the loss, scalars on the device.
+        parts: of the loss, one a micro-batch; scalars, fp32, on the device.
+        counts: of targets, by name.
     """
-    engine, ranks = session.engine, session.ranks
+
+    named: dict[str, torch.Tensor]
+    counts: Counter[str]
+    micros: list[MicroBatch] = field(default_factory=list)
+    parts: list[torch.Tensor] = field(default_factory=list)
+    useful_tokens: int = 0
+    flops: float = 0.0
+
+    def read(self, norm: torch.Tensor) -> tuple[dict[str, float], float]:
+        """The losses, "loss" first, and the norm: all at once, the only time in a step that we wait for the device."""
+        scalars = [sum(self.parts, start=torch.zeros_like(self.parts[0])), *self.named.values()]
+        values = torch.stack([*(scalar.to(norm.dtype) for scalar in scalars), norm.to(scalars[0].device)]).tolist()
+        return dict(zip(["loss", *(f"loss.{name}" for name in self.named)], values[:-1], strict=True)), values[-1]
+
+    def sums(self) -> dict[str, float]:
+        """What the ranks add up beside the loss."""
+        counts = {f"count.{name}": count for name, count in self.counts.items()}
+        return {"useful_tokens": self.useful_tokens, "flops": self.flops, **counts}
+
+
+def backward(session: Session, number: int, fed: Iterable[Fed], factors: Mapping[str, float]) -> Passes:
+    """Forward and backward of all micro-batches of step `number`."""
+    task, engine, ranks = session.task, session.engine, session.ranks
     zero = torch.zeros((), device=ranks.device)
-    parts, named = [], dict.fromkeys(factors, zero)
-    for micro, batch in micros:
+    passes = Passes(dict.fromkeys(factors, zero), Counter(dict.fromkeys(task.counted, 0)))
+    for one in taken(session, fed):
         pulse.at(f"step {number}, a micro-batch")
-        seed_generators(session.recipe.train.seed, number, micro.index)
-        with out_of_memory.explained(session.recipe, batch):
+        seed_generators(session.recipe.train.seed, number, one.micro.index)
+        with out_of_memory.explained(session.recipe, one.batch):
             with session.profile.phase(FORWARD):
-                losses = session.task.loss(engine.model, batch)
+                losses = task.loss(engine.model, one.batch)
                 weighted = {name: losses[name] * factors[name] for name in losses}
                 part = sum(weighted.values(), start=zero)
             with session.profile.phase(BACKWARD):  # DeepSpeed divides by the world size
-                engine.backward(non_finite.made_plain(part) * ranks.world, last=micro is micros[-1][0])
-        parts.append(part.detach())
-        named = {name: named[name] + value.detach() for name, value in weighted.items()}
-    return parts, named
+                engine.backward(non_finite.made_plain(part) * ranks.world, last=one.last)
+        passes.micros.append(one.micro)
+        passes.parts.append(part.detach())
+        passes.named = {name: passes.named[name] + value.detach() for name, value in weighted.items()}
+        passes.counts.update(task.counts(one.batch))
+        passes.useful_tokens += one.batch.useful_tokens
+        passes.flops += session.meter.flops(one.batch)
+    return passes
+
+
+def taken(session: Session, fed: Iterable[Fed]) -> Iterator[Fed]:
+    """One after another; the time for which a step waits for them counts as data."""
+    every = iter(fed)
+    while True:
+        with session.profile.phase(DATA):
+            one = next(every, None)
+        if one is None:
+            return
+        yield one
 
 
 def seed_generators(seed: int, number: int, micro: int) -> None:

@@ -28,6 +28,7 @@ from distft.run.lease import Fence
 from distft.run.tracking import Tracker
 from distft.tasks.protocol import Learned
 from distft.training.datasets import HeldOut
+from distft.training.feed import Feed
 from distft.training.memory import MemoryMeter
 from distft.training.profile import Profiling
 from distft.training.throughput import Meter
@@ -52,6 +53,7 @@ class Session:
     memory: MemoryMeter
     profile: Profiling
     loader: Loader
+    feed: Feed
     held_out: Sequence[HeldOut]
     rows: int  # in an epoch
     total_rows: int | None  # after which steps are filled up with empty rows; None: never

@@ -40,6 +40,7 @@ from distft.tasks.shared.chunked_head import is_told
 from distft.tasks.shared.position_limits import check_source, positions, source_positions
 from distft.training import attention_trial, datasets, head_chunks, planned, profile, reference_pass, row_sharing
 from distft.training.datasets import Dataset
+from distft.training.feed import Feed
 from distft.training.flops import work_of
 from distft.training.memory import MemoryMeter
 from distft.training.session import Session, restore
@@ -89,7 +90,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     held_out = [datasets.held_out(settled, spec, part, one, ranks) for part, one in held.items()]
     allocator = make_allocator(recipe, total_steps, engine)
     trainable, total = adapters.parameter_counts(engine.module)
-    tell_zero_stage(recipe, engine, console)
+    tell_zero_stage(recipe, engine, ranks, console)
     console.say(f"model {context.base}: {trainable:,} of {total:,} parameters are trained")
     pulse.at("the checkpoint to continue from")
     progress = restore(run, engine, allocator, identity, ranks, console)
@@ -97,6 +98,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     reference_pass.record_reference(run, task, engine, data, progress.step, identity.base, ranks, console)
     stop_signals.check()
     slots = Slots(recipe.train.global_batch, recipe.train.micro_rows, ranks.rank, ranks.world)
+    loader = datasets.training_loader(settled, spec, train, slots, total_rows)
     fence = Fence(run, os.environ.get(environment.TOKEN))
     meter, memory = make_meter(context, engine, task, ranks, console), MemoryMeter(ranks.device)
     return Session(
@@ -114,7 +116,8 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         meter=meter,
         memory=memory,
         profile=profile.asked_for(profile.Subject(run, attempt, ranks, console, engine.model, meter, memory)),
-        loader=datasets.training_loader(settled, spec, train, slots, total_rows),
+        loader=loader,
+        feed=Feed(task, loader, ranks.device, total_steps),
         held_out=held_out,
         rows=rows,
         total_rows=total_rows if None in train else None,  # of several tasks each goes on with its next epoch
@@ -180,9 +183,11 @@ def tell_labels(context: RunContext, console: Console) -> None:
             console.say(f"{name}: {told}" if name else told)
 
 
-def tell_zero_stage(recipe: Recipe, engine: Engine, console: Console) -> None:
-    stage = configuration.stage(recipe)
-    if stage != recipe.engine.zero_stage:
+def tell_zero_stage(recipe: Recipe, engine: Engine, ranks: Ranks, console: Console) -> None:
+    stage = configuration.stage(recipe, ranks.world)
+    if stage < recipe.engine.zero_stage:
+        console.say(f"a single rank shares its states with nobody: this runs as ZeRO {stage}")
+    elif stage != recipe.engine.zero_stage:
         what = f"engine.dtype bf16 with gradients in {recipe.engine.grad_dtype}"
         console.say(f"{what} needs another ZeRO stage than {recipe.engine.zero_stage}: this runs as ZeRO {stage}")
     if stage == 3:

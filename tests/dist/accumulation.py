@@ -29,9 +29,10 @@ def main() -> None:
     model, batches = plain_model(), [tokens(number) for number in range(MICRO_BATCHES)]
     expected = plain_sum(model, batches)
     found = {
-        f"{grad_dtype}, ZeRO {stage}": error(model, batches, expected, ranks, stage, grad_dtype)
+        f"{grad_dtype}, ZeRO {stage}, {reduce}": error(model, batches, expected, ranks, stage, grad_dtype, reduce)
         for stage in (1, 2, 3)
         for grad_dtype in ("bf16", "fp32")
+        for reduce in ("micro_batch", "step")
     }
     if ranks.first:
         Path(sys.argv[1]).write_text(json.dumps(found, indent=1))
@@ -70,10 +71,19 @@ def plain_sum(model: Any, batches: list[torch.Tensor]) -> dict[str, torch.Tensor
 
 
 def error(
-    model: Any, batches: list[torch.Tensor], expected: dict[str, torch.Tensor], ranks: Ranks, stage: int, dtype: str
+    model: Any,
+    batches: list[torch.Tensor],
+    expected: dict[str, torch.Tensor],
+    ranks: Ranks,
+    stage: int,
+    dtype: str,
+    reduce: str,
 ) -> float:
     """Of the whole gradient, relative, in the 2-norm."""
-    settings = recipe(engine={"zero_stage": stage, "dtype": "bf16", "grad_dtype": dtype})
+    settings = recipe(
+        engine={"zero_stage": stage, "dtype": "bf16", "grad_dtype": dtype, "reduce": reduce},
+        train={"steps": 5, "global_batch": MICRO_BATCHES, "micro_batch": 1},
+    )
     engine = Engine(copy.deepcopy(model), settings, ranks)
     mine = batches[ranks.rank :: ranks.world]
     for number, ids in enumerate(mine, start=1):

@@ -54,6 +54,7 @@ class Open:
         loop.save(self.session)
 
     def close(self) -> None:
+        self.session.feed.close()
         self.session.writer.wait()
         self.session.track.finish()
         self.session.engine.destroy()

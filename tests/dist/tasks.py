@@ -30,6 +30,7 @@ from distft.data.records import Document
 from distft.process.distributed import Ranks
 from distft.model.base_model import load
 from distft.recipe.load import load as load_recipe
+from distft.training import loop
 from distft.training.session import Session
 from distft.tasks.token_classification import crf
 from distft.tasks.registry import specs_of
@@ -323,6 +324,7 @@ def equal(folder: Path, names: Sequence[str], half: bool, ranks: Ranks) -> None:
             run = folder / f"{name}-{adapter}-zero{stage}-{ranks.world}"
             overrides = [f"adapter={ADAPTERS[adapter]}", f"engine.zero_stage={stage}"]
             opened = scenario.open_run(run, config, ranks, *overrides)
+            check_feed(name, opened.session)
             opened.advance(STEPS)
             opened.close()
             tried = json.loads(opened.session.run.attention.read_text()) if TASKS[name][0] in WITHOUT_PADDING else None
@@ -336,6 +338,22 @@ def equal(folder: Path, names: Sequence[str], half: bool, ranks: Ranks) -> None:
                 row["plain"] = plain
     if ranks.first:
         (folder / f"equal-{ranks.world}.json").write_text(json.dumps(rows))
+
+
+FORESEEN = TASKS.keys() - {"masked", "ctc"}  # their targets are not in the index of the token cache
+
+
+def check_feed(name: str, session: Session) -> None:
+    """Counts that are foreseen are those of the batches; a batch is made without a draw of a shared generator."""
+    for step in range(STEPS):
+        before = torch.get_rng_state(), np.random.get_state()[1].copy()
+        foreseen, fed = session.feed.step(step)
+        counts = distributed.sum_by_name(loop.sum_of_counts(session.task, fed))
+        assert (foreseen is not None) == (name in FORESEEN), name
+        assert foreseen is None or foreseen == counts, f"{name}: {foreseen} in place of {counts}"
+        after = torch.get_rng_state(), np.random.get_state()[1]
+        assert torch.equal(before[0], after[0]), name
+        assert (before[1] == after[1]).all(), name
 
 
 def single_view(session: Session) -> Session:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from distft.data.loader import Census
 from distft.data.records import Document
 from distft.metrics.scores import Report
 from distft.recipe.tasks import Generation
@@ -116,6 +117,9 @@ class EncoderDecoder:
 
     def counts(self, batch: WritingBatch) -> dict[str, int]:
         return {TOKENS: sum(len(document["labels"]) for document in batch.documents)}
+
+    def foreseen(self, census: Census) -> dict[str, int]:
+        return {TOKENS: census.targets}
 
     def factors(self, counts: Mapping[str, float]) -> dict[str, float]:
         return mean(counts)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from distft.data.loader import Census
 from distft.data.records import Document
 from distft.data.words import Word, between, word_text
 from distft.errors import UserError
@@ -172,6 +173,9 @@ class Tagging:
 
     def counts(self, batch: TaggingBatch) -> dict[str, int]:
         return {TAGS: sum(document.targets for document in batch.padded.documents)}
+
+    def foreseen(self, census: Census) -> dict[str, int]:
+        return {TAGS: census.targets}
 
     def factors(self, counts: Mapping[str, float]) -> dict[str, float]:
         return mean(counts)

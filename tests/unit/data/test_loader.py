@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distft.data.loader import RowLoader, Shuffle, Slots
+from distft.data.loader import Census, RowLoader, Shuffle, Slots
 from distft.data.packing import Rows, one_per_row
 from distft.data.records import Document
 from distft.errors import UserError
@@ -23,6 +23,7 @@ BATCH, MICRO, ROWS = 8, 2, 13
 CORPUS: Any = SimpleNamespace(
     document=lambda sample: Document({"tokens": np.full(sample + 1, sample)}, sample + 1, record=100 + sample),
     sizes=np.arange(1, 2 * ROWS + 1, dtype=np.int32),
+    targets=np.arange(2 * ROWS, dtype=np.int32) ** 2,
 )
 PAIRS = Rows(np.arange(0, 2 * ROWS + 1, 2), np.arange(2 * ROWS)[::-1].copy())  # two documents in every row
 
@@ -122,6 +123,17 @@ def test_what_the_last_step_lacks_is_padding() -> None:
     assert all(fed[:total])
     assert fed[total:] == [[]] * (4 * BATCH - total)
     assert fed[:total] == list(itertools.islice(sequence(), total))
+
+
+@pytest.mark.parametrize("total", [None, 19])
+@pytest.mark.parametrize("rows", [PAIRS, one_per_row(3)])
+def test_the_census_is_of_what_all_ranks_are_fed(rows: Rows, total: int | None) -> None:
+    """Steps within an epoch, over its end, of several epochs, the last one, and those that are padding alone."""
+    for step in range(6):
+        fed = global_batch(step, 2, rows=rows, total=total)
+        samples = [sample for row in fed for sample in row]
+        expected = Census(BATCH // MICRO, len(fed), len(samples), sum(sample**2 for sample in samples))
+        assert loader(1, 2, rows, total=total).census(step) == expected
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])

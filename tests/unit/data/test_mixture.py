@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distft.data.loader import MicroBatch, Shuffle, Slots
+from distft.data.loader import Census, MicroBatch, Shuffle, Slots
 from distft.data.mixture import CYCLE, Ingredient, Mixture, shares, weights_of
 from distft.data.packing import one_per_row
 from distft.data.records import Document
@@ -27,6 +27,7 @@ def ingredient(rows: int, weight: float, seed: int = 0, batch: int | None = None
     corpus: Any = SimpleNamespace(
         document=lambda sample: Document({"tokens": np.full(3, sample)}, 3, record=sample),
         sizes=np.arange(1, rows + 1, dtype=np.int32),
+        targets=np.arange(rows, dtype=np.int32) ** 2,
     )
     return Ingredient(corpus, Shuffle(corpus, one_per_row(rows), seed, batch), weight)
 
@@ -152,6 +153,23 @@ def test_rows_are_sorted_among_the_micro_batches_of_their_task_and_step() -> Non
             )
             assert sorted(rows) == sorted(others)
             assert [row for _, row in others] == sorted((row for _, row in others), reverse=True)  # row i has i + 1
+
+
+def test_the_census_is_of_what_all_ranks_are_fed() -> None:
+    micros = stream(2 * STEPS)
+    for step in range(2 * STEPS):
+        parts: dict[str, Census] = {}
+        for micro in micros[step * A_STEP : (step + 1) * A_STEP]:
+            assert micro.part is not None
+            fed = [sample for row in micro.samples for sample in row]
+            so_far = parts.get(micro.part, Census())
+            parts[micro.part] = Census(
+                so_far.micro_batches + 1,
+                so_far.rows + MICRO,
+                so_far.documents + len(fed),
+                so_far.targets + sum(sample**2 for sample in fed),
+            )
+        assert mixture(1, 2).census(step) == Census(parts=parts)
 
 
 def test_any_step_can_be_sought() -> None:

@@ -149,7 +149,9 @@ def test_on_a_gpu_encoders_are_padded_where_scores_are_dropped(
 def test_a_classifier_that_is_no_encoder_cannot_be_told_where_documents_begin(
     tmp_path: Path, architecture: str
 ) -> None:
-    with pytest.raises(UserError, match=r"varlen is for task.type causal-lm and dpo, and for encoders; set it to auto"):
+    with pytest.raises(
+        UserError, match=r"varlen is for task.type causal-lm, dpo and seq2seq-lm, and for encoders; set"
+    ):
         chosen(folder_of(tmp_path, architecture), recipe("varlen", task=CLASSES))
 
 
