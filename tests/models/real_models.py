@@ -20,7 +20,7 @@ from distft.tasks.masked_lm import Masked, MaskedBatch
 from distft.tasks.shared.boundaries import VARLEN, Boundaries
 from distft.tasks.shared.causal_rows import CausalBatch
 from distft.tasks.shared.chunked_head import ChunkedHead, Scored
-from distft.tasks.shared.encoder_decoder import EncoderDecoder, WritingBatch
+from distft.tasks.shared.encoder_decoder import EncoderDecoder, Wanted, WritingBatch
 from distft.tasks.shared.flat_pairs import FlatPair, can_be_given_pairs
 from distft.tasks.shared.flat_rows import FlatRow
 from distft.tasks.shared.padding import Inputs, Padded
@@ -223,7 +223,9 @@ def of_seq2seq(
         else:
             source = torch.zeros(rows, read, dtype=torch.long)
             inputs = {"input_ids": source, "attention_mask": torch.ones_like(source)}
-        given = WritingBatch(inputs, ids, ids.clone(), 0, ())
+        at = torch.arange(places)
+        take_head(task, model, how)
+        given = WritingBatch(inputs, ids, ids.clone(), 0, (), Wanted(at, at, at.clone()))
         if how.attention == VARLEN:
             assert can_be_given_pairs(model)
             given = replace(given, flat=FlatPair(flat_row(rows, read), flat_row(rows, written)))
