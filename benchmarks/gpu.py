@@ -189,10 +189,15 @@ def look_at_a_run(bench: Bench, found: Trained) -> None:
 def recomputation(bench: Bench) -> None:
     for stage in (2, 3):
         plain = bench.train(f"plain-zero{stage}", f"engine.zero_stage={stage}")
-        again = bench.train(
-            f"recomputed-zero{stage}", f"engine.zero_stage={stage}", "model.activation_checkpointing=true"
-        )
-        bench.compare(f"activation checkpointing changes no loss, ZeRO {stage}", again, plain, 1e-4)
+        for which in ("selective", "full"):
+            words = (f"engine.zero_stage={stage}", f"model.activation_checkpointing={which}")
+            again = bench.train(f"{which}-zero{stage}", *words)
+            bench.compare(f"{which} recomputation changes no loss, ZeRO {stage}", again, plain, 1e-4)
+    found = bench.train("auto", "train.micro_batch=auto", "model.activation_checkpointing=auto")
+    kept = bench.out / "runs" / "auto" / "batch.json"
+    settled = json.loads(kept.read_text()) if kept.exists() else {}
+    figures = {"measured": found.last.get("worst_memory_bytes"), **settled}
+    bench.say("auto settles on a micro-batch that fits", bool(settled) and not found.wrong, found.wrong, **figures)
 
 
 def attention(bench: Bench) -> None:

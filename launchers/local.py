@@ -12,7 +12,7 @@ from functools import partial
 
 from distft.errors import DONE, UserError
 from distft.launcher import Job, Outlook, find_launcher
-from distft.plan.place import Place, memory_here
+from distft.plan.place import Place, memory_given
 from distft.process import environment
 from distft.process.devices import gpus
 from distft.recipe import changes
@@ -20,6 +20,7 @@ from distft.recipe.earlier import begun, inherited
 from distft.recipe.load import check_sizes, differences, dump, load_resolved
 from distft.recipe.schema import Recipe
 from distft.run import lease, tracking
+from distft.run.batch import meant_alike, settled
 from distft.run.files import write_atomically
 from distft.run.folder import Attempt, RunDir, new_wandb_id, this_host
 from distft.run.lease import Held
@@ -52,7 +53,7 @@ class LocalLauncher:
         with lease.hold_run(run, patience=PATIENCE_SECONDS) as held, household(run, nproc) as home:
             if not finished(run, job):  # before anything is written
                 wanted = job.recipe or load_resolved(run.config)
-                check_sizes(wanted, nproc)
+                check_sizes(settled(run, wanted), nproc)
                 tracking.check(wanted)
             recipe = settle_recipe(run, job.recipe, job.allow)
             record = run.read()
@@ -72,7 +73,7 @@ class LocalLauncher:
 
     def place(self, job: Job) -> Place:
         """Ranks on CPUs: without torch nobody can say which GPU this machine has."""
-        return Place(job.resources.nodes or 1, job.resources.nproc or 1, memory=memory_here())
+        return Place(job.resources.nodes or 1, job.resources.nproc or 1, memory=memory_given())
 
     def outlooks(self, runs: Sequence[RunDir]) -> list[Outlook | None]:
         return [None for _ in runs]
@@ -179,7 +180,7 @@ def start_over(run: RunDir, new: Recipe, changed: list[str]) -> None:
         run.metrics.rename(run.attempt_logs(record.attempts[-1].number) / run.metrics.name)
     for folder in (run.base, run.path / "tensorboard"):
         shutil.rmtree(folder, ignore_errors=True)
-    for made in (run.labels, run.bad_records, run.reference, run.path / "base.json", run.chart):
+    for made in (run.labels, run.batch, run.bad_records, run.reference, run.path / "base.json", run.chart):
         made.unlink(missing_ok=True)
     run.write(dataclasses.replace(record, name=new.name or record.name, wandb_id=new_wandb_id(), trained=0))
 
@@ -195,7 +196,8 @@ def agreed_recipe(run: RunDir, wanted: Recipe | None, allowed: frozenset[str] = 
         return stored
     if has_nothing_to_lose(run):
         return begun(wanted, stored.data.today)
-    changes.agree(differences(stored, wanted), allowed, f"{run.path} holds a run of another recipe")
+    found = differences(meant_alike(run, stored, wanted), wanted)
+    changes.agree(found, allowed, f"{run.path} holds a run of another recipe")
     return inherited(stored, wanted)
 
 

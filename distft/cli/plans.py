@@ -49,6 +49,7 @@ def plan(
         measured = None if found.measured is None else asdict(found.measured)
         length = {"steps": found.length.steps, "steps_from": found.length.because, "seconds": found.length.seconds}
         figures = {**record.as_json(found.prediction), **length, "unknown": list(found.unknown), "measured": measured}
+        figures["settled"] = found.settled
         print(json.dumps(figures, indent=2))
         return
     from rich.console import Console
@@ -58,7 +59,8 @@ def plan(
     console.print(view.host_terms(found.prediction))
     told = compared(found.measured, found.prediction) if found.measured else ()
     long = plan_length.sentence(found.length, found.prediction)
-    for sentence in (*view.verdict(found.prediction), long, *found.unknown, *told):
+    settled = [found.settled] if found.settled else []
+    for sentence in (*settled, *view.verdict(found.prediction), long, *found.unknown, *told):
         console.print(sentence, soft_wrap=True, markup=False)
     if found.ways is not None:
         console.print(view.ways_out(found.ways) if found.ways else "no change of up to three keys makes it fit")

@@ -12,12 +12,16 @@ from distft.commands.status import total_steps
 from distft.errors import UserError
 from distft.launcher import CLUSTER, HERE, Job, Resources, find_launcher
 from distft.plan.changes import Way, grid, ways
+from distft.plan.choice import choose
 from distft.plan.config import with_snapshot
 from distft.plan.devices import device
 from distft.plan.estimate import Estimator
 from distft.plan.place import Place
 from distft.plan.prediction import Prediction
 from distft.recipe.load import check_sizes, load, load_resolved
+from distft.recipe.schema import Recipe
+from distft.run import batch
+from distft.run.batch import is_open
 from distft.run.folder import Run, RunDir
 
 
@@ -30,6 +34,7 @@ class Planned:
         ways: what makes it fit; None: it fits, or it was not asked for.
         fitting: all that fits, as a grid, if that was asked for.
         measured: of a run so far; None: there is no run, or nothing was recorded.
+        settled: what `auto` stands for, in a sentence; None: the recipe leaves nothing open.
     """
 
     prediction: Prediction
@@ -38,6 +43,7 @@ class Planned:
     ways: Sequence[Way] | None = None
     fitting: Sequence[tuple[dict[str, object], Prediction]] = ()
     measured: Measured | None = None
+    settled: str | None = None
 
 
 def plan(
@@ -68,11 +74,20 @@ def plan(
     check_sizes(recipe, place.nodes * place.per_node)
     recipe = recipe.model_copy(update={"model": with_snapshot(recipe.model, place.hub)})
     estimator = Estimator(place.per_node, place.device, place.memory)
+    recipe, settled = without_auto(recipe, place, estimator)
     prediction = estimator.predict(recipe, place.nodes)
     out = None if prediction.fits else ways(recipe, place.nodes, estimator.predict)
     numbers = sorted({1, place.nodes, 2 * place.nodes})
     fitting = grid(recipe, numbers, estimator.predict) if everything else []
-    return Planned(prediction, length_of(recipe, prediction), place.unknown, out, fitting)
+    return Planned(prediction, length_of(recipe, prediction), place.unknown, out, fitting, settled=settled)
+
+
+def without_auto(recipe: Recipe, place: Place, estimator: Estimator) -> tuple[Recipe, str | None]:
+    """The recipe as a run would settle it, and a sentence that says so; None: it leaves nothing open."""
+    if not is_open(recipe):
+        return recipe, None
+    found = choose(recipe, place.nodes, place.per_node, estimator.predict)
+    return found.applied(recipe), f"auto: {found.overrides(recipe)}, {found.why}"
 
 
 def with_gpu(place: Place, gpu: str | None) -> Place:
@@ -96,16 +111,19 @@ def of_run(run: RunDir, resources: Resources, gpu: str | None, launcher: str | N
     last = found.attempt if found else len(stored.attempts)
     asked = resources != Resources() or gpu is not None or launcher is not None
     unknown: Sequence[str] = ()
+    settled: str | None = None
     prediction = None if asked else recorded(run, last)
     if prediction is None:
         place = with_gpu(place_of(run, stored, resources, launcher), gpu)
-        settled = recipe.model_copy(update={"model": with_snapshot(recipe.model, place.hub)})
-        prediction = Estimator(place.per_node, place.device, place.memory).predict(settled, place.nodes)
+        recipe = batch.settled(run, recipe.model_copy(update={"model": with_snapshot(recipe.model, place.hub)}))
+        estimator = Estimator(place.per_node, place.device, place.memory)
+        recipe, settled = without_auto(recipe, place, estimator)
+        prediction = estimator.predict(recipe, place.nodes)
         unknown = place.unknown
     newest = next((one for one in run.newest_records() if "epoch" in one), {})
     seconds = found.seconds if found else None
     length = length_of(recipe, prediction, total_steps(recipe, newest), seconds)
-    return Planned(prediction, length, unknown, measured=found)
+    return Planned(prediction, length, unknown, measured=found, settled=settled)
 
 
 def place_of(run: RunDir, stored: Run, resources: Resources, launcher: str | None) -> Place:

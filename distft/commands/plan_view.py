@@ -85,8 +85,7 @@ def fitting(grid: Sequence[tuple[Mapping[str, Any], Prediction]]) -> Table:
     table = Table("nodes", "ZeRO", "micro_batch", "recompute", "peak", "tokens/s", box=None, pad_edge=False)
     for keys, found in grid[:SHOWN]:
         nodes, stage, batch, again = keys.values()
-        recompute = "yes" if again else "no"
-        table.add_row(str(nodes), str(stage), str(batch), recompute, text_of(found.peak.total), speed(found))
+        table.add_row(str(nodes), str(stage), str(batch), str(again), text_of(found.peak.total), speed(found))
     return table
 
 

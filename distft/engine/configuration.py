@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distft.process.distributed import Ranks
+from distft.recipe import sharing
 from distft.recipe.adapters import NoAdapter
 from distft.recipe.schema import Recipe
 
@@ -22,12 +23,12 @@ def stage(recipe: Recipe, world: int) -> int:
     engine = recipe.engine
     if engine.dtype == "bf16":
         return max(engine.zero_stage, 2 if engine.grad_dtype == "fp32" else 1)
-    return 0 if recipe.shares_nothing(world) else engine.zero_stage
+    return 0 if sharing.shares_nothing(recipe, world) else engine.zero_stage
 
 
 def reduces_once(recipe: Recipe, ranks: Ranks) -> bool:
     """Whether ranks add up gradients once per step, where DeepSpeed by itself does so after each micro-batch."""
-    return stage(recipe, ranks.world) >= 2 and recipe.reduces_once(ranks.world)
+    return stage(recipe, ranks.world) >= 2 and sharing.reduces_once(recipe, ranks.world)
 
 
 def is_mixed(recipe: Recipe) -> bool:
@@ -76,9 +77,9 @@ def configuration(recipe: Recipe, ranks: Ranks, trainable: int, total: int) -> d
         zero["offload_param"] = {"device": "cpu", "pin_memory": on_gpu}
     return {
         # Accumulation belongs to the training loop, which tells the engine the last micro-batch of a step.
-        "train_micro_batch_size_per_gpu": recipe.train.micro_batch,
+        "train_micro_batch_size_per_gpu": recipe.train.micro_rows,
         "gradient_accumulation_steps": 1,
-        "train_batch_size": recipe.train.micro_batch * ranks.world,
+        "train_batch_size": recipe.train.micro_rows * ranks.world,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

@@ -22,6 +22,7 @@ from distft.process.devices import local_rank, take_device
 from distft.recipe.load import load_resolved
 from distft.recipe.schema import Recipe
 from distft.recipe.tasks import TaskName
+from distft.run.batch import rows_at_once
 from distft.run.folder import RunDir
 from distft.tasks.causal_lm import CausalEncoder
 from distft.tasks.multi_task import task_of, view_of
@@ -75,7 +76,7 @@ class Predictor:
             head = try_head(self.recipe, self._task, model, part, self._device)
             if isinstance(head, ChunkedHead):
                 self._task.head = head
-        self._batch = self.recipe.train.micro_batch
+        self._batch = rows_at_once(run, self.recipe)
 
     def outcomes(self, records: Sequence[Record | Broken], answered: bool, refuse: bool = False) -> list[Predicted]:
         """One a record, in order.

@@ -18,6 +18,7 @@ from distft.data.token_cache import Corpus
 from distft.engine.deepspeed import fill
 from distft.errors import UserError, first_line
 from distft.model import attention
+from distft.model.recomputation import recompute
 from distft.process import stop_signals
 from distft.recipe.schema import Engine, Model, ModelInit, Recipe
 from distft.recipe.tasks import TaskName
@@ -147,8 +148,7 @@ def load(
             for name, spec in specs.items()
         }
     )
-    if recipe.model.activation_checkpointing:
-        loaded.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute(loaded, recipe.model)
     return loaded
 
 

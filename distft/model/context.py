@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,12 @@ class RunContext:
     recipe: Recipe
     once: Once = alone
     starts: bool = False
+
+    def settled(self, recipe: Recipe) -> RunContext:
+        """The same run with `auto` settled in its recipe, on which neither labels nor the base model depend."""
+        other = replace(self, recipe=recipe)
+        other.__dict__.update({name: self.__dict__[name] for name in ("labels", "base") if name in self.__dict__})
+        return other
 
     @cached_property
     def specs(self) -> Mapping[TaskName, TaskSpec]:

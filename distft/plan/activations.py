@@ -10,19 +10,20 @@ layer in bf16 with fused attention, trained whole, the sum is, per token,
     2 (4 f)                 gate, its activation, up, their product
 
 Without a trained weight behind it a result is not kept: with adapters (LoRA) norms take 4 + 2, and each adapter adds
-2 r. With checkpointing a layer keeps its input, 2 h, and the sum above is alive for one layer at a time.
+2 r. A layer that is computed again keeps its input, 2 h, and the sum above is alive for one such layer at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from distft.plan.architecture import Architecture, Layers, Stack, Weight
-from distft.plan.inputs import batch_bytes, below, biases, convolutions, masks, rotary, turns
+from distft.plan.inputs import batch_bytes, below, biases, masks, rotary, turns
 from distft.plan.layer import kept
 from distft.plan.loss import Batch, Computing, last_norm, top
 from distft.plan.operations import FP32, Update
+from distft.plan.recomputed import convolutions, recomputed
 from distft.plan.work import COPIED, RMS_NORMS, Kept, Work
 
 
@@ -60,7 +61,8 @@ class Activations:
 def activations(model: Architecture, batch: Batch, how: Computing) -> Activations:
     """What a step needs, without weights and their gradients."""
     stacks = Stacks(model, batch, how)
-    held = [one for stack in model.stacks for one in stacks.layers(stack)]
+    flags = recomputed(model, how.checkpointing)
+    held = [one for stack, again in zip(model.stacks, flags, strict=True) for one in stacks.layers(stack, again)]
     head = top(model, batch, how, batch.values(model.stacks[-1]))
     under = [below(stack, batch, how, stacks.begins(stack)) for stack in model.stacks]
     shared_biases = sum(biases(stack, batch, how).kept for stack in model.stacks)
@@ -126,30 +128,24 @@ class Stacks:
         below = [one for one in (*stack.other, *self._model.head) if one.kind in first]
         other = stack.extracts or any(self._how.update(one.name, one).whole for one in below)
         adapted = any(self._how.update(one.name, one).rank for s in self._model.stacks for one in _full_names(s))
-        return other or (self._how.checkpointing and adapted)
+        return other or (self._how.checkpointing > 0 and adapted)
 
-    def layers(self, stack: Stack) -> list[_Held]:
-        """Of each layer, in order. Most are alike, and learn alike."""
+    def layers(self, stack: Stack, recomputes: Sequence[bool]) -> list[_Held]:
+        """Of each layer, in order. Most are alike, and learn alike. `recomputes`: which are computed again."""
         learns, size, bias = self.begins(stack), self.size(stack), biases(stack, self._batch, self._how)
         beside = bias.learned + (self.memory() if stack.role == "decoder" else 0)
         known: dict[tuple[int, bool, tuple[Update, ...]], Kept] = {}
         found: list[_Held] = []
-        for number, layers in _in_order(stack):
+        for (number, layers), again in zip(_in_order(stack), recomputes, strict=True):
             updates = tuple(self._how.update(f"{layers.path}.{number}.{one.name}", one) for one in layers.weights)
             key = id(layers), learns, updates
             if key not in known:
                 by_name = dict(zip((one.name for one in layers.weights), updates, strict=True))
                 known[key] = kept(layers, by_name, self.work(stack, learns))
-            one = self._held(known[key], size, beside)
+            one = _held(known[key], size, beside, again)
             found.append(one if found else replace(one, again=one.again + bias.made))
             learns = known[key].learns
         return found
-
-    def _held(self, one: Kept, size: int, beside: int) -> _Held:
-        if not self._how.checkpointing:
-            return _Held(one.own, one.backward, one.lent, beside)
-        forward = size + one.inner_lent
-        return _Held(size, max(size + one.inner_backward, forward), forward, beside)
 
     def work(self, stack: Stack, learns: bool) -> Work:
         batch, how = self._batch, self._how
@@ -188,6 +184,13 @@ class Stacks:
         size, share = self.size(stack), max((layers.dropout for layers in stack.layers), default=0.0)
         mask = size if self._how.numbers.device == "cpu" else size // self._how.numbers.width
         return mask if share else 0
+
+
+def _held(one: Kept, size: int, beside: int, again: bool) -> _Held:
+    if not again:
+        return _Held(one.own, one.backward, one.lent, beside)
+    forward = size + one.inner_lent
+    return _Held(size, max(size + one.inner_backward, forward), forward, beside)
 
 
 def _in_order(stack: Stack) -> list[tuple[int, Layers]]:

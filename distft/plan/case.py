@@ -23,7 +23,9 @@ from distft.plan.shapes import architecture_of
 from distft.plan.states import Sharding
 from distft.plan.trained import PREFIX, Trained, trained, updates
 from distft.recipe.adapters import AdaLora
+from distft.recipe.batch import EVERY
 from distft.recipe.schema import Recipe
+from distft.recipe.sharing import reduces_once, shares_nothing
 from distft.recipe.tasks import DPO, CausalLM, Generation, MaskedLM
 
 T = TypeVar("T")
@@ -52,7 +54,7 @@ class Case:
 
     @cached_property
     def model(self) -> Architecture:
-        of = self.recipe.model.model_copy(update={"activation_checkpointing": False})
+        of = self.recipe.model.model_copy(update={"activation_checkpointing": "off"})
         return self.once(lambda: architecture_of(self.recipe), "model", of, self.recipe.task)
 
     @cached_property
@@ -98,10 +100,15 @@ class Case:
         """Bytes of a number in the files of the base model."""
         return self.once(lambda: width_of_file(self.recipe.model), "file")
 
+    @property
+    def every(self) -> int:
+        """Each first one of so many layers is computed again; 0: none."""
+        return EVERY[self.recipe.model.activation_checkpointing]
+
     @cached_property
     def stage(self) -> int:
         least = lowest_stage(self.recipe)
-        return 0 if self.recipe.shares_nothing(self.world) else max(self.recipe.engine.zero_stage, least)
+        return 0 if shares_nothing(self.recipe, self.world) else max(self.recipe.engine.zero_stage, least)
 
     @cached_property
     def sharding(self) -> Sharding:
@@ -111,10 +118,10 @@ class Case:
             stage=self.stage,
             dtype=engine.dtype,
             grad_dtype=engine.grad_dtype if engine.dtype == "bf16" else "fp32",
-            accumulates=train.global_batch > train.micro_batch * self.world,
+            accumulates=train.global_batch > train.micro_rows * self.world,
             offload=engine.offload_optimizer,
             moments=4 if isinstance(self.recipe.adapter, AdaLora) else 2,
-            once=self.stage >= 2 and self.recipe.reduces_once(self.world),
+            once=self.stage >= 2 and reduces_once(self.recipe, self.world),
         )
 
     @cached_property
@@ -158,8 +165,7 @@ class Case:
     def _computing(self, one: Given) -> Computing:
         numbers = Numbers(self.sharding.weight_bytes, "cpu" if self.device is None else "cuda")
         kind = attention(self.recipe, self.model, on_gpu=self.device is not None)
-        again = self.recipe.model.activation_checkpointing
-        return Computing(numbers, kind, self.update, again, one.gathered, self._chunk(one))
+        return Computing(numbers, kind, self.update, self.every, one.gathered, self._chunk(one))
 
     def _chunk(self, one: Given) -> int:
         """Most targets whose logits are made at once; 0: those of all, as with an adapter on the head."""

@@ -8,11 +8,13 @@ from itertools import combinations, product
 from typing import Any
 
 from distft.plan.prediction import Prediction
+from distft.plan.shapes import can_recompute
 from distft.recipe.load import contradictions
 from distft.recipe.schema import Recipe
 
 Predict = Callable[[Recipe, int], Prediction]  # of a recipe on a number of nodes
 MOST = 3  # changes at once
+RECOMPUTE = ("off", "selective", "full")  # by what it saves
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,15 @@ def changed(recipe: Recipe, changes: Sequence[Change]) -> Recipe:
 
 def possible(recipe: Recipe, nodes: int) -> Iterator[Change]:
     """Changes that save memory. The global batch stays, so that all but the last kind leave the result alone."""
-    batch, cost = recipe.train.micro_batch, 1.0
+    batch, cost = recipe.train.micro_rows, 1.0
     while batch > 1:
         batch //= 2
         if recipe.train.global_batch % batch == 0:
             yield Change("train.micro_batch", batch, cost)
         cost += 0.5
-    if not recipe.model.activation_checkpointing:
-        yield Change("model.activation_checkpointing", True, 1.5)
+    now, kinds = RECOMPUTE.index(recipe.model.activation_checkpointing), kinds_of(recipe)
+    for rank, wanted in enumerate(kinds[now + 1 :], start=now):
+        yield Change("model.activation_checkpointing", wanted, 1.25 + 0.25 * rank)
     for stage in range(recipe.engine.zero_stage + 1, 4):
         yield Change("engine.zero_stage", stage, 1.0 + (stage == 3))
     if recipe.engine.reduce == "step":
@@ -75,6 +78,11 @@ def possible(recipe: Recipe, nodes: int) -> Iterator[Change]:
     rows = recipe.data.row_tokens
     for part in (2, 4):
         yield Change("data.row_tokens", rows // part, 8.0 * part)
+
+
+def kinds_of(recipe: Recipe) -> Sequence[str]:
+    """Kinds of recomputation that the model's class knows."""
+    return RECOMPUTE if can_recompute(recipe) else RECOMPUTE[:1]
 
 
 def ways(
@@ -112,7 +120,7 @@ def ways(
 
 def _may_run(recipe: Recipe, world: int) -> bool:
     """Whether the recipe is one that is not refused on so many ranks."""
-    return recipe.train.global_batch % (recipe.train.micro_batch * world) == 0 and not any(contradictions(recipe))
+    return recipe.train.global_batch % (recipe.train.micro_rows * world) == 0 and not any(contradictions(recipe))
 
 
 def lowest_stage(recipe: Recipe) -> int:
@@ -127,7 +135,7 @@ def grid(recipe: Recipe, nodes: Sequence[int], predict: Predict) -> list[tuple[d
     batches = [size for size in (1, 2, 4, 8, 16, 32) if recipe.train.global_batch % size == 0]
     found = []
     stages = [stage for stage in range(4) if stage == 3 or stage >= lowest_stage(recipe)]
-    for number, stage, batch, again in product(nodes, stages, batches, (False, True)):
+    for number, stage, batch, again in product(nodes, stages, batches, kinds_of(recipe)):
         keys = (("engine.zero_stage", stage), ("train.micro_batch", batch), ("model.activation_checkpointing", again))
         prediction = predict(changed(recipe, [Change(key, value, 0.0) for key, value in keys]), number)
         if prediction.fits and recipe.train.global_batch % (batch * prediction.world) == 0:

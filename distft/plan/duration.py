@@ -52,14 +52,14 @@ class Work:
     Attributes:
         products, attention: FLOPs of matrix products, and of attention over pairs of tokens.
         crossed: numbers that go into matrix products and come out of them, in one pass.
-        passes: backward counts twice, and recomputation once.
+        passes: backward counts twice, and recomputation once, or by its share of the layers.
         layers: in all.
     """
 
     products: float
     attention: float
     crossed: float
-    passes: int
+    passes: float
     layers: int
 
     @property
@@ -67,13 +67,13 @@ class Work:
         return self.products + self.attention
 
 
-def work(model: Architecture, added: int, whole: bool, shape: Shape, again: bool) -> Work:
+def work(model: Architecture, added: int, whole: bool, shape: Shape, again: float) -> Work:
     """Forward and backward over one micro-batch.
 
     Args:
         added: elements of adapters.
         whole: all weights are trained, else gradients flow through all of them but few have one.
-        again: activations are computed a second time.
+        again: share of the layers whose activations are computed a second time.
     """
     times = 2.0 * (2 + again)  # forward, gradients of activations
     products = attention = crossed = 0.0
@@ -160,7 +160,7 @@ class Parts:
     products: float
     attention: float
     crossed: float
-    launches: int
+    launches: float
     within: float
     between: float
     moved: float
@@ -214,7 +214,7 @@ def peak_of(recipe: Recipe, device: Device) -> float:
 
 
 def micro_steps(recipe: Recipe, world: int) -> float:
-    return recipe.train.global_batch / (recipe.train.micro_batch * world)
+    return recipe.train.global_batch / (recipe.train.micro_rows * world)
 
 
 def _gradient(recipe: Recipe) -> int:

@@ -11,6 +11,7 @@ from distft.plan.devices import Device
 from distft.plan.host import host_moments
 from distft.plan.moments import moments
 from distft.plan.prediction import Prediction
+from distft.plan.recomputed import share
 from distft.plan.together import together
 from distft.recipe.adapters import NoAdapter
 from distft.recipe.schema import Recipe
@@ -65,12 +66,12 @@ class Estimator:
 
 def work(case: Case) -> tuple[duration.Work, duration.Sizes]:
     """What a rank computes in a micro-batch, and what is sent for it."""
-    again = case.recipe.model.activation_checkpointing
-    regathered = duration.gathered_again(case.model) if again else 0
+    again = share(case.model, case.every)
+    regathered = round(again * duration.gathered_again(case.model))
     return computed(case, again), duration.Sizes(case.model.parameters, sum(case.sizes[0]), regathered)
 
 
-def computed(case: Case, again: bool) -> duration.Work:
+def computed(case: Case, again: float) -> duration.Work:
     whole = isinstance(case.recipe.adapter, NoAdapter)
     added = case.once(lambda: sum(one.size for one in case.trained.added), case.recipe.adapter)
     return duration.work(case.model, added, whole, case.shape, again)
@@ -81,8 +82,7 @@ def times(case: Case) -> tuple[duration.Times | None, float]:
     if case.device is None or case.device.flops is None:
         return None, 1.0
     done, sizes = work(case)
-    again = case.recipe.model.activation_checkpointing
-    useful = computed(case, again=False).flops / done.flops if again else 1.0
+    useful = computed(case, again=0.0).flops / done.flops if case.every else 1.0
     return duration.step_times(case.recipe, done, sizes, case.device, case.world, case.per_node), useful
 
 

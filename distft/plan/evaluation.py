@@ -36,7 +36,7 @@ def evaluation(
         writing: None: nothing is generated.
         named: the model's logits are still there when those of the targets are copied (masked-lm).
     """
-    model, how = _as_it_is(model), replace(how, update=_plain(how.update), checkpointing=False)
+    model, how = _as_it_is(model), replace(how, update=_plain(how.update), checkpointing=0)
     stacks, width = Stacks(model, batch, how), how.numbers.width
     shared = _shared(model, batch, how)
     memory = sum(stacks.size(stack) for stack in model.stacks if stack.role == "encoder")

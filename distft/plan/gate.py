@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 from distft.errors import UserError, first_line
 from distft.plan.changes import Way, ways
+from distft.plan.choice import choose
 from distft.plan.config import with_snapshot
 from distft.plan.estimate import Estimator
 from distft.plan.place import Place
 from distft.plan.prediction import EVALUATION, Moment, Prediction, text_of
 from distft.plan.shapes import architecture_of, is_known
 from distft.recipe.schema import Recipe
+from distft.run.batch import is_open
 
 MARGIN = 0.06  # of a peak, though no run on record took less than what is `certain` (tests/models/test_gate.py)
 WAYS = 2  # that are named
@@ -52,6 +54,8 @@ def judge(recipe: Recipe, place: Place) -> Verdict:
 def judged(recipe: Recipe, place: Place) -> Verdict:
     """Raises whatever planning runs into."""
     estimator = Estimator(place.per_node, place.device, place.memory)
+    if is_open(recipe):
+        recipe = choose(recipe, place.nodes, place.per_node, estimator.predict).applied(recipe)
     most = estimator.predict(recipe, place.nodes)
     if most.fits:
         return Verdict(warning=host_warning(most))

@@ -9,6 +9,7 @@ from distft.plan import operations
 from distft.plan.architecture import Stack, Weight
 from distft.plan.loss import Batch, Computing
 from distft.plan.operations import FP32
+from distft.plan.recomputed import again, convolutions
 from distft.plan.tape import Tape, Value
 
 INDEX = 8  # bytes of a token's number
@@ -35,11 +36,6 @@ def batch_bytes(stack: Stack, batch: Batch, how: Computing) -> int:
         return rows * (2 * INDEX + 1) + 3 * INDEX * batch.targets
     each = filters[0].shape[1] * (FP32 + (width if width != FP32 else 0)) + (INDEX if batch.mask else 0)
     return 2 * INDEX * batch.rows * batch.written + _places(filters, batch) * each
-
-
-def convolutions(stack: Stack) -> list[Weight]:
-    """Those that make tokens of sound, and not those that tell places from each other."""
-    return [one for one in stack.other if one.kind == "convolution" and len(one.shape) == 3 and "pos" not in one.name]
 
 
 def _places(filters: list[Weight], batch: Batch) -> int:
@@ -82,11 +78,11 @@ def biases(stack: Stack, batch: Batch, how: Computing) -> Biases:
     table = next((one for one in stack.other if "relative_attention_bias" in one.name), None)
     learns = table is not None and how.update(table.name, table).whole
     numbers = INDEX * tokens * tokens if learns else 0
-    again = zeros if how.checkpointing else 0
+    added = zeros if how.checkpointing else 0
     return Biases(
         own + zeros + (0 if how.checkpointing else numbers),
-        (own if learns else 0) + again,
-        again + (numbers if how.checkpointing else 0),
+        (own if learns else 0) + added,
+        added + (numbers if how.checkpointing else 0),
     )
 
 
@@ -135,21 +131,21 @@ def _is_first_norm(stack: Stack, one: Weight) -> bool:
 
 
 def _heard(stack: Stack, batch: Batch, how: Computing, learns: bool, tape: Tape) -> tuple[Below, Value]:
-    """What layers over sound keep by themselves if they are computed again; otherwise all is put on the tape."""
+    """What layers over sound keep by themselves if they are computed again; what others keep is put on the tape."""
     filters, width = convolutions(stack), how.numbers.width
-    again = stack.extracts and how.checkpointing
     places = _places(filters, batch)
     x = Value(places * filters[0].shape[1] * width, stack.extracts)
     kept, most = 0, 0
-    for one in filters:
+    recomputes = [stack.extracts and again(how.checkpointing, number) for number in range(len(filters))]
+    for one, apart in zip(filters, recomputes, strict=True):
         places //= one.stride
-        own = Tape() if again else tape
+        own = Tape() if apart else tape
         given, x = x, _filtered(own, stack, how, one, x, places, learns and one is filters[0])
-        if again:
+        if apart:
             kept += given.size if one is not filters[0] else 0
             most = max(most, kept + own.backward([given]))
             x = Value(x.size, x.learns)
-    kept += x.size if again else 0
+    kept += x.size if recomputes[-1] else 0
     return Below(kept, max(most - kept, 0)), _projected(tape, stack, batch, how, x)
 
 

@@ -55,7 +55,7 @@ class Computing:
 
     Attributes:
         update: how a weight learns, by its full name and itself.
-        checkpointing: layers are computed again in backward.
+        checkpointing: each first one of so many layers is computed again in backward; 0: none.
         gathered: logits of the targets are picked from those that the model makes, else all are scored (seq2seq).
         chunk: most targets whose logits are made at once; 0: those of all.
     """
@@ -63,7 +63,7 @@ class Computing:
     numbers: Numbers
     attention: Implementation
     update: Callable[[str, Weight], Update]
-    checkpointing: bool = False
+    checkpointing: int = 0
     gathered: bool = True
     chunk: int = 0
 

@@ -33,7 +33,7 @@ class Given:
 
 def shape_of(recipe: Recipe, model: Architecture) -> Shape:
     """Of several tasks rows are alike."""
-    rows, tokens, task = recipe.train.micro_batch, recipe.data.row_tokens, recipe.task
+    rows, tokens, task = recipe.train.micro_rows, recipe.data.row_tokens, recipe.task
     if model.positions is not None and not isinstance(task, SPEECH):
         tokens = min(tokens, model.positions)
     written = tokens if isinstance(task, sections.Seq2SeqLM) else 0
@@ -87,7 +87,7 @@ def masked(recipe: Recipe, part: TaskPart, model: Architecture) -> bool:
         return False  # spectra are of one length
     if isinstance(part.task, sections.CTC) and not any("conv_layers.1.layer_norm" in one.name for one in model.named()):
         return False  # with one norm over a whole recording such models were trained without a mask
-    return recipe.train.micro_batch > 1 or isinstance(part.task, sections.DPO)
+    return recipe.train.micro_rows > 1 or isinstance(part.task, sections.DPO)
 
 
 def part_of(model: Architecture, part: TaskPart) -> Architecture:

@@ -88,4 +88,4 @@ def _chosen(case: Case) -> int:
     """How often a step of one rank gives tokens to an expert."""
     train = case.recipe.train
     layers = sum(many.count * many.feed_forward.experts for stack in case.model.stacks for many in stack.layers)
-    return layers * -(-train.global_batch // (train.micro_batch * case.world))
+    return layers * -(-train.global_batch // (train.micro_rows * case.world))

@@ -11,6 +11,7 @@ from distft.plan.architecture import Architecture, Weight
 from distft.plan.config import read
 from distft.plan.families.catalogue import CATALOGUE, Config, Entry
 from distft.plan.families.family import Goal
+from distft.plan.recomputed import NEVER
 from distft.plan.weights import Weights, joined, vector
 from distft.recipe import tasks as sections
 from distft.recipe.schema import Recipe
@@ -65,6 +66,14 @@ def architecture_of(
         raise UserError(
             f"{where} has sizes that make no {written['model_type']} model ({reason}); correct them"
         ) from None
+
+
+def can_recompute(recipe: Recipe) -> bool:
+    """Whether layers of its model can be computed again; of an unknown model type it is hoped."""
+    try:
+        return read(recipe.model).get("model_type") not in NEVER
+    except UserError:
+        return True
 
 
 def is_known(recipe: Recipe) -> bool:

@@ -18,6 +18,7 @@ from distft.errors import UserError
 from distft.recipe import earlier, yamlfile
 from distft.recipe.adalora_phases import plan_phases
 from distft.recipe.adapters import AdaLora, Lora
+from distft.recipe.batch import AUTO
 from distft.recipe.changes import Difference
 from distft.recipe.messages import did_you_mean, explain
 from distft.recipe.plugin_tasks import recipe_class_of
@@ -88,18 +89,18 @@ def differences(old: Recipe, new: Recipe) -> list[Difference]:
 
 
 def check_sizes(recipe: Recipe, world: int) -> None:
-    """Every rank must get the same number of micro-batches.
+    """Every rank must get the same number of micro-batches; of `auto`, which is not settled yet, of rows.
 
     Raises:
         UserError: the global batch does not divide; the message names the nearest that fit.
     """
-    unit = recipe.train.micro_batch * world
-    batch = recipe.train.global_batch
+    micro, batch = recipe.train.micro_batch, recipe.train.global_batch
+    unit, what = (world, "") if micro == AUTO else (micro * world, f"micro_batch {micro} x ")
     if batch % unit:
         below, above = batch // unit * unit, (batch // unit + 1) * unit
         near = f"{below} or {above}" if below else f"{above}"
         raise UserError(
-            f"train.global_batch {batch} is not a multiple of micro_batch {recipe.train.micro_batch} x {world} ranks; "
+            f"train.global_batch {batch} is not a multiple of {what}{world} ranks; "
             f"nearest that fit: train.global_batch={near}"
         )
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from distft.recipe.adapters import Adapter, NoAdapter
+from distft.recipe.batch import AUTO, Checkpointing, RowsAtOnce
 from distft.recipe.section import Day, Encoding, Fraction, Place, Positive, Scalar, Section, Text
 from distft.recipe.tasks import AnyTask, CausalLM, MultiTask, Overlong, TaskPart
 
@@ -40,8 +41,10 @@ class Model(Section):
         "installed, on a GPU, in bf16), varlen (document by document, without a mask; for causal-lm and dpo), sdpa, "
         "and eager",
     )
-    activation_checkpointing: bool = Field(
-        False, description="recompute activations in the backward pass to save memory"
+    activation_checkpointing: Checkpointing = Field(
+        "off",
+        description="recompute layers in the backward pass to save memory; full (or true): each, selective: every "
+        "second, off (or false): none, auto: settled before the first step with train.micro_batch",
     )
     trust_remote_code: bool = Field(
         False, description="run Python code that ships with the model; only for models you trust"
@@ -128,7 +131,11 @@ class Train(Section):
     global_batch: Annotated[int, Field(gt=0, le=1_000_000)] = Field(
         16, description="rows per optimizer step, over all ranks"
     )
-    micro_batch: Positive = Field(4, description="rows per forward pass of one rank")
+    micro_batch: RowsAtOnce = Field(
+        4,
+        description="rows per forward pass of one rank; auto: settled before the first step, as many as are fast by "
+        "the plan and fit into the smallest device",
+    )
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="shape of the learning rate after warm-up"
     )
@@ -167,7 +174,7 @@ class Train(Section):
             raise ValueError("give exactly one of `steps` and `epochs`")
         if self.patience is not None and (self.best is None or self.eval_every is None):
             raise ValueError("patience needs `best` (the score to watch) and `eval_every`")
-        if self.global_batch % self.micro_batch:
+        if self.micro_batch != AUTO and self.global_batch % self.micro_batch:
             near = max(self.micro_batch, round(self.global_batch / self.micro_batch) * self.micro_batch)
             raise ValueError(
                 f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}; "
@@ -179,6 +186,12 @@ class Train(Section):
                 f"give warmup 0 to {self.steps - 1}, or more steps"
             )
         return self
+
+    @property
+    def micro_rows(self) -> int:
+        """`micro_batch`, once it is settled."""
+        assert self.micro_batch != AUTO, "train.micro_batch is not settled yet"
+        return self.micro_batch
 
 
 class AdamW(Section):
@@ -265,19 +278,6 @@ class Recipe(Section):
     engine: Engine = Field(default_factory=Engine)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     track: Track = Field(default_factory=Track)
-
-    def reduces_once(self, world: int) -> bool:
-        """Whether each rank keeps the sum of its micro-batches' gradients to the end of a step, under ZeRO 2 and 3."""
-        wanted = self.engine.reduce
-        if wanted == "auto":
-            wanted = "micro_batch" if isinstance(self.adapter, NoAdapter) or self.engine.offload_optimizer else "step"
-        return wanted == "step" and self.train.global_batch > self.train.micro_batch * world
-
-    def shares_nothing(self, world: int) -> bool:
-        """Whether ZeRO 1 or 2 has no use: a single rank in fp32, but for runs that were begun before it was so."""
-        engine = self.engine
-        plain = engine.dtype == "fp32" and engine.zero_stage in (1, 2) and not engine.offload_optimizer
-        return plain and world == 1 and engine.reduce != "micro_batch"
 
     def parts(self) -> tuple[TaskPart, ...]:
         """The tasks of this run with their data, by name; a run of one task has one part, without a name."""

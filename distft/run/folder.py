@@ -13,6 +13,7 @@
     labels.json        the label set, where the task has one
     bad-records.jsonl  the records that were left out as bad (`data.bad_records: skip`)
     packing.json       that documents do not share rows, where the recipe leaves it open and a trial has shown it
+    batch.json         micro-batch and recomputation, where the recipe leaves them open (`auto`)
     attention.json     whether a trial has found attention by document right for the model (`model.attention`)
     reference.safetensors  what the starting model made of pairs of answers (DPO without an adapter)
     checkpoints/       step-00000050/
@@ -107,6 +108,7 @@ class RunDir:
         self.labels = self.path / "labels.json"
         self.packing = self.path / "packing.json"
         self.attention = self.path / "attention.json"
+        self.batch = self.path / "batch.json"
         self.bad_records = self.path / "bad-records.jsonl"
         self.reference = self.path / "reference.safetensors"
         self.checkpoints = self.path / "checkpoints"

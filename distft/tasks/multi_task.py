@@ -74,9 +74,9 @@ class Shared(torch.nn.Module):
         found: torch.nn.Module = next(iter(self.parts.values())).get_input_embeddings()  # type: ignore[operator]
         return found
 
-    def gradient_checkpointing_enable(self, settings: dict[str, Any]) -> None:
+    def activation_checkpointing_enable(self, settings: dict[str, Any], every_n_layers: int = 1) -> None:
         for part in self.parts.values():
-            part.gradient_checkpointing_enable(settings)  # type: ignore[operator]
+            part.activation_checkpointing_enable(settings, every_n_layers=every_n_layers)  # type: ignore[operator]
 
     def save_pretrained(self, folder: Path) -> None:
         """A folder for each task, which transformers can load by itself."""

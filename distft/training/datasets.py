@@ -151,7 +151,7 @@ def groups(recipe: Recipe, spec: ModelSpec) -> bool:
 
 def held_out(recipe: Recipe, spec: ModelSpec, part: TaskName, data: Dataset, ranks: Ranks) -> HeldOut:
     """Micro-batches hold the same documents whatever the number of ranks, so that scores do not depend on it."""
-    slots = Slots(recipe.train.micro_batch * ranks.world, recipe.train.micro_batch, ranks.rank, ranks.world)
+    slots = Slots(recipe.train.micro_rows * ranks.world, recipe.train.micro_rows, ranks.rank, ranks.world)
     shuffle = Shuffle(data.corpus, data.rows, 0, slots.micro_batch if groups(recipe, spec) else None, fixed=True)
     loader = RowLoader(data.corpus, shuffle, slots, 0, len(data.rows))
     return HeldOut(part, data.corpus, loader, math.ceil(len(data.rows) / slots.global_batch))

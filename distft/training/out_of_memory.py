@@ -11,6 +11,7 @@ import torch
 
 from distft.errors import UserError
 from distft.process import pulse
+from distft.recipe.batch import AUTO
 from distft.recipe.schema import Recipe
 from distft.training import planned
 
@@ -78,10 +79,10 @@ def remedies(recipe: Recipe, in_a_batch: bool) -> Iterator[str]:
     """Changes of a recipe that save memory, the cheapest first, where the plan cannot say which of them are enough.
     Only keys with which the run can go on."""
     train, engine = recipe.train, recipe.engine
-    if in_a_batch and train.micro_batch > 1:
+    if in_a_batch and train.micro_batch != AUTO and train.micro_batch > 1:
         yield f"train.micro_batch={train.micro_batch // 2} (now {train.micro_batch})"
-    if in_a_batch and not recipe.model.activation_checkpointing:
-        yield "model.activation_checkpointing=true"
+    if in_a_batch and (now := recipe.model.activation_checkpointing) != "full":
+        yield "model.activation_checkpointing=full" + (f" (now {now})" if now == "selective" else "")
     if engine.zero_stage < 3:
         yield f"engine.zero_stage=3 (now {engine.zero_stage})"
     if not engine.offload_optimizer and engine.zero_stage > 0:

@@ -62,6 +62,8 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     spec = context.model_spec
     base_model.check_architecture(context.base, recipe, spec)  # before all data are encoded
     attention.check(context.base, recipe, context.specs)
+    recipe = planned.settle(run, recipe, context.base, ranks, console)
+    context = context.settled(recipe)
     attempt = int(os.environ.get(environment.ATTEMPT, "1"))
     planned.write_down(recipe, context.base, run.attempt_logs(attempt), ranks, console)
     stop_signals.check()
@@ -95,7 +97,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     data = next(iter(train.values())), held_out
     reference_pass.record_reference(run, task, engine, data, progress.step, identity.base, ranks, console)
     stop_signals.check()
-    slots = Slots(recipe.train.global_batch, recipe.train.micro_batch, ranks.rank, ranks.world)
+    slots = Slots(recipe.train.global_batch, recipe.train.micro_rows, ranks.rank, ranks.world)
     loader = datasets.training_loader(settled, spec, train, slots, total_rows)
     fence = Fence(run, os.environ.get(environment.TOKEN))
     meter, memory = make_meter(context, engine, task, ranks, console), MemoryMeter(ranks.device)

@@ -29,6 +29,7 @@ from distft.process.devices import gpus
 from distft.recipe.load import check_sizes, load_resolved
 from distft.recipe.schema import Recipe
 from distft.run import lease
+from distft.run.batch import settled
 from distft.run.folder import Attempt, RunDir, this_host
 from distft.run.lease import Held
 from launchers.attempt import Phases, Restarts, Verdict, in_this_allocation
@@ -138,7 +139,7 @@ def lead(run: RunDir, here: NodePlace, ended: Verdicts) -> Verdict:
             print(f"{run.path} is finished; nothing to do", flush=True)
             return Verdict(DONE, "finished")
         recipe, world = load_resolved(run.config), len(here.hosts) * here.ranks
-        check_sizes(recipe, world)
+        check_sizes(settled(run, recipe), world)
         settle(run, record)
         launcher = os.environ.get(environment.LAUNCHER)
         record.launcher = launcher or CLUSTER

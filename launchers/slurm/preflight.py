@@ -17,6 +17,7 @@ from distft.plan.config import cache
 from distft.recipe.load import check_sizes, dump
 from distft.recipe.schema import Recipe
 from distft.run import tracking
+from distft.run.batch import settled
 from distft.run.folder import RunDir
 from launchers.slurm import scheduler, script
 from launchers.slurm.place import hub_of, kinds, place_of
@@ -39,7 +40,7 @@ def check(run: RunDir, recipe: Recipe, site: Site, request: Request) -> list[str
     """
     problems = [*unprintable(run.path), *missing(recipe, site), *unshared(run, recipe, site)]
     try:
-        check_sizes(recipe, request.nodes * site.ranks_a_node)
+        check_sizes(settled(run, recipe), request.nodes * site.ranks_a_node)
         tracking.check(recipe)
     except UserError as error:
         problems.append(str(error))

@@ -19,6 +19,7 @@ from distft.recipe.load import load_resolved
 from distft.recipe.messages import explain
 from distft.recipe.schema import Recipe
 from distft.run import lease
+from distft.run.batch import settled
 from distft.run.folder import RunDir, new_id
 from distft.run.turn import in_turn
 from launchers.local import finished, settle_recipe
@@ -48,7 +49,7 @@ class SlurmLauncher:
         settings = scheduler.configuration() if job.mode == "run" else {}
         warnings = preflight.check(run, recipe, profile, request) + preflight.preemption(run, profile, settings)
         if job.recipe is not None or {"nodes", "ranks"} & given.keys() or job.resources.site is not None:
-            warnings += preflight.planned(recipe, profile, refuses=job.mode == "run" and not job.anyway)
+            warnings += preflight.planned(settled(run, recipe), profile, refuses=job.mode == "run" and not job.anyway)
         for warning in warnings:
             print(f"warning: {warning}")
         if job.mode == "show":

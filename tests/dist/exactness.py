@@ -149,6 +149,10 @@ OPTIONS = {
     "activation checkpointing, ZeRO 2": ("engine.zero_stage=2", "model.activation_checkpointing=true"),
     "activation checkpointing, ZeRO 3": ("engine.zero_stage=3", "model.activation_checkpointing=true"),
     "attention eager": ("engine.zero_stage=2", "model.attention=eager"),
+    "activation checkpointing, every second layer, ZeRO 3": (
+        "engine.zero_stage=3",
+        "model.activation_checkpointing=selective",
+    ),
     "attention sdpa, ZeRO 3": ("engine.zero_stage=3", "model.attention=sdpa"),
 }
 

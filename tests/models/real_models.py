@@ -43,7 +43,7 @@ class How:
     adapter_dropout: float = 0.0
     dora: bool = False
     exact: bool = False
-    checkpointing: bool = False
+    checkpointing: int = 0
     attention: Implementation = "sdpa"
     dtype: torch.dtype = torch.bfloat16
     packed: bool = False
@@ -68,7 +68,7 @@ def built(made: Made, how: How) -> Any:
     with torch.device("meta"):
         model = getattr(transformers, made.auto_class).from_config(made.config, dtype=how.dtype).train()
     if how.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=how.checkpointing)
     return model
 
 

@@ -18,6 +18,7 @@ from distft.data.records import Document
 from distft.model.adapters import attach
 from distft.model.attention import choose
 from distft.model.base_model import DTYPES
+from distft.model.recomputation import recompute
 from distft.plan.estimate import Estimator
 from distft.plan.microbatch import given, shape_of
 from distft.plan.shapes import architecture_of
@@ -125,8 +126,7 @@ def made(folder: Path, recipe: Recipe) -> Any:
     with torch.device("meta"):
         model = join_models({name: make(spec.model) for name, spec in specs.items()})
         model.to(DTYPES[recipe.engine.dtype]).train()
-        if recipe.model.activation_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute(model, recipe.model)
     adapted = attach(model, recipe.adapter, whole(specs), None, 10)
     return adapted.to(DTYPES[recipe.engine.dtype])  # as the engine does: AdaLoRA's number of ranks is fp32 before
 

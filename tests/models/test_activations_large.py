@@ -17,8 +17,10 @@ BATCHES = [(1, 32768), (4, 4096), (16, 512)]
 WAYS = {
     "full": How(),
     "full, checkpointing": How(checkpointing=True),
+    "full, every second layer": How(checkpointing=2),
     "LoRA": How(rank=16),
     "LoRA, checkpointing": How(rank=16, checkpointing=True),
+    "LoRA, every second layer": How(rank=16, checkpointing=2),
 }
 CHUNKED = WAYS | {
     "full, checkpointing, chunks": How(checkpointing=True, chunk=1024),

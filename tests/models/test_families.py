@@ -54,7 +54,8 @@ WHISPER = BOTH | {
     "eos_token_id": 0,
 }
 LORA = {"type": "lora", "r": 8}
-AGAIN = (("activation_checkpointing", True),)
+AGAIN = (("activation_checkpointing", "full"),)
+SELECTIVE = (("activation_checkpointing", "selective"),)
 EAGER = (("attention", "eager"),)
 LARGE_HEARS = LARGE | {
     "hidden_size": 1024,
@@ -86,6 +87,8 @@ TRIALS = {  # quick ones
     "mbart, LoRA, checkpointing": Trial("mbart", BOTH, WRITTEN, adapter=LORA, model=AGAIN),
     "wav2vec2": Trial("wav2vec2", HEARS, SPELT, tokens=6000),
     "wav2vec2 large, checkpointing": Trial("wav2vec2", HEARS | LARGE, SPELT, tokens=6000, model=AGAIN),
+    "wav2vec2 large, every second layer": Trial("wav2vec2", HEARS | LARGE, SPELT, tokens=6000, model=SELECTIVE),
+    "llama, LoRA with dropout, every second layer": Trial("llama", ONE, CAUSAL, adapter=DROPS, model=SELECTIVE),
     "bert, classes and hidden words": Trial("bert", ONE, several(CLASSIFIES, MASKED)),
     "llama, LoRA, preferences": Trial("llama", ONE, PREFERS, adapter=LORA),
     "llama, AdaLoRA": Trial("llama", ONE, CAUSAL, adapter=ADALORA),
@@ -98,6 +101,13 @@ MORE = {  # that take longer
         "t5", T5 | {"feed_forward_proj": "gated-gelu"}, WRITTEN, adapter=LORA, model=AGAIN
     ),
     "bart": Trial("bart", BOTH, WRITTEN),
+    "bart, every second layer": Trial("bart", BOTH, WRITTEN, model=SELECTIVE),
+    "t5, every second layer": Trial("t5", T5, WRITTEN, model=SELECTIVE),
+    "whisper, LoRA, every second layer": Trial("whisper", WHISPER, SPOKEN, adapter=LORA, model=SELECTIVE),
+    "wav2vec2, every second layer": Trial("wav2vec2", HEARS, SPELT, tokens=6000, model=SELECTIVE),
+    "bert, every second layer": Trial("bert", ONE, MASKED, model=SELECTIVE),
+    "deepseek_v3, every second layer": Trial("deepseek_v3", LATENT, CAUSAL, model=SELECTIVE),
+    "mixtral, every second layer": Trial("mixtral", MIXTRAL, CAUSAL, model=SELECTIVE),
     "bart, checkpointing": Trial("bart", BOTH, WRITTEN, model=AGAIN),
     "mbart, LoRA": Trial("mbart", BOTH, WRITTEN, adapter=LORA),
     "marian": Trial("marian", BOTH, WRITTEN),

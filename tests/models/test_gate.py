@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from benchmarks.plan_cases import Case, recipe_of
 from distft.plan.devices import device, unknown
@@ -74,8 +75,16 @@ def test_activations_are_sure_only_where_rows_are_filled(base: Path, packing: bo
         sections = {section: {} for section in ("train", "model", "engine", "data")} | {"data": {"packing": packing}}
         for key, value in changes.items():
             section, name = key.split(".")
-            sections[section][name] = json.loads(value)
+            sections[section][name] = yaml.safe_load(value)
         assert judge(wanted(base, adapter=LORA, **sections), Place(1, 4, A100)) == Verdict(), way
+
+
+def test_what_is_left_open_is_settled_first(base: Path) -> None:
+    """Sixteen rows do not fit, a few do; and what takes least may be too much."""
+    auto = {"model": {"activation_checkpointing": "auto"}, "train": {"micro_batch": "auto"}}
+    assert judge(wanted(base, adapter=LORA), Place(1, 4, A100)).warning is not None
+    assert judge(wanted(base, adapter=LORA, **auto), Place(1, 4, A100)) == Verdict()
+    assert judge(wanted(base, **auto), Place(1, 1, device("A30"))).refusal is not None
 
 
 def test_less_than_the_plans_own_error_is_no_reason_to_refuse(base: Path) -> None:

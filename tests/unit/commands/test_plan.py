@@ -48,7 +48,7 @@ def test_what_does_not_fit_names_the_term_and_changes_to_copy() -> None:
     said = printed("r.yaml", "--gpu", "H100-80GB", "--nproc", "8")
     assert "it does not fit: " in said
     assert "most of it are activations (" in said
-    assert "model.activation_checkpointing=true" in said
+    assert "model.activation_checkpointing=selective" in said
     fits = printed("r.yaml", "model.activation_checkpointing=true", "--gpu", "H100-80GB", "--nproc", "8", "--grid")
     assert "it fits: " in fits
     assert "what makes it fit" not in fits

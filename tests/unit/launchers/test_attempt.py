@@ -7,8 +7,9 @@ from unittest.mock import Mock
 
 import pytest
 
-from distft.errors import DONE, FAILED, PREEMPTED, USAGE
+from distft.errors import DONE, FAILED, PREEMPTED, USAGE, UserError
 from distft.run import lease
+from distft.run.batch import Batch, keep_batch
 from distft.run.folder import RunDir
 from launchers.attempt import Phases, Verdict, recorded
 from launchers.local import settle_recipe
@@ -83,3 +84,21 @@ def test_a_run_that_lost_its_last_checkpoint_is_not_trained(run: RunDir) -> None
     attempt(run, train, export)
     assert train.call_count == 2
     assert (run.read().trained, run.read().state) == (0, "failed")
+
+
+def test_the_values_that_were_settled_may_be_written_down(tmp_path: Path) -> None:
+    """With a checkpoint; others have to be allowed, and before one a changed recipe starts over."""
+    train = {"steps": 5, "global_batch": 8, "micro_batch": "auto"}
+    made = RunDir(tmp_path / "run")
+    settle_recipe(made, recipe(train=train))
+    keep_batch(made, Batch(2, "off", "it fits"))
+    settle_recipe(made, recipe(train=train))
+    assert made.batch.exists()
+    (made.checkpoints / "step-00000001").mkdir()
+    settle_recipe(made, recipe(train=train | {"micro_batch": 2}))
+    assert "micro_batch: 2" in made.config.read_text()
+    with pytest.raises(UserError, match=r"add --allow train\.micro_batch"):
+        settle_recipe(made, recipe(train=train | {"micro_batch": 4}))
+    (made.checkpoints / "step-00000001").rmdir()
+    settle_recipe(made, recipe(train=train | {"micro_batch": 4}))
+    assert not made.batch.exists()

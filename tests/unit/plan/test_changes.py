@@ -18,10 +18,10 @@ def big(**sections: object) -> Recipe:
 
 def predict(wanted: Recipe, nodes: int, room: int = 100) -> Prediction:
     """Rows count, twice without recomputation, and what the stage does not shard."""
-    again = wanted.model.activation_checkpointing
-    size = wanted.train.micro_batch * wanted.data.row_tokens // 32 * (1 if again else 2)
+    again = {"off": 0.0, "selective": 0.5, "full": 1.0}[wanted.model.activation_checkpointing]
+    size = wanted.train.micro_batch * wanted.data.row_tokens // 32 * (2 - again)
     states = 80 // (nodes if wanted.engine.zero_stage == 3 else 1)
-    moment = Moment("loss", {"activations": size, "weights": states})
+    moment = Moment("loss", {"activations": int(size), "weights": states})
     times = Times(4.0 / nodes + again, 0.0, 0.0, 0.0)
     return Prediction(nodes, 1, None, [moment], (), room, None, times, 1.0, 1000, 0)
 
@@ -40,7 +40,8 @@ def test_changes_are_written_as_they_are_copied() -> None:
     assert {
         "train.micro_batch=2",
         "train.micro_batch=1",
-        "model.activation_checkpointing=true",
+        "model.activation_checkpointing=selective",
+        "model.activation_checkpointing=full",
         "engine.zero_stage=3",
         "engine.offload_optimizer=true",
         "adapter.quantize=nf4",
@@ -90,7 +91,7 @@ def test_the_grid_has_what_fits_the_fastest_first() -> None:
         "nodes": 2,
         "engine.zero_stage": 3,
         "train.micro_batch": 1,
-        "model.activation_checkpointing": False,
+        "model.activation_checkpointing": "off",
     }
     assert {keys["engine.zero_stage"] for keys, _ in found} == {2, 3}  # bf16 runs none below 2
 

@@ -54,6 +54,20 @@ def test_activations_of_8b_lora_are_those_that_were_counted(base: Path) -> None:
     assert again.step_seconds > found.step_seconds
 
 
+def test_every_second_layer_takes_half_of_both(base: Path) -> None:
+    """Of what is computed again half; of what layers keep half, and an input for each layer that is computed again."""
+    found = {
+        again: planned(base, adapter={"type": "lora", "r": 16}, model={"activation_checkpointing": again})
+        for again in ("off", "selective", "full")
+    }
+    off, half, full = (one.peak.terms["activations"] for one in found.values())
+    assert half == pytest.approx((off + full) / 2, rel=0.03)
+    fast, middle, slow = (one.step_seconds or 0.0 for one in found.values())
+    assert middle == pytest.approx((fast + slow) / 2, rel=0.01)
+    assert found["off"].useful == 1.0
+    assert 1 / found["selective"].useful == pytest.approx((1 + 1 / found["full"].useful) / 2)
+
+
 def test_auto_is_attention_by_document_where_that_pays(base: Path, tmp_path: Path) -> None:
     """Not in fp32 on a GPU, and not for models that cannot be told where documents begin."""
 

@@ -25,7 +25,7 @@ def planned(
     init = {"architecture": architecture, "vocab_size": 8192, "config": config}
     train = {"steps": 3, "global_batch": 2 * ranks, "micro_batch": 2}
     recipe: dict[str, Any] = {"model": {"init": init}, "data": {"train": "/d", "row_tokens": 64}, "train": train}
-    recipe["engine"] = {"zero_stage": stage, **(HALF if half else {"dtype": "fp32"})}
+    recipe["engine"] = {"zero_stage": stage, "reduce": "micro_batch", **(HALF if half else {"dtype": "fp32"})}
     recipe["adapter"] = adapter or {"type": "none"}
     return Estimator(ranks, None).predict(Recipe.model_validate(recipe), 1)
 
@@ -39,7 +39,7 @@ def node(found: Prediction, name: str) -> Moment:
 
 
 def test_gradients_are_copied_for_reduction_when_activations_are_gone() -> None:
-    found = planned(stage=0)
+    found = planned(ranks=2, stage=0)
     elements = moment(found, "start").terms["weights"] // 4
     reduction, layer = moment(found, "reduction"), moment(found, "first layer")
     assert reduction.terms["gradients"] == pytest.approx(8 * elements, rel=1e-4)

@@ -97,3 +97,21 @@ def test_a_task_that_cannot_balance_routers_is_told(tmp_path: Path) -> None:
         assert load(path, ["train.router_loss=0.0"]).train.router_loss == 0.0  # as in a run that was begun before
         with pytest.raises(UserError, match=f"train.router_loss: task.type {task} has no such loss; leave it out"):
             load(path, ["train.router_loss=0.1"])
+
+
+@pytest.mark.parametrize(("written", "meant"), [("true", "full"), ("false", "off"), ("off", "off"), ("full", "full")])
+def test_recomputation_by_its_earlier_values(tmp_path: Path, written: str, meant: str) -> None:
+    """A run that was resolved with true or false goes on, and to write the new names is no change."""
+    path = tmp_path / "config.yaml"
+    path.write_text(dump(recipe()).replace("activation_checkpointing: 'off'", f"activation_checkpointing: {written}"))
+    assert f"activation_checkpointing: {written}\n" in path.read_text()
+    stored = load_resolved(path)
+    assert stored.model.activation_checkpointing == meant
+    for name in (written, meant):
+        (tmp_path / "recipe.yaml").write_text(dump(recipe()))
+        new = load(tmp_path / "recipe.yaml", [f"model.activation_checkpointing={name}"])
+        assert differences(stored, new) == []
+    [found] = differences(stored, load(tmp_path / "recipe.yaml", ["model.activation_checkpointing=selective"]))
+    assert (found.old, found.new, found.rule) == (meant, "selective", "to be allowed")
+    path.write_text(dump(stored))
+    assert load_resolved(path) == stored

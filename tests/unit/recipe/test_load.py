@@ -21,7 +21,7 @@ from distft.data.sources import source_of
 from distft.errors import UserError
 from distft.recipe.adapters import Layers
 from distft.recipe.changes import ALLOWABLE, HARMLESS, Difference, agree, check_allowed
-from distft.recipe.load import differences, dump, json_schema, load, load_resolved
+from distft.recipe.load import check_sizes, differences, dump, json_schema, load, load_resolved
 from distft.recipe.schema import Recipe
 from distft.recipe.section import Section
 from distft.recipe.tasks import Generation, TaskSection
@@ -290,6 +290,21 @@ def test_missing_keys_are_reported_at_their_section(write: Write) -> None:
 )
 def test_validators_speak_for_themselves(write: Write, train: str, expected: str) -> None:
     assert complaint(write(f"model: {{path: x}}\ndata: {{train: x}}\ntrain: {train}")) == f"recipe.yaml:3: {expected}"
+
+
+def test_what_may_be_left_open_is_auto(write: Write) -> None:
+    text = "model: {path: x, activation_checkpointing: auto}\ndata: {train: x}\ntrain: {steps: 1, global_batch: 7}"
+    recipe = load(write(text), ["train.micro_batch=auto"])
+    assert (recipe.train.micro_batch, recipe.model.activation_checkpointing) == ("auto", "auto")
+    check_sizes(recipe, 7)
+    with pytest.raises(UserError, match=r"7 is not a multiple of 2 ranks; nearest that fit: .*=6 or 8"):
+        check_sizes(recipe, 2)
+    message = complaint(write(text), "train.micro_batch=aut")
+    assert "train.micro_batch: got 'aut'; did you mean auto? must be a whole number or 'auto'" in message
+    message = complaint(write(text), "train.micro_batch=0")
+    assert "train.micro_batch: got 0; must be greater than 0 or 'auto'" in message
+    message = complaint(write(text), "train.micro_batch=1", "model.activation_checkpointing=some")
+    assert "got 'some'; must be 'auto', 'full', 'selective' or 'off'" in message
 
 
 @pytest.mark.parametrize("key", ["model.path", "data.train", "data.eval", "data.template", "data.cache"])

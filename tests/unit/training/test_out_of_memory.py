@@ -39,7 +39,7 @@ def test_a_batch_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         allocate_too_much()
     assert str(raised.value).startswith(
         f"out of memory in step 3, a micro-batch: {1 << 60} bytes more were wanted, for a batch of 4 x 512 tokens; "
-        "what helps: train.micro_batch=2 (now 4), model.activation_checkpointing=true, engine.zero_stage=3 (now 2), "
+        "what helps: train.micro_batch=2 (now 4), model.activation_checkpointing=full, engine.zero_stage=3 (now 2), "
     )
 
 

@@ -14,6 +14,7 @@ from distft.plan import record
 from distft.plan.devices import device, present
 from distft.process.distributed import Ranks
 from distft.recipe.schema import Recipe
+from distft.run.folder import RunDir
 from distft.training import planned
 from distft.training.out_of_memory import explained
 from tests.models.published import LLAMA_8B
@@ -57,6 +58,61 @@ def test_rank_0_writes_down_what_it_expects_of_the_ranks_that_there_are(base: Pa
     assert found is not None
     assert (found.world, found.per_node, found.device) == (8, 4, None)
     assert found.peak.terms["activations"] > 0
+
+
+OPEN = {"steps": 5, "global_batch": 64, "micro_batch": "auto"}
+H100, SMALLER = ["NVIDIA H100 80GB HBM3", 80 << 30], ["NVIDIA A10G", 24 << 30]
+
+
+def settled(
+    run: RunDir, base: Path, monkeypatch: pytest.MonkeyPatch, devices: list[list[Any]], **sections: Any
+) -> tuple[Recipe, str]:
+    """What ranks with these devices settle on, and say."""
+    said: Any = Said()
+    ranks = Ranks(0, 0, len(devices), torch.device("cpu"), None)  # type: ignore[arg-type]
+    monkeypatch.setattr(planned.distributed, "gather_text", lambda text: [json.dumps(one) for one in devices])
+    monkeypatch.setattr(planned.distributed, "on_rank_0", lambda ranks, key, work: work())
+    model = {"path": "/elsewhere", "activation_checkpointing": "auto"}
+    made = wanted(base, **({"train": OPEN, "model": model} | sections))
+    return planned.settle(run, made, base, ranks, said), " ".join(said.lines)
+
+
+def test_the_smallest_device_decides_once(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir(base / "run")
+    run.path.mkdir()
+    found, said = settled(run, base, monkeypatch, [H100] * 8)
+    large = found
+    assert (found.train.micro_rows, found.model.activation_checkpointing, found.model.path) == (2, "off", "/elsewhere")
+    assert said.startswith("auto: train.micro_batch=2 model.activation_checkpointing=off, the fastest by the plan")
+    assert " at most of 80.0 GiB, 10.0 GiB of which are to stay free" in said
+    other = RunDir(base / "other")
+    other.path.mkdir()
+    found, said = settled(other, base, monkeypatch, [H100] * 7 + [SMALLER])
+    assert found.model.activation_checkpointing == "full"
+    assert " of 24.0 GiB" in said
+    assert json.loads(other.batch.read_text())["room"] == 24 << 30
+    found, said = settled(run, base, monkeypatch, [SMALLER] * 4)  # of another attempt
+    assert found == large
+    assert said.endswith("as this run has settled it (batch.json)")
+    with pytest.raises(UserError, match="is not a multiple of micro_batch 2 x 3 ranks"):
+        settled(run, base, monkeypatch, [H100] * 3)
+
+
+def test_what_leaves_nothing_open_settles_nothing(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir(base / "run")
+    train = {"steps": 5, "global_batch": 64, "micro_batch": 4}
+    found, said = settled(run, base, monkeypatch, [H100] * 8, train=train, model={"path": "/elsewhere"})
+    assert (found.train.micro_rows, said, run.batch.exists()) == (4, "", False)
+
+
+@pytest.mark.parametrize("content", ["{", '{"model_type": "unheard"}', '{"model_type": "llama", "hidden_size": 0}'])
+def test_the_least_where_the_plan_says_nothing(base: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    (base / "config.json").write_text(content)
+    run = RunDir(base / "run")
+    run.path.mkdir()
+    found, said = settled(run, base, monkeypatch, [H100] * 8)
+    assert (found.train.micro_rows, found.model.activation_checkpointing) == (1, "full")
+    assert "so this is what takes least; set them if you know" in said
 
 
 def test_a_new_model_is_planned_by_what_was_made(base: Path) -> None:
