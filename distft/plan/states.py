@@ -194,10 +194,10 @@ def reduction_bytes(trained: Sequence[int], sharding: Sharding, rank: int | None
 
     B are the elements of a bucket, C those of what is reduced at once: B, or the largest weight if that is larger.
     Stage 0: all gradients, and with several ranks a flat copy, 4 T + 4 B. Stage 1: all gradients, and the bucket that
-    they move to, b T + b B. Stage 2: the bucket and a flat copy that is reduced, b B + b C, and its own part, if not all gradients
-    fit into one bucket; once more if there is one from earlier micro-batches. With gradients in fp32 beside bf16 a
-    copy in fp32 too, 4 C, and its own part once, 4 P. Stage 3: beside the bucket, which it always has, what interleaves
-    the parts, and gloo's copy of that, 2 g B; or a weight that is larger than that.
+    they move to, b T + b B. Stage 2: the bucket and a flat copy that is reduced, b B + b C, and its own part, if not
+    all gradients fit into one bucket; once more if there is one from earlier micro-batches. With gradients in fp32
+    beside bf16 a copy in fp32 too, 4 C, and its own part once, 4 P. Stage 3: beside the bucket, which it always has,
+    what interleaves the parts, and gloo's copy of that, 2 g B; or a weight that is larger than that.
 
     Reduced once, under stage 2: all gradients and the bucket that they move to or a flat copy, g T + g C, and its own
     part, if not all fit into one bucket, or in fp32 beside bf16. Under stage 3: all of them beside what is above.
