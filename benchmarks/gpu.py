@@ -47,6 +47,13 @@ train: {{steps: 4, lr: 1.0e-3, global_batch: 8, micro_batch: 2}}
 checkpoint: {{every: 100}}
 """
 
+ENCODER = (
+    "model={init: {architecture: bert, vocab_size: 1500, config: {hidden_size: 512, intermediate_size: 1024, "
+    "num_hidden_layers: 2, num_attention_heads: 8, hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}}}",
+    "task={type: sequence-classification}",
+    f"data={{train: {SAMPLE}/reviews.tsv, columns: [text, label], row_tokens: 128}}",
+)
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -210,6 +217,9 @@ def attention(bench: Bench) -> None:
             continue
         found = bench.train(f"attention-{kind}", f"model.attention={kind}", *one)
         bench.compare(f"packed rows, attention {kind}: the loss of eager", found, eager, 5e-3)
+    padded = bench.train("encoder-sdpa", *ENCODER, "model.attention=sdpa", *one, adapter=FULL)
+    found = bench.train("encoder-varlen", *ENCODER, "model.attention=varlen", *one, adapter=FULL)
+    bench.compare("an encoder without padding: the loss of padded rows", found, padded, 5e-3)
 
 
 def offload(bench: Bench) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -23,13 +23,13 @@ class MicroBatch:
     Attributes:
         index: of the micro-batch within its step, over all ranks; dropout is seeded by it.
         samples: ids of the documents, by row; an empty row is padding.
-        first: position of its first row in the stream of all rows.
+        places: of its rows in the stream of all rows.
         part: which of several tasks it is of.
     """
 
     index: int
     samples: list[list[int]]
-    first: int = 0
+    places: Sequence[int] = ()
     part: str | None = None
 
 
@@ -86,16 +86,18 @@ class Shuffle:
     """
 
     def __init__(self, corpus: Corpus, rows: Rows, seed: int, batch: int | None = None, fixed: bool = False) -> None:
-        self._rows, self._seed, self._batch, self._fixed = rows, seed, batch, fixed
-        # the widest of a row's documents: it is what the others are padded to
-        self._widths = np.maximum.reduceat(corpus.sizes[rows.documents], rows.offsets[:-1]) if batch else None
+        self._corpus, self._rows, self._seed, self._batch, self._fixed = corpus, rows, seed, batch, fixed
         self._order = lru_cache(maxsize=2)(self._make_order)
+
+    @cached_property
+    def _widths(self) -> npt.NDArray[np.int32]:
+        """The widest of each row's documents: it is what the others are padded to."""
+        return np.maximum.reduceat(self._corpus.sizes[self._rows.documents], self._rows.offsets[:-1])
 
     def _make_order(self, epoch: int) -> npt.NDArray[np.int64]:
         if self._fixed:
-            rows = np.arange(len(self._rows))
-            return rows if self._widths is None else np.argsort(self._widths, kind="stable")
-        if self._widths is None or self._batch is None:
+            return np.arange(len(self._rows)) if self._batch is None else np.argsort(self._widths, kind="stable")
+        if self._batch is None:
             return order.order(self._seed, epoch, len(self._rows))
         return order.grouped(self._seed, epoch, self._widths, self._batch)
 
@@ -104,6 +106,17 @@ class Shuffle:
         epoch, position = divmod(index, len(self._rows))
         found: list[int] = self._rows.row(int(self._order(epoch)[position])).tolist()
         return found
+
+    def by_width(self, places: Sequence[int], total: int | None = None) -> list[int]:
+        """Places in the sequence, the widest row first; those from `total` on hold nothing, and come last."""
+        epochs, positions = np.divmod(np.asarray(places, np.int64), len(self._rows))
+        widths = np.empty(len(places), np.int64)
+        for epoch in np.unique(epochs):
+            there = epochs == epoch
+            widths[there] = self._widths[self._order(int(epoch))[positions[there]]]
+        if total is not None:
+            widths[np.asarray(places) >= total] = 0
+        return [places[at] for at in np.argsort(-widths, kind="stable")]
 
     def documents(self, rows: range) -> npt.NDArray[np.int64]:
         """Ids of the documents in some rows, one after another, of that sequence."""
@@ -123,16 +136,30 @@ class RowLoader:
 
     Args:
         total: rows to feed in all; what a last step lacks is padding. None: no end.
+        sorts: the micro-batches of a step hold its rows by width, the widest first, so that similar ones are padded
+            together and all ranks have such at the same time.
     """
 
-    def __init__(self, corpus: Corpus, shuffle: Shuffle, slots: Slots, seed: int, total: int | None = None) -> None:
+    def __init__(
+        self,
+        corpus: Corpus,
+        shuffle: Shuffle,
+        slots: Slots,
+        seed: int,
+        total: int | None = None,
+        sorts: bool = False,
+    ) -> None:
         self._corpus, self._shuffle, self._slots, self._seed, self._total = corpus, shuffle, slots, seed, total
+        self._sorts = sorts
 
     def step(self, index: int) -> Iterator[MicroBatch]:
+        size, first = self._slots.micro_batch, index * self._slots.global_batch
+        rows: Sequence[int] = range(first, first + self._slots.global_batch)
+        if self._sorts:
+            rows = self._shuffle.by_width(rows, self._total)
         for micro in self._slots.mine():
-            first = index * self._slots.global_batch + micro * self._slots.micro_batch
-            rows = range(first, first + self._slots.micro_batch)
-            yield MicroBatch(micro, [self._samples(row) for row in rows], first)
+            places = tuple(rows[micro * size : (micro + 1) * size])
+            yield MicroBatch(micro, [self._samples(row) for row in places], places)
 
     def _samples(self, index: int) -> list[int]:
         return self._shuffle.samples(index) if self._total is None or index < self._total else []
@@ -157,6 +184,6 @@ def counted(corpus: Corpus, shuffle: Shuffle, fed: range, micro_batches: int, ro
 def drawn(corpus: Corpus, micro: MicroBatch, seed: int) -> list[list[Document]]:
     """The documents of a micro-batch, each with the number that its place in the stream draws."""
     return [
-        [replace(corpus.document(sample), draw=order.draw(seed, micro.first + row) ^ sample) for sample in ids]
-        for row, ids in enumerate(micro.samples)
+        [replace(corpus.document(sample), draw=order.draw(seed, place) ^ sample) for sample in ids]
+        for place, ids in zip(micro.places, micro.samples, strict=True)
     ]

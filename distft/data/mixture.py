@@ -33,12 +33,15 @@ class Mixture:
 
     The stream is made of cycles; in each the tasks have the same shares, in an order of its own. So where each task
     stands in its data follows from the position in the stream, which is in the checkpoint.
+
+    Args:
+        sorts: as of `RowLoader`.
     """
 
-    def __init__(self, parts: Mapping[str, Ingredient], slots: Slots, seed: int) -> None:
+    def __init__(self, parts: Mapping[str, Ingredient], slots: Slots, seed: int, sorts: bool = False) -> None:
         self._parts = {name: parts[name] for name in sorted(parts)}
         self._names = list(self._parts)
-        self._slots, self._seed = slots, seed
+        self._slots, self._seed, self._sorts = slots, seed, sorts
         self._shares = shares([part.weight for part in self._parts.values()])
         self._cycle = lru_cache(maxsize=4)(self._make_cycle)
 
@@ -52,9 +55,21 @@ class Mixture:
         return tasks, before
 
     def step(self, index: int) -> Iterator[MicroBatch]:
-        for micro in self._slots.mine():
-            name, rows = self._place(index, micro)
-            yield MicroBatch(micro, [self._parts[name].shuffle.samples(row) for row in rows], rows.start, name)
+        size, a_step = self._slots.micro_batch, self._slots.global_batch // self._slots.micro_batch
+        every = range(a_step) if self._sorts else self._slots.mine()
+        places: dict[str, list[int]] = {name: [] for name in self._names}
+        tasks = {}
+        for micro in every:
+            tasks[micro], rows = self._place(index, micro)
+            places[tasks[micro]] += rows
+        if self._sorts:  # the rows that a task has in this step, among its own micro-batches
+            places = {name: self._parts[name].shuffle.by_width(rows) for name, rows in places.items()}
+        mine = self._slots.mine()
+        for micro, name in tasks.items():
+            own, places[name] = tuple(places[name][:size]), places[name][size:]
+            if micro in mine:
+                shuffle = self._parts[name].shuffle
+                yield MicroBatch(micro, [shuffle.samples(place) for place in own], own, name)
 
     def _place(self, index: int, micro: int) -> tuple[str, range]:
         """Which task a micro-batch of a step is of, and which rows of its stream it has."""

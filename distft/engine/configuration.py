@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distft.process.distributed import Ranks
-from distft.recipe import sharing
+from distft.recipe import reduction
 from distft.recipe.adapters import NoAdapter
 from distft.recipe.schema import Recipe
 
@@ -23,12 +23,12 @@ def stage(recipe: Recipe, world: int) -> int:
     engine = recipe.engine
     if engine.dtype == "bf16":
         return max(engine.zero_stage, 2 if engine.grad_dtype == "fp32" else 1)
-    return 0 if sharing.shares_nothing(recipe, world) else engine.zero_stage
+    return 0 if reduction.shares_nothing(recipe, world) else engine.zero_stage
 
 
 def reduces_once(recipe: Recipe, ranks: Ranks) -> bool:
     """Whether ranks add up gradients once per step, where DeepSpeed by itself does so after each micro-batch."""
-    return stage(recipe, ranks.world) >= 2 and sharing.reduces_once(recipe, ranks.world)
+    return stage(recipe, ranks.world) >= 2 and reduction.reduces_once(recipe, ranks.world)
 
 
 def is_mixed(recipe: Recipe) -> bool:

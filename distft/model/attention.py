@@ -17,9 +17,11 @@ from distft.recipe.tasks import TaskName
 from distft.run.files import write_atomically
 from distft.run.folder import RunDir
 from distft.tasks.protocol import ModelSpec, TaskSpec
-from distft.tasks.shared.causal_rows import VARLEN
+from distft.tasks.shared.boundaries import VARLEN
 
 SDPA, FLASH, EAGER = "sdpa", "flash_attention_2", "eager"
+_NEXT_TOKEN = "AutoModelForCausalLM"
+_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout")  # how configurations of encoders name attention's
 
 
 def choose(folder: Path, recipe: Recipe, spec: ModelSpec, by_document: bool = True) -> str:
@@ -38,12 +40,14 @@ def choose(folder: Path, recipe: Recipe, spec: ModelSpec, by_document: bool = Tr
     if wanted == "auto":
         if FLASH in supported and flash_fits(recipe.engine):
             return FLASH
-        if VARLEN in supported and spec.tells_documents and by_document and _kernel_fits(recipe.engine):
+        if VARLEN in supported and by_document and _pays(folder, recipe, spec):
             return VARLEN
         return _masked(supported)
-    if wanted == VARLEN and not spec.tells_documents:
+    if wanted == VARLEN and not _can_be_told(folder, recipe, spec):
         raise UserError(
-            f"model.attention: varlen is for task.type causal-lm and dpo, not for {recipe.task.type}; set it to auto"
+            "model.attention: varlen is for task.type causal-lm and dpo, and for encoders; set it to auto"
+            if spec.tells_documents
+            else f"model.attention: varlen is not for task.type {recipe.task.type}; set it to auto"
         )
     if wanted not in supported:
         raise UserError(
@@ -101,9 +105,39 @@ def flash_fits(engine: Engine) -> bool:
     return installed and torch.cuda.is_available() and engine.dtype == "bf16"
 
 
-def _kernel_fits(engine: Engine) -> bool:
-    """On a GPU attention by document pays by torch's kernel, which takes no fp32."""
-    return not torch.cuda.is_available() or engine.dtype == "bf16"
+def _can_be_told(folder: Path, recipe: Recipe, spec: ModelSpec) -> bool:
+    """Whether a model can be told where documents begin: one that predicts the next token, or an encoder, of which
+    transformers has a class for masked tokens too."""
+    if not spec.tells_documents or spec.auto_class == _NEXT_TOKEN:
+        return spec.tells_documents
+    settings = _settings_of(folder, recipe.model.trust_remote_code)
+    return type(settings) in _masked_models() and not getattr(settings, "is_encoder_decoder", False)
+
+
+def _pays(folder: Path, recipe: Recipe, spec: ModelSpec) -> bool:
+    """On a GPU attention by document pays by torch's kernel, which takes no fp32 and drops nothing out."""
+    if not _can_be_told(folder, recipe, spec):
+        return False
+    if not torch.cuda.is_available():
+        return True
+    settings = None if spec.auto_class == _NEXT_TOKEN else _settings_of(folder, recipe.model.trust_remote_code)
+    return recipe.engine.dtype == "bf16" and not any(getattr(settings, key, 0.0) for key in _DROPOUTS)
+
+
+def _settings_of(folder: Path, trusted: bool) -> Any:
+    """What a model is built from; None if it cannot be read, which is said where it is loaded."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
+    except (OSError, ValueError, KeyError, ImportError, AttributeError, StrictDataclassError):
+        return None
+
+
+def _masked_models() -> Any:
+    from transformers import AutoModelForMaskedLM
+
+    return AutoModelForMaskedLM._model_mapping
 
 
 def support(folder: Path, trusted: bool, auto_class: str) -> tuple[str, list[str]]:

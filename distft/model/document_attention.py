@@ -1,14 +1,16 @@
 """Attention by document ("varlen"): of tokens that several documents share a row in, without a mask of all pairs.
 
-Rows come as one row, and the model's forward is told where documents begin (`tasks.shared.causal_rows.Boundaries`),
-which transformers' models hand on to the function of attention. Where nothing is told, as in generation, each row is
-one document, and whatever has a mask is left to transformers' sdpa. What else a class may ask of attention, such as a
-window that looks both ways, is not done, and found by the trial (`training.attention_trial`).
+Rows come as one row, and the model's forward is told where documents begin (`tasks.shared.boundaries.Boundaries`),
+which transformers' models hand on to the function of attention. Documents of one size that stand side by side are
+computed at once. Where nothing is told, as in generation, each row is one document, and whatever has a mask is left to
+transformers' sdpa. What else a class may ask of attention is not done, and found by the trial
+(`training.attention_trial`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from distft.tasks.shared.causal_rows import VARLEN
+from distft.tasks.shared.boundaries import VARLEN
 
 _KERNEL_DTYPES = (torch.bfloat16, torch.float16)
 _KERNEL_SIZE = 256  # of a head, at most; flash attention's
@@ -40,7 +42,12 @@ def document_mask(
     config: Any = None,
     **rest: Any,
 ) -> torch.Tensor | None:
-    """None where `document_attention` needs none: no padding, no cache, and a window that each layer knows itself."""
+    """None where `document_attention` needs none: no padding, no cache, and a window that each layer knows itself.
+
+    A mask of more rows than there are is that of what a flat row becomes behind the encoder
+    (`tasks.shared.flat_rows`)."""
+    if attention_mask is not None and attention_mask.shape[0] != batch_size:
+        attention_mask, kv_length = None, q_length
     window_is_known = local_size is None or local_size == getattr(config, "sliding_window", None)
     if attention_mask is None and q_length == kv_length and window_is_known and not use_vmap:
         return None
@@ -82,24 +89,40 @@ def document_attention(
             )
             return found, None
         return _by_scores(query, key, value, attention_mask, dropout, scaling, softcap, s_aux), None
-    window = sliding_window if causal else None
-    fits = plain and causal and not dropout and _kernel_takes(query, value)
+    fits = plain and not dropout and _kernel_takes(query, value)
     if fits and cu_seq_lens_q is not None and document_sizes is not None:
-        return _by_kernel(query, key, value, scaling, window, cu_seq_lens_q, max(document_sizes)), None
-    sizes = [places] if document_sizes is None else list(document_sizes)
-    parts = []
-    for q, k, v in zip(*(torch.split(tensor, sizes, 2) for tensor in (query, key, value)), strict=True):
-        size = q.shape[2]
-        mask = _band(size, window, q.device) if window is not None and size > window else None
-        if not plain:
-            seen = mask if mask is not None or not causal else _band(size, size, q.device)
-            parts.append(_by_scores(q, k, v, seen, dropout, scaling, softcap, s_aux))
-            continue
-        found = functional.scaled_dot_product_attention(
-            q, k, v, mask, dropout, is_causal=causal and mask is None, scale=scaling, enable_gqa=True
-        )
-        parts.append(found.transpose(1, 2))
-    return torch.cat(parts, 1), None
+        begins = cu_seq_lens_q, max(document_sizes)
+        return _by_kernel(query, key, value, scaling, sliding_window, causal, *begins), None
+    sizes, begin = [places] if document_sizes is None else document_sizes, 0
+    parts: list[torch.Tensor] = []
+    for size, number in _runs(sizes, together=not (causal and dropout)):
+        q, k, v = (_side_by_side(tensor, begin, size, number) for tensor in (query, key, value))
+        begin, mask = begin + number * size, None
+        if sliding_window is not None and size > sliding_window:
+            mask = _band(size, sliding_window, causal, q.device)
+        if plain:
+            found = functional.scaled_dot_product_attention(
+                q, k, v, mask, dropout, is_causal=causal and mask is None, scale=scaling, enable_gqa=True
+            ).transpose(1, 2)
+        else:
+            seen = mask if mask is not None or not causal else _band(size, size, causal, q.device)
+            found = _by_scores(q, k, v, seen, dropout, scaling, softcap, s_aux)
+        parts.append(found.reshape(query.shape[0], number * size, *found.shape[2:]))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1), None
+
+
+def _runs(sizes: Sequence[int], together: bool) -> Iterator[tuple[int, int]]:
+    """(size, how many documents of it stand side by side). Draws of dropout depend on what is computed at once: causal
+    models had each document by itself, which runs that were begun so must keep."""
+    for size, same in groupby(sizes):
+        number = len(list(same))
+        yield from [(size, number)] if together else [(size, 1)] * number
+
+
+def _side_by_side(tensor: torch.Tensor, begin: int, size: int, number: int) -> torch.Tensor:
+    """[B * number, heads, size, ...]: documents of one size, of [B, heads, T, ...]."""
+    found = tensor.transpose(1, 2)[:, begin : begin + number * size]
+    return found.reshape(len(found) * number, size, *found.shape[2:]).transpose(1, 2)
 
 
 def _kernel_takes(query: torch.Tensor, value: torch.Tensor) -> bool:
@@ -113,14 +136,24 @@ def _by_kernel(
     value: torch.Tensor,
     scaling: float | None,
     window: int | None,
+    causal: bool,
     begins: torch.Tensor,
     longest: int,
 ) -> torch.Tensor:
     """torch's kernel for documents of any lengths. It was never run: no GPU was at hand."""
     q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
-    reach = (-1 if window is None else window - 1, 0)
+    reach = -1 if window is None else window - 1
     found = varlen.varlen_attn(
-        q, k, v, begins, begins, longest, longest, scale=scaling, window_size=reach, enable_gqa=True
+        q,
+        k,
+        v,
+        begins,
+        begins,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(reach, 0 if causal else reach),
+        enable_gqa=True,
     )
     assert isinstance(found, torch.Tensor)
     return found.unsqueeze(0)
@@ -151,6 +184,8 @@ def _by_scores(
     return (functional.dropout(weights, dropout) @ value).transpose(1, 2)
 
 
-def _band(size: int, window: int, device: torch.device) -> torch.Tensor:
-    """bool [size, size]: each place sees itself and what comes before it, `window` places in all."""
-    return torch.ones(size, size, dtype=torch.bool, device=device).tril().triu(1 - window)
+def _band(size: int, window: int, causal: bool, device: torch.device) -> torch.Tensor:
+    """bool [size, size]: each place sees itself and what comes before it, `window` places in all; and as many behind it
+    if it looks both ways."""
+    seen = torch.ones(size, size, dtype=torch.bool, device=device).triu(1 - window)
+    return seen.tril() if causal else seen.tril(window - 1)

@@ -22,10 +22,10 @@ from distft.plan.placement import Placed, placed
 from distft.plan.shapes import architecture_of
 from distft.plan.states import Sharding
 from distft.plan.trained import PREFIX, Trained, trained, updates
+from distft.recipe import reduction
 from distft.recipe.adapters import AdaLora
 from distft.recipe.batch import EVERY
 from distft.recipe.schema import Recipe
-from distft.recipe.sharing import reduces_once, shares_nothing
 from distft.recipe.tasks import DPO, CausalLM, Generation, MaskedLM
 
 T = TypeVar("T")
@@ -108,7 +108,7 @@ class Case:
     @cached_property
     def stage(self) -> int:
         least = lowest_stage(self.recipe)
-        return 0 if shares_nothing(self.recipe, self.world) else max(self.recipe.engine.zero_stage, least)
+        return 0 if reduction.shares_nothing(self.recipe, self.world) else max(self.recipe.engine.zero_stage, least)
 
     @cached_property
     def sharding(self) -> Sharding:
@@ -121,7 +121,7 @@ class Case:
             accumulates=train.global_batch > train.micro_rows * self.world,
             offload=engine.offload_optimizer,
             moments=4 if isinstance(self.recipe.adapter, AdaLora) else 2,
-            once=self.stage >= 2 and reduces_once(self.recipe, self.world),
+            once=self.stage >= 2 and reduction.reduces_once(self.recipe, self.world),
         )
 
     @cached_property

@@ -18,6 +18,13 @@ WHISPER_READS, WHISPER_WRITES = 1500, 448  # places, if the model has no tables 
 ONLY_EAGER = {"bloom", "deberta-v2", "gemma2", "gpt_oss", "mpnet"}  # model types without fused attention on a CPU
 MASKED = {"bloom", "falcon", "mpt", "nemotron", "stablelm"}  # decoders that cannot be told where documents begin
 SPEECH = sections.CTC | sections.SpeechSeq2Seq
+ENCODES = (
+    sections.SequenceClassification
+    | sections.TokenClassification
+    | sections.QuestionAnswering
+    | sections.MaskedLM
+    | sections.MultiTask
+)
 WRITES = sections.Seq2SeqLM | sections.SpeechSeq2Seq
 
 
@@ -104,7 +111,22 @@ def attention(recipe: Recipe, model: Architecture, on_gpu: bool) -> Implementati
     """What `auto` stands for where flash attention is not installed, as far as a plan without torch can know."""
     if recipe.model.attention != "auto":
         return recipe.model.attention
-    tells = isinstance(recipe.task, sections.CausalLM | sections.DPO) and model.model_type not in MASKED
-    if tells and (recipe.engine.dtype == "bf16" or not on_gpu):
+    if told(recipe, model) and (not on_gpu or _kernel_fits(recipe, model)):
         return "varlen"
     return "eager" if model.model_type in ONLY_EAGER else "sdpa"
+
+
+def told(recipe: Recipe, model: Architecture) -> bool:
+    """Whether attention can be told where documents begin: of decoders, and of encoders that look both ways."""
+    if isinstance(recipe.task, sections.CausalLM | sections.DPO):
+        return model.model_type not in MASKED
+    layers = [layers.attention for stack in model.stacks for layers in stack.layers]
+    both_ways = len(model.stacks) == 1 and all(one is not None and not one.causal for one in layers)
+    return isinstance(recipe.task, ENCODES) and both_ways and model.model_type not in ONLY_EAGER
+
+
+def _kernel_fits(recipe: Recipe, model: Architecture) -> bool:
+    """torch's kernel takes no fp32, and for encoders `auto` leaves it where scores are dropped."""
+    layers = [layers.attention for stack in model.stacks for layers in stack.layers]
+    drops = isinstance(recipe.task, ENCODES) and any(one is not None and one.dropout for one in layers)
+    return recipe.engine.dtype == "bf16" and not drops

@@ -21,6 +21,7 @@ EARLIER: dict[tuple[str, str], object] = {
     ("task", "words"): "spaces",
     ("data", "detect"): False,
     ("data", "today"): None,
+    ("data", "group_by_length"): None,
 }
 """(section, key): what the key stood for in recipes that were resolved before there was such a key."""
 

@@ -38,8 +38,8 @@ class Model(Section):
     attention: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto",
         description="attention implementation; auto: the best that the model's class supports of flash attention (if "
-        "installed, on a GPU, in bf16), varlen (document by document, without a mask; for causal-lm and dpo), sdpa, "
-        "and eager",
+        "installed, on a GPU, in bf16), varlen (document by document, without mask or padding; for causal-lm, dpo and "
+        "encoders), sdpa, and eager",
     )
     activation_checkpointing: Checkpointing = Field(
         "off",
@@ -107,8 +107,11 @@ class Data(Section):
         None,
         description="pack several documents into one row; default: on when the model keeps them apart, which is tried",
     )
-    group_by_length: bool | None = Field(
-        None, description="put rows of similar lengths into the same step; default: on when rows are padded"
+    group_by_length: Literal["step"] | bool | None = Field(
+        "step",
+        description="where rows are not packed, which of them stand together by length: step: those of each step, "
+        "among its micro-batches; true: rows of similar lengths share a step; false: none; null: as true where rows "
+        "are padded, the default of earlier versions",
     )
     overlong: Overlong | None = Field(
         None, description="what to do with a record longer than a row; default: the first that the task supports"

@@ -22,7 +22,8 @@ from distft.metrics.scores import Report
 from distft.recipe.tasks import CausalLM
 from distft.run.digest import of_parts
 from distft.tasks.protocol import MICRO_BATCHES, ModelSpec, Outcome, Setting, TaskSpec, mean, only
-from distft.tasks.shared.causal_rows import FLATTENED, CausalBatch, Rows
+from distft.tasks.shared.boundaries import FLATTENED
+from distft.tasks.shared.causal_rows import CausalBatch, Rows
 from distft.tasks.shared.chunked_head import Call, ChunkedHead
 from distft.tasks.shared.generation import continued
 from distft.tasks.shared.padding import DROPPED, SPLIT

@@ -25,7 +25,8 @@ from distft.run.digest import of_parts
 from distft.tasks.causal_lm import Causal
 from distft.tasks.dpo_reference import PAIR_COLUMNS, Entry, RecordedReference, Reference, evaluating, pair_key
 from distft.tasks.protocol import ModelSpec, Outcome, Setting, TaskSpec, mean, only
-from distft.tasks.shared.causal_rows import FLATTENED, CausalBatch
+from distft.tasks.shared.boundaries import FLATTENED
+from distft.tasks.shared.causal_rows import CausalBatch
 from distft.tasks.shared.chunked_head import Call, ChunkedHead
 from distft.tasks.shared.generation import unwrapped
 from distft.tasks.shared.lengths import Lengths

@@ -40,7 +40,7 @@ def spec(settings: MaskedLM, fields: Mapping[str, str]) -> TaskSpec:
     def build(setting: Setting, model: Any) -> Masked:
         return Masked(settings.mask, Inputs(model, setting.processor()))
 
-    model = ModelSpec("AutoModelForMaskedLM", ENCODER)
+    model = ModelSpec("AutoModelForMaskedLM", ENCODER, tells_documents=True)
     return TaskSpec(model, lambda record: [text_of(record, "text", fields)], encoder, build)
 
 
@@ -112,11 +112,11 @@ class Masked:
     counted = (TOKENS,)
 
     def __init__(self, share: float, inputs: Inputs) -> None:
-        self._share, self._inputs = share, inputs
+        self._share, self.inputs = share, inputs
         self.head: ChunkedHead | None = None
 
     def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> MaskedBatch:
-        batch = self._inputs.padded(rows, device)
+        batch = self.inputs.padded(rows, device)
         width = batch.input_ids.shape[1]
         at, targets, shown, owners = [], [], [], []
         for index, document in enumerate(batch.documents):
@@ -143,11 +143,11 @@ class Masked:
 
     def _logits(self, model: Any, batch: MaskedBatch) -> torch.Tensor:
         """fp32 [N, vocabulary]."""
-        logits: torch.Tensor = model(**self._inputs(batch.padded)).logits
+        logits: torch.Tensor = model(**self.inputs(batch.padded)).logits
         return logits.flatten(0, 1)[batch.at].float()
 
     def _call(self, model: Any, batch: MaskedBatch) -> Call:
-        return Call(lambda: model(**self._inputs(batch.padded)), batch.at, batch.targets)
+        return Call(lambda: model(**self.inputs(batch.padded)), batch.at, batch.targets)
 
     def few(self, model: Any, vocabulary: int, device: torch.device) -> Call:
         columns: dict[str, Column] = {

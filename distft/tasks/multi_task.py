@@ -23,7 +23,7 @@ def whole(specs: Mapping[TaskName, TaskSpec]) -> ModelSpec:
     """What the one model under all tasks of a run is asked for."""
     if None in specs:
         return specs[None].model
-    return ModelSpec("AutoModel", ENCODER, trains_head=True)
+    return ModelSpec("AutoModel", ENCODER, tells_documents=True, trains_head=True)
 
 
 def join_models(models: Mapping[TaskName, Any]) -> Any:
@@ -77,6 +77,10 @@ class Shared(torch.nn.Module):
     def activation_checkpointing_enable(self, settings: dict[str, Any], every_n_layers: int = 1) -> None:
         for part in self.parts.values():
             part.activation_checkpointing_enable(settings, every_n_layers=every_n_layers)  # type: ignore[operator]
+
+    def set_attn_implementation(self, name: str) -> None:
+        for part in self.parts.values():
+            part.set_attn_implementation(name)  # type: ignore[operator]
 
     def save_pretrained(self, folder: Path) -> None:
         """A folder for each task, which transformers can load by itself."""

@@ -40,7 +40,11 @@ def spec(settings: QuestionAnswering, fields: Mapping[str, str]) -> TaskSpec:
         # PeftModelForQuestionAnswering (0.21) takes token_type_ids and does not hand them on, so PEFT is told no type;
         # a classifier that is taken for a base has other labels
         ModelSpec(
-            "AutoModelForQuestionAnswering", ENCODER, trains_head=True, head=lambda labels: named(("start", "end"))
+            "AutoModelForQuestionAnswering",
+            ENCODER,
+            tells_documents=True,
+            trains_head=True,
+            head=lambda labels: named(("start", "end")),
         ),
         lambda record: [written(record, name, fields) for name in ("context", "question")],
         encoder,
@@ -182,10 +186,10 @@ class Answering:
     counted = (SPANS,)
 
     def __init__(self, settings: QuestionAnswering, inputs: Inputs) -> None:
-        self._settings, self._inputs = settings, inputs
+        self._settings, self.inputs = settings, inputs
 
     def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> Padded:
-        return self._inputs.padded(rows, device)
+        return self.inputs.padded(rows, device)
 
     def counts(self, batch: Padded) -> dict[str, int]:
         return {SPANS: len(batch)}
@@ -201,7 +205,7 @@ class Answering:
 
     def _logits(self, model: Any, batch: Padded) -> tuple[torch.Tensor, torch.Tensor]:
         """Of the start and of the end, fp32 [documents, T] each; -inf at padding, which transformers lets compete."""
-        out = model(**self._inputs(batch))
+        out = model(**self.inputs(batch))
         start, end = (
             logits.float().masked_fill(batch.attention_mask == 0, -torch.inf)[: len(batch)]
             for logits in (out.start_logits, out.end_logits)

@@ -52,6 +52,7 @@ def spec(settings: SequenceClassification, fields: Mapping[str, str]) -> TaskSpe
             "AutoModelForSequenceClassification",
             ENCODER,
             peft_task="SEQ_CLS",
+            tells_documents=True,
             trains_head=True,
             head=partial(head_settings, kind),
         ),
@@ -222,10 +223,10 @@ class Classification:
     counted = (SEQUENCES,)
 
     def __init__(self, kind: str, labels: tuple[str, ...], inputs: Inputs) -> None:
-        self._kind, self._labels, self._inputs = kind, labels, inputs
+        self._kind, self._labels, self.inputs = kind, labels, inputs
 
     def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> Padded:
-        return self._inputs.padded(rows, device)
+        return self.inputs.padded(rows, device)
 
     def counts(self, batch: Padded) -> dict[str, int]:
         return {SEQUENCES: len(batch)}
@@ -241,7 +242,7 @@ class Classification:
 
     def _logits(self, model: Any, batch: Padded) -> torch.Tensor:
         """fp32 [documents, outputs]; no row where there are none, but the same graph."""
-        logits: torch.Tensor = model(**self._inputs(batch)).logits
+        logits: torch.Tensor = model(**self.inputs(batch)).logits
         return logits.float()[: len(batch)]
 
     def _losses(self, logits: torch.Tensor, batch: Padded) -> torch.Tensor:

@@ -21,11 +21,12 @@ from distft.recipe.schema import Recipe
 from distft.tasks.causal_lm import Causal
 from distft.tasks.dpo import Preference
 from distft.tasks.protocol import Learned
-from distft.tasks.shared.causal_rows import VARLEN
+from distft.tasks.shared.boundaries import VARLEN
+from distft.training import encoder_trial
 
 _SIZES = (6, 5, 1, 3)  # tokens of the documents of a trial
+_WRONG = "varlen does not give this model what it makes of each document alone"
 _WINDOWS = ("sliding_window", "attention_chunk_size")  # how transformers' configurations name the reach of attention
-_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # of the largest logit; a leak is looked for more sharply
 
 
 def settle(context: RunContext, task: Learned[Any], engine: Engine, ranks: Ranks, console: Console) -> None:
@@ -38,7 +39,7 @@ def settle(context: RunContext, task: Learned[Any], engine: Engine, ranks: Ranks
     causal = task.causal if isinstance(task, Preference) else task
     wrapped: Any = engine.module
     model = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
-    if not isinstance(causal, Causal) or getattr(model.config, "_attn_implementation", "") != VARLEN:
+    if getattr(model.config, "_attn_implementation", "") != VARLEN:
         return
     run, recipe = context.run, context.recipe
 
@@ -48,18 +49,23 @@ def settle(context: RunContext, task: Learned[Any], engine: Engine, ranks: Ranks
     if distributed.on_rank_0(ranks, "attention/tried", look):
         return
     other = attention.masked(context.base, recipe, context.model_spec)
-    right = _is_right(causal, engine, model, other, recipe, ranks)
+    if isinstance(causal, Causal):
+        right = _is_right(causal, engine, model, other, recipe, ranks)
+    else:
+        right = encoder_trial.is_right(task, engine, other, _reach(model.config, recipe.data.row_tokens), ranks)
     if not right and recipe.model.attention == VARLEN:
-        raise UserError(
-            "model.attention: varlen does not give this model what it makes of each document alone; set it to auto"
-        )
+        raise UserError(f"model.attention: {_WRONG}; set it to auto")
     distributed.on_rank_0(ranks, "attention/kept", lambda: attention.keep_trial(run, right))
-    if not right:
-        model.set_attn_implementation(other)
+    if right:
+        return
+    model.set_attn_implementation(other)
+    if isinstance(causal, Causal):
         causal.rows = replace(causal.rows, flatten=False)
-        console.say(
-            f"model.attention auto: varlen does not give this model what it makes of each document alone, so {other}"
-        )
+    for inputs in encoder_trial.inputs_of(task).values():
+        inputs.flat = False
+    console.say(
+        f"model.attention auto: varlen does not give this model what it makes of each document alone, so {other}"
+    )
 
 
 def _is_right(causal: Causal, engine: Engine, model: Any, other: str, recipe: Recipe, ranks: Ranks) -> bool:
@@ -75,7 +81,7 @@ def _is_right(causal: Causal, engine: Engine, model: Any, other: str, recipe: Re
     alone = torch.cat([_logits(apart, engine.model, [one], ranks.device)[0] for one in documents])
     model.set_attn_implementation(VARLEN)
     engine.model.train()
-    tolerance = _TOLERANCE[recipe.engine.dtype] * (float(alone.abs().max()) or 1.0)
+    tolerance = encoder_trial.TOLERANCE[together.dtype] * (float(alone.abs().max()) or 1.0)
     differs = not torch.allclose(together.float(), alone.float(), rtol=0.0, atol=tolerance)
     [found] = distributed.sum_over_ranks([float(leaks or differs)])
     return found == 0

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from distft.data import token_cache
 from distft.data.bad_records import listing
@@ -132,27 +133,31 @@ def training_loader(
     recipe: Recipe, spec: ModelSpec, data: Mapping[TaskName, Dataset], slots: Slots, total: int | None
 ) -> Loader:
     """The stream of micro-batches; of several tasks they come in turn."""
-    seed = recipe.data.seed
-    batch = slots.global_batch if groups(recipe, spec) else None
+    seed, by = recipe.data.seed, grouping(recipe, spec)
+    batch, sorts = slots.global_batch if by == "stream" else None, by == "step"
     shuffles = {part: Shuffle(one.corpus, one.rows, seed, batch) for part, one in data.items()}
     if None in data:
-        return RowLoader(data[None].corpus, shuffles[None], slots, seed, total)
+        return RowLoader(data[None].corpus, shuffles[None], slots, seed, total, sorts)
     parts = {part.name: part for part in recipe.parts() if part.name is not None}
     drawn = weights_of({name: len(data[name].rows) for name in parts}, recipe.parts()[0].temperature)
     weights = {name: part.weight or drawn[name] for name, part in parts.items()}
-    return Mixture({n: Ingredient(data[n].corpus, shuffles[n], weights[n]) for n in parts}, slots, seed)
+    return Mixture({n: Ingredient(data[n].corpus, shuffles[n], weights[n]) for n in parts}, slots, seed, sorts)
 
 
-def groups(recipe: Recipe, spec: ModelSpec) -> bool:
-    """Whether rows of similar lengths stand together: where they are padded to the longest."""
-    wanted = recipe.data.group_by_length
-    return not (spec.packs and packs(recipe, spec)) if wanted is None else wanted
+def grouping(recipe: Recipe, spec: ModelSpec) -> Literal["stream", "step"] | None:
+    """Among which rows those of similar lengths stand together: all, those of a step, or none."""
+    wanted, packed = recipe.data.group_by_length, spec.packs and packs(recipe, spec)
+    if wanted == "step":
+        return None if packed else "step"
+    if wanted is None:  # of runs that began when it was the default
+        wanted = not packed
+    return "stream" if wanted else None
 
 
 def held_out(recipe: Recipe, spec: ModelSpec, part: TaskName, data: Dataset, ranks: Ranks) -> HeldOut:
     """Micro-batches hold the same documents whatever the number of ranks, so that scores do not depend on it."""
     slots = Slots(recipe.train.micro_rows * ranks.world, recipe.train.micro_rows, ranks.rank, ranks.world)
-    shuffle = Shuffle(data.corpus, data.rows, 0, slots.micro_batch if groups(recipe, spec) else None, fixed=True)
+    shuffle = Shuffle(data.corpus, data.rows, 0, slots.micro_batch if grouping(recipe, spec) else None, fixed=True)
     loader = RowLoader(data.corpus, shuffle, slots, 0, len(data.rows))
     return HeldOut(part, data.corpus, loader, math.ceil(len(data.rows) / slots.global_batch))
 

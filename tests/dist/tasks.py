@@ -259,7 +259,7 @@ def plain_loop(name: str, session: Session, recipe: Recipe) -> list[float]:
     """The loss of each step. One optimizer, no accumulation but of gradients, no engine."""
     specs = specs_of(recipe)
     labels = json.loads(session.run.labels.read_text()) if session.run.labels.exists() else {}
-    fresh = [load(session.run.base, recipe, specs, labels) for _ in range(2)]
+    fresh = [load(session.run.base, recipe, specs, labels, by_document=False) for _ in range(2)]
     model, start = attach(fresh[0], recipe.adapter, whole(specs), None, STEPS), fresh[1].eval()
     loss_of = losses_of(name, session, start)
     model.train()
@@ -317,6 +317,8 @@ def equal(folder: Path, names: Sequence[str], half: bool, ranks: Ranks) -> None:
             check_feed(name, opened.session)
             opened.advance(STEPS)
             opened.close()
+            tried = json.loads(opened.session.run.attention.read_text()) if TASKS[name][0] in (BERT, LLAMA) else None
+            assert tried in (None, {"varlen": True}), f"{name} is not trained without padding"
             ours = [scenario.losses(run)[step][0] for step in range(1, STEPS + 1)] if ranks.first else []
             rows.append({"task": name, "adapter": adapter, "stage": stage, "ours": ours})
         if ranks.first:

@@ -20,7 +20,7 @@ from distft.model.attention import choose
 from distft.model.base_model import DTYPES
 from distft.model.recomputation import recompute
 from distft.plan.estimate import Estimator
-from distft.plan.microbatch import given, shape_of
+from distft.plan.microbatch import ONLY_EAGER, given, shape_of
 from distft.plan.shapes import architecture_of
 from distft.recipe import tasks as sections
 from distft.recipe.schema import Recipe
@@ -76,7 +76,7 @@ class Trial:
         data, model = {"row_tokens": self.tokens}, dict(self.model)
         if task["type"] == "causal-lm":
             data["packing"] = False
-        if task["type"] in ("causal-lm", "dpo"):
+        if self.model_type not in ONLY_EAGER:
             model = {"attention": "sdpa"} | model  # auto would be attention by document, which has tests of its own
         return found.model_copy(
             update={

@@ -9,7 +9,8 @@ from typing import Any, cast
 
 import pytest
 import torch
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+import transformers
+from transformers import AttentionInterface, AutoConfig
 
 from distft.errors import UserError
 from distft.model.document_attention import document_attention, offer
@@ -17,8 +18,9 @@ from distft.process.distributed import Ranks
 from distft.recipe.schema import Recipe
 from distft.run.folder import RunDir
 from distft.tasks.causal_lm import Causal
+from distft.tasks.protocol import Setting
 from distft.tasks.registry import specs_of
-from distft.tasks.shared.causal_rows import VARLEN
+from distft.tasks.shared.boundaries import VARLEN
 from distft.training import attention_trial
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns about is its own
@@ -26,24 +28,45 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns abo
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES |= {"num_key_value_heads": 2, "max_position_embeddings": 64, "intermediate_size": 16}
 SIZES |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+ENCODERS = ("sequence-classification", "token-classification", "question-answering", "masked-lm")
+WINDOWS = {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"], "cls_token_id": 1}
+WINDOWS |= {"sep_token_id": 2}
 DEAF = "nemotron"  # does not hand on to attention where documents begin
 
 
+def nothing(*texts: Any, **rest: Any) -> dict[str, list[int]]:
+    """A tokenizer that finds no token."""
+    return {"input_ids": [], "token_type_ids": []}
+
+
 class Trial:
+    task: Any
+
     def __init__(
-        self, folder: Path, architecture: str, wanted: str = "auto", row_tokens: int = 64, **more: Any
+        self,
+        folder: Path,
+        architecture: str,
+        wanted: str = "auto",
+        row_tokens: int = 64,
+        kind: str = "causal-lm",
+        **more: Any,
     ) -> None:
         offer()
         torch.manual_seed(0)
-        config = AutoConfig.for_model(architecture, **SIZES, **more)
+        config = AutoConfig.for_model(architecture, **{**SIZES, **more})
         config.save_pretrained(folder / "base")
-        self.model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=VARLEN)
+        sections = {"model": {"path": "/m", "attention": wanted}, "data": {"train": "/d", "row_tokens": row_tokens}}
+        self.recipe = Recipe.model_validate({**sections, "task": {"type": kind}, "train": {"steps": 1}})
+        auto = getattr(transformers, specs_of(self.recipe)[None].model.auto_class)
+        self.model: Any = auto.from_config(config, dtype=torch.float32, attn_implementation=VARLEN)
         for parameter in self.model.parameters():  # far from zero, so that every token matters to every other
             parameter.data.mul_(4.0) if parameter.dim() > 1 else None
-        sections = {"model": {"path": "/m", "attention": wanted}, "data": {"train": "/d", "row_tokens": row_tokens}}
-        self.recipe = Recipe.model_validate({**sections, "train": {"steps": 1}})
-        self.run, self.task, self.said = RunDir(folder / "run"), Causal(self.model.forward, True), list[str]()
-        self.run.path.mkdir()
+        self.run, self.said = RunDir(folder / "run"), list[str]()
+        if kind == "causal-lm":
+            self.task = Causal(self.model.forward, True)
+        else:
+            self.task = specs_of(self.recipe)[None].build(Setting(self.recipe, ("a", "b"), lambda: nothing), self.model)
+        self.run.path.mkdir(parents=True)
         self.base = folder / "base"
 
     @property
@@ -99,6 +122,62 @@ def test_a_window_counts_if_rows_are_longer(tmp_path: Path, row_tokens: int, fou
     AttentionInterface.register(VARLEN, blind)
     trial.settle()
     assert trial.attention == found
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+@pytest.mark.parametrize(("architecture", "more"), [("bert", {}), ("roberta", {}), ("modernbert", WINDOWS)])
+def test_encoders_that_are_right_keep_it(tmp_path: Path, architecture: str, more: dict[str, Any], kind: str) -> None:
+    trial = Trial(tmp_path, architecture, kind=kind, **more)
+    trial.settle()
+    assert (trial.attention, trial.task.inputs.flat, trial.said) == (VARLEN, True, [])
+    assert json.loads(trial.run.attention.read_text()) == {"varlen": True}
+    assert trial.model.training
+
+
+def wrong(how: str) -> Any:
+    """Attention that is not what a class asks for."""
+
+    def leaking(*given: Any, document_sizes: Any = None, **more: Any) -> Any:
+        return document_attention(*given, **more)
+
+    def blind(*given: Any, sliding_window: int | None = None, **more: Any) -> Any:
+        return document_attention(*given, **more)
+
+    def narrow(*given: Any, sliding_window: int | None = None, **more: Any) -> Any:
+        window = None if sliding_window is None else sliding_window - 1
+        return document_attention(*given, sliding_window=window, **more)
+
+    return {"leaking": leaking, "blind": blind, "narrow": narrow}[how]
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+@pytest.mark.parametrize("how", ["leaking", "blind", "narrow"])
+def test_encoders_with_wrong_attention_get_padded_rows(tmp_path: Path, how: str, kind: str) -> None:
+    trial = Trial(tmp_path, "modernbert", kind=kind, **WINDOWS)
+    AttentionInterface.register(VARLEN, wrong(how))
+    trial.settle()
+    assert (trial.attention, trial.task.inputs.flat) == ("sdpa", False)
+    assert trial.said == [
+        "model.attention auto: varlen does not give this model what it makes of each document alone, so sdpa"
+    ]
+    assert json.loads(trial.run.attention.read_text()) == {"varlen": False}
+
+
+def test_wrong_positions_are_found(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, "roberta", kind="sequence-classification")
+    trial.task.inputs._filler_position = None  # as if they were counted from 0
+    trial.settle()
+    assert not trial.task.inputs.flat
+
+
+def test_an_encoder_whose_code_wants_documents_as_rows_gets_them(tmp_path: Path) -> None:
+    """It scales embeddings by its mask."""
+    more = {"position_embedding_type": "absolute", "mask_token_id": 3, "token_dropout": True}
+    trial = Trial(tmp_path, "esm", kind="sequence-classification", **more)
+    trial.settle()
+    assert (trial.attention, trial.task.inputs.flat) == ("sdpa", False)
+    with pytest.raises(UserError, match="varlen does not give this model"):
+        Trial(tmp_path / "other", "esm", VARLEN, kind="sequence-classification", **more).settle()
 
 
 def test_a_run_that_goes_on_is_not_tried_again(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from distft.data.records import Document
 from distft.model.document_attention import document_attention, offer
 from distft.tasks.causal_lm import TOKENS, Causal
-from distft.tasks.shared.causal_rows import VARLEN, Boundaries
+from distft.tasks.shared.boundaries import VARLEN, Boundaries
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns about is its own
 
@@ -167,11 +167,14 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
 
 
 class Layer(torch.nn.Module):
-    is_causal = True
+    def __init__(self, causal: bool = True) -> None:
+        super().__init__()
+        self.is_causal = causal
 
 
+@pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("window", [None, WINDOW])
-def test_the_kernel_is_told_what_it_needs(monkeypatch: pytest.MonkeyPatch, window: int | None) -> None:
+def test_the_kernel_is_told_what_it_needs(monkeypatch: pytest.MonkeyPatch, window: int | None, causal: bool) -> None:
     """torch's kernel runs on a GPU alone, so its one call is replaced here by what its documentation says of it."""
     calls = []
 
@@ -198,7 +201,7 @@ def test_the_kernel_is_told_what_it_needs(monkeypatch: pytest.MonkeyPatch, windo
         for a, b in zip(begins.tolist(), begins.tolist()[1:], strict=False):
             scores = torch.einsum("qhd,khd->hqk", q[a:b], k[a:b]) * scale
             distance = torch.arange(b - a)[:, None] - torch.arange(b - a)
-            seen = (distance >= -after) & ((distance <= before) | torch.tensor(before < 0))
+            seen = ((distance >= -after) | torch.tensor(after < 0)) & ((distance <= before) | torch.tensor(before < 0))
             weights = scores.masked_fill(~seen, -torch.inf).softmax(2)
             parts.append(torch.einsum("hqk,khd->qhd", weights, v[a:b]))
         return torch.cat(parts)
@@ -207,14 +210,44 @@ def test_the_kernel_is_told_what_it_needs(monkeypatch: pytest.MonkeyPatch, windo
     query, key, value = (torch.randn(1, heads, 20, 8) for heads in (4, 2, 2))
     told = Boundaries.of([9, 3, 8]).arguments
     given = {"scaling": 0.3, "sliding_window": window, **told}
-    expected, _ = document_attention(Layer(), query, key, value, None, **given)
+    expected, _ = document_attention(Layer(causal), query, key, value, None, **given)
     monkeypatch.setattr(varlen, "varlen_attn", kernel)
     monkeypatch.setattr("distft.model.document_attention._kernel_takes", lambda query, value: True)
-    found, _ = document_attention(Layer(), query, key, value, None, **given)
-    assert calls == [(-1 if window is None else window - 1, 0)]
+    found, _ = document_attention(Layer(causal), query, key, value, None, **given)
+    reach = -1 if window is None else window - 1
+    assert calls == [(reach, 0 if causal else reach)]
     torch.testing.assert_close(found, expected)
-    document_attention(Layer(), query, key, value, None, dropout=0.1, **given)  # the kernel has none
+    document_attention(Layer(causal), query, key, value, None, dropout=0.1, **given)  # the kernel has none
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("more", [{}, {"softcap": 2.0}, {"s_aux": torch.ones(4)}])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [None, WINDOW])
+def test_documents_of_one_size_are_computed_at_once_with_the_same_bits(
+    window: int | None, causal: bool, more: dict[str, Any]
+) -> None:
+    """Two rows of documents, beside each document alone."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, heads, 35, 8) for heads in (4, 2, 2))
+    given: dict[str, Any] = {"scaling": 0.3, "sliding_window": window, **more}
+    sizes = (9, 9, 9, 1, 1, 6)
+    found, _ = document_attention(Layer(causal), query, key, value, None, document_sizes=sizes, **given)
+    alone = [
+        document_attention(Layer(causal), *parts, None, **given)[0]
+        for parts in zip(*(tensor.split(sizes, 2) for tensor in (query, key, value)), strict=True)
+    ]
+    assert torch.equal(found, torch.cat(alone, 1))
+
+
+def test_runs_of_causal_models_that_drop_scores_keep_their_draws() -> None:
+    query, key, value = (torch.randn(1, 2, 12, 8) for _ in range(3))
+    torch.manual_seed(0)
+    found, _ = document_attention(Layer(), query, key, value, None, dropout=0.5, document_sizes=(4, 4, 4))
+    torch.manual_seed(0)
+    parts = zip(*(tensor.split(4, 2) for tensor in (query, key, value)), strict=True)
+    alone = [document_attention(Layer(), *part, None, dropout=0.5)[0] for part in parts]
+    assert torch.equal(found, torch.cat(alone, 1))
 
 
 def test_the_configuration_that_is_saved_does_not_name_it(tmp_path: Any) -> None:

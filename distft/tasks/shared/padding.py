@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,8 +14,10 @@ import torch
 from distft.data.records import Column, Document
 from distft.errors import UserError
 from distft.run.digest import of_parts
+from distft.tasks.shared.boundaries import VARLEN
+from distft.tasks.shared.flat_rows import FlatRow, ends_in_rows
 from distft.tasks.shared.lengths import Lengths
-from distft.tasks.shared.position_limits import positions
+from distft.tasks.shared.position_limits import filler_position, positions
 from distft.tasks.shared.transfer import moved
 
 SPLIT = "longer than a row were split"
@@ -33,12 +35,14 @@ class Padded:
         input_ids, attention_mask: int64 [B, T].
         token_type_ids: int64 [B, T]: 1 where the second of two texts is.
         documents: as they were given; B is their number, or 1 where there is none.
+        flat: the row in which a model is given them, where it takes them without padding.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     token_type_ids: torch.Tensor
     documents: Sequence[Document]
+    flat: FlatRow | None = None
 
     @property
     def useful_tokens(self) -> int:
@@ -76,6 +80,9 @@ def column(documents: Sequence[Document], name: str, device: torch.device) -> to
 class Inputs:
     """Pads documents for a model, and hands it those of the inputs that it takes.
 
+    Attributes:
+        flat: the model is given them in one row without padding, by whose layout its heads see them padded.
+
     Args:
         model: of transformers, with its adapter or without.
         tokenizer: the model's.
@@ -83,7 +90,8 @@ class Inputs:
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         taken = inspect.signature(model.forward).parameters
-        self._limit = positions(model)
+        self._limit, self._filler_position = positions(model), filler_position(model)
+        self.flat = getattr(model.config, "_attn_implementation", "") == VARLEN and ends_in_rows(model)
         self._types = "token_type_ids" in taken and getattr(model.config, "type_vocab_size", 0) > 1
         self.filler = model.config.pad_token_id if getattr(model.config, "pad_token_id", None) is not None else 0
         # some models look for the tokens around a text
@@ -104,11 +112,37 @@ class Inputs:
             types[index, :size] = one["types"]
             mask[index, :size] = 1
         tensors = [torch.from_numpy(array).to(device) for array in (ids, mask, types)]
-        return Padded(tensors[0], tensors[1], tensors[2], documents)
+        flat = None
+        if self.flat:
+            sizes = [len(one["tokens"]) for one in columns]
+            flat = FlatRow.of(sizes, shape[1], row_width(sum(sizes), None)).to(device)
+        return Padded(tensors[0], tensors[1], tensors[2], documents, flat)
 
-    def __call__(self, batch: Padded) -> dict[str, torch.Tensor]:
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        return {**inputs, "token_type_ids": batch.token_type_ids} if self._types else inputs
+    def __call__(self, batch: Padded) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids}
+        if self._types:
+            inputs["token_type_ids"] = batch.token_type_ids
+        row = batch.flat
+        if row is not None:
+            inputs["position_ids"] = self._positions(batch.input_ids)
+            fillers = {"input_ids": self.filler}
+            inputs = {name: row.flattened(tensor, fillers.get(name, 0)) for name, tensor in inputs.items()}
+            inputs |= row.arguments
+        return {**inputs, "attention_mask": batch.attention_mask}  # some heads take means by it
+
+    def _positions(self, ids: torch.Tensor) -> torch.Tensor:
+        """int64 [B, T], as transformers counts them."""
+        if self._filler_position is None:
+            return torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        real = (ids != self._filler_position).long()
+        return real.cumsum(1) * real + self._filler_position
+
+
+@runtime_checkable
+class Reads(Protocol):
+    """A task whose model is given texts by `Inputs`."""
+
+    inputs: Inputs
 
 
 def digest_of(tokenizer: Any) -> str:

@@ -11,9 +11,15 @@ from distft.recipe.tasks import Generation
 def positions(model: Any) -> int | None:
     """How many tokens a model takes; None: it knows no limit. RoBERTa and its like count from behind their filler."""
     limit: int | None = getattr(model.config, "max_position_embeddings", None)
+    filler = filler_position(model)
+    return limit - filler - 1 if limit is not None and filler is not None else limit
+
+
+def filler_position(model: Any) -> int | None:
+    """The position of all padding, behind which those of tokens are counted; None: they are counted from 0."""
     found = [m for name, m in model.named_modules() if name.rsplit(".", 1)[-1] == "position_embeddings"]
     fillers = [module.padding_idx for module in found if getattr(module, "padding_idx", None) is not None]
-    return limit - fillers[0] - 1 if limit is not None and fillers else limit
+    return fillers[0] if fillers else None
 
 
 def check_positions(model: Any, settings: Generation) -> None:

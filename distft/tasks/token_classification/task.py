@@ -62,6 +62,7 @@ def spec(settings: TokenClassification, fields: Mapping[str, str]) -> TaskSpec:
             "AutoModelForTokenClassification",
             ENCODER,
             peft_task="TOKEN_CLS",
+            tells_documents=True,
             trains_head=True,
             head=named,
             extend=extend,
@@ -151,14 +152,14 @@ class Tagging:
     def __init__(
         self, labels: tuple[str, ...], crf: bool, inputs: Inputs, meanings: tuple[str, ...] | None = None
     ) -> None:
-        self._labels, self._inputs = labels, inputs
+        self._labels, self.inputs = labels, inputs
         self._meanings = meanings = meanings or labels
         self._allowed = allowed_transitions(meanings) if crf else None
         self._default = meanings.index(OUTSIDE) if OUTSIDE in meanings else 0
         self._scheme = scheme_of(meanings)
 
     def collate(self, rows: Sequence[Sequence[Document]], device: torch.device) -> TaggingBatch:
-        batch = self._inputs.padded(rows, device)
+        batch = self.inputs.padded(rows, device)
         shape = (max(1, len(batch)), max([1, *(len(document["starts"]) for document in batch.documents)]))
         starts, tags, edges = np.full(shape, -1, np.int64), np.zeros(shape, np.int64), np.ones((shape[0], 2), bool)
         for row, document in enumerate(batch.documents):
@@ -184,7 +185,7 @@ class Tagging:
 
     def _outputs(self, model: Any, batch: TaggingBatch) -> tuple[torch.Tensor, Scores | None]:
         """fp32 [B, W, L], zero for words not seen; and what a CRF adds to them."""
-        logits: torch.Tensor = model(**self._inputs(batch.padded)).logits
+        logits: torch.Tensor = model(**self.inputs(batch.padded)).logits
         emissions = logits.gather(1, batch.starts[..., None].expand(-1, -1, logits.shape[-1])).float()
         scores = crf_of(model)() if self._allowed is not None else None
         return emissions.masked_fill(~batch.seen[..., None], 0.0), scores

@@ -15,7 +15,8 @@ from distft.data.packing import Rows, one_per_row
 from distft.data.records import Document
 from distft.errors import UserError
 from distft.recipe.schema import Recipe
-from distft.training.datasets import length
+from distft.tasks.registry import specs_of
+from distft.training.datasets import grouping, length
 
 BATCH, MICRO, ROWS = 8, 2, 13
 # document i is of i + 1 tokens
@@ -35,9 +36,10 @@ def loader(
     total: int | None = None,
     batch: int | None = None,
     fixed: bool = False,
+    sorts: bool = False,
 ) -> RowLoader:
     shuffle = Shuffle(CORPUS, rows, seed, batch, fixed)
-    return RowLoader(CORPUS, shuffle, Slots(BATCH, MICRO, rank, world), seed, total)
+    return RowLoader(CORPUS, shuffle, Slots(BATCH, MICRO, rank, world), seed, total, sorts)
 
 
 def global_batch(step: int, world: int, **options: Any) -> list[list[int]]:
@@ -53,11 +55,34 @@ def sequence(**options: Any) -> Iterator[list[int]]:
         yield from global_batch(step, world=1, **options)
 
 
+@pytest.mark.parametrize("sorts", [False, True])
 @pytest.mark.parametrize("total", [None, 19])
 @pytest.mark.parametrize("world", [2, 4])
-def test_every_number_of_ranks_feeds_the_same_rows(world: int, total: int | None) -> None:
+def test_every_number_of_ranks_feeds_the_same_rows(world: int, total: int | None, sorts: bool) -> None:
     for step in range(6):
-        assert global_batch(step, world, total=total) == global_batch(step, 1, total=total)
+        assert global_batch(step, world, total=total, sorts=sorts) == global_batch(step, 1, total=total, sorts=sorts)
+
+
+@pytest.mark.parametrize("total", [None, 2 * BATCH + 3])
+def test_rows_sorted_within_a_step_are_its_rows_the_widest_first(total: int | None) -> None:
+    for step in range(6):
+        plain, found = (global_batch(step, 1, total=total, sorts=sorts) for sorts in (False, True))
+        assert sorted(found) == sorted(plain)
+        widths = [max(row, default=-1) for row in found]  # document i is of i + 1 tokens; padding comes last
+        assert widths == sorted(widths, reverse=True)
+    assert found != plain or total is not None
+
+
+def test_a_sorted_row_keeps_the_draws_of_its_place() -> None:
+    for world in (1, 2):
+        assert sorted(draws(world, sorts=True)) == sorted(draws(1))
+
+
+def test_micro_batches_of_a_time_are_neighbours_in_length() -> None:
+    ranks = [list(loader(rank, 2, one_per_row(2 * ROWS), sorts=True).step(0)) for rank in range(2)]
+    shortest = [min(row[0] for micro in at for row in micro.samples) for at in zip(*ranks, strict=True)]
+    longest = [max(row[0] for micro in at for row in micro.samples) for at in zip(*ranks, strict=True)]
+    assert shortest[0] > longest[1]
 
 
 @pytest.mark.parametrize("rows", [one_per_row(ROWS), PAIRS, one_per_row(1), one_per_row(3)])
@@ -151,13 +176,13 @@ def test_documents_are_those_of_the_samples() -> None:
     assert [document["tokens"].tolist() for document in found] == [[sample] * (sample + 1) for sample in first]
 
 
-def draws(world: int, seed: int = 0, steps: int = 8) -> list[tuple[int, int]]:
+def draws(world: int, seed: int = 0, steps: int = 8, sorts: bool = False) -> list[tuple[int, int]]:
     """(sample, draw) of all documents, in the order of the rows."""
     found = []
     for step in range(steps):
-        loaders = [loader(rank, world, seed=seed) for rank in range(world)]
+        loaders = [loader(rank, world, seed=seed, sorts=sorts) for rank in range(world)]
         micros = sorted(
-            ((micro.first, one.documents(micro)) for one in loaders for micro in one.step(step)), key=lambda m: m[0]
+            ((micro.places, one.documents(micro)) for one in loaders for micro in one.step(step)), key=lambda m: m[0]
         )
         found += [(d.record - 100, d.draw) for _, rows in micros for row in rows for d in row]
     return found
@@ -169,6 +194,19 @@ def test_a_draw_depends_on_the_place_in_the_run_and_not_on_the_ranks() -> None:
     assert all(0 <= draw < 2**63 for _, draw in alone)
     assert len({draw for _, draw in alone}) == len(alone)  # also where the same document comes again
     assert not {draw for _, draw in alone} & {draw for _, draw in draws(1, seed=1)}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "padded", "packed"),
+    [("step", "step", None), (True, "stream", "stream"), (False, None, None), (None, "stream", None)],
+)
+def test_what_stands_together_by_length(wanted: Any, padded: str | None, packed: str | None) -> None:
+    def found(task: str) -> str | None:
+        values = {"task": {"type": task}, "model": {"path": "/m"}, "train": {"steps": 1}}
+        recipe = Recipe.model_validate({**values, "data": {"train": "/d", "group_by_length": wanted}})
+        return grouping(recipe, specs_of(recipe)[None].model)
+
+    assert (found("sequence-classification"), found("causal-lm")) == (padded, packed)
 
 
 def test_warm_up_must_leave_steps_of_the_epochs() -> None:

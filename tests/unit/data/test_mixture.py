@@ -32,10 +32,10 @@ def ingredient(rows: int, weight: float, seed: int = 0, batch: int | None = None
     return Ingredient(corpus, Shuffle(corpus, one_per_row(rows), seed, batch), weight)
 
 
-def mixture(rank: int = 0, world: int = 1, seed: int = 0, **weights: float) -> Mixture:
+def mixture(rank: int = 0, world: int = 1, seed: int = 0, sorts: bool = False, **weights: float) -> Mixture:
     weights = weights or {"short": 1.0, "long": 2.0, "tiny": 0.1}
     parts = {name: ingredient(SIZES.get(name, 5), weight, seed) for name, weight in weights.items()}
-    return Mixture(parts, Slots(BATCH, MICRO, rank, world), seed)
+    return Mixture(parts, Slots(BATCH, MICRO, rank, world), seed, sorts)
 
 
 def stream(steps: int, world: int = 1, **options: Any) -> list[MicroBatch]:
@@ -123,7 +123,7 @@ def test_each_tasks_rows_come_in_the_order_of_its_epochs_without_gaps() -> None:
     found = stream(4 * STEPS)
     for name, rows in SIZES.items():
         own = [micro for micro in found if micro.part == name]
-        assert [micro.first for micro in own] == list(range(0, MICRO * len(own), MICRO))
+        assert [place for micro in own for place in micro.places] == list(range(MICRO * len(own)))
         fed = [sample for micro in own for [sample] in micro.samples]
         shuffle = ingredient(rows, 1.0).shuffle
         assert fed == [sample for index in range(len(fed)) for sample in shuffle.samples(index)]
@@ -131,9 +131,28 @@ def test_each_tasks_rows_come_in_the_order_of_its_epochs_without_gaps() -> None:
             assert sorted(fed[begin : begin + rows]) == list(range(rows))
 
 
+@pytest.mark.parametrize("sorts", [False, True])
 @pytest.mark.parametrize("world", [2, 4])
-def test_every_number_of_ranks_feeds_the_same(world: int) -> None:
-    assert stream(STEPS + 3, world) == stream(STEPS + 3)
+def test_every_number_of_ranks_feeds_the_same(world: int, sorts: bool) -> None:
+    assert stream(STEPS + 3, world, sorts=sorts) == stream(STEPS + 3, sorts=sorts)
+
+
+def test_rows_are_sorted_among_the_micro_batches_of_their_task_and_step() -> None:
+    plain, found = stream(STEPS), stream(STEPS, sorts=True)
+    assert [micro.part for micro in plain] == [micro.part for micro in found]
+    for begin in range(0, len(found), A_STEP):
+        for name in SIZES:
+            rows, others = (
+                [
+                    (place, row)
+                    for one in micros[begin : begin + A_STEP]
+                    if one.part == name
+                    for place, [row] in zip(one.places, one.samples, strict=True)
+                ]
+                for micros in (plain, found)
+            )
+            assert sorted(rows) == sorted(others)
+            assert [row for _, row in others] == sorted((row for _, row in others), reverse=True)  # row i has i + 1
 
 
 def test_the_census_is_of_what_all_ranks_are_fed() -> None:

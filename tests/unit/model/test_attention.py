@@ -64,7 +64,13 @@ def flash(monkeypatch: pytest.MonkeyPatch) -> None:
         ("stablelm", CAUSAL, "sdpa"),  # its class has no way to take other attention
         ("bloom", CAUSAL, "eager"),
         ("mpt", CAUSAL, "eager"),
-        ("bert", CLASSES, "sdpa"),
+        ("bert", CLASSES, "varlen"),
+        ("bert", CAUSAL, "varlen"),
+        ("distilbert", "token-classification", "varlen"),
+        ("roberta", "question-answering", "varlen"),
+        ("modernbert", "masked-lm", "varlen"),
+        ("mpnet", CLASSES, "eager"),
+        ("bart", CLASSES, "sdpa"),  # its decoder looks back alone
         ("deberta-v2", CLASSES, "eager"),
         ("deberta", CLASSES, "eager"),
         ("t5", SEQ2SEQ, "sdpa"),
@@ -111,6 +117,33 @@ def test_auto_takes_flash_attention_where_the_class_supports_it(
     assert chosen(folder, recipe(dtype="fp32", task=task)) in ("sdpa", "eager")  # on a GPU kernels take no fp32
 
 
+def test_an_encoder_that_has_not_tried_it_is_padded(tmp_path: Path) -> None:
+    """As in runs that were begun before there was a trial."""
+    folder = folder_of(tmp_path, "bert")
+    assert chosen(folder, recipe(task=CLASSES), by_document=False) == "sdpa"
+    assert chosen(folder, recipe("varlen", task=CLASSES), by_document=False) == "varlen"
+
+
+@pytest.mark.parametrize(
+    ("dropout", "dtype", "expected"), [(0.1, "bf16", "sdpa"), (0.0, "bf16", "varlen"), (0.0, "fp32", "sdpa")]
+)
+def test_on_a_gpu_encoders_are_padded_where_scores_are_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropout: float, dtype: str, expected: str
+) -> None:
+    """torch's kernel drops nothing out, and takes no fp32."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    folder = folder_of(tmp_path, "bert", attention_probs_dropout_prob=dropout)
+    assert chosen(folder, recipe(task=CLASSES, dtype=dtype)) == expected
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bart", "t5"])
+def test_a_classifier_that_is_no_encoder_cannot_be_told_where_documents_begin(
+    tmp_path: Path, architecture: str
+) -> None:
+    with pytest.raises(UserError, match=r"varlen is for task.type causal-lm and dpo, and for encoders; set it to auto"):
+        chosen(folder_of(tmp_path, architecture), recipe("varlen", task=CLASSES))
+
+
 def test_a_wish_that_the_class_cannot_fulfil_is_told(tmp_path: Path) -> None:
     bloom, t5 = (folder_of(tmp_path / name, name) for name in ("bloom", "t5"))
     with pytest.raises(UserError, match=r"^model.attention: BloomForCausalLM does not support sdpa, only eager; set"):
@@ -122,7 +155,7 @@ def test_a_wish_that_the_class_cannot_fulfil_is_told(tmp_path: Path) -> None:
     assert chosen(bloom, recipe("eager")) == "eager"
     with pytest.raises(UserError, match=r"^model.attention: BloomForCausalLM does not support varlen, only eager; set"):
         chosen(bloom, recipe("varlen"))
-    with pytest.raises(UserError, match=r"varlen is for task.type causal-lm and dpo, not for seq2seq-lm"):
+    with pytest.raises(UserError, match=r"varlen is not for task.type seq2seq-lm; set it to auto"):
         chosen(t5, recipe("varlen", task=SEQ2SEQ))
     with pytest.raises(UserError, match=r"^model.attention: "):  # before all data are encoded
         attention.check(bloom, recipe("sdpa"), specs_of(recipe("sdpa")))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
 from distft.plan.duration import Shape
-from distft.plan.microbatch import emptiest
+from distft.plan.microbatch import attention, emptiest
 from tests.unit.recipes import recipe
 
 
@@ -14,3 +19,22 @@ def test_the_emptiest_rows_that_a_recipe_allows() -> None:
     assert emptiest(full, packed) == Shape(4, 512, 0, 4)
     heard = recipe(task={"type": "speech-seq2seq"})
     assert emptiest(Shape(2, 1500, 448, 896), heard) == Shape(2, 1500, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "causal", "dropout", "dtype", "on_cpu", "on_gpu"),
+    [
+        ("bert", False, 0.1, "bf16", "varlen", "sdpa"),  # torch's kernel drops nothing out
+        ("modernbert", False, 0.0, "bf16", "varlen", "varlen"),
+        ("bert", False, 0.0, "fp32", "varlen", "sdpa"),
+        ("deberta-v2", False, 0.1, "bf16", "eager", "eager"),
+        ("llama", True, 0.0, "bf16", "sdpa", "sdpa"),
+    ],
+)
+def test_encoders_are_told_where_documents_begin(
+    model_type: str, causal: bool, dropout: float, dtype: str, on_cpu: str, on_gpu: str
+) -> None:
+    layers = SimpleNamespace(attention=SimpleNamespace(causal=causal, dropout=dropout))
+    model: Any = SimpleNamespace(model_type=model_type, stacks=(SimpleNamespace(layers=(layers,)),))
+    wanted = recipe(task={"type": "sequence-classification"}, engine={"dtype": dtype})
+    assert (attention(wanted, model, False), attention(wanted, model, True)) == (on_cpu, on_gpu)

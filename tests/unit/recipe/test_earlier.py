@@ -42,6 +42,21 @@ def test_who_asks_for_the_new_default_is_told_that_it_differs(tmp_path: Path) ->
     assert (found.key, found.old, found.new, found.rule) == ("engine.grad_dtype", "bf16", "fp32", "to be allowed")
 
 
+def test_rows_in_the_order_of_an_earlier_default_keep_it(tmp_path: Path) -> None:
+    """It was written down as null."""
+    values = yaml.safe_load(dump(recipe()))
+    assert values["data"]["group_by_length"] == "step"
+    values["data"]["group_by_length"] = None
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    stored = load_resolved(path)
+    assert stored.data.group_by_length is None
+    assert differences(stored, recipe()) == []
+    path.write_text(dump(recipe()))
+    [found] = differences(stored, load(path, ["data.group_by_length=step"]))
+    assert (found.key, found.old, found.new) == ("data.group_by_length", None, "step")
+
+
 LORA = {"type": "lora"}
 
 

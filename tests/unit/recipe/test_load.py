@@ -482,7 +482,7 @@ TYPES = (
 def test_the_default_task_is_causal(write: Write) -> None:
     recipe = load(write(SMALL), [])
     assert recipe.task.type == "causal-lm"
-    assert (recipe.data.packing, recipe.data.group_by_length, recipe.data.overlong) == (None, None, None)
+    assert (recipe.data.packing, recipe.data.group_by_length, recipe.data.overlong) == (None, "step", None)
     assert (recipe.train.best, recipe.train.patience) == (None, None)
 
 

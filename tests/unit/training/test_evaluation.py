@@ -167,7 +167,7 @@ def evaluated(rows: int, micro: int, world: int, spec: Any) -> list[tuple[int, l
         found += [one for step in range(held.steps) for one in held.loader.step(step)]
     assert len(steps) == 1  # every rank predicts as often as the others
     assert len(found) == steps.pop() * world
-    return sorted((one.first, one.samples) for one in found)
+    return sorted((one.places, one.samples) for one in found)
 
 
 @pytest.mark.parametrize("spec", [causal_lm.spec(CausalLM(), {}).model, CLASSES], ids=["packed", "padded"])

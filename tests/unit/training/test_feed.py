@@ -39,7 +39,7 @@ class Rows:
     def step(self, index: int) -> Iterator[MicroBatch]:
         for number in range(3):
             first = 6 * index + 2 * number
-            yield MicroBatch(number, [[first], [first + 1]], first)
+            yield MicroBatch(number, [[first], [first + 1]], (first, first + 1))
 
     def census(self, index: int) -> Census:
         return Census(micro_batches=3, rows=6, documents=6, targets=60 + index)
@@ -49,8 +49,8 @@ class Rows:
 
     def documents(self, micro: MicroBatch) -> Any:
         self.gate.wait()
-        self.read.append(micro.first)
-        if micro.first == self.bad:
+        self.read.append(micro.places[0])
+        if micro.places[0] == self.bad:
             raise UserError(f"row {self.bad} cannot be read")
         return micro.samples
 
@@ -137,7 +137,7 @@ def test_an_error_is_raised_in_its_step_and_not_before() -> None:
     _, step = fed.step(0)
     assert len(list(step)) == 3
     _, step = fed.step(1)
-    assert next(step).micro.first == 6
+    assert next(step).micro.places[0] == 6
     with pytest.raises(UserError, match=r"^row 8 cannot be read$"):
         next(step)
     fed.close()

@@ -1,4 +1,4 @@
-"""What ranks share under ZeRO, as far as a recipe and their number tell."""
+"""What a recipe decides of how ranks share and add up: when gradients are reduced, and whether there is any use."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from distft.recipe.schema import Recipe
 
 def reduces_once(recipe: Recipe, world: int) -> bool:
     """Whether each rank keeps the sum of its micro-batches' gradients to the end of a step, under ZeRO 2 and 3."""
-    engine, train = recipe.engine, recipe.train
-    wanted = engine.reduce
+    wanted = recipe.engine.reduce
     if wanted == "auto":
-        wanted = "micro_batch" if isinstance(recipe.adapter, NoAdapter) or engine.offload_optimizer else "step"
-    return wanted == "step" and train.global_batch > train.micro_rows * world
+        each = isinstance(recipe.adapter, NoAdapter) or recipe.engine.offload_optimizer
+        wanted = "micro_batch" if each else "step"
+    return wanted == "step" and recipe.train.global_batch > recipe.train.micro_rows * world
 
 
 def shares_nothing(recipe: Recipe, world: int) -> bool:
