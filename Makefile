@@ -19,7 +19,8 @@ demo: $(INSTALLED) ## train, interrupt, continue and question a model on the emb
 	@$(BIN)/python -m distft.commands.demo
 
 test: check unit ## everything: lint, types, unit tests, several processes, the command line, a real SLURM
-	@$(BIN)/python -m pytest --ignore tests/unit
+	@$(BIN)/python -m pytest -n 2 tests/models
+	@$(BIN)/python -m pytest --ignore tests/unit --ignore tests/models
 
 check: $(INSTALLED) ## lint and types
 	@$(BIN)/ruff check .

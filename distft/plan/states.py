@@ -193,11 +193,11 @@ def reduction_bytes(trained: Sequence[int], sharding: Sharding, rank: int | None
     """What a rank needs beyond its states at rest while the gradients of a step's last micro-batch are reduced.
 
     B are the elements of a bucket, C those of what is reduced at once: B, or the largest weight if that is larger.
-    Stage 0: all gradients, and a flat copy, 4 T + 4 B. Stage 1: all gradients, and the bucket that they move to,
-    b T + b B. Stage 2: the bucket and a flat copy that is reduced, b B + b C, and its own part, if not all gradients
-    fit into one bucket; once more if there is one from earlier micro-batches. With gradients in fp32 beside bf16 a
-    copy in fp32 too, 4 C, and its own part once, 4 P. Stage 3: beside the bucket, which it always has, what interleaves
-    the parts, and gloo's copy of that, 2 g B; or a weight that is larger than that.
+    Stage 0: all gradients, and with several ranks a flat copy, 4 T + 4 B. Stage 1: all gradients, and the bucket that
+    they move to, b T + b B. Stage 2: the bucket and a flat copy that is reduced, b B + b C, and its own part, if not
+    all gradients fit into one bucket; once more if there is one from earlier micro-batches. With gradients in fp32
+    beside bf16 a copy in fp32 too, 4 C, and its own part once, 4 P. Stage 3: beside the bucket, which it always has,
+    what interleaves the parts, and gloo's copy of that, 2 g B; or a weight that is larger than that.
 
     Reduced once, under stage 2: all gradients and the bucket that they move to or a flat copy, g T + g C, and its own
     part, if not all fit into one bucket, or in fp32 beside bf16. Under stage 3: all of them beside what is above.
@@ -210,7 +210,7 @@ def reduction_bytes(trained: Sequence[int], sharding: Sharding, rank: int | None
     copied = max(held, *trained) if held < whole else held
     weight_bytes = sharding.weight_bytes
     if sharding.stage == 0:
-        return 4 * (whole + copied)
+        return 4 * (whole + (copied if sharding.world > 1 else 0))
     if sharding.stage == 1:
         return weight_bytes * (whole + held)
     late = sharding.grad_bytes * whole if sharding.once else 0

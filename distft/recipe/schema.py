@@ -38,8 +38,8 @@ class Model(Section):
     attention: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto",
         description="attention implementation; auto: the best that the model's class supports of flash attention (if "
-        "installed, on a GPU, in bf16), varlen (document by document, without mask or padding; for causal-lm, dpo and "
-        "encoders), sdpa, and eager",
+        "installed, on a GPU, in bf16), varlen (document by document, without mask or padding; for causal-lm, dpo, "
+        "seq2seq-lm and encoders), sdpa, and eager",
     )
     activation_checkpointing: Checkpointing = Field(
         "off",
@@ -207,7 +207,9 @@ class Engine(Section):
     """How a step is computed. Two attempts of a run may differ in all but `dtype`, `grad_dtype` and `loss_chunk`."""
 
     zero_stage: Literal[0, 1, 2, 3] = Field(
-        2, description="0: everything replicated; 1: optimizer state sharded; 2: gradients too; 3: weights too"
+        2,
+        description="0: everything replicated; 1: optimizer state sharded; 2: gradients too; 3: weights too; one rank "
+        "in fp32 runs 1 and 2 as 0",
     )
     dtype: Literal["bf16", "fp32"] = Field(
         "bf16", description="dtype of weights and activations; master weights are fp32"

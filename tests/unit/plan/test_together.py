@@ -39,7 +39,7 @@ def node(found: Prediction, name: str) -> Moment:
 
 
 def test_gradients_are_copied_for_reduction_when_activations_are_gone() -> None:
-    found = planned(stage=0)
+    found = planned(ranks=2, stage=0)
     elements = moment(found, "start").terms["weights"] // 4
     reduction, layer = moment(found, "reduction"), moment(found, "first layer")
     assert reduction.terms["gradients"] == pytest.approx(8 * elements, rel=1e-4)
