@@ -25,9 +25,16 @@ EARLIER: dict[tuple[str, str], object] = {
 }
 """(section, key): what the key stood for in recipes that were resolved before there was such a key."""
 
+WHOLE_LOGITS = ("seq2seq-lm", "speech-seq2seq")
+"""Tasks for which `engine.loss_chunk` said nothing until after there was `engine.reduce`."""
+
 
 def complete(resolved: dict[str, Any]) -> None:
     """Give a resolved recipe, as read, the keys that it was resolved without."""
+    engine = resolved.get("engine")
+    writes = any(task.get("type") in WHOLE_LOGITS for task in _all_of(resolved, "task"))
+    if writes and isinstance(engine, dict) and "reduce" not in engine:
+        engine["loss_chunk"] = 0
     for (section, key), value in EARLIER.items():
         for values in _all_of(resolved, section):
             if key in _section(section, values).model_fields:

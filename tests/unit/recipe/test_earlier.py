@@ -57,6 +57,17 @@ def test_rows_in_the_order_of_an_earlier_default_keep_it(tmp_path: Path) -> None
     assert (found.key, found.old, found.new) == ("data.group_by_length", None, "step")
 
 
+@pytest.mark.parametrize(("task", "chunk"), [("seq2seq-lm", 0), ("speech-seq2seq", 0), ("causal-lm", 512)])
+def test_encoder_decoders_that_were_begun_with_all_logits_keep_them(tmp_path: Path, task: str, chunk: int) -> None:
+    path, values = tmp_path / "config.yaml", yaml.safe_load(dump(recipe(task={"type": task})))
+    values["engine"]["loss_chunk"] = 512
+    path.write_text(yaml.safe_dump(values))
+    assert load_resolved(path).engine.loss_chunk == 512
+    del values["engine"]["reduce"]
+    path.write_text(yaml.safe_dump(values))
+    assert load_resolved(path).engine.loss_chunk == chunk
+
+
 LORA = {"type": "lora"}
 
 
