@@ -20,8 +20,9 @@ from distft.tasks.protocol import ModelSpec, TaskSpec
 from distft.tasks.shared.boundaries import VARLEN
 
 SDPA, FLASH, EAGER = "sdpa", "flash_attention_2", "eager"
-_NEXT_TOKEN = "AutoModelForCausalLM"
-_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout")  # how configurations of encoders name attention's
+_NEXT_TOKEN, _PAIRS = "AutoModelForCausalLM", "AutoModelForSeq2SeqLM"
+_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "dropout_rate")  # how configurations name attention's
+_BIASES = ("relative_attention_num_buckets",)  # of scores by distance
 
 
 def choose(folder: Path, recipe: Recipe, spec: ModelSpec, by_document: bool = True) -> str:
@@ -45,7 +46,7 @@ def choose(folder: Path, recipe: Recipe, spec: ModelSpec, by_document: bool = Tr
         return _masked(supported)
     if wanted == VARLEN and not _can_be_told(folder, recipe, spec):
         raise UserError(
-            "model.attention: varlen is for task.type causal-lm and dpo, and for encoders; set it to auto"
+            "model.attention: varlen is for task.type causal-lm, dpo and seq2seq-lm, and for encoders; set it to auto"
             if spec.tells_documents
             else f"model.attention: varlen is not for task.type {recipe.task.type}; set it to auto"
         )
@@ -106,22 +107,23 @@ def flash_fits(engine: Engine) -> bool:
 
 
 def _can_be_told(folder: Path, recipe: Recipe, spec: ModelSpec) -> bool:
-    """Whether a model can be told where documents begin: one that predicts the next token, or an encoder, of which
-    transformers has a class for masked tokens too."""
-    if not spec.tells_documents or spec.auto_class == _NEXT_TOKEN:
+    """Whether a model can be told where documents begin: one that predicts the next token, an encoder-decoder, or an
+    encoder, of which transformers has a class for masked tokens too."""
+    if not spec.tells_documents or spec.auto_class in (_NEXT_TOKEN, _PAIRS):
         return spec.tells_documents
     settings = _settings_of(folder, recipe.model.trust_remote_code)
     return type(settings) in _masked_models() and not getattr(settings, "is_encoder_decoder", False)
 
 
 def _pays(folder: Path, recipe: Recipe, spec: ModelSpec) -> bool:
-    """On a GPU attention by document pays by torch's kernel, which takes no fp32 and drops nothing out."""
+    """On a GPU attention by document pays by torch's kernel, which takes no fp32, drops nothing out and adds nothing to
+    scores."""
     if not _can_be_told(folder, recipe, spec):
         return False
     if not torch.cuda.is_available():
         return True
     settings = None if spec.auto_class == _NEXT_TOKEN else _settings_of(folder, recipe.model.trust_remote_code)
-    return recipe.engine.dtype == "bf16" and not any(getattr(settings, key, 0.0) for key in _DROPOUTS)
+    return recipe.engine.dtype == "bf16" and not any(getattr(settings, key, 0.0) for key in (*_DROPOUTS, *_BIASES))
 
 
 def _settings_of(folder: Path, trusted: bool) -> Any:
@@ -155,7 +157,8 @@ def support(folder: Path, trusted: bool, auto_class: str) -> tuple[str, list[str
         classes = []
     if not classes:
         return auto_class, everything
-    return str(found.__name__), [name for name in everything if all(_supports(one, name) for one in classes)]
+    fits = [name for name in everything if all(_supports(one, name, auto_class) for one in classes)]
+    return str(found.__name__), fits
 
 
 def model_class(folder: Path, settings: Any, trusted: bool, auto_class: str) -> Any:
@@ -193,13 +196,14 @@ def _inner_classes(settings: Any) -> Iterator[Any]:
         yield from _inner_classes(inner)
 
 
-def _supports(found: Any, name: str) -> bool:
+def _supports(found: Any, name: str, auto_class: str = "") -> bool:
     if name == EAGER:
         return True
     if name == SDPA:
         return bool(getattr(found, "_supports_sdpa", False))
     if name == VARLEN:
-        return bool(getattr(found, "_supports_attention_backend", False))
+        asks = auto_class == _PAIRS and getattr(found, "_supports_flex_attn", False)  # by name, though it says less
+        return bool(asks or getattr(found, "_supports_attention_backend", False))
     kernels = getattr(found, "_compatible_flash_implementations", None)  # others need kernels of their own
     return bool(getattr(found, "_supports_flash_attn", False)) and (kernels is None or FLASH in kernels)
 

@@ -2,8 +2,9 @@
 
 Rows come as one row, and the model's forward is told where documents begin (`tasks.shared.boundaries.Boundaries`),
 which transformers' models hand on to the function of attention. Documents of one size that stand side by side are
-computed at once. Where nothing is told, as in generation, each row is one document, and whatever has a mask is left to
-transformers' sdpa. What else a class may ask of attention is not done, and found by the trial
+computed at once. In the decoder of an encoder-decoder each target looks at its own source, of another size
+(`tasks.shared.flat_pairs`). Where nothing is told, as in generation, each row is one document, and whatever has a mask
+is left to transformers' sdpa. What else a class may ask of attention is not done, and found by the trial
 (`training.attention_trial`).
 """
 
@@ -68,61 +69,81 @@ def document_attention(
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
     is_causal: bool | None = None,
+    position_bias: torch.Tensor | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
+    cu_seq_lens_k: torch.Tensor | None = None,
     document_sizes: Sequence[int] | None = None,
+    source_sizes: Sequence[int] | None = None,
     **rest: Any,
 ) -> tuple[torch.Tensor, None]:
-    """[B, T, heads, size] of query [B, heads, T, size], key and value [B, fewer heads, T, size].
+    """[B, T, heads, size] of query [B, heads, T, size], key and value [B, fewer heads, T or S, size].
 
     Args:
         softcap: scores s become softcap * tanh(s / softcap).
         s_aux: [heads], a score more for each query, which takes its part of the weight and has no value.
-        cu_seq_lens_q: int32 [documents + 1], where documents begin, and the end.
+        position_bias: added to scores, for each two places of the longest document; not where a source is looked at.
+        cu_seq_lens_q: int32 [documents + 1], where documents begin, and the end; `cu_seq_lens_k`: their sources.
         document_sizes: the tokens of each document, the same for all B rows; None: a row is one.
+        source_sizes: in a decoder, the tokens of each document's source, at which attention that is not causal looks.
     """
     causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", True))
     places, plain = query.shape[2], softcap is None and s_aux is None
-    if attention_mask is not None or key.shape[2] != places:
+    told = document_sizes is not None and (attention_mask is None or attention_mask.numel() == 0)
+    if not told and (attention_mask is not None or key.shape[2] != places):
         if plain:
             found, _ = sdpa_attention_forward(
-                module, query, key, value, attention_mask, dropout, scaling, causal, **rest
+                module, query, key, value, attention_mask, dropout, scaling, causal, position_bias, **rest
             )
             return found, None
         return _by_scores(query, key, value, attention_mask, dropout, scaling, softcap, s_aux), None
-    fits = plain and not dropout and _kernel_takes(query, value)
-    if fits and cu_seq_lens_q is not None and document_sizes is not None:
-        begins = cu_seq_lens_q, max(document_sizes)
-        return _by_kernel(query, key, value, scaling, sliding_window, causal, *begins), None
-    sizes, begin = [places] if document_sizes is None else document_sizes, 0
+    sizes: Sequence[int] = [places] if document_sizes is None else document_sizes
+    crosses = source_sizes is not None and not causal
+    seen_sizes = source_sizes if crosses and source_sizes is not None else sizes
+    bias = None if crosses else position_bias
+    fits = plain and bias is None and not dropout and _kernel_takes(query, value)
+    if fits and told and cu_seq_lens_q is not None:
+        begins = cu_seq_lens_q, cu_seq_lens_k if crosses and cu_seq_lens_k is not None else cu_seq_lens_q
+        longest = max(sizes), max(seen_sizes)
+        return _by_kernel(query, key, value, scaling, sliding_window, causal, begins, longest), None
     parts: list[torch.Tensor] = []
-    for size, number in _runs(sizes, together=not (causal and dropout)):
-        q, k, v = (_side_by_side(tensor, begin, size, number) for tensor in (query, key, value))
-        begin, mask = begin + number * size, None
-        if sliding_window is not None and size > sliding_window:
+    runs = list(_runs(sizes, seen_sizes, together=source_sizes is not None or not (causal and dropout)))
+    queries = _side_by_side(query, [(size, number) for size, _, number in runs])
+    seen = [_side_by_side(tensor, [(size, number) for _, size, number in runs]) for tensor in (key, value)]
+    for (size, seen_size, number), q, k, v in zip(runs, queries, *seen, strict=True):
+        mask = None
+        if sliding_window is not None and not crosses and size > sliding_window:
             mask = _band(size, sliding_window, causal, q.device)
+        if bias is not None:
+            near = mask if mask is not None or not causal else _band(size, size, causal, q.device)
+            mask = bias[..., :size, :seen_size]
+            mask = mask if near is None else mask.masked_fill(~near, torch.finfo(mask.dtype).min)
         if plain:
             found = functional.scaled_dot_product_attention(
                 q, k, v, mask, dropout, is_causal=causal and mask is None, scale=scaling, enable_gqa=True
             ).transpose(1, 2)
         else:
-            seen = mask if mask is not None or not causal else _band(size, size, causal, q.device)
-            found = _by_scores(q, k, v, seen, dropout, scaling, softcap, s_aux)
+            near = mask if mask is not None or not causal else _band(size, size, causal, q.device)
+            found = _by_scores(q, k, v, near, dropout, scaling, softcap, s_aux)
         parts.append(found.reshape(query.shape[0], number * size, *found.shape[2:]))
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1), None
 
 
-def _runs(sizes: Sequence[int], together: bool) -> Iterator[tuple[int, int]]:
-    """(size, how many documents of it stand side by side). Draws of dropout depend on what is computed at once: causal
-    models had each document by itself, which runs that were begun so must keep."""
-    for size, same in groupby(sizes):
+def _runs(sizes: Sequence[int], seen_sizes: Sequence[int], together: bool) -> Iterator[tuple[int, int, int]]:
+    """(size, that of what it looks at, how many such documents stand side by side). Draws of dropout depend on what is
+    computed at once: causal models had each document by itself, which runs that were begun so must keep."""
+    for (size, seen_size), same in groupby(zip(sizes, seen_sizes, strict=True)):
         number = len(list(same))
-        yield from [(size, number)] if together else [(size, 1)] * number
+        yield from [(size, seen_size, number)] if together else [(size, seen_size, 1)] * number
 
 
-def _side_by_side(tensor: torch.Tensor, begin: int, size: int, number: int) -> torch.Tensor:
-    """[B * number, heads, size, ...]: documents of one size, of [B, heads, T, ...]."""
-    found = tensor.transpose(1, 2)[:, begin : begin + number * size]
-    return found.reshape(len(found) * number, size, *found.shape[2:]).transpose(1, 2)
+def _side_by_side(tensor: torch.Tensor, runs: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
+    """[B * number, heads, size, ...] for each run of documents of one size, of [B, heads, T, ...]. Split at once:
+    backward through each part alone would fill the whole row with zeros."""
+    parts = torch.split(tensor.transpose(1, 2), [size * number for size, number in runs], 1)
+    return [
+        part.reshape(len(part) * number, size, *part.shape[2:]).transpose(1, 2)
+        for part, (size, number) in zip(parts, runs, strict=True)
+    ]
 
 
 def _kernel_takes(query: torch.Tensor, value: torch.Tensor) -> bool:
@@ -137,20 +158,22 @@ def _by_kernel(
     scaling: float | None,
     window: int | None,
     causal: bool,
-    begins: torch.Tensor,
-    longest: int,
+    begins: tuple[torch.Tensor, torch.Tensor],
+    longest: tuple[int, int],
 ) -> torch.Tensor:
-    """torch's kernel for documents of any lengths. It was never run: no GPU was at hand."""
+    """torch's kernel for documents of any lengths. It was never run: no GPU was at hand.
+
+    Args:
+        begins, longest: of documents, and of what they look at.
+    """
     q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
     reach = -1 if window is None else window - 1
     found = varlen.varlen_attn(
         q,
         k,
         v,
-        begins,
-        begins,
-        longest,
-        longest,
+        *begins,
+        *longest,
         scale=scaling,
         window_size=(reach, 0 if causal else reach),
         enable_gqa=True,

@@ -157,7 +157,7 @@ class Stacks:
             how.numbers,
             how.attention,
             mask=batch.mask and stack.role != "decoder" and how.attention != "varlen",
-            mask_over_encoder=batch.mask,
+            mask_over_encoder=batch.mask and how.attention != "varlen",
             rotary=turns(stack),
             norm=RMS_NORMS.get(self._model.model_type, "narrow"),
             copied=self._model.model_type in COPIED,

@@ -170,7 +170,7 @@ class Case:
     def _chunk(self, one: Given) -> int:
         """Most targets whose logits are made at once; 0: those of all, as with an adapter on the head."""
         head = head_weight(one.model)
-        if head is None or not isinstance(one.task, CausalLM | MaskedLM | DPO):
+        if head is None or not isinstance(one.task, CausalLM | MaskedLM | DPO | Generation):
             return 0
         modules = tuple(f"{PREFIX}{name}." for name in (head.name.rpartition(".")[0], *one.model.outputs))
         adapted = any(added.name.startswith(modules) for added in self.trained.added)

@@ -74,7 +74,7 @@ def biases(stack: Stack, batch: Batch, how: Computing) -> Biases:
         return Biases()
     tokens = batch.tokens_of(stack)
     each = how.numbers.width * shape.heads * tokens
-    own, zeros = each * tokens, each * batch.tokens if shape.over_encoder else 0
+    own, zeros = each * tokens, each * batch.tokens if shape.over_encoder and how.attention != "varlen" else 0
     table = next((one for one in stack.other if "relative_attention_bias" in one.name), None)
     learns = table is not None and how.update(table.name, table).whole
     numbers = INDEX * tokens * tokens if learns else 0

@@ -17,6 +17,7 @@ SOUND_PLACE = 20  # milliseconds of speech that become one place of wav2vec2's l
 WHISPER_READS, WHISPER_WRITES = 1500, 448  # places, if the model has no tables of them
 ONLY_EAGER = {"bloom", "deberta-v2", "gemma2", "gpt_oss", "mpnet"}  # model types without fused attention on a CPU
 MASKED = {"bloom", "falcon", "mpt", "nemotron", "stablelm"}  # decoders that cannot be told where documents begin
+UNTOLD = {"umt5"}  # encoder-decoders that make scores by distance for whole rows
 SPEECH = sections.CTC | sections.SpeechSeq2Seq
 ENCODES = (
     sections.SequenceClassification
@@ -117,16 +118,21 @@ def attention(recipe: Recipe, model: Architecture, on_gpu: bool) -> Implementati
 
 
 def told(recipe: Recipe, model: Architecture) -> bool:
-    """Whether attention can be told where documents begin: of decoders, and of encoders that look both ways."""
+    """Whether attention can be told where documents begin: of decoders, of encoder-decoders, and of encoders that look
+    both ways."""
     if isinstance(recipe.task, sections.CausalLM | sections.DPO):
         return model.model_type not in MASKED
+    if isinstance(recipe.task, sections.Seq2SeqLM):
+        return model.model_type not in UNTOLD | ONLY_EAGER
     layers = [layers.attention for stack in model.stacks for layers in stack.layers]
     both_ways = len(model.stacks) == 1 and all(one is not None and not one.causal for one in layers)
     return isinstance(recipe.task, ENCODES) and both_ways and model.model_type not in ONLY_EAGER
 
 
 def _kernel_fits(recipe: Recipe, model: Architecture) -> bool:
-    """torch's kernel takes no fp32, and for encoders `auto` leaves it where scores are dropped."""
+    """torch's kernel takes no fp32, and but for decoders `auto` leaves it where scores are dropped or biased."""
     layers = [layers.attention for stack in model.stacks for layers in stack.layers]
-    drops = isinstance(recipe.task, ENCODES) and any(one is not None and one.dropout for one in layers)
-    return recipe.engine.dtype == "bf16" and not drops
+    more = isinstance(recipe.task, ENCODES | sections.Seq2SeqLM) and any(
+        one is not None and (one.dropout or one.bias) for one in layers
+    )
+    return recipe.engine.dtype == "bf16" and not more

@@ -38,8 +38,8 @@ class Model(Section):
     attention: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto",
         description="attention implementation; auto: the best that the model's class supports of flash attention (if "
-        "installed, on a GPU, in bf16), varlen (document by document, without mask or padding; for causal-lm, dpo and "
-        "encoders), sdpa, and eager",
+        "installed, on a GPU, in bf16), varlen (document by document, without mask or padding; for causal-lm, dpo, "
+        "seq2seq-lm and encoders), sdpa, and eager",
     )
     activation_checkpointing: Checkpointing = Field(
         "off",

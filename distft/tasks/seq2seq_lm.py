@@ -16,8 +16,10 @@ from distft.metrics.scores import score_texts
 from distft.recipe.tasks import Seq2SeqLM
 from distft.run.digest import of_parts
 from distft.tasks.protocol import ModelSpec, Setting, TaskSpec
+from distft.tasks.shared.boundaries import VARLEN
 from distft.tasks.shared.decoder_targets import TARGET_COLUMNS, UNANSWERED, Targets, set_languages
 from distft.tasks.shared.encoder_decoder import EncoderDecoder, Sources
+from distft.tasks.shared.flat_pairs import can_be_given_pairs
 from distft.tasks.shared.model_randomness import keep_all_layers
 from distft.tasks.shared.padding import COLUMNS, DROPPED, TRUNCATED, Inputs, tokens_of
 from distft.tasks.shared.position_limits import check_positions
@@ -50,6 +52,7 @@ def spec(settings: Seq2SeqLM, fields: Mapping[str, str]) -> TaskSpec:
         "AutoModelForSeq2SeqLM",
         SEQ2SEQ,
         peft_task="SEQ_2_SEQ_LM",
+        tells_documents=True,
         extend=lambda model, labels: keep_all_layers(model),
     )
     return TaskSpec(model, texts, encoder, build, input_field="source")
@@ -94,10 +97,13 @@ class Seq2SeqEncoder:
 def seq2seq_task(targets: Targets, settings: Seq2SeqLM, model: Any) -> EncoderDecoder:
     """The task for any encoder-decoder of transformers that reads text."""
     inputs = Inputs(model, targets.tokenizer)
+    inputs.flat = False  # which is for encoders alone
+    flat = getattr(model.config, "_attn_implementation", "") == VARLEN and can_be_given_pairs(model)
 
     def read(rows: Sequence[Sequence[Document]], device: torch.device) -> Sources:
         padded = inputs.padded(rows, device)
-        return Sources(inputs(padded), padded.documents, padded.useful_tokens)
+        sizes = [document.size for document in padded.documents] or [padded.input_ids.shape[1]]
+        return Sources(inputs(padded), padded.documents, padded.useful_tokens, sizes)
 
     prompt = [targets.start(model), *targets.opening]
-    return EncoderDecoder(targets.tokenizer, settings, prompt, inputs.filler, read, score_texts)
+    return EncoderDecoder(targets.tokenizer, settings, prompt, inputs.filler, read, score_texts, flat)

@@ -22,7 +22,8 @@ from distft.tasks.causal_lm import Causal
 from distft.tasks.dpo import Preference
 from distft.tasks.protocol import Learned
 from distft.tasks.shared.boundaries import VARLEN
-from distft.training import encoder_trial
+from distft.tasks.shared.encoder_decoder import EncoderDecoder
+from distft.training import encoder_trial, pair_trial
 
 _SIZES = (6, 5, 1, 3)  # tokens of the documents of a trial
 _WRONG = "varlen does not give this model what it makes of each document alone"
@@ -51,6 +52,8 @@ def settle(context: RunContext, task: Learned[Any], engine: Engine, ranks: Ranks
     other = attention.masked(context.base, recipe, context.model_spec)
     if isinstance(causal, Causal):
         right = _is_right(causal, engine, model, other, recipe, ranks)
+    elif isinstance(task, EncoderDecoder):
+        right = pair_trial.is_right(task, engine, other, _reach(model.config, recipe.data.row_tokens), ranks)
     else:
         right = encoder_trial.is_right(task, engine, other, _reach(model.config, recipe.data.row_tokens), ranks)
     if not right and recipe.model.attention == VARLEN:
@@ -61,6 +64,8 @@ def settle(context: RunContext, task: Learned[Any], engine: Engine, ranks: Ranks
     model.set_attn_implementation(other)
     if isinstance(causal, Causal):
         causal.rows = replace(causal.rows, flatten=False)
+    if isinstance(task, EncoderDecoder):
+        task.flat = False
     for inputs in encoder_trial.inputs_of(task).values():
         inputs.flat = False
     console.say(

@@ -21,7 +21,7 @@ from distft.tasks.shared.flat_rows import end_of_encoder
 from distft.tasks.shared.padding import Inputs, Reads
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # of the largest value
-_LEAK = {torch.float32: 1e-4, torch.bfloat16: 1e-3}  # what differs by rounding alone stays below
+LEAK = {torch.float32: 1e-4, torch.bfloat16: 1e-3}  # what differs by rounding alone stays below
 _SIZES = (5, 6, 1, 3, 5)  # tokens of documents, two of which are computed at once; the first may be longer
 
 
@@ -72,8 +72,8 @@ def _agrees(
     finally:
         inputs.flat = True
         whole.set_attn_implementation(VARLEN)
-    same = all(_close(found, alone, TOLERANCE) for found, alone in zip(together, apart, strict=True))
-    return same and all(_close(one, two, _LEAK) for one, two in zip(together[1:], after[1:], strict=True))
+    same = all(close(found, alone, TOLERANCE) for found, alone in zip(together, apart, strict=True))
+    return same and all(close(one, two, LEAK) for one, two in zip(together[1:], after[1:], strict=True))
 
 
 @torch.no_grad()
@@ -120,7 +120,7 @@ def _documents(sizes: Sequence[int], vocabulary: int, seed: int) -> list[Documen
     return found
 
 
-def _close(found: Sequence[torch.Tensor], others: Sequence[torch.Tensor], shares: Mapping[torch.dtype, float]) -> bool:
+def close(found: Sequence[torch.Tensor], others: Sequence[torch.Tensor], shares: Mapping[torch.dtype, float]) -> bool:
     """As far as rounding lets two ways agree."""
     for one, other in zip(found, others, strict=True):
         allowed = shares.get(one.dtype, 0.0) * (float(other.float().abs().max()) or 1.0)

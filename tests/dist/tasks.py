@@ -46,6 +46,9 @@ LLAMA = "{architecture: llama, vocab_size: 400, config: {hidden_size: 32, interm
 num_attention_heads: 2, num_key_value_heads: 1, max_position_embeddings: 512, attention_dropout: %s}}"
 T5 = "{architecture: t5, vocab_size: 400, config: {d_model: 32, d_ff: 48, d_kv: 16, num_layers: 2, num_heads: 2, \
 dropout_rate: %s}}"
+BART = "{architecture: bart, vocab_size: 400, config: {d_model: 32, encoder_ffn_dim: 48, decoder_ffn_dim: 48, \
+encoder_layers: 2, decoder_layers: 2, encoder_attention_heads: 2, decoder_attention_heads: 2, \
+max_position_embeddings: 128, attention_dropout: %s, dropout: %s}}"
 WAV2VEC2 = "{architecture: wav2vec2, vocab_size: 300, config: {hidden_size: 32, intermediate_size: 48, \
 num_hidden_layers: 2, num_attention_heads: 2, num_feat_extract_layers: 7, num_conv_pos_embeddings: 16, \
 num_conv_pos_embedding_groups: 2, feat_extract_norm: layer, do_stable_layer_norm: true, hidden_dropout: %s, \
@@ -94,6 +97,11 @@ TASKS = {  # name: (model, the task section and the data sections)
         "task: {type: seq2seq-lm}\n"
         "data: {train: {source: %s/sentences.en, target: SAMPLE/sentences.de}, row_tokens: 64, cache: %s}",
     ),
+    "rendering": (
+        BART,
+        "task: {type: seq2seq-lm}\n"
+        "data: {train: {source: %s/sentences.de, target: SAMPLE/sentences.en}, row_tokens: 64, cache: %s}",
+    ),
     "ctc": (WAV2VEC2, "task: {type: ctc}\ndata: {train: %s/speech.jsonl, row_tokens: 4000, cache: %s}"),
     "whisper": (
         WHISPER,
@@ -109,6 +117,7 @@ TASKS = {  # name: (model, the task section and the data sections)
         "data: {row_tokens: 64, cache: %s}",
     ),
 }
+WITHOUT_PADDING = (BERT, LLAMA, T5, BART)
 OF_HEADS = {"crf": 1.0e-2, "multi": 4.0e-3}  # learning rates of their own
 ADAPTERS = {"full": "{type: none}", "lora": "{type: lora, r: 4, alpha: 8}"}
 
@@ -250,6 +259,7 @@ def losses_of(name: str, session: Session, start: Any) -> Mapping[str | None, Lo
         "crf": chained(labels.get("label", [])),
         "spans": spans,
         "translation": translation,
+        "rendering": translation,
         "dpo": dpo(start),
     }
     return {None: found[name]}
@@ -317,7 +327,7 @@ def equal(folder: Path, names: Sequence[str], half: bool, ranks: Ranks) -> None:
             check_feed(name, opened.session)
             opened.advance(STEPS)
             opened.close()
-            tried = json.loads(opened.session.run.attention.read_text()) if TASKS[name][0] in (BERT, LLAMA) else None
+            tried = json.loads(opened.session.run.attention.read_text()) if TASKS[name][0] in WITHOUT_PADDING else None
             assert tried in (None, {"varlen": True}), f"{name} is not trained without padding"
             ours = [scenario.losses(run)[step][0] for step in range(1, STEPS + 1)] if ranks.first else []
             rows.append({"task": name, "adapter": adapter, "stage": stage, "ours": ours})

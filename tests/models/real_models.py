@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,8 @@ from distft.tasks.masked_lm import Masked, MaskedBatch
 from distft.tasks.shared.boundaries import VARLEN, Boundaries
 from distft.tasks.shared.causal_rows import CausalBatch
 from distft.tasks.shared.chunked_head import ChunkedHead, Scored
-from distft.tasks.shared.encoder_decoder import EncoderDecoder, WritingBatch
+from distft.tasks.shared.encoder_decoder import EncoderDecoder, Wanted, WritingBatch
+from distft.tasks.shared.flat_pairs import FlatPair, can_be_given_pairs
 from distft.tasks.shared.flat_rows import FlatRow
 from distft.tasks.shared.padding import Inputs, Padded
 from tests.models.live_bytes import counted, fake, without_memory
@@ -189,12 +190,15 @@ def of_masked_lm(made: Made, how: How, rows: int, tokens: int, monkeypatch: pyte
         without_memory(model)
         ids = torch.zeros(rows, tokens, dtype=torch.long)
         at = torch.zeros(targets, dtype=torch.long)
-        flat = FlatRow(torch.zeros(rows * tokens, dtype=torch.long), Boundaries.of([tokens] * rows), (rows, tokens))
-        told = flat if how.attention == VARLEN else None
+        told = flat_row(rows, tokens) if how.attention == VARLEN else None
         padded = Padded(ids, torch.ones_like(ids), torch.zeros_like(ids), (), told)
         given = MaskedBatch(padded, at, at.clone(), np.zeros(0))
         found = counted(model, lambda: task.loss(model, given)[TOKENS], batch=padded)
     return expected, max(most for most, _ in found.values())
+
+
+def flat_row(rows: int, tokens: int) -> FlatRow:
+    return FlatRow(torch.zeros(rows * tokens, dtype=torch.long), Boundaries.of([tokens] * rows), (rows, tokens))
 
 
 def of_seq2seq(
@@ -219,7 +223,12 @@ def of_seq2seq(
         else:
             source = torch.zeros(rows, read, dtype=torch.long)
             inputs = {"input_ids": source, "attention_mask": torch.ones_like(source)}
-        given = WritingBatch(inputs, ids, ids.clone(), 0, ())
+        at = torch.arange(places)
+        take_head(task, model, how)
+        given = WritingBatch(inputs, ids, ids.clone(), 0, (), Wanted(at, at, at.clone()))
+        if how.attention == VARLEN:
+            assert can_be_given_pairs(model)
+            given = replace(given, flat=FlatPair(flat_row(rows, read), flat_row(rows, written)))
         found = counted(model, lambda: task.loss(model, given)[TOKENS], batch=given)
     return expected, max(most for most, _ in found.values())
 

@@ -32,7 +32,7 @@ from distft.tasks.multi_task import Multi, join_models, whole
 from distft.tasks.question_answering import Answering
 from distft.tasks.registry import specs_of
 from distft.tasks.sequence_classification import Classification
-from distft.tasks.shared.encoder_decoder import EncoderDecoder, WritingBatch
+from distft.tasks.shared.encoder_decoder import EncoderDecoder, Wanted, WritingBatch
 from distft.tasks.shared.padding import Inputs
 from distft.tasks.token_classification.task import Tagging
 from tests.models.live_bytes import counted, fake, without_memory
@@ -215,7 +215,8 @@ def writing_batch(recipe: Recipe, model: Any) -> WritingBatch:
         source = torch.zeros(rows, tokens, dtype=torch.long)
         inputs = {"input_ids": source, "attention_mask": torch.ones_like(source)}
     ids = torch.zeros(rows, tokens, dtype=torch.long)
-    return WritingBatch(inputs, ids, ids.clone(), 0, ())
+    at = torch.arange(rows * tokens)
+    return WritingBatch(inputs, ids, ids.clone(), 0, (), Wanted(at, at, at.clone()))
 
 
 def encoded(tokens: int) -> Document:

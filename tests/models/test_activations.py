@@ -220,7 +220,15 @@ def test_peak_of_masked_lm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_peak_of_an_encoder_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, counted = of_seq2seq(shapes.t5(256, 1024, 4, 64, layers=2), How(), 2, 320, 160, monkeypatch)
+    for how in (How(), How(chunk=64), How(chunk=64, rank=8)):
+        expected, counted = of_seq2seq(shapes.t5(256, 1024, 4, 64, layers=2), how, 2, 320, 160, monkeypatch)
+        assert expected == pytest.approx(counted, rel=0.01)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_peak_of_an_encoder_decoder_without_padding(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = shapes.t5(256, 1024, 4, 64, layers=2)
+    expected, counted = of_seq2seq(made, How(attention="varlen"), rows, 320, 160, monkeypatch)
     assert expected == pytest.approx(counted, rel=0.01)
 
 

@@ -20,6 +20,7 @@ from distft.run.folder import RunDir
 from distft.tasks.causal_lm import Causal
 from distft.tasks.protocol import Setting
 from distft.tasks.registry import specs_of
+from distft.tasks.shared import flat_pairs
 from distft.tasks.shared.boundaries import VARLEN
 from distft.training import attention_trial
 
@@ -31,12 +32,20 @@ SIZES |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 ENCODERS = ("sequence-classification", "token-classification", "question-answering", "masked-lm")
 WINDOWS = {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"], "cls_token_id": 1}
 WINDOWS |= {"sep_token_id": 2}
+PAIRS = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_heads": 2, "num_layers": 2, "decoder_start_token_id": 2}
+PAIRS |= {"max_position_embeddings": 128}
+PAIRS |= dict.fromkeys(("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"), 2)
+PAIRS |= dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 16)
 DEAF = "nemotron"  # does not hand on to attention where documents begin
 
 
-def nothing(*texts: Any, **rest: Any) -> dict[str, list[int]]:
+class Nothing:
     """A tokenizer that finds no token."""
-    return {"input_ids": [], "token_type_ids": []}
+
+    eos_token_id = 2
+
+    def __call__(self, *texts: Any, **rest: Any) -> dict[str, list[int]]:
+        return {"input_ids": [], "token_type_ids": []}
 
 
 class Trial:
@@ -65,7 +74,7 @@ class Trial:
         if kind == "causal-lm":
             self.task = Causal(self.model.forward, True)
         else:
-            self.task = specs_of(self.recipe)[None].build(Setting(self.recipe, ("a", "b"), lambda: nothing), self.model)
+            self.task = specs_of(self.recipe)[None].build(Setting(self.recipe, ("a", "b"), Nothing), self.model)
         self.run.path.mkdir(parents=True)
         self.base = folder / "base"
 
@@ -161,6 +170,67 @@ def test_encoders_with_wrong_attention_get_padded_rows(tmp_path: Path, how: str,
         "model.attention auto: varlen does not give this model what it makes of each document alone, so sdpa"
     ]
     assert json.loads(trial.run.attention.read_text()) == {"varlen": False}
+
+
+@pytest.mark.parametrize("architecture", ["bart", "marian", "m2m_100", "t5"])
+def test_encoder_decoders_that_are_right_keep_it(tmp_path: Path, architecture: str) -> None:
+    trial = Trial(tmp_path, architecture, kind="seq2seq-lm", **PAIRS)
+    trial.settle()
+    assert (trial.attention, trial.task.flat, trial.said) == (VARLEN, True, [])
+    assert json.loads(trial.run.attention.read_text()) == {"varlen": True}
+    assert trial.model.training
+
+
+def wrong_pairs(how: str) -> Any:
+    """Attention that does not do what is told of pairs."""
+
+    def leaking(*given: Any, source_sizes: Any = None, document_sizes: Any = None, **more: Any) -> Any:
+        return document_attention(*given, document_sizes=document_sizes, **more)
+
+    def reading(*given: Any, source_sizes: Any = None, document_sizes: Any = None, **more: Any) -> Any:
+        if source_sizes is None:
+            document_sizes = [given[1].shape[2]]
+        return document_attention(*given, document_sizes=document_sizes, source_sizes=source_sizes, **more)
+
+    def writing(*given: Any, source_sizes: Any = None, document_sizes: Any = None, **more: Any) -> Any:
+        if source_sizes is not None and given[0].is_causal:
+            document_sizes = source_sizes = [given[1].shape[2]]
+        return document_attention(*given, document_sizes=document_sizes, source_sizes=source_sizes, **more)
+
+    def swapped(*given: Any, source_sizes: Any = None, **more: Any) -> Any:
+        sizes = source_sizes and (source_sizes[-1], *source_sizes[:-1])
+        return document_attention(*given, source_sizes=sizes, **more)
+
+    return {"leaking": leaking, "reading": reading, "writing": writing, "swapped": swapped}[how]
+
+
+@pytest.mark.parametrize("how", ["leaking", "reading", "writing", "swapped"])
+def test_encoder_decoders_with_wrong_attention_get_padded_rows(tmp_path: Path, how: str) -> None:
+    trial = Trial(tmp_path, "bart", kind="seq2seq-lm", **PAIRS)
+    AttentionInterface.register(VARLEN, wrong_pairs(how))
+    trial.settle()
+    assert (trial.attention, trial.task.flat) == ("sdpa", False)
+    assert json.loads(trial.run.attention.read_text()) == {"varlen": False}
+
+
+@pytest.mark.parametrize("architecture", ["bart", "m2m_100"])
+def test_encoder_decoders_that_do_not_count_anew_get_padded_rows(
+    tmp_path: Path, architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flat_pairs, "_counting", lambda half: ())
+    trial = Trial(tmp_path, architecture, kind="seq2seq-lm", **PAIRS)
+    trial.settle()
+    assert (trial.attention, trial.task.flat) == ("sdpa", False)
+
+
+@pytest.mark.parametrize(("architecture", "other"), [("umt5", "sdpa"), ("pegasus_x", "eager")])
+def test_encoder_decoders_that_cannot_be_told_get_padded_rows(tmp_path: Path, architecture: str, other: str) -> None:
+    """Of UMT5 each layer makes scores by distance for the whole row; PEGASUS-X attends by blocks."""
+    trial = Trial(tmp_path, architecture, kind="seq2seq-lm", **PAIRS)
+    trial.settle()
+    assert (trial.attention, trial.task.flat) == (other, False)
+    with pytest.raises(UserError, match="varlen does not give this model"):
+        Trial(tmp_path / "other", architecture, VARLEN, kind="seq2seq-lm", **PAIRS).settle()
 
 
 def test_wrong_positions_are_found(tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 from torch.nn.attention import varlen
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from distft.data.records import Document
 from distft.model.document_attention import document_attention, offer
 from distft.tasks.causal_lm import TOKENS, Causal
+from distft.tasks.shared import flat_pairs
 from distft.tasks.shared.boundaries import VARLEN, Boundaries
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what transformers warns about is its own
@@ -219,6 +221,36 @@ def test_the_kernel_is_told_what_it_needs(monkeypatch: pytest.MonkeyPatch, windo
     torch.testing.assert_close(found, expected)
     document_attention(Layer(causal), query, key, value, None, dropout=0.1, **given)  # the kernel has none
     assert len(calls) == 1
+
+
+def test_the_kernel_is_told_where_sources_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a decoder: its own tokens for attention that looks back, sources for the other."""
+    calls: list[Any] = []
+
+    def kernel(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *told: Any, **named: Any) -> torch.Tensor:
+        calls.append((told[0].tolist(), told[1].tolist(), *told[2:], named["window_size"]))
+        return torch.zeros_like(q)
+
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    monkeypatch.setattr("distft.model.document_attention._kernel_takes", lambda query, value: True)
+    written, read = torch.randn(1, 2, 8, 8), torch.randn(1, 2, 12, 8)
+    told = flat_pairs._writes(flat_pairs.FlatPair.of([3, 9], [6, 2], (9, 6)))[1]
+    nothing = torch.empty(0, 0, 0, 0, dtype=torch.bool)
+    document_attention(Layer(), written, written, written, nothing, **told)
+    document_attention(Layer(False), written, read, read, nothing, **told)
+    assert calls == [([0, 6, 8], [0, 6, 8], 6, 6, (-1, 0)), ([0, 6, 8], [0, 3, 12], 6, 9, (-1, -1))]
+
+
+def test_sources_of_one_size_are_looked_at_at_once_with_the_same_bits() -> None:
+    torch.manual_seed(0)
+    sizes, sources = (4, 4, 2, 1, 1), (3, 3, 3, 5, 6)
+    query, (key, value) = torch.randn(1, 2, 12, 8), (torch.randn(1, 2, 20, 8) for _ in range(2))
+    found, _ = document_attention(
+        Layer(False), query, key, value, None, document_sizes=sizes, source_sizes=sources, scaling=0.3
+    )
+    parts = zip(query.split(sizes, 2), key.split(sources, 2), value.split(sources, 2), strict=True)
+    alone = [functional.scaled_dot_product_attention(*part, scale=0.3).transpose(1, 2) for part in parts]
+    assert torch.equal(found, torch.cat(alone, 1))
 
 
 @pytest.mark.parametrize("more", [{}, {"softcap": 2.0}, {"s_aux": torch.ones(4)}])

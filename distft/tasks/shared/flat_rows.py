@@ -19,7 +19,7 @@ _LAYOUT = "flat_row"  # the argument of a model's forward by which the end of it
 
 @dataclass(frozen=True)
 class FlatRow:
-    """B documents in one row, shortest first, beside the [B, T] in which they are padded to the longest.
+    """B documents in one row beside the [B, T] in which they are padded to the longest.
 
     Attributes:
         places: int64 [tokens], where in the flattened [B * T] each token is.
@@ -32,9 +32,13 @@ class FlatRow:
     shape: tuple[int, int]
 
     @classmethod
-    def of(cls, sizes: Sequence[int], longest: int, width: int) -> Self:
-        """Documents of these sizes, padded to `longest` and in a row of `width` tokens."""
-        order = np.argsort(sizes, kind="stable")
+    def of(cls, sizes: Sequence[int], longest: int, width: int, order: Any = None) -> Self:
+        """Documents of these sizes, padded to `longest` and in a row of `width` tokens.
+
+        Args:
+            order: int [B], of the documents in the row; None: shortest first.
+        """
+        order = np.argsort(sizes, kind="stable") if order is None else order
         places = np.concatenate([row * longest + np.arange(sizes[row]) for row in order])
         filler = width - len(places)
         boundaries = Boundaries.of([*(int(sizes[row]) for row in order), *([filler] if filler else [])])

@@ -73,7 +73,15 @@ def flash(monkeypatch: pytest.MonkeyPatch) -> None:
         ("bart", CLASSES, "sdpa"),  # its decoder looks back alone
         ("deberta-v2", CLASSES, "eager"),
         ("deberta", CLASSES, "eager"),
-        ("t5", SEQ2SEQ, "sdpa"),
+        ("bart", SEQ2SEQ, "varlen"),
+        ("marian", SEQ2SEQ, "varlen"),
+        ("m2m_100", SEQ2SEQ, "varlen"),
+        ("t5", SEQ2SEQ, "varlen"),
+        ("longt5", SEQ2SEQ, "eager"),
+        ("led", SEQ2SEQ, "eager"),
+        ("bart", CAUSAL, "sdpa"),
+        ("whisper", "speech-seq2seq", "sdpa"),
+        ("wav2vec2", "ctc", "sdpa"),
     ],
 )
 def test_auto_takes_what_the_class_supports(tmp_path: Path, architecture: str, task: str, expected: str) -> None:
@@ -106,6 +114,7 @@ def test_a_run_that_began_before_keeps_its_attention(tmp_path: Path, architectur
         ("gemma2", CAUSAL, "flash_attention_2"),
         ("gpt_oss", CAUSAL, "varlen"),  # it takes flash attention by kernels of its own only
         ("bloom", CAUSAL, "eager"),
+        ("bart", SEQ2SEQ, "flash_attention_2"),
         ("t5", SEQ2SEQ, "sdpa"),
     ],
 )
@@ -140,7 +149,9 @@ def test_on_a_gpu_encoders_are_padded_where_scores_are_dropped(
 def test_a_classifier_that_is_no_encoder_cannot_be_told_where_documents_begin(
     tmp_path: Path, architecture: str
 ) -> None:
-    with pytest.raises(UserError, match=r"varlen is for task.type causal-lm and dpo, and for encoders; set it to auto"):
+    with pytest.raises(
+        UserError, match=r"varlen is for task.type causal-lm, dpo and seq2seq-lm, and for encoders; set"
+    ):
         chosen(folder_of(tmp_path, architecture), recipe("varlen", task=CLASSES))
 
 
@@ -155,8 +166,9 @@ def test_a_wish_that_the_class_cannot_fulfil_is_told(tmp_path: Path) -> None:
     assert chosen(bloom, recipe("eager")) == "eager"
     with pytest.raises(UserError, match=r"^model.attention: BloomForCausalLM does not support varlen, only eager; set"):
         chosen(bloom, recipe("varlen"))
-    with pytest.raises(UserError, match=r"varlen is not for task.type seq2seq-lm; set it to auto"):
-        chosen(t5, recipe("varlen", task=SEQ2SEQ))
+    for architecture, task in (("whisper", "speech-seq2seq"), ("wav2vec2", "ctc")):
+        with pytest.raises(UserError, match=f"varlen is not for task.type {task}; set it to auto"):
+            chosen(folder_of(tmp_path / architecture, architecture), recipe("varlen", task=task))
     with pytest.raises(UserError, match=r"^model.attention: "):  # before all data are encoded
         attention.check(bloom, recipe("sdpa"), specs_of(recipe("sdpa")))
 

@@ -34,7 +34,28 @@ def test_the_emptiest_rows_that_a_recipe_allows() -> None:
 def test_encoders_are_told_where_documents_begin(
     model_type: str, causal: bool, dropout: float, dtype: str, on_cpu: str, on_gpu: str
 ) -> None:
-    layers = SimpleNamespace(attention=SimpleNamespace(causal=causal, dropout=dropout))
+    layers = SimpleNamespace(attention=SimpleNamespace(causal=causal, dropout=dropout, bias=False))
     model: Any = SimpleNamespace(model_type=model_type, stacks=(SimpleNamespace(layers=(layers,)),))
     wanted = recipe(task={"type": "sequence-classification"}, engine={"dtype": dtype})
     assert (attention(wanted, model, False), attention(wanted, model, True)) == (on_cpu, on_gpu)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "dropout", "bias", "on_gpu"),
+    [
+        ("bart", 0.0, False, "varlen"),
+        ("bart", 0.1, False, "sdpa"),
+        ("t5", 0.0, True, "sdpa"),
+        ("umt5", 0.0, True, None),
+    ],
+)
+def test_encoder_decoders_are_told_where_documents_begin(
+    model_type: str, dropout: float, bias: bool, on_gpu: str | None
+) -> None:
+    """Where torch's kernel is to do it, without scores that are dropped or biased."""
+    layers = SimpleNamespace(attention=SimpleNamespace(causal=True, dropout=dropout, bias=bias))
+    model: Any = SimpleNamespace(model_type=model_type, stacks=(SimpleNamespace(layers=(layers,)),) * 2)
+    wanted = recipe(task={"type": "seq2seq-lm"}, engine={"dtype": "bf16"})
+    found = attention(wanted, model, False), attention(wanted, model, True)
+    assert found == (("varlen", on_gpu) if on_gpu else ("sdpa", "sdpa"))
+    assert attention(recipe(task={"type": "speech-seq2seq"}), model, False) == "sdpa"

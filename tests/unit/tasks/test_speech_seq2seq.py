@@ -19,6 +19,7 @@ from distft.recipe.schema import Recipe
 from distft.recipe.tasks import SpeechSeq2Seq
 from distft.tasks import speech_seq2seq
 from distft.tasks.protocol import Setting, TaskSpec
+from distft.tasks.shared.chunked_head import ChunkedHead, find
 from distft.tasks.shared.encoder_decoder import TOKENS, EncoderDecoder
 from distft.tasks.speech_seq2seq import WINDOW_DROPPED, WINDOW_TRUNCATED, SpeechEncoder
 
@@ -109,6 +110,20 @@ def test_loss_is_that_of_transformers() -> None:
     assert batch.decoder_input_ids[:, 0].tolist() == [1, 1, 1]
     assert batch.useful_tokens == 1600
     assert [document.size for document in found] == [1000] * 3
+
+
+def test_a_head_that_is_told_the_targets_has_the_same_losses() -> None:
+    model, task, found = parts()
+    batch = task.collate([found], CPU)
+    whole = task.loss(model, batch)[TOKENS]
+    outcomes = task.predict(model, batch)
+    head = find(model, 2, lambda vocabulary: task.few(model, vocabulary, CPU))
+    assert isinstance(head, ChunkedHead), head
+    task.head = head
+    torch.testing.assert_close(task.loss(model, batch)[TOKENS], whole)
+    with torch.no_grad():
+        for one, other in zip(task.predict(model, batch), outcomes, strict=True):
+            assert one == {**other, "loss": pytest.approx(other["loss"], rel=1e-5)}
 
 
 def test_padding_and_neighbours_do_not_matter() -> None:
