@@ -82,7 +82,10 @@ def profile(
     run_dir: RunFolder,
     attempt: Annotated[int | None, typer.Option(min=1, help="number of the attempt; default: the newest")] = None,
 ) -> None:
-    """Show where the time and memory of profiled steps went (train --profile N)."""
+    """Show where the time of steps went.
+
+    Time and memory of the steps that `train --profile N` has followed, in tables.
+    """
     from distft.commands import profile as profiles
     from distft.run.folder import RunDir
 

@@ -111,14 +111,16 @@ def of_run(run: RunDir, resources: Resources, gpu: str | None, launcher: str | N
     last = found.attempt if found else len(stored.attempts)
     asked = resources != Resources() or gpu is not None or launcher is not None
     unknown: Sequence[str] = ()
-    settled: str | None = None
+    kept = batch.read_batch(run) if is_open(recipe) else None
+    settled = None if kept is None else f"auto: {kept.overrides(recipe)}, as this run has settled it ({run.batch.name})"
     prediction = None if asked else recorded(run, last)
     if prediction is None:
         place = with_gpu(place_of(run, stored, resources, launcher), gpu)
         recipe = batch.settled(run, recipe.model_copy(update={"model": with_snapshot(recipe.model, place.hub)}))
+        check_sizes(recipe, place.nodes * place.per_node)
         estimator = Estimator(place.per_node, place.device, place.memory)
-        recipe, settled = without_auto(recipe, place, estimator)
-        prediction = estimator.predict(recipe, place.nodes)
+        recipe, chosen = without_auto(recipe, place, estimator)
+        settled, prediction = settled or chosen, estimator.predict(recipe, place.nodes)
         unknown = place.unknown
     newest = next((one for one in run.newest_records() if "epoch" in one), {})
     seconds = found.seconds if found else None

@@ -83,11 +83,16 @@ def times(found: Mapping[str, Any]) -> Table:
     shown = [[one["parts"][part] / steps for part in profile.PARTS] for one in columns.values()]
     for number, part in enumerate(profile.PARTS):
         if averages[number] > 0.0:
-            row = (f"{1e3 * one[number]:,.1f}" for one in shown)
+            row = (_ms(one[number]) for one in shown)
             table.add_row(TITLES.get(part, part), *row, f"{averages[number] / whole:.1%}")
     table.add_section()
-    table.add_row("[bold]sum[/]", *(f"[bold]{1e3 * sum(one):,.1f}[/]" for one in shown), "100.0%")
+    table.add_row("[bold]sum[/]", *(f"[bold]{_ms(sum(one))}[/]" for one in shown), "100.0%")
     return table
+
+
+def _ms(seconds: float) -> str:
+    """Six ranks fit 80 columns of a terminal."""
+    return f"{1e3 * seconds:,.1f}" if seconds < 1.0 else f"{1e3 * seconds:,.0f}"
 
 
 def memory(found: Mapping[str, Any]) -> Table:
@@ -109,9 +114,9 @@ def memory(found: Mapping[str, Any]) -> Table:
 
 def _table(title: str, columns: Sequence[str]) -> Table:
     table = Table(title, *columns, box=None, pad_edge=False)
-    table.columns[0].no_wrap = True
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table.columns[0].min_width = max(len(_title(part)) for part in profile.PARTS)
+    for column, head in zip(table.columns[1:], columns, strict=True):
+        column.justify, column.no_wrap = "right", len(head) <= len("rank 999")
     return table
 
 
@@ -149,13 +154,18 @@ def sentences(found: Mapping[str, Any]) -> Iterator[str]:
         waited, longer = slowest["waited"] / steps, slowest["longer"] / steps
         yield (
             f"the slowest is rank {slowest['rank']} ({slowest['host']}): another one waits {1e3 * waited:,.1f} ms "
-            f"longer than it per step ({waited / step:.0%}); mostly for its {_title(slowest['part'])}, in which it "
-            f"takes {1e3 * longer:,.1f} ms more than others"
+            f"longer than it per step ({waited / step:.0%}). " + _lost(slowest["part"], longer, step)
         )
     yield f"memory is fullest in {fullest['phase']}, on rank {fullest['rank']}: {text_of(fullest['bytes'])}"
     waits = max(one["host_waits"] for one in found["ranks"]) / steps
     if waits > 0.0:
         yield f"the host waits for the device up to {1e3 * waits:,.1f} ms per step, while the device is at work"
+
+
+def _lost(part: str, longer: float, step: float) -> str:
+    if longer < WORTH_SAYING * step:
+        return "No part of its own work takes longer than on the others: look at the network"
+    return f"Compared with the others it loses most in {_title(part)}: {1e3 * longer:,.1f} ms"
 
 
 def _title(part: str) -> str:

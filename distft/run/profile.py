@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distft.errors import UserError
+from distft.process import environment
 from distft.run.folder import RunDir
 
 MOST_STEPS = 50  # each leaves tens of thousands of events in memory
@@ -36,8 +37,17 @@ class Wanted:
 
     @classmethod
     def of_text(cls, text: str) -> Wanted | None:
+        """From an environment variable, which a batch script of one's own may set.
+
+        Raises:
+            UserError: it is no number of steps.
+        """
+        if not text:
+            return None
         steps, _, trace = text.partition(" ")
-        return cls(int(steps), bool(trace)) if steps else None
+        if not (steps.isdecimal() and 1 <= int(steps) <= MOST_STEPS and trace in ("", "trace")):
+            raise UserError(f"{environment.PROFILE}={text!r}: must be a number of steps, 1 to {MOST_STEPS}")
+        return cls(int(steps), bool(trace))
 
 
 def wanted(steps: int | None, trace: bool) -> Wanted | None:

@@ -22,6 +22,10 @@ from tests.unit.recipes import recipe
 
 MICRO_BATCHES = 64  # over all ranks
 VOCABULARY, TOKENS = 128, 32
+CASES = (
+    *((stage, dtype, "micro_batch") for stage in (1, 2, 3) for dtype in ("bf16", "fp32")),
+    *((stage, "fp32", "step") for stage in (2, 3)),  # ZeRO 1 reduces once anyway; bf16 is the way of earlier runs
+)
 
 
 def main() -> None:
@@ -30,9 +34,7 @@ def main() -> None:
     expected = plain_sum(model, batches)
     found = {
         f"{grad_dtype}, ZeRO {stage}, {reduce}": error(model, batches, expected, ranks, stage, grad_dtype, reduce)
-        for stage in (1, 2, 3)
-        for grad_dtype in ("bf16", "fp32")
-        for reduce in ("micro_batch", "step")
+        for stage, grad_dtype, reduce in CASES
     }
     if ranks.first:
         Path(sys.argv[1]).write_text(json.dumps(found, indent=1))

@@ -92,7 +92,7 @@ def test_the_slow_rank_is_named(runs: Path) -> None:
     assert (found["slowest"]["rank"], found["slowest"]["part"]) == (1, "loss")
     assert "the slowest is rank 1 (" in text(found)
     early, late = (rank["parts"] for rank in found["ranks"])
-    assert early["waiting"] > 0.5 * late["loss"] > late["waiting"]
+    assert early["waiting"] - late["waiting"] > 0.25 * late["loss"]
 
 
 def test_a_trace_is_kept_on_request(runs: Path) -> None:

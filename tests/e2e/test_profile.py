@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.e2e.command import Workplace, about, checkpoints, eval_losses, losses
 from tests.e2e.conftest import Made
 
 
+@pytest.mark.long  # tests/dist/test_profiles.py compares the bits too, without kills
 def test_a_profiled_run_that_is_killed_in_it_trains_the_same_bits(place: Workplace, unbroken: Made) -> None:
     """Rank 1 is killed in the middle of the profile; the next attempt takes one of its own."""
     run = place.folder / "profiled"

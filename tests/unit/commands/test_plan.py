@@ -17,6 +17,7 @@ from distft.errors import UserError
 from distft.launcher import Resources
 from distft.plan import record
 from distft.plan.prediction import Moment, text_of
+from distft.run.batch import Batch, keep_batch
 from distft.run.folder import RunDir
 from tests.models.published import LLAMA_8B
 
@@ -67,6 +68,20 @@ def made_run(folder: Path) -> RunDir:
     run = RunDir(folder / "run")
     run.create("r", RECIPE.replace("base", str(folder / "base")))
     return run
+
+
+def test_a_run_says_what_it_has_settled_for_auto(folder: Path) -> None:
+    run = RunDir(folder / "run")
+    text = RECIPE.replace("base", str(folder / "base")).replace("micro_batch: 4", "micro_batch: auto")
+    run.create("r", text)
+    found = plan(run.path, [], Resources(nproc=2), "H200")
+    assert found.settled is not None
+    assert "the fastest by the plan that fits" in found.settled
+    keep_batch(run, Batch(2, "off", "", 1, 2))
+    found = plan(run.path, [], Resources(nproc=2), "H200")
+    assert found.settled == "auto: train.micro_batch=2, as this run has settled it (batch.json)"
+    with pytest.raises(UserError, match="64 is not a multiple of micro_batch 2 x 3 ranks"):
+        plan(run.path, [], Resources(nproc=3), "H200")
 
 
 def test_a_run_on_gpus_is_compared_with_what_torch_counts(folder: Path) -> None:

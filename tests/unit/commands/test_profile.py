@@ -52,19 +52,34 @@ def test_the_rank_that_others_wait_for() -> None:
     )
     assert rows(found) == {
         "ms per step, steps 3 to 4": ["rank 0", "rank 1", "share"],
-        "data": ["100.0", "1,500.0", "20.0%"],
+        "data": ["100.0", "1,500", "20.0%"],
         "forward": ["3.0 GiB", "4.0 GiB"],
         "communication": ["400.0", "400.0", "10.0%"],
-        "waiting for ranks": ["1,500.0", "0.0", "18.8%"],
-        "sum": ["4,000.0", "4,000.0", "100.0%"],
+        "waiting for ranks": ["1,500", "0.0", "18.8%"],
+        "sum": ["4,000", "4,000", "100.0%"],
         "peak resident": ["rank 0", "rank 1"],
         "other": ["1.0 GiB", "1.0 GiB"],
     }
     assert list(view.sentences(found)) == [
-        "the slowest is rank 1 (node1): another one waits 1,500.0 ms longer than it per step (38%); mostly for its "
-        "data, in which it takes 1,400.0 ms more than others",
+        "the slowest is rank 1 (node1): another one waits 1,500.0 ms longer than it per step (38%). Compared with "
+        "the others it loses most in data: 1,400.0 ms",
         "memory is fullest in forward, on rank 1: 4.0 GiB",
     ]
+
+
+def test_a_rank_that_others_wait_for_without_a_part_that_takes_longer() -> None:
+    found = profile({"forward": 4.0, "waiting": 1.0}, {"forward": 4.0, "other": 1.0})
+    assert next(view.sentences(found)).endswith(
+        "No part of its own work takes longer than on the others: look at the network"
+    )
+
+
+def test_six_ranks_fit_a_terminal_of_80_columns() -> None:
+    found = profile(*({"backward": 4.0, "waiting": 0.1 * rank} for rank in range(6)))
+    lines = view.text(found, 80).splitlines()
+    heads = [word for rank in range(6) for word in ("rank", str(rank))]
+    assert [*lines[0].split(), *lines[1].split()] == ["ms", "per", "step,", "steps", "3", "to", "4", *heads, "share"]
+    assert lines[2].split() == ["backward", *["2,000"] * 6, "94.1%"]
 
 
 def test_ranks_that_are_alike_or_cannot_be_compared() -> None:
@@ -83,7 +98,7 @@ def test_many_ranks_are_a_few_columns(tmp_path: Path) -> None:
         "mean of 40 ranks",
         "share",
     ]
-    assert shown["backward"] == ["2,000.0", "50.0", "1,025.0", "51.2%"]
+    assert shown["backward"] == ["2,000", "50.0", "1,025", "51.2%"]
     run = RunDir(tmp_path / "run")
     run.create("many", "")
     assert view.draw(run, found).read_bytes().startswith(b"\x89PNG")
@@ -111,6 +126,9 @@ def test_a_profile_is_found_by_its_attempt(tmp_path: Path, capsys: pytest.Captur
 def test_what_is_asked_for_passes_through_a_variable() -> None:
     assert [Wanted.of_text(one.text()) for one in (Wanted(5), Wanted(3, True))] == [Wanted(5), Wanted(3, True)]
     assert Wanted.of_text("") is None
+    for text in ("five", "0", "-1", "51", "5 more"):
+        with pytest.raises(UserError, match=r"^DISTFT_PROFILE='.*': must be a number of steps, 1 to 50$"):
+            Wanted.of_text(text)
     assert wanted(None, False) is None
     with pytest.raises(UserError, match="--profile 3 --trace"):
         wanted(None, True)
