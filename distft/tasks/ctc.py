@@ -15,7 +15,6 @@ from torch.nn import functional
 
 from distft.data.audio import Floats, milliseconds, samples_of, to_float
 from distft.data.formats import text_of
-from distft.data.loader import Census
 from distft.data.processors import digest_of_files
 from distft.data.records import Column, Document, Encoded, Record
 from distft.errors import UserError
@@ -224,9 +223,6 @@ class CTCTask:
 
     def counts(self, batch: CTCBatch) -> dict[str, int]:
         return {UTTERANCES: sum(batch.possible)}
-
-    def foreseen(self, census: Census) -> None:
-        """How many frames the model makes of a recording is not in the index."""
 
     def factors(self, counts: Mapping[str, float]) -> dict[str, float]:
         return mean(counts)

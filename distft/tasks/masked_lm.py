@@ -12,7 +12,6 @@ import torch
 from torch.nn import functional
 
 from distft.data.formats import text_of
-from distft.data.loader import Census
 from distft.data.order import hashes
 from distft.data.records import Column, Document, Encoded, Record
 from distft.errors import UserError
@@ -134,9 +133,6 @@ class Masked:
 
     def counts(self, batch: MaskedBatch) -> dict[str, int]:
         return {TOKENS: len(batch.targets)}
-
-    def foreseen(self, census: Census) -> None:
-        """How many tokens may be hidden is not in the index."""
 
     def factors(self, counts: Mapping[str, float]) -> dict[str, float]:
         return mean(counts)

@@ -12,7 +12,7 @@ import torch
 from distft.data.loader import Census
 from distft.data.records import Document
 from distft.recipe.tasks import TaskName
-from distft.tasks.protocol import Learned, ModelSpec, Task, TaskSpec
+from distft.tasks.protocol import Learned, ModelSpec, Task, TaskSpec, foreseen
 from distft.tasks.shared.lengths import Lengths
 from distft.tasks.shared.tokenizer_family import ENCODER
 
@@ -145,7 +145,7 @@ class Multi:
         found = {}
         for name, task in self.parts.items():
             part = census.parts.get(name, Census())
-            if (own := task.foreseen(part)) is None:
+            if (own := foreseen(task, part)) is None:
                 return None
             found.update({f"{name}.{count}": number for count, number in {ROWS: part.rows, **own}.items()})
         return found

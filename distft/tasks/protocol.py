@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -54,15 +54,25 @@ class Learned(Protocol[B]):
     def counts(self, batch: B) -> dict[str, int]:
         """How many targets each loss sums over."""
 
-    def foreseen(self, census: Census) -> dict[str, int] | None:
-        """The sum of `counts` over all micro-batches of a step, if it follows from the index of their corpus: then
-        no rank has to ask the others before it begins. None: only the batches tell."""
-
     def loss(self, model: Any, batch: B) -> dict[str, torch.Tensor]:
         """Each loss as a SUM over its targets, scalar fp32; never a mean, never the model's own `.loss`."""
 
     def factors(self, counts: Mapping[str, float]) -> dict[str, float]:
         """What each sum is multiplied by in the loss of a step, from the counts of the whole global batch."""
+
+
+@runtime_checkable
+class Foresees(Protocol):
+    """What a task may have besides, if its counts follow from the index of its corpus: then no rank has to ask the
+    others before a step begins."""
+
+    def foreseen(self, census: Census) -> dict[str, int] | None:
+        """The sum of `counts` over all micro-batches of a step. None: only the batches tell."""
+
+
+def foreseen(task: Learned[Any], census: Census) -> dict[str, int] | None:
+    """As far as the task can."""
+    return task.foreseen(census) if isinstance(task, Foresees) else None
 
 
 class Task(Learned[B], Protocol[B]):

@@ -13,7 +13,7 @@ import torch
 from distft.data.loader import Loader, MicroBatch
 from distft.errors import UserError
 from distft.process import pulse
-from distft.tasks.protocol import Learned, collated
+from distft.tasks.protocol import Learned, collated, foreseen
 from distft.tasks.shared.transfer import tensors_of
 
 AHEAD_BYTES = 64 << 20  # of tensors that wait to be used; one micro-batch may wait whatever it takes
@@ -75,7 +75,7 @@ class Feed:
     def _prepared(self, index: int) -> Iterator[Item]:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # each thread has its own
-        yield Totals(self._task.foreseen(self._loader.census(index)))
+        yield Totals(foreseen(self._task, self._loader.census(index)))
         micros = list(self._loader.step(index))
         for micro in micros:
             batch = collated(self._task, self._loader.documents(micro), self._device)
