@@ -116,7 +116,7 @@ def listens(pid: int) -> bool:
 
 @pytest.mark.parametrize(
     ("number", "seconds"),
-    [(signal.SIGUSR1, None), (signal.SIGUSR2, 0.0), (signal.SIGINT, 0.3), (signal.SIGTERM, 1.0), (signal.SIGHUP, 3.0)],
+    [(signal.SIGUSR1, None), (signal.SIGUSR2, 0.0), (signal.SIGINT, 0.3), (signal.SIGTERM, 0.8), (signal.SIGHUP, 1.5)],
 )
 def test_a_signal_before_the_first_step(place: Workplace, number: signal.Signals, seconds: float | None) -> None:
     """`seconds`: after the process listens; None: before it runs at all."""
