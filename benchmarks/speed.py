@@ -5,9 +5,10 @@
 
 All sides train the same model on the same token ids, one process and one thread on one core, and take turns, round by
 round. gsm8k: a random Qwen2 of 8.2 M parameters, whose answers are learned; the learning rate is so small that weights
-stay as they are, so each step's loss must be that of its documents, each alone (checked: ours to 1e-5, the peers' to the
-four digits that a Trainer logs). sst2, conll2003, phrasebank: MiniLM, whose dropout leaves no loss to compare. The speed of a run is that of its steps after the first few. Beside each ratio stands the
-law: what leaving out padding, and logits that nobody learns, could bring by itself,
+stay as they are, so each step's loss must be that of its documents, each alone (checked: ours to 1e-5, the peers' to
+the four digits that a Trainer logs). sst2, conll2003, phrasebank: MiniLM, whose dropout leaves no loss to compare. The
+speed of a run is that of its steps after the first few. Beside each ratio stands the law: what leaving out padding, and
+logits that nobody learns, could bring by itself,
 
     [(body + head + attention) / eta] / (body + f head + attention)
 
