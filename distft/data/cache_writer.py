@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +23,7 @@ from distft.run.files import write_atomically
 
 NUMBERS = {"sizes": "int32", "targets": "int32", "records": "int64"}  # one a document
 PROGRESS = "progress.json"
+_CHUNK = 1 << 20  # bytes
 _BAD = "bad records"  # the file that lists them, which is there only if there are any
 
 
@@ -37,6 +39,15 @@ class Progress:
     warnings: dict[str, str] = field(default_factory=dict)
     ends: dict[str, int] = field(default_factory=dict)  # values of each column
     lengths: dict[str, int] = field(default_factory=dict)
+    parts: int = 0  # appended
+
+    @classmethod
+    def read(cls, folder: Path) -> Progress | None:
+        """What a writer has kept there; None if there is nothing that can be read."""
+        try:
+            return cls(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
 
 
 class CacheWriter:
@@ -50,7 +61,7 @@ class CacheWriter:
     """
 
     def __init__(self, folder: Path, columns: Mapping[str, str]) -> None:
-        self._folder, self._columns = folder, dict(columns)
+        self.folder, self._columns = folder, dict(columns)
         arrays = [*NUMBERS, *(f"{c}.{part}" for c in columns for part in ("offsets", "column"))]
         self._paths = {name: folder / f"{name}.bin" for name in arrays} | {_BAD: folder / bad_records.FILE}
         self._stack = ExitStack()
@@ -68,6 +79,11 @@ class CacheWriter:
         """How many were added, by this writer and by those before it."""
         return self._done.records
 
+    @property
+    def parts(self) -> int:
+        """How many were appended, by this writer and by those before it."""
+        return self._done.parts
+
     def __enter__(self) -> CacheWriter:
         return self
 
@@ -76,16 +92,18 @@ class CacheWriter:
 
     def _continued(self) -> Progress | None:
         """What is there; None where that is not enough to go on from."""
-        try:
-            found = Progress(**json.loads((self._folder / PROGRESS).read_text(encoding="utf-8")))
-            whole = all(path.stat().st_size >= found.lengths[name] for name, path in self._paths.items())
-        except (OSError, ValueError, TypeError, KeyError):
+        found = Progress.read(self.folder)
+        if found is None or found.ends.keys() != self._columns.keys():
             return None
-        return found if whole and found.ends.keys() == self._columns.keys() else None
+        try:
+            whole = all(path.stat().st_size >= found.lengths[name] for name, path in self._paths.items())
+        except (OSError, KeyError):
+            return None
+        return found if whole else None
 
     def _begun(self) -> Progress:
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
         for path in self._paths.values():
             path.touch()
         return Progress(ends=dict.fromkeys(self._columns, 0))
@@ -114,15 +132,41 @@ class CacheWriter:
         self._files[_BAD].write(Bad(self._done.records, where, error).line().encode())
         self._done.records += 1
 
+    def append(self, part: Path) -> None:
+        """Add what a writer has kept in another folder, as if its records had been added here."""
+        done, more = self._done, Progress.read(part)
+        assert more is not None
+        shifts = {"records": done.records} | {f"{name}.offsets": end for name, end in done.ends.items()}
+        for name, path in self._paths.items():
+            if name != _BAD:
+                self._copy(part / path.name, more.lengths[name], name, shifts.get(name, 0))
+        for bad in bad_records.listed(part / bad_records.FILE):
+            self._files[_BAD].write(replace(bad, record=done.records + bad.record).line().encode())
+        self._notes.update(more.notes)
+        done.warnings = {**more.warnings, **done.warnings}
+        done.ends = {name: end + more.ends[name] for name, end in done.ends.items()}
+        for name in ("records", "documents", "size", "targets"):
+            setattr(done, name, getattr(done, name) + getattr(more, name))
+        done.parts += 1
+
+    def _copy(self, path: Path, length: int, name: str, shift: int) -> None:
+        """`length` bytes of a file; numbers (int64) grow by `shift`."""
+        with path.open("rb") as file:
+            while length and (chunk := file.read(min(length, _CHUNK))):
+                length -= len(chunk)
+                self._files[name].write((np.frombuffer(chunk, "int64") + shift).tobytes() if shift else chunk)
+        if length:
+            raise OSError(errno.EIO, "the file is shorter than it was", str(path))
+
     def _put(self, name: str, values: npt.NDArray[Any]) -> None:
         self._files[name].write(values.tobytes())
 
     def keep(self) -> None:
-        """Have all that was added on the disk, so that another writer can go on from here."""
+        """Have all that was added on the disk, so that another writer can go on from here, or append it."""
         self._sync_all()
         self._done.notes = dict(self._notes)
         self._done.lengths = {name: file.tell() for name, file in self._files.items()}
-        write_atomically(self._folder / PROGRESS, json.dumps(asdict(self._done)))
+        write_atomically(self.folder / PROGRESS, json.dumps(asdict(self._done)))
 
     def finish(self) -> Progress:
         """Complete the files, and leave nothing else beside them."""
@@ -131,7 +175,7 @@ class CacheWriter:
         self._sync_all()
         if self._files[_BAD].tell() == 0:
             self._paths[_BAD].unlink()
-        (self._folder / PROGRESS).unlink(missing_ok=True)
+        (self.folder / PROGRESS).unlink(missing_ok=True)
         self._done.notes = dict(self._notes)
         return self._done
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from distft.data import class_names
 from distft.data.records import Broken, Record
-from distft.data.text_lines import bare, is_gzip, lines, opened
+from distft.data.text_lines import WHOLE, Stretch, bare, is_gzip, lines, opened
 from distft.errors import UserError, first_line
 
 RecordStream = Iterator[Record | Broken]
@@ -26,17 +26,17 @@ def refusal(broken: Broken) -> UserError:
     return UserError(f"{broken.where} {broken.why}")
 
 
-def text(path: Path, keep_empty: bool = False, encoding: str | None = None) -> RecordStream:
+def text(path: Path, keep_empty: bool = False, encoding: str | None = None, stretch: Stretch = WHOLE) -> RecordStream:
     """Each line a record {"text": line}; lines of nothing but blanks are none, unless `keep_empty`."""
-    for number, line in enumerate(lines(path, encoding), 1):
+    for number, line in enumerate(lines(path, encoding, stretch), stretch.first):
         if isinstance(line, Broken):
             yield line
         elif keep_empty or line.strip():
             yield Record(f"{path}:{number}", {"text": bare(line)})
 
 
-def jsonl(path: Path, encoding: str | None = None) -> RecordStream:
-    for number, line in enumerate(lines(path, encoding), 1):
+def jsonl(path: Path, encoding: str | None = None, stretch: Stretch = WHOLE) -> RecordStream:
+    for number, line in enumerate(lines(path, encoding, stretch), stretch.first):
         if isinstance(line, Broken):
             yield line
         elif line.strip():

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from distft.data import class_names, conll, readers, tables, text_lines
 from distft.data.readers import RecordStream
 from distft.data.records import Broken, Record
+from distft.data.text_lines import WHOLE, Stretch
 from distft.errors import UserError, first_line
 from distft.process import pulse
 from distft.recipe.section import is_url
@@ -100,7 +101,16 @@ def whole(row: Record | Broken) -> Record:
     return row
 
 
-def read_leniently(source: Source) -> Iterator[Record | Broken]:
+def stretches(source: Source, size: int) -> list[Stretch]:
+    """Where a source can be read by several processes, about `size` bytes each: a file whose lines are records. WHOLE
+    alone where it cannot."""
+    path = _local(source.spec) if isinstance(source.spec, str) else None
+    if path is None or path.is_dir() or (reader := _reader(path, source)).func not in (readers.jsonl, readers.text):
+        return [WHOLE]
+    return text_lines.stretches(path, reader.keywords.get("encoding"), size)
+
+
+def read_leniently(source: Source, stretch: Stretch = WHOLE) -> Iterator[Record | Broken]:
     """As `read`, but what cannot be read comes as Broken, and reading goes on, where lines and sentences allow it."""
     if not isinstance(source.spec, str):
         return _read_parallel(_parallel(source.spec), _encoding(source).get("encoding"))
@@ -109,7 +119,7 @@ def read_leniently(source: Source) -> Iterator[Record | Broken]:
         return readers.numbered(source.spec, _named(_load_hub(source.spec, source)))
     if path.is_dir():
         return readers.numbered(str(path), _named(_load_folder(path, source.split)))
-    return _reader(path, source)(path)
+    return _reader(path, source)(path, **({} if stretch == WHOLE else {"stretch": stretch}))
 
 
 def fingerprint(source: Source, memory: Path | None = None) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
 
@@ -22,6 +24,25 @@ _MARKS = {  # the longer one first: UTF-32's begins as UTF-16's does
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Lines of a file: its bytes [begin, end), the number of the first line, from 1, and how many they are (None: not
+    counted)."""
+
+    begin: int = 0
+    end: int = sys.maxsize
+    first: int = 1
+    count: int | None = None
+
+    @property
+    def last(self) -> int | None:
+        """The number of the last line."""
+        return None if self.count is None else self.first + self.count - 1
+
+
+WHOLE = Stretch()
 
 
 def is_gzip(path: Path) -> bool:
@@ -47,22 +68,55 @@ def canonical(encoding: str | None) -> str | None:
     return None if name in ("utf-8", "utf-8-sig") else name
 
 
-def lines(path: Path, encoding: str | None = None) -> Iterator[str | Broken]:
+def lines(path: Path, encoding: str | None = None, stretch: Stretch = WHOLE) -> Iterator[str | Broken]:
     """Decoded lines with their ends, without a byte-order mark. Splits at \\n only: text may hold U+2028.
 
     Args:
         encoding: what `canonical` returns; None: as the byte-order mark says, or UTF-8.
+        stretch: one of `stretches`.
 
     Raises:
         UserError: the mark says otherwise, or the file is UTF-16 and has none.
     """
     with opened(path) as file:
-        start = file.peek(4)[:4] if hasattr(file, "peek") else b""
-        mark = next((one for one in _MARKS if start.startswith(one)), b"")
-        known = _encoding_of(path, start, mark, encoding)
-        file.read(len(mark))
-        for number, line in enumerate(_split(file, "\n".encode(known)), 1):
+        mark, known = _begun(file, path, encoding)
+        at = len(file.read(len(mark)))
+        if stretch.begin:
+            at = file.seek(stretch.begin)
+        for number, line in enumerate(_split(file, "\n".encode(known)), stretch.first):
             yield _decoded(line, path, number, known)
+            at += len(line)
+            if at >= stretch.end:
+                return
+
+
+def stretches(path: Path, encoding: str | None, size: int) -> list[Stretch]:
+    """Cuts a file behind the line in which every `size` bytes end. Nothing but the file and `size` matters.
+
+    Returns one at least, and WHOLE alone where lines cannot be told by bytes.
+    """
+    with opened(path) as file:
+        if is_gzip(path) or "\n".encode(_begun(file, path, encoding)[1]) != b"\n":
+            return [WHOLE]
+        found: list[Stretch] = []
+        begin, first = 0, 1
+        while True:
+            length, count, last = 0, 0, b""
+            while length < size and (chunk := file.read(min(_CHUNK, size - length))):
+                length, count, last = length + len(chunk), count + chunk.count(b"\n"), chunk[-1:]
+            rest = file.readline()
+            if not length:
+                return found or [WHOLE]
+            end, count = begin + length + len(rest), count + (rest != b"" or last != b"\n")
+            found.append(Stretch(begin, end, first, count))
+            begin, first = end, first + count
+
+
+def _begun(file: BufferedIOBase, path: Path, encoding: str | None) -> tuple[bytes, str]:
+    """The byte-order mark that a file begins with, which is not read yet, and its encoding."""
+    start = file.peek(4)[:4] if hasattr(file, "peek") else b""
+    mark = next((one for one in _MARKS if start.startswith(one)), b"")
+    return mark, _encoding_of(path, start, mark, encoding)
 
 
 def _encoding_of(path: Path, start: bytes, mark: bytes, encoding: str | None) -> str:

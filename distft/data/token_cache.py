@@ -6,7 +6,6 @@ import errno
 import fcntl
 import hashlib
 import json
-import math
 import os
 import shutil
 import time
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distft.data import bad_records, sources
+from distft.data import bad_records, encoding, sources
 from distft.data.bad_records import Bad
 from distft.data.cache_writer import NUMBERS, CacheWriter, sync
 from distft.data.records import Document, Encoder
@@ -32,9 +31,7 @@ FORMAT = 2  # of the folder; raise it when its files change
 _META = "meta.json"
 _DAY = 86400.0  # seconds
 _LONG = 30 * _DAY  # a job may wait in the queue
-_KEEP_EVERY = 30.0  # seconds between two times at which what was encoded is made to last
 _POLL = 0.5  # seconds between two tries for the lock
-_EVERY = 0.2  # seconds between two calls of check_stop and progress, but for a record that takes longer
 
 
 @dataclass(frozen=True)
@@ -115,14 +112,19 @@ def build_cache(
     cache: str | None,
     check_stop: Callable[[], None],
     progress: Callable[[int], None],
+    expect: Callable[[int], None] = lambda lines: None,
+    workers: int | None = None,
 ) -> Path:
     """The cache folder of a source as an encoder sees it, written first unless it is there already.
 
     `check_stop` raises to give up; the next call goes on from there, also after a kill, and a cache folder is never
     half written. `progress` takes the number of records done.
-    Both are called every few records, `check_stop` also while another job writes the same folder. Raises UserError
-    for bad data, for data without anything to learn, and where the cache cannot be written; BadRecords if more records
-    are bad than the source allows.
+    Both are called every few records, `check_stop` also while another job writes the same folder. `expect` is told how
+    many records there are at most, where that is known before. Raises UserError for bad data, for data without anything
+    to learn, and where the cache cannot be written; BadRecords if more records are bad than the source allows.
+
+    Args:
+        workers: processes that encode a large file at a time; None: one per core that this process may use.
     """
     root = root_of(cache)
     key = _key(source, encoder, root)
@@ -139,10 +141,15 @@ def build_cache(
         _remove_stale(root)
         with _locked(root / f"{folder.name}.lock", check_stop) as alone:
             if not folder.exists():
+                parts = sources.stretches(source, encoding.PART_BYTES)
+                if (lines := parts[-1].last) is not None:
+                    expect(lines)
                 # alone, it may go on with what another one left; if not, that one may be at work
-                part = root / (f"{key}.part" if alone else f"{key}.tmp-{uuid.uuid4().hex}")
+                begun = f"{key}.part" if len(parts) == 1 else f"{key}.by-{encoding.PART_BYTES}.part"
+                part = root / (begun if alone else f"{key}.tmp-{uuid.uuid4().hex}")
+                work = encoding.Work(source, encoder, parts, workers or encoding.cores(), check_stop, progress)
                 try:
-                    _write(part, folder, source, encoder, check_stop, progress, unchanged)
+                    _write(part, folder, work, unchanged)
                 finally:
                     if not alone:
                         shutil.rmtree(part, ignore_errors=True)
@@ -220,7 +227,7 @@ def _remove_stale(root: Path) -> None:
     limits = dict.fromkeys(root.glob("*.tmp-*"), _DAY) | dict.fromkeys(root.glob("*.part"), _LONG)
     for folder, limit in limits.items():
         try:
-            newest = max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
+            newest = max(path.stat().st_mtime for path in [folder, *folder.rglob("*")])
         except OSError:  # its writer is at work
             continue
         if newest < time.time() - limit:
@@ -230,10 +237,7 @@ def _remove_stale(root: Path) -> None:
 def _write(
     part: Path,
     folder: Path,
-    source: Source,
-    encoder: Encoder,
-    check_stop: Callable[[], None],
-    progress: Callable[[int], None],
+    work: encoding.Work,
     unchanged: Callable[[], bool],
 ) -> None:
     """Writes into `part` and publishes it by one rename, so that a folder by its final name is always whole.
@@ -241,15 +245,16 @@ def _write(
     Raises UserError as `build_cache`, also where the data are not `unchanged` at the end: the name tells what they
     were.
     """
+    source, columns = work.source, dict(work.encoder.columns)
     try:
-        with CacheWriter(part, encoder.columns) as writer:
-            _encode(writer, source, encoder, check_stop, progress)
+        with CacheWriter(part, columns) as writer:
+            work.do(writer)
             written = writer.finish()
-        progress(written.records)
+        work.progress(written.records)
         counts = {
             key: getattr(written, key) for key in ("records", "documents", "size", "targets", "notes", "warnings")
         }
-        meta = Meta(source.name, dict(encoder.columns), **counts)
+        meta = Meta(source.name, columns, **counts)
         bad_records.check(source, bad_records.listed(part / bad_records.FILE), meta.records)
         if meta.documents == 0:
             raise UserError(_why_empty(meta))
@@ -266,39 +271,6 @@ def _write(
     except UserError:
         shutil.rmtree(part, ignore_errors=True)
         raise
-
-
-def _encode(
-    writer: CacheWriter,
-    source: Source,
-    encoder: Encoder,
-    check_stop: Callable[[], None],
-    progress: Callable[[int], None],
-) -> None:
-    """Encode the records that the writer does not have yet."""
-    kept, there, told = time.monotonic(), writer.records, -math.inf
-    for number, row in enumerate(sources.read_leniently(source)):
-        now = time.monotonic()
-        if now - told > _EVERY:
-            try:
-                check_stop()
-            except BaseException:
-                writer.keep()
-                raise
-            progress(number)
-            told = now
-            if now - kept > _KEEP_EVERY:
-                writer.keep()
-                kept = now
-        if number >= there:
-            try:
-                encoded = encoder.encode(sources.whole(row))
-            except UserError as error:
-                if source.bad_budget is None:
-                    raise
-                writer.leave_out(row.where, str(error))
-            else:
-                writer.add(encoded)
 
 
 def _entries(meta: Meta) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distft.data import token_cache
+from distft.data import encoding
 from distft.data.bad_records import FILE, Bad, BadRecords, listing, usable
 from distft.data.cache_writer import CacheWriter
 from distft.data.records import Document, Encoded, Record
@@ -131,8 +131,8 @@ def test_stopped_and_killed_encodes_leave_out_the_same(tmp_path: Path, build: Bu
             raise Stop
 
     at_once = of_files(build(source, "at once"))
-    monkeypatch.setattr(token_cache, "_KEEP_EVERY", -1.0)
-    monkeypatch.setattr(token_cache, "_EVERY", -1.0)
+    monkeypatch.setattr(encoding, "_KEEP_EVERY", -1.0)
+    monkeypatch.setattr(encoding, "_EVERY", -1.0)
     with pytest.raises(Stop):
         build(source, stop=stop)
     leave_out = CacheWriter.leave_out

@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from distft.data import cache_writer, token_cache
+from distft.data import cache_writer, encoding, token_cache
 from distft.data.cache_writer import CacheWriter
 from distft.data.records import Document, Encoded
 from distft.data.sources import Source
@@ -198,7 +198,7 @@ def test_made_once_and_again_only_for_what_matters(data, tmp_path, monkeypatch):
 @pytest.fixture
 def each_record(monkeypatch):
     """Every record is a time to stop, and to keep what there is."""
-    monkeypatch.setattr(token_cache, "_EVERY", -1.0)
+    monkeypatch.setattr(encoding, "_EVERY", -1.0)
 
 
 def test_stopping_leaves_nothing_half_written(data, each_record):
@@ -256,7 +256,7 @@ def test_what_was_stopped_goes_on_and_is_the_same_to_the_byte(data, monkeypatch,
     at_once = built(settings, Letters())
     expected = of_files(at_once)
     at_once.rename(at_once.with_name("aside"))
-    monkeypatch.setattr(token_cache, "_KEEP_EVERY", -1.0 if kept_before else 1000.0)
+    monkeypatch.setattr(encoding, "_KEEP_EVERY", -1.0 if kept_before else 1000.0)
     first, second = Counting(), Counting()
     with pytest.raises(Stop):
         built(settings, first, stop_late)
@@ -268,7 +268,7 @@ def test_what_was_stopped_goes_on_and_is_the_same_to_the_byte(data, monkeypatch,
 
 def test_what_was_killed_goes_on_from_what_was_on_the_disk(data, monkeypatch, each_record):
     settings = data(MANY)
-    monkeypatch.setattr(token_cache, "_KEEP_EVERY", -1.0)
+    monkeypatch.setattr(encoding, "_KEEP_EVERY", -1.0)
     add = CacheWriter.add
 
     def killed(self, encoded):

@@ -1,0 +1,146 @@
+"""Encoding: the records of a source become the files of a cache folder, by several processes where it can be cut.
+
+Where a source is cut depends on its bytes alone. Each part is encoded by itself, into a folder that goes on by itself
+after a kill, and is appended when all parts before it are: what is written is what one process would have written.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from distft.data import sources
+from distft.data.cache_writer import CacheWriter
+from distft.data.records import Encoder
+from distft.data.sources import Source
+from distft.data.text_lines import WHOLE, Stretch
+from distft.errors import UserError
+from distft.process.forks import Forks
+
+PART_BYTES = 16 << 20  # of a source
+
+_KEEP_EVERY = 30.0  # seconds between two times at which what was encoded is made to last
+_EVERY = 0.2  # seconds between two calls of check_stop and progress, but for a record that takes longer
+_POLL = 0.02  # seconds between two looks at the processes
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class Work:
+    """A source to encode.
+
+    Attributes:
+        parts: of the source, in order; encoded by other processes if there are several.
+        workers: such processes at a time.
+        check_stop: raises to give up. Called every few records, as is `progress`.
+        progress: takes the number of records done.
+    """
+
+    source: Source
+    encoder: Encoder
+    parts: Sequence[Stretch]
+    workers: int
+    check_stop: Callable[[], None]
+    progress: Callable[[int], None]
+
+    def do(self, writer: CacheWriter) -> None:
+        """Encode the records that the writer does not have yet.
+
+        Raises:
+            UserError: for the first bad record of the source, whichever part was the first to meet one.
+        """
+        if len(self.parts) == 1:
+            self._encode(writer, WHOLE, self.check_stop, self.progress)
+        else:
+            self._encode_parts(writer)
+
+    def _encode(
+        self, writer: CacheWriter, stretch: Stretch, check_stop: Callable[[], None], progress: Callable[[int], None]
+    ) -> None:
+        kept, there, told = time.monotonic(), writer.records, -math.inf
+        for number, row in enumerate(sources.read_leniently(self.source, stretch)):
+            now = time.monotonic()
+            if now - told > _EVERY:
+                try:
+                    check_stop()
+                except BaseException:
+                    writer.keep()
+                    raise
+                progress(number)
+                told = now
+                if now - kept > _KEEP_EVERY:
+                    writer.keep()
+                    kept = now
+            if number >= there:
+                try:
+                    encoded = self.encoder.encode(sources.whole(row))
+                except UserError as error:
+                    if self.source.bad_budget is None:
+                        raise
+                    writer.leave_out(row.where, str(error))
+                else:
+                    writer.add(encoded)
+
+    def _encode_parts(self, writer: CacheWriter) -> None:
+        counts: npt.NDArray[np.int64] = np.frombuffer(mmap.mmap(-1, 8 * len(self.parts)), np.int64)  # all share it
+        places = [writer.folder / f"part-{part.begin}" for part in self.parts]
+        for place in places[: writer.parts]:  # a kill came between the two steps of `_append`
+            shutil.rmtree(place, ignore_errors=True)
+        begun, shown = writer.parts, -1
+        done: set[int] = set()
+        refused: dict[int, UserError] = {}
+        with Forks() as forks:
+            while writer.parts < len(self.parts):
+                self.check_stop()
+                while len(forks) < self.workers and begun < min([len(self.parts), *refused]):
+                    forks.start(begun, partial(self._encode_part, begun, places[begun], counts))
+                    begun += 1
+                for number, error in forks.ended():
+                    if isinstance(error, UserError):
+                        refused[number] = error
+                    elif error is not None:
+                        raise error
+                    else:
+                        done.add(number)
+                if writer.parts in refused:
+                    raise refused[writer.parts]
+                if (now := writer.records + int(counts[writer.parts :].sum())) > shown:
+                    self.progress(now)
+                    shown = now
+                if writer.parts in done:
+                    _append(writer, places[writer.parts])
+                else:
+                    time.sleep(_POLL)
+
+    def _encode_part(
+        self, number: int, place: Path, counts: npt.NDArray[np.int64], check_stop: Callable[[], None]
+    ) -> None:
+        """In a process of its own. `counts`: int64 [parts], the records done of each, in shared memory."""
+
+        def show(records: int) -> None:
+            counts[number] = records
+
+        with CacheWriter(place, self.encoder.columns) as writer:
+            self._encode(writer, self.parts[number], check_stop, show)
+            writer.keep()
+            show(writer.records)
+
+
+def _append(writer: CacheWriter, place: Path) -> None:
+    writer.append(place)
+    writer.keep()
+    shutil.rmtree(place)
