@@ -67,6 +67,29 @@ def data(
 
 
 @app.command()
+def encode(
+    config: Annotated[Path, typer.Argument(help="recipe (YAML)")],
+    overrides: Overrides = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="processes that encode at a time; default: the cores it may use")
+    ] = None,
+) -> None:
+    """Encode the data of a recipe ahead of its job.
+
+    Needs no GPU. The job finds what is there; after a kill, the same command continues.
+    """
+    from distft.process.console import Console
+    from distft.recipe.load import load
+
+    recipe = load(config, overrides or [])
+    from distft.training.preparation import prepare
+
+    for prepared in prepare(recipe, workers, Console(first=True)):
+        print(prepared, flush=True)
+    print("a job with this recipe finds them there and encodes nothing")
+
+
+@app.command()
 def new(
     task: Annotated[str, typer.Argument(help="a task.type; or `site`, `sbatch`: files that describe a cluster")],
     data: Annotated[

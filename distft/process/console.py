@@ -26,6 +26,9 @@ class Bar(Protocol):
     def at(self, done: int, note: str) -> None:
         """So much is done; `note` says how it goes."""
 
+    def expect(self, total: int) -> None:
+        """This is the total, or not much less: it was not known when the bar began."""
+
 
 class Console:
     """Rank 0's view outward. Says nothing on other ranks."""
@@ -64,6 +67,9 @@ class _RichBar:
     def at(self, done: int, note: str) -> None:
         self._progress.update(self._task, completed=done, note=note)
 
+    def expect(self, total: int) -> None:
+        self._progress.update(self._task, total=total)
+
 
 class _Lines:
     """A line now and then: the first, the last, and one every `LINE_SECONDS` between them."""
@@ -85,6 +91,9 @@ class _Lines:
         if self._total is not None and done > begun[1]:
             parts.append(f"ETA {duration((self._total - done) * (now - begun[0]) / (done - begun[1]))}")
         self._console.say(" · ".join(parts))
+
+    def expect(self, total: int) -> None:
+        self._total = total
 
 
 def duration(seconds: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -59,20 +59,13 @@ def open_dataset(
     source, spec, recipe = source_of(part, which), context.model_spec, context.recipe
     if source is None:
         return None
-    name = f"{which} of {part.name}" if part.name else which
+    name = name_of(part, which)
 
     def build_cache() -> tuple[str, int]:
-        with console.bar(f"data.{name}: records", total=None) as bar:
-
-            def show(number: int) -> None:
-                pulse.moving()
-                bar.at(number, "")
-
-            encoder = context.encoder(part.name)
-            with listing(context.run.bad_records, name, source) as bad:
-                folder = token_cache.build_cache(source, encoder, recipe.data.cache, stop_signals.check, show)
-                bad += token_cache.left_out(folder, source)
-            return str(folder), len(bad)
+        with listing(context.run.bad_records, name, source) as bad:
+            folder = fill_cache(context, part, which, console, stop_signals.check)
+            bad += token_cache.left_out(folder, source)
+        return str(folder), len(bad)
 
     path, bad = distributed.on_rank_0(ranks, f"tokens/{name}", build_cache)
     stop_signals.check()
@@ -86,6 +79,32 @@ def open_dataset(
     for warning in corpus.meta.warnings.values():
         console.say(f"warning: {warning}")
     return found
+
+
+def name_of(part: TaskPart, which: Which) -> str:
+    """For people: "train", or "train of NAME" where there are several tasks."""
+    return f"{which} of {part.name}" if part.name else which
+
+
+def fill_cache(
+    context: RunContext,
+    part: TaskPart,
+    which: Which,
+    console: Console,
+    check_stop: Callable[[], None],
+    workers: int | None = None,
+) -> Path:
+    """The cache folder of these data, written first unless it is there already. See `token_cache.build_cache`."""
+    source, cache = source_of(part, which), context.recipe.data.cache
+    assert source is not None
+    with console.bar(f"data.{name_of(part, which)}: records", total=None) as bar:
+
+        def show(number: int) -> None:
+            pulse.moving()
+            bar.at(number, "")
+
+        encoder = context.encoder(part.name)
+        return token_cache.build_cache(source, encoder, cache, check_stop, show, bar.expect, workers)
 
 
 def arrange(corpus: Corpus, key: str, recipe: Recipe, spec: ModelSpec, packed: bool) -> Dataset:

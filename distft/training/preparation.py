@@ -1,0 +1,75 @@
+"""Preparation: the data of a recipe, encoded ahead of the job that trains on them (`distft encode`)."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from transformers.utils import logging
+
+from distft.data import token_cache
+from distft.data.sources import source_of
+from distft.data.token_cache import Corpus, Meta
+from distft.errors import Preempted
+from distft.model.context import RunContext
+from distft.process import stop_signals
+from distft.process.console import Console, duration
+from distft.recipe.schema import Recipe
+from distft.run.folder import RunDir
+from distft.training.datasets import fill_cache, name_of
+from distft.training.preview import without_weights
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Encoded data. `bad`: records that were left out; `seconds`: it took."""
+
+    name: str
+    folder: Path
+    meta: Meta
+    bad: int
+    seconds: float
+
+    def __str__(self) -> str:
+        meta = self.meta
+        text = f"data.{self.name}: {meta.records:,} records, {meta.documents:,} documents, {meta.size:,} tokens "
+        text += f"({meta.targets:,} to predict)" + "".join(
+            f"; {number:,} {note}" for note, number in meta.notes.items()
+        )
+        if self.bad:
+            text += f"; {self.bad:,} bad records left out"
+        return f"{text}\n  in {self.folder} after {duration(self.seconds)}"
+
+
+def prepare(recipe: Recipe, workers: int | None, console: Console) -> Iterator[Prepared]:
+    """Encode the training and held-out data of all tasks, unless the token cache has them.
+
+    Args:
+        workers: processes at a time; None: one per core that this process may use.
+
+    Raises:
+        UserError: as a run would that reads these data.
+        Preempted: a stop was requested; the next call goes on.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed says that it has found none
+    logging.disable_progress_bar()
+    stop_signals.listen()
+    with TemporaryDirectory(prefix="distft-encode-") as folder:
+        context = RunContext(RunDir(Path(folder)), without_weights(recipe))
+        for part in recipe.parts():
+            for which in ("train", "eval"):
+                if (source := source_of(part, which)) is None:
+                    continue
+                begun = time.monotonic()
+                found = fill_cache(context, part, which, console, _check_stop, workers)
+                bad = len(token_cache.left_out(found, source))
+                yield Prepared(name_of(part, which), found, Corpus.open(found).meta, bad, time.monotonic() - begun)
+
+
+def _check_stop() -> None:
+    if stop_signals.requested():
+        raise Preempted("stopped on request; what was encoded is kept, and the same command goes on from there")
