@@ -71,7 +71,8 @@ def _format_of(record: Record, fields: Mapping[str, str]) -> tuple[_Format, dict
         if column not in record.fields:
             raise UserError(f"{record.where} has no field {column!r} (data.fields.{ours}); it has {_names(record)}")
         values[ours] = record.fields[column]
-    for format in sorted(_FORMATS, key=lambda f: fields.keys().isdisjoint(f.own)):
+    by_fit = sorted(_FORMATS, key=lambda f: fields.keys().isdisjoint(f.own)) if fields else _FORMATS
+    for format in by_fit:
         if all(values.get(name) is not None for name in format.required):
             return format, values
     known = "; ".join(" + ".join(f.required) for f in _FORMATS)

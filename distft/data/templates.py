@@ -22,6 +22,7 @@ from distft.data.messages import Message
 from distft.data.records import Record
 from distft.data.rendering import Renderer, Rendering, on_day
 from distft.data.shown import DIFFERS, ENDLESS, SILENT, check_shown, hidden, is_silent, other_prompt
+from distft.data.token_begins import with_begins
 from distft.data.turns import Finder, Turn
 from distft.errors import UserError
 from distft.recipe.schema import Data
@@ -274,8 +275,8 @@ class Template:
     def _ids(self, text: str, base: int = 0) -> tuple[list[int], list[int]]:
         """Tokens of `text`, and `base` + the character each begins at."""
         text.encode()  # raises UnicodeEncodeError for half a surrogate pair, which tokenizers reject as no text at all
-        out = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return list(out["input_ids"]), [base + begin for begin, _ in out["offset_mapping"]]
+        tokens, begins = with_begins(self.tokenizer, text)
+        return tokens, [base + begin for begin in begins] if base else begins
 
 
 def half_a_pair(error: UnicodeEncodeError) -> str:

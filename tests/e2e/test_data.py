@@ -1,9 +1,16 @@
-"""`distft data`, as a user looks at data before training."""
+"""`distft data` and `distft encode`, as a user looks at data and encodes them before training."""
 
 from __future__ import annotations
 
+import os
+import signal
+from pathlib import Path
+
 import pytest
 
+from distft.data import encoding
+from distft.data.token_cache import Corpus
+from distft.process import stop_signals
 from tests.e2e.command import Workplace
 from tests.e2e.models import here
 
@@ -41,3 +48,31 @@ def test_data_that_cannot_be_used_are_an_error(
     assert missing.sentence == "the recipe names no data.eval"
     several = here(monkeypatch, capfd, "data", "recipe.yaml", "--task", "x")
     assert several.code == 2
+
+
+def test_data_that_were_encoded_ahead_are_found(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(place.folder)
+    monkeypatch.setattr(encoding, "PART_BYTES", 2000)
+    listening = [(number, signal.getsignal(number)) for number in stop_signals.SIGNALS]
+    lines = (place.folder / "train.jsonl").read_text().splitlines()
+    monkeypatch.setattr(stop_signals, "_received", [])
+    (tmp_path / "held.jsonl").write_text("\n".join(lines[:5]))
+    how = ["encode", "recipe.yaml", f"data.cache={tmp_path}", f"data.eval={tmp_path / 'held.jsonl'}", "--workers", "2"]
+    try:
+        first, again = here(monkeypatch, capfd, *how), here(monkeypatch, capfd, *how)
+        os.kill(os.getpid(), signal.SIGTERM)
+        stopped = here(monkeypatch, capfd, *how, "data.row_tokens=32")
+    finally:
+        for number, handler in listening:
+            signal.signal(number, handler)
+    assert first.code == 0, first.err
+    assert f"data.train: {len(lines)} records, " in first.out
+    assert "data.eval: 5 records, " in first.out
+    assert f"{len(lines)}/{len(lines)}" in first.err  # the bar
+    assert "records" not in again.err
+    folders = [Path(line.split()[1]) for line in again.out.splitlines() if line.startswith("  in ")]
+    assert [Corpus.open(folder).meta.records for folder in folders] == [len(lines), 5]
+    assert stopped.code == 75
+    assert "stopped on request" in stopped.err
