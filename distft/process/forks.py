@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -78,7 +79,8 @@ class Forks:
             os.close(self._mouth)
             os.environ[environment.PARENT] = str(parent)
             lifetime.die_with_parent()
-            lifetime.name("distft-fork")
+            lifetime.name("distft-child")
+            gc.freeze()  # what was made before stays: to look at it would copy the memory that is shared
             for number in stop_signals.SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
             if "torch" in sys.modules:  # OpenMP's threads do not survive a fork
