@@ -135,30 +135,34 @@ def test_too_many_bad_records_are_counted_over_all_parts(tmp_path, build):
     assert isinstance(first, Bad)
 
 
-def killed_once(source: Source, cache: str, seconds: float) -> bool:
-    """Encode in a tree of processes that is killed after so long. Whether it was done before."""
-    pid = os.fork()
+def lines_in(log: Path) -> list[str]:
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def encode_and_kill(source: Source, cache: str, log: Path, records: int) -> None:
+    """Encode in a tree of processes that is killed when so many more records are in the log."""
+    wanted, pid = len(lines_in(log)) + records, os.fork()
     if pid == 0:
         os.setsid()
-        build_cache(source, Words(seconds=0.0005), cache, lambda: None, lambda done: None, workers=2)
+        build_cache(source, Words(log, 0.0005), cache, lambda: None, lambda done: None, workers=2)
         os._exit(0)
-    time.sleep(seconds)
+    while len(lines_in(log)) < wanted:
+        time.sleep(0.002)
     os.killpg(pid, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
 
 def test_killed_again_and_again_it_is_the_same_to_the_byte(tmp_path, build, monkeypatch):
     monkeypatch.setattr(encoding, "_KEEP_EVERY", 0.01)
     monkeypatch.setattr(encoding, "_EVERY", 0.002)
-    source = written(tmp_path, lines_of(1500, bad=11), bad_budget=0.5)
+    source = written(tmp_path, lines_of(1000, bad=11), bad_budget=0.5)
     whole = expected(build, monkeypatch, source)
     draw = random.Random(1)
-    killed = sum(not killed_once(source, str(tmp_path / "cache"), draw.uniform(0.1, 0.25)) for _ in range(6))
-    log = tmp_path / "log"
-    assert of_files(build(source, 2, Words(log))) == whole
-    assert killed >= 3
-    again = log.read_text().splitlines() if log.exists() else []
-    assert len(set(again)) == len(again) < 1300
+    for _ in range(4):
+        encode_and_kill(source, str(tmp_path / "cache"), tmp_path / "killed", draw.randint(80, 200))
+    assert of_files(build(source, 2, Words(tmp_path / "log"))) == whole
+    again = lines_in(tmp_path / "log")
+    assert len(set(again)) == len(again) < 923  # of all
 
 
 def test_stopped_it_goes_on_and_finished_parts_are_not_done_again(tmp_path, build, monkeypatch):
@@ -166,7 +170,7 @@ def test_stopped_it_goes_on_and_finished_parts_are_not_done_again(tmp_path, buil
     whole = expected(build, monkeypatch, source)
 
     def stop():
-        if logs[0].exists() and len(logs[0].read_text().splitlines()) > 100:
+        if len(lines_in(logs[0])) > 100:
             raise Stop
 
     monkeypatch.setattr(encoding, "_EVERY", -1.0)
@@ -175,7 +179,7 @@ def test_stopped_it_goes_on_and_finished_parts_are_not_done_again(tmp_path, buil
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)  # no child is left
     assert of_files(build(source, 2, Words(logs[1]))) == whole
-    first, second = (log.read_text().splitlines() for log in logs)
+    first, second = map(lines_in, logs)
     assert len(first) > 100
     assert sorted(first + second) == sorted(row.where for row in read_leniently(source))
 
@@ -197,7 +201,7 @@ def test_a_child_that_is_killed_is_told_and_costs_nothing_that_was_done(tmp_path
             build(source, 1)
     log = tmp_path / "log"
     assert of_files(build(source, 1, Words(log))) == whole
-    assert log.read_text().splitlines()[0] == next(read_leniently(source, parts[5])).where
+    assert lines_in(log)[0] == next(read_leniently(source, parts[5])).where
 
 
 def test_a_full_disk_in_a_child_is_one_sentence_and_leaves_nothing(tmp_path, build, monkeypatch):
