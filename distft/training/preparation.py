@@ -42,7 +42,8 @@ class Prepared:
         )
         if self.bad:
             text += f"; {self.bad:,} bad records left out"
-        return f"{text}\n  in {self.folder} after {duration(self.seconds)}"
+        lines = [text, f"  in {self.folder} after {duration(self.seconds)}"]
+        return "\n".join([*lines, *(f"warning: {warning}" for warning in meta.warnings.values())])
 
 
 def prepare(recipe: Recipe, workers: int | None, console: Console) -> Iterator[Prepared]:
