@@ -27,7 +27,7 @@ from distft.data.text_lines import WHOLE, Stretch
 from distft.errors import UserError
 from distft.process.forks import Forks
 
-PART_BYTES = 16 << 20  # of a source
+PART_BYTES = 8 << 20  # of a source
 
 _KEEP_EVERY = 30.0  # seconds between two times at which what was encoded is made to last
 _EVERY = 0.2  # seconds between two calls of check_stop and progress, but for a record that takes longer
