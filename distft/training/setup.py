@@ -44,7 +44,7 @@ from distft.training.datasets import Dataset
 from distft.training.feed import Feed
 from distft.training.flops import work_of
 from distft.training.memory import MemoryMeter
-from distft.training.session import Session, restore
+from distft.training.session import Session, restore, verification
 from distft.training.throughput import Meter, peak_of
 
 LIBRARIES = ("torch", "deepspeed", "transformers", "peft")
@@ -58,6 +58,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         Preempted: a stop was requested meanwhile.
     """
     tracking.check(recipe)
+    verified = verification(run, ranks)  # the disk works meanwhile
     context = RunContext(run, recipe, partial(distributed.on_rank_0, ranks), starts=True)
     pulse.at("the base model")
     spec = context.model_spec
@@ -95,7 +96,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     tell_zero_stage(recipe, engine, ranks, console)
     console.say(f"model {context.base}: {trainable:,} of {total:,} parameters are trained")
     pulse.at("the checkpoint to continue from")
-    progress = restore(run, engine, allocator, identity, ranks, console)
+    progress = restore(run, engine, allocator, identity, verified, console)
     data = next(iter(train.values())), held_out
     reference_pass.record_reference(run, task, engine, data, progress.step, identity.base, ranks, console)
     stop_signals.check()
