@@ -1,5 +1,4 @@
-"""Attention of documents in one row that holds all their scores, by few operations, where documents are so short that
-the number of operations counts.
+"""Attention of documents in one row that holds all their scores, by few operations.
 
 Through `torch.nn.functional` a document of 20 tokens takes 40 operations and their graph, which cost more than what
 they compute. Where weights are dropped out, a CPU has no other kernel than these operations.
