@@ -14,7 +14,7 @@ _FEWEST = 4  # batches a window: fewer sort nothing
 
 def order(seed: int, epoch: int, n: int) -> npt.NDArray[np.int64]:
     """A permutation of range(n), int64 [n]: a pure function of (seed, epoch, n)."""
-    return np.argsort(hashes(seed, epoch, n), kind="stable").astype(np.int64)
+    return np.argsort(hashes(seed, epoch, n)).astype(np.int64, copy=False)  # no two hashes are the same
 
 
 def grouped(seed: int, epoch: int, sizes: npt.NDArray[np.int32], batch: int) -> npt.NDArray[np.int64]:
@@ -43,7 +43,8 @@ def draw(seed: int, position: int) -> int:
 
 
 def hashes(seed: int, stream: int, n: int) -> npt.NDArray[np.uint64]:
-    """uint64 [n], outputs 0..n-1 of the splitmix64 generator (Steele et al. 2014) keyed by (seed, stream)."""
+    """uint64 [n], outputs 0..n-1 of the splitmix64 generator (Steele et al. 2014) keyed by (seed, stream).
+    All of them differ: each step of the generator can be undone."""
     key = int(_mix(_mix(_words(seed)) + _words(stream))[0])
     # Arrays wrap around silently; numpy's scalars would warn.
     return _mix(np.arange(1, n + 1, dtype=np.uint64) * _words(_GOLDEN) + _words(key))

@@ -138,7 +138,7 @@ def gather_bytes(value: bytes) -> list[bytes]:
     mine = torch.frombuffer(bytearray(value), dtype=torch.uint8)
     parts = [torch.empty_like(mine) for _ in range(td.get_world_size())]
     td.all_gather(parts, mine)
-    return [bytes(part.tolist()) for part in parts]
+    return [part.numpy().tobytes() for part in parts]
 
 
 def gather_text(value: str) -> list[str]:

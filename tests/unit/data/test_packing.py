@@ -1,9 +1,11 @@
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distft.data.order import order
+from distft.data.order import hashes, order
 from distft.data.packing import bucket, one_per_row, pack
 
 
@@ -44,6 +46,27 @@ def test_pack_is_pinned():
     lengths = np.array([5, 3, 3, 8, 2, 2, 7, 1], dtype=np.int32)
     rows = pack(lengths, 8, 0)
     assert [rows.row(i).tolist() for i in range(len(rows))] == [[3], [6, 7], [0, 2], [1, 4, 5]]
+
+
+@pytest.mark.parametrize(
+    ("row_tokens", "put", "pinned"),
+    [
+        (500, pack, "9c602f91a629"),
+        (500, bucket, "ce62f7f83df0"),
+        (200_000, pack, "8cddc540c038"),
+        (200_000, bucket, "529344a1ad71"),
+    ],
+)
+def test_rows_of_many_documents_are_pinned(row_tokens, put, pinned):
+    """A run that goes on has to find the rows that it was begun with, whatever they are computed by."""
+    lengths = (hashes(7, 0, 5000) % np.uint64(row_tokens) + np.uint64(1)).astype(np.int32)
+    rows = put(lengths, row_tokens, 3)
+    found = hashlib.sha256(rows.offsets.astype("<i8").tobytes() + rows.documents.astype("<i8").tobytes())
+    assert found.hexdigest()[:12] == pinned
+    first = np.lexsort((hashes(3, 0, 5000), -lengths))  # equal lengths by their hashes
+    assert rows.documents[0] == first[0]
+    if put is bucket:
+        assert np.array_equal(rows.documents, first)
 
 
 @settings(deadline=None, max_examples=200)
