@@ -63,10 +63,6 @@ def test_rows_of_many_documents_are_pinned(row_tokens, put, pinned):
     rows = put(lengths, row_tokens, 3)
     found = hashlib.sha256(rows.offsets.astype("<i8").tobytes() + rows.documents.astype("<i8").tobytes())
     assert found.hexdigest()[:12] == pinned
-    first = np.lexsort((hashes(3, 0, 5000), -lengths))  # equal lengths by their hashes
-    assert rows.documents[0] == first[0]
-    if put is bucket:
-        assert np.array_equal(rows.documents, first)
 
 
 @settings(deadline=None, max_examples=200)
