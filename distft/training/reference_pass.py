@@ -28,6 +28,7 @@ from distft.tasks.shared.padding import WIDTH_STEP
 
 KEEP_SECONDS = 60.0  # between two times at which what was found is written down
 AGREE_SECONDS = 1.0  # between two times at which ranks ask each other whether to stop, about
+SHARE = 2  # a forward pass alone bears so many times the tokens of one whose activations are kept for a backward pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +50,13 @@ class Batches:
     rows: Rows
 
     @classmethod
-    def of(cls, corpora: Sequence[Corpus], micro_rows: int) -> Batches:
-        """A micro-batch is no larger than one of `micro_rows` rows of the longest pair, which training has to bear."""
+    def of(cls, corpora: Sequence[Corpus], micro_rows: int, width_step: int) -> Batches:
+        """No micro-batch takes more memory than one of training with the longest pairs.
+
+        Args:
+            micro_rows: pairs that training feeds the model at once.
+            width_step: rows are padded to a multiple of it.
+        """
         found = []
         for corpus in corpora:
             for index in range(len(corpus)):
@@ -58,8 +64,8 @@ class Batches:
                 pulse.moving()
         keys, places = np.unique(np.array(found, np.uint64), return_index=True)
         sizes = np.concatenate([corpus.sizes for corpus in corpora])[places]
-        sizes = np.maximum(sizes, WIDTH_STEP)  # on a GPU shorter ones are padded to it
-        return cls(corpora, keys, places, bucket(sizes, micro_rows * int(sizes.max(initial=0)), 0))
+        widths = -(-sizes // width_step) * width_step
+        return cls(corpora, keys, places, bucket(widths, SHARE * micro_rows * int(widths.max(initial=0)), 0))
 
     def lacking(self, known: Sequence[int]) -> list[int]:
         """The micro-batches with a pair whose key is not among these."""
@@ -108,7 +114,8 @@ def record_reference(
     if not isinstance(task, Preference) or task.reference is None:
         return
     if not distributed.on_rank_0(ranks, "reference", lambda: is_recorded(run, corpora, base, step)):
-        Pass(run, task, engine, base, ranks).over(Batches.of(corpora, micro_rows), console)
+        batches = Batches.of(corpora, micro_rows, WIDTH_STEP if ranks.device.type == "cuda" else 1)
+        Pass(run, task, engine, base, ranks).over(batches, console)
     recall(run, task)
 
 

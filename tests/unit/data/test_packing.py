@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distft.data.order import hashes, order
+from distft.data.order import hashes, order, stable_order
 from distft.data.packing import bucket, one_per_row, pack
 
 
@@ -120,6 +120,15 @@ def test_order_is_pinned():
     assert order(0, 0, 10).tolist() == [2, 4, 6, 8, 5, 1, 7, 0, 9, 3]
     assert order(1234567, 3, 10).tolist() == [9, 3, 2, 0, 7, 1, 4, 5, 6, 8]
     assert order(-1, 2, 10).tolist() == [1, 4, 6, 3, 5, 9, 8, 0, 7, 2]
+
+
+@pytest.mark.parametrize("largest", [0, 9, 2**16 - 1, 2**16, 2**31 - 1])
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_stable_order_is_stable(largest, dtype):
+    keys = np.random.default_rng(0).integers(0, largest + 1, 3000).astype(dtype)
+    keys[::3] = keys[0]
+    assert np.array_equal(stable_order(keys), np.argsort(keys, kind="stable"))
+    assert stable_order(keys[:0]).tolist() == []
 
 
 def test_splitmix64_is_the_published_one():

@@ -13,9 +13,8 @@ from distft.data.records import Document
 from distft.errors import Preempted
 from distft.run.folder import RunDir
 from distft.tasks.dpo_reference import PAIR_COLUMNS, Entry, RecordedReference, pair_key
-from distft.tasks.shared.padding import WIDTH_STEP
 from distft.training import reference_pass
-from distft.training.reference_pass import Batches, Pass
+from distft.training.reference_pass import SHARE, Batches, Pass
 
 LONGEST, MICRO_ROWS = 300, 2
 
@@ -95,7 +94,7 @@ def attempt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[Company
             console: Any = SimpleNamespace(bar=lambda title, total: Bar())
             task: Any = tasks[rank]
             one = Pass(run, task, engine, "base", ranks)
-            batches: Any = Batches.of(corpora, MICRO_ROWS)  # type: ignore[arg-type]
+            batches: Any = Batches.of(corpora, MICRO_ROWS, 1)  # type: ignore[arg-type]
             if stops_at is None:
                 one.over(batches, console)
             else:
@@ -106,8 +105,8 @@ def attempt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[Company
     return do
 
 
-def in_batches(corpora: Sequence[Corpus]) -> list[list[Document]]:
-    found = Batches.of(corpora, MICRO_ROWS)  # type: ignore[arg-type]
+def in_batches(corpora: Sequence[Corpus], width_step: int = 1) -> list[list[Document]]:
+    found = Batches.of(corpora, MICRO_ROWS, width_step)  # type: ignore[arg-type]
     return [found.documents(number) for number in range(len(found.rows))]
 
 
@@ -115,14 +114,16 @@ def keys_of(corpora: Sequence[Corpus]) -> list[list[int]]:
     return [[pair_key(document) for document in batch] for batch in in_batches(corpora)]
 
 
-def test_each_pair_is_once_in_a_batch_that_training_could_bear() -> None:
-    batches = in_batches([TRAIN, HELD_OUT])
+@pytest.mark.parametrize(("width_step", "longest"), [(1, LONGEST), (64, 320)])
+def test_each_pair_is_once_in_a_batch_that_training_could_bear(width_step: int, longest: int) -> None:
+    batches = in_batches([TRAIN, HELD_OUT], width_step)
     keys = [pair_key(document) for batch in batches for document in batch]
     assert sorted(keys) == sorted({pair_key(document) for document in [*TRAIN, *HELD_OUT]})
-    widths = [max(WIDTH_STEP, *(document.size for document in batch)) for batch in batches]
-    assert all(width * len(batch) <= MICRO_ROWS * LONGEST for width, batch in zip(widths, batches, strict=True))
+    widths = [-(-max(document.size for document in batch) // width_step) * width_step for batch in batches]
+    assert widths[0] == longest
+    assert all(width * len(batch) <= SHARE * MICRO_ROWS * longest for width, batch in zip(widths, batches, strict=True))
     assert widths == sorted(widths, reverse=True)
-    assert len(batches) < len(keys) / 2
+    assert len(batches) < len(keys) / 3
 
 
 def test_batches_follow_from_the_pairs_alone() -> None:
