@@ -1,6 +1,6 @@
 """The rows of a token cache, kept beside it: computed once, then memory-mapped by all ranks and by later runs.
 
-A file of its own for each way to put these documents into rows, so that another `row_tokens` writes no token again.
+The tokens stay as they are: each way to put these documents into rows has a file of its own.
 """
 
 from __future__ import annotations
