@@ -12,9 +12,10 @@ from functools import partial
 
 from distft.errors import DONE, UserError
 from distft.launcher import Job, Outlook, find_launcher
-from distft.plan.place import Place, memory_given
+from distft.plan.place import Place
 from distft.process import environment
 from distft.process.devices import gpus
+from distft.process.memory import memory_given
 from distft.recipe import changes
 from distft.recipe.earlier import begun, inherited
 from distft.recipe.load import check_sizes, differences, dump, load_resolved

@@ -86,7 +86,8 @@ class Household:
             common = {**own, **os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
             log = self._run.attempt_logs(attempt) / f"node-{index}.log"
             self._server = ForkServer(self._run, log, common)
-            read_ahead(self._run)  # the disk works while the fork server imports
+        first = index * self._nproc
+        read_ahead(self._run, range(first, first + self._nproc))  # the disk works while the fork server imports
         return self._server
 
     def end(self) -> None:
@@ -94,10 +95,12 @@ class Household:
             self._server.end()
 
 
-def read_ahead(run: RunDir) -> None:
-    """Have the kernel fetch the newest checkpoint and the run's own base model, and do not wait for it."""
+def read_ahead(run: RunDir, ranks: range) -> None:
+    """Have the kernel fetch what `ranks` wrote of the newest checkpoint, and the run's own base model, and do not wait
+    for it."""
     newest = run.checkpoints / f"step-{run.newest_commit():08d}"
-    for path in sorted([*newest.glob("*"), *run.base.glob("*.safetensors")]):
+    written = (newest / f"rank-{rank:05d}.safetensors" for rank in ranks)
+    for path in [*written, *sorted(run.base.glob("*.safetensors"))]:
         with suppress(OSError):
             descriptor = os.open(path, os.O_RDONLY)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)

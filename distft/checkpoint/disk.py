@@ -1,7 +1,8 @@
 """Direct disk I/O for checkpoint files: write and read past the page cache, with checksums.
 
 A checkpoint is read once, if at all. In the page cache it would push out what is of use, count as memory of the job,
-and take more CPU time than training may have to spare. Where a file system knows no O_DIRECT, the page cache it is.
+and take more CPU time than training may have to spare. So only the newest one is there, for a restart, where it takes
+little of the job's memory. Where a file system knows no O_DIRECT, the page cache it is.
 """
 
 from __future__ import annotations
@@ -80,21 +81,42 @@ class NewFile:
                     raise
 
 
-def checksum(path: Path, of_disk: bool = False) -> str:
-    """XXH3 of a file's bytes, in hex. `of_disk`: of those on the disk, and not of what the page cache holds."""
-    buffer, result = memoryview(mmap.mmap(-1, _CHUNK_BYTES)), xxhash.xxh3_128()
+def checksum(path: Path) -> str:
+    """XXH3 of a file's bytes, in hex, by the page cache."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        if of_disk:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            past_page_cache(descriptor)
-        while count := os.readv(descriptor, [buffer]):
-            pulse.moving()
-            result.update(buffer[:count])
-            if count < _CHUNK_BYTES:  # the end, most likely; and O_DIRECT reads from where a block begins only
-                through_page_cache(descriptor)
+        return _checksum(descriptor)
     finally:
         os.close(descriptor)
+
+
+def checksum_of_disk(path: Path, keep: bool) -> str:
+    """XXH3 of the bytes on the disk, and not of what the page cache holds. `keep`: it holds them afterwards."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        if not keep:
+            past_page_cache(descriptor)
+        return _checksum(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def forget(path: Path) -> None:
+    """Have the page cache drop a file, if it is still there."""
+    with suppress(FileNotFoundError):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def _checksum(descriptor: int) -> str:
+    buffer, result = memoryview(mmap.mmap(-1, _CHUNK_BYTES)), xxhash.xxh3_128()
+    while count := os.readv(descriptor, [buffer]):
+        pulse.moving()
+        result.update(buffer[:count])
+        if count < _CHUNK_BYTES:  # the end, most likely; and O_DIRECT reads from where a block begins only
+            through_page_cache(descriptor)
     return result.hexdigest()
 
 

@@ -51,14 +51,17 @@ class Identity:
     settled: dict[str, str] = field(default_factory=dict)  # by key of the recipe: what `auto` has come to
 
 
-def owned(engine: Engine, with_buffers: bool) -> Iterator[tuple[str, torch.Tensor]]:
-    """What this rank writes: its fragments of masters and moments, and the buffers where it is asked for them."""
+def owned(engine: Engine) -> Iterator[tuple[str, torch.Tensor]]:
+    """What this rank writes of masters and moments: its fragments, views that the next update changes."""
     for fragment in engine.owned_fragments():
         for kind, tensor in fragment.tensors.items():
             yield f"{fragment.name}|{fragment.offset}|{kind}", tensor
-    if with_buffers:
-        for name, buffer in _buffers(engine.module).items():
-            yield f"{name}|0|buffer", buffer
+
+
+def buffers(engine: Engine) -> Iterator[tuple[str, torch.Tensor]]:
+    """Copies of the buffers, on the CPU, which one rank writes."""
+    for name, buffer in _buffers(engine.module).items():
+        yield f"{name}|0|buffer", buffer.detach().to("cpu", copy=True)
 
 
 def file_of(rank: int) -> str:
@@ -133,18 +136,22 @@ class Stored:
             UserError: the checkpoint does not hold all of them.
         """
         result = torch.empty(numel, dtype=torch.float32)
-        found = 0
+        self.read_into(result, name, kind, offset)
+        return result
+
+    def read_into(self, target: torch.Tensor, name: str, kind: str, offset: int) -> None:
+        """Fill `target`, [numel], with what `read` returns; at once, for memory that is new is slow."""
+        numel, found = target.numel(), 0
         for start, key, file in self._pieces.get((name, kind), []):
             piece = file.get_slice(key)
             low, high = max(offset, start), min(offset + numel, start + piece.get_shape()[0])
             if low < high:
-                result[low - offset : high - offset] = piece[low - start : high - start]
+                target[low - offset : high - offset].copy_(piece[low - start : high - start])
                 found += high - low
         if found != numel:
             raise UserError(
                 f"{self.folder} has only {found} of {numel} elements of {name} ({kind}); use another checkpoint"
             )
-        return result
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """All trained parameters by name, whole: fp32."""
@@ -167,9 +174,9 @@ class Stored:
         self._check_fits(engine)
         for fragment in engine.fragments():
             for kind, tensor in fragment.tensors.items():
-                tensor.copy_(self.read(fragment.name, kind, fragment.offset, fragment.numel))
+                self.read_into(tensor, fragment.name, kind, fragment.offset)
         for live in engine.live_weights():
-            live.tensor.copy_(self.read(live.name, "master", live.offset, live.tensor.numel()))
+            self.read_into(live.tensor, live.name, "master", live.offset)
         engine.steps_taken = int(self.state["optimizer"]["step"])
         own = _buffers(engine.module)
         for name, value in self.buffers():

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from distft.checkpoint.disk import Digest, NewFile, checksum
+from distft.checkpoint.disk import Digest, NewFile, checksum, checksum_of_disk
 from distft.errors import RunFailed, UserError
 from distft.process import failpoint
 from distft.run.files import sync_folder
@@ -64,13 +64,16 @@ def write_tensors(
     return digest
 
 
-def read_back(path: Path, digest: Digest) -> None:
+def read_back(path: Path, digest: Digest, keep: bool = False) -> None:
     """Have the disk, and not the page cache, show that a file is what was written.
+
+    Args:
+        keep: what was read stays in the page cache.
 
     Raises:
         RunFailed: it is not.
     """
-    if checksum(path, of_disk=True) != digest.xxh3:
+    if checksum_of_disk(path, keep) != digest.xxh3:
         raise RunFailed(f"{path} was read back with other bytes than were written; check the disk")
 
 

@@ -1,8 +1,9 @@
-"""Asynchronous saving: training pauses only while its tensors are copied; threads write the files.
+"""Asynchronous saving: threads copy the training's state while the next step computes, and write the files.
 
-A thread on each rank hashes and writes; rank 0's commits. They talk through a connection of their own to the
-rendezvous store, so that no collective of the training waits for them, nor they for it. One save is under way at a
-time, so the extra host memory is one copy of what a rank owns.
+Forward and backward passes only read that state; before the update changes it, training waits until it is copied
+(CheckFreq, FAST 2021). A thread on each rank copies, hashes and writes; rank 0's commits. They talk through
+a connection of their own to the rendezvous store, so that no collective of the training waits for them, nor
+they for it. One save is under way at a time, so the extra host memory is one copy of what a rank owns.
 """
 
 from __future__ import annotations
@@ -10,28 +11,30 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from distft.checkpoint import state, store
+from distft.checkpoint import disk, state, store
 from distft.checkpoint.disk import Digest
+from distft.checkpoint.host_memory import HostMemory, Named, after_what_is_queued
 from distft.checkpoint.state import Identity, Progress
 from distft.engine.deepspeed import Engine
 from distft.errors import RunFailed
 from distft.process.distributed import Ranks
+from distft.process.memory import memory_of_rank
 from distft.run.lease import Fence
 
 LONGEST_SAVE = timedelta(days=7)
+CACHED = 1 / 8  # of a rank's share of the memory, which its part of the newest checkpoint may take in the page cache
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that exists: its step, the seconds from the request to the commit, and how long training stood."""
+    """A checkpoint that exists: its step, the seconds from request to commit, and those that training stood still."""
 
     step: int
     seconds: float
@@ -45,37 +48,10 @@ class PendingSave:
     number: int  # of the save in this attempt: after a rollback a step is saved again
     step: int
     best: int  # step of the checkpoint to keep whatever happens
-    tensors: list[tuple[str, torch.Tensor]]
+    tensors: list[Named]
+    buffers: list[Named]  # copies already: forward passes may change them
     description: dict[str, Any] | None
     needed: int  # bytes, of all ranks
-
-
-class HostMemory:
-    """Room for host copies of tensors, in one piece, which the kernel hands out and pins in one go. It is kept from
-    save to save."""
-
-    def __init__(self) -> None:
-        self._room = torch.empty(0, dtype=torch.uint8)
-
-    def copy(self, tensors: Sequence[tuple[str, torch.Tensor]]) -> list[tuple[str, torch.Tensor]]:
-        on_gpu = any(tensor.is_cuda for _, tensor in tensors)
-        needed = sum(_room_for(tensor) for _, tensor in tensors)
-        if len(self._room) < needed:
-            self._room = torch.empty(needed, dtype=torch.uint8, pin_memory=on_gpu)
-        copied, start = [], 0
-        for name, tensor in tensors:
-            held = self._room[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-            held.copy_(tensor.detach(), non_blocking=True)
-            copied.append((name, held))
-            start += _room_for(tensor)
-        if on_gpu:
-            torch.cuda.synchronize()
-        return copied
-
-
-def _room_for(tensor: torch.Tensor) -> int:
-    """Bytes; each tensor begins where a line of the cache does."""
-    return -(-tensor.nbytes // 64) * 64
 
 
 class Writer:
@@ -88,16 +64,20 @@ class Writer:
         self._store = store_of_ranks.clone()
         self._memory = HostMemory()
         self._thread: threading.Thread | None = None
+        self._copied = threading.Event()
+        self._stood = 0.0  # seconds for which training waited for the save under way
         self._failure: BaseException | None = None
         self._saves = 0
         self._done: Saved | None = None  # the thread's; looked at when it has ended
         self._news: list[Saved] = []
+        self._newest: Path | None = None  # this rank's file of the checkpoint that was committed last
 
     def begin(self, engine: Engine, progress: Progress, adapter: dict[str, Any]) -> None:
-        """Copy this rank's part and have it written; waits for the save before. Raises what that one ran into."""
+        """Have this rank's part copied and written; waits for the save before. Raises what that one ran into."""
         began = time.monotonic()
         self.wait()
-        tensors = self._memory.copy(list(state.owned(engine, with_buffers=self._ranks.first)))
+        tensors = list(state.owned(engine))
+        buffers = list(state.buffers(engine)) if self._ranks.first else []
         description = None
         if self._ranks.first:
             description = {
@@ -105,10 +85,21 @@ class Writer:
                 "written_by": self._fence.token,
             }
         self._saves += 1
-        part = PendingSave(self._saves, progress.step, progress.best_step, tensors, description, engine.state_bytes)
-        stall = time.monotonic() - began
-        self._thread = threading.Thread(target=self._run, args=(part, began, stall), name="checkpoint", daemon=True)
+        part = PendingSave(
+            self._saves, progress.step, progress.best_step, tensors, buffers, description, engine.state_bytes
+        )
+        self._copied.clear()
+        stream = after_what_is_queued(tensors)
+        self._thread = threading.Thread(target=self._run, args=(part, began, stream), name="checkpoint", daemon=True)
+        self._stood = time.monotonic() - began
         self._thread.start()
+
+    def wait_for_copy(self) -> None:
+        """Until what was to be saved may change."""
+        if self._thread is not None and not self._copied.is_set():
+            began = time.monotonic()
+            self._copied.wait()
+            self._stood += time.monotonic() - began
 
     def wait(self) -> None:
         """Until the checkpoint that was begun exists.
@@ -133,10 +124,14 @@ class Writer:
         found, self._news = self._news, []
         return found
 
-    def _run(self, part: PendingSave, began: float, stall: float) -> None:
+    def _run(self, part: PendingSave, began: float, stream: torch.cuda.Stream | None) -> None:
         try:
-            self._write(part)
-            self._done = Saved(part.step, time.monotonic() - began, stall)
+            try:
+                copied = self._memory.copy(part.tensors, stream)
+            finally:
+                self._copied.set()
+            self._write(replace(part, tensors=copied))
+            self._done = Saved(part.step, time.monotonic() - began, self._stood)
         except BaseException as error:  # noqa: BLE001 - it is raised in the training thread
             self._failure = error
 
@@ -164,6 +159,9 @@ class Writer:
             self._tell(part, "committed")
         else:
             self._hear(part, "committed")
+        if self._newest is not None:
+            disk.forget(self._newest)
+        self._newest = store.folder_of(checkpoints, step) / state.file_of(rank)
 
     def _write_tensors(self, path: Path, part: PendingSave) -> Digest:
         def check(name: str, tensor: torch.Tensor) -> None:
@@ -173,11 +171,11 @@ class Writer:
                 )
 
         try:
-            digest = store.write_tensors(path, part.tensors, check)
+            digest = store.write_tensors(path, part.tensors + part.buffers, check)
         except (OSError, RunFailed):
             path.unlink(missing_ok=True)  # on a full disk: the room which the record of the failure needs
             raise
-        store.read_back(path, digest)
+        store.read_back(path, digest, keep=digest.bytes <= CACHED * memory_of_rank())
         return digest
 
     def _tell(self, part: PendingSave, what: str, value: str = "") -> None:

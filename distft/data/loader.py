@@ -184,6 +184,6 @@ def counted(corpus: Corpus, shuffle: Shuffle, fed: range, micro_batches: int, ro
 def drawn(corpus: Corpus, micro: MicroBatch, seed: int) -> list[list[Document]]:
     """The documents of a micro-batch, each with the number that its place in the stream draws."""
     return [
-        [replace(corpus.document(sample), draw=order.draw(seed, place) ^ sample) for sample in ids]
-        for place, ids in zip(micro.places, micro.samples, strict=True)
+        [replace(corpus.document(sample), draw=draw ^ sample) for sample in ids]
+        for draw, ids in zip(order.draws(seed, micro.places), micro.samples, strict=True)
     ]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from distft.data.order import hashes
+from distft.data.order import order, stable_order
 
 Int64s = npt.NDArray[np.int64]
 
@@ -30,7 +31,8 @@ class Rows:
 
 def one_per_row(n: int) -> Rows:
     """n rows, row i holding document i."""
-    return Rows(np.arange(n + 1, dtype=np.int64), np.arange(n, dtype=np.int64))
+    numbers = np.arange(n + 1, dtype=np.int64)
+    return Rows(numbers, numbers[:n])
 
 
 def pack(lengths: npt.NDArray[np.int32], row_tokens: int, seed: int) -> Rows:
@@ -39,25 +41,23 @@ def pack(lengths: npt.NDArray[np.int32], row_tokens: int, seed: int) -> Rows:
     `lengths` is integer [N], tokens of each document, in 1..row_tokens (else ValueError). Documents of one length
     come in an order hashed from `seed`. Lengths are few, so all documents of one length are placed at once.
     """
-    sizes = np.asarray(lengths, dtype=np.int64)
-    if len(sizes) == 0:
+    if len(lengths) == 0:
         return one_per_row(0)
-    if sizes.min() < 1 or sizes.max() > row_tokens:
-        raise ValueError(f"lengths must be in 1..{row_tokens}, found {sizes.min()}..{sizes.max()}")
-    ids = np.lexsort((hashes(seed, 0, len(sizes)), -sizes))
-    ends = [*np.flatnonzero(np.diff(sizes[ids])) + 1, len(ids)]
+    ids = _longest_first(lengths, row_tokens, seed)
+    sizes = lengths[ids]
+    ends = [*np.flatnonzero(np.diff(sizes)) + 1, len(ids)]
 
     room = _Room(row_tokens)
-    row_of = np.empty(len(ids), dtype=np.int64)  # in the order of `ids`
+    row_of = np.empty(len(ids), dtype=np.int32 if len(ids) < 2**31 else np.int64)  # in the order of `ids`
     begin = 0
     for end in map(int, ends):
-        size = int(sizes[ids[begin]])
+        size = int(sizes[begin])
         while begin < end:
             begin += room.place(size, row_of[begin:end])
 
-    by_row = np.argsort(row_of, kind="stable")
-    counts = np.bincount(row_of, minlength=room.rows)
-    return Rows(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), ids[by_row].astype(np.int64))
+    offsets = np.zeros(room.rows + 1, dtype=np.int64)
+    np.cumsum(np.bincount(row_of, minlength=room.rows), out=offsets[1:])
+    return Rows(offsets, ids[stable_order(row_of)])
 
 
 def bucket(sizes: npt.NDArray[np.int32], row_tokens: int, seed: int) -> Rows:
@@ -66,14 +66,20 @@ def bucket(sizes: npt.NDArray[np.int32], row_tokens: int, seed: int) -> Rows:
     A step of so many rows then costs so many tokens, whatever the lengths. `sizes` is integer [N] in 1..row_tokens
     (else ValueError).
     """
-    if len(sizes) and (sizes.min() < 1 or sizes.max() > row_tokens):
-        raise ValueError(f"sizes must be in 1..{row_tokens}, found {sizes.min()}..{sizes.max()}")
-    ids = np.lexsort((hashes(seed, 0, len(sizes)), -np.asarray(sizes, dtype=np.int64)))
+    ids = _longest_first(sizes, row_tokens, seed)
     offsets, begin = [0], 0
     while begin < len(ids):
         begin = min(len(ids), begin + row_tokens // int(sizes[ids[begin]]))  # the first is the largest
         offsets.append(begin)
-    return Rows(np.array(offsets, dtype=np.int64), ids.astype(np.int64))
+    return Rows(np.array(offsets, dtype=np.int64), ids)
+
+
+def _longest_first(sizes: npt.NDArray[np.int32], row_tokens: int, seed: int) -> Int64s:
+    """Ids by size, those of one size in an order hashed from `seed`: int64 [N]. Raises ValueError as `pack`."""
+    if len(sizes) and (sizes.min() < 1 or sizes.max() > row_tokens):
+        raise ValueError(f"sizes must be in 1..{row_tokens}, found {sizes.min()}..{sizes.max()}")
+    ids = order(seed, 0, len(sizes))
+    return ids[stable_order(row_tokens - sizes[ids])]
 
 
 class _Room:
@@ -85,8 +91,8 @@ class _Room:
         self._left: list[int] = []  # sorted keys of _open
         self._open: dict[int, list[Int64s]] = {}  # tokens left -> rows
 
-    def place(self, size: int, row_of: Int64s) -> int:
-        """Writes the rows of the first documents into `row_of` (int64 [m], m > 0) and returns how many."""
+    def place(self, size: int, row_of: npt.NDArray[Any]) -> int:
+        """Writes the rows of the first documents into `row_of` (integer [m], m > 0) and returns how many."""
         left, rows = self._best(size, len(row_of))
         # A row just used is the fullest that has room, so best fit goes on filling it: `each` documents a row.
         each = left // size

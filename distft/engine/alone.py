@@ -21,8 +21,8 @@ def step(parameters: Iterable[torch.nn.Parameter], optimizer: torch.optim.Optimi
     norm: torch.Tensor = torch.linalg.vector_norm(norms)
     if torch.isfinite(norm):
         if clip:
-            factor = (clip / (norms.square().sum().sqrt() + 1e-6)).clamp(max=1.0)
-            for gradient in gradients:
+            factor = clip / (norms.square().sum().sqrt() + 1e-6)
+            for gradient in gradients if factor < 1 else ():
                 gradient.mul_(factor)
         optimizer.step()
     optimizer.zero_grad()

@@ -20,6 +20,7 @@ from distft.tasks.protocol import ModelSpec, TaskSpec
 from distft.tasks.shared.boundaries import VARLEN
 
 SDPA, FLASH, EAGER = "sdpa", "flash_attention_2", "eager"
+LEAVES_OUT = "leaves_out"  # in what is kept of a trial
 _NEXT_TOKEN, _PAIRS = "AutoModelForCausalLM", "AutoModelForSeq2SeqLM"
 _DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "dropout_rate")  # how configurations name attention's
 _BIASES = ("relative_attention_num_buckets",)  # of scores by distance
@@ -80,18 +81,27 @@ def _masked(supported: Sequence[str]) -> str:
 def takes_documents(run: RunDir, starts: bool) -> bool:
     """Whether `auto` may take attention by document: a run that begins tries it, and keeps what it has found
     (`keep_trial`). One that began before there was such a trial keeps the attention that it began with."""
-    if starts and run.newest_commit() == 0:
-        return True
+    return (starts and run.newest_commit() == 0) or _kept(run, VARLEN)
+
+
+def leaves_out(run: RunDir) -> bool:
+    """Whether a run's encoder leaves out, behind its last attention, what no head looks at."""
+    return _kept(run, LEAVES_OUT)
+
+
+def _kept(run: RunDir, name: str) -> bool:
     try:
-        return bool(json.loads(run.attention.read_text(encoding="utf-8"))[VARLEN])
+        found = json.loads(run.attention.read_text(encoding="utf-8"))
+        return bool(found[VARLEN] and found.get(name, False))
     except FileNotFoundError:
         return False
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (AttributeError, OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{run.attention} cannot be read ({error}); set model.attention to sdpa or varlen") from None
 
 
-def keep_trial(run: RunDir, right: bool) -> None:
-    write_atomically(run.attention, json.dumps({VARLEN: right}) + "\n")
+def keep_trial(run: RunDir, right: bool, leaves_out: bool = False) -> None:
+    found = {VARLEN: right, **({LEAVES_OUT: True} if leaves_out else {})}
+    write_atomically(run.attention, json.dumps(found) + "\n")
 
 
 def check(folder: Path, recipe: Recipe, specs: Mapping[TaskName, TaskSpec]) -> None:

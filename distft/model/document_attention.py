@@ -21,6 +21,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from distft.model.dense_attention import attend
+from distft.plan.operations import SHORT
 from distft.tasks.shared.boundaries import VARLEN
 
 _KERNEL_DTYPES = (torch.bfloat16, torch.float16)
@@ -105,8 +107,13 @@ def document_attention(
         begins = cu_seq_lens_q, cu_seq_lens_k if crosses and cu_seq_lens_k is not None else cu_seq_lens_q
         longest = max(sizes), max(seen_sizes)
         return _by_kernel(query, key, value, scaling, sliding_window, causal, begins, longest), None
-    parts: list[torch.Tensor] = []
     runs = list(_runs(sizes, seen_sizes, together=source_sizes is not None or not causal or (plain and not dropout)))
+    reaches = sliding_window is None or crosses or max(sizes) <= sliding_window
+    if plain and not causal and bias is None and reaches and _is_dense(query, key, value, dropout, max(sizes)):
+        scale = query.shape[3] ** -0.5 if scaling is None else scaling
+        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        return attend(q, k, v, runs, scale, dropout).unsqueeze(0), None
+    parts: list[torch.Tensor] = []
     queries = _side_by_side(query, [(size, number) for size, _, number in runs])
     seen = [_side_by_side(tensor, [(size, number) for _, size, number in runs]) for tensor in (key, value)]
     for (size, seen_size, number), q, k, v in zip(runs, queries, *seen, strict=True):
@@ -145,6 +152,12 @@ def _side_by_side(tensor: torch.Tensor, runs: Sequence[tuple[int, int]]) -> list
         part.reshape(len(part) * number, size, *part.shape[2:]).transpose(1, 2)
         for part, (size, number) in zip(parts, runs, strict=True)
     ]
+
+
+def _is_dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, longest: int) -> bool:
+    """Whether a CPU would hold all scores anyway, or documents are so short that they are few."""
+    alike = query.shape[1] == key.shape[1] and query.shape[3] == value.shape[3]
+    return query.is_cpu and len(query) == 1 and alike and (dropout > 0 or longest <= SHORT)
 
 
 def _kernel_takes(query: torch.Tensor, value: torch.Tensor) -> bool:

@@ -172,12 +172,13 @@ class _Layer:
             work.read if over_encoder else work.tokens,
             mask or windowed,
             shape.dropout,
-            bias=shape.bias,
+            bias=shape.bias and not (over_encoder and work.kind == "varlen"),
             bias_learns=False,
             soft_cap=shape.soft_cap,
             exact=work.rotary,
             copied=work.copied,
             uneven=shape.size != shape.value_size,
+            both_ways=over_encoder or not shape.causal,
         )
 
     def _feed_forward(self, x: Value, weights: Sequence[Weight]) -> Value:

@@ -11,6 +11,7 @@ Implementation = Literal["eager", "sdpa", "varlen", "flash_attention_2"]
 RmsNorm = Literal["narrow", "wide", "mixed"]
 Device = Literal["cpu", "cuda"]
 FP32 = 4  # bytes
+SHORT = 128  # tokens of a document whose scores are all held
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Scores:
         exact: eager attention takes its softmax in fp32.
         copied: what a fused kernel returns is copied into the order of tokens.
         uneven: a head's values have another size than its keys.
+        both_ways: a token sees what comes after it too.
     """
 
     rows: int
@@ -67,6 +69,7 @@ class Scores:
     exact: bool = True
     copied: bool = False
     uneven: bool = False
+    both_ways: bool = False
 
     @property
     def pairs(self) -> int:
@@ -216,6 +219,8 @@ def _by_document(tape: Tape, numbers: Numbers, q: Value, k: Value, v: Value, res
     not do it, sdpa or eager attention sees each document, and their results are put together."""
     if numbers.device == "cuda" and numbers.width != FP32 and not scores.soft_cap and not scores.dropout:
         return _fused(tape, numbers, "flash_attention_2", q, k, v, result, scores)
+    if _is_dense(numbers, scores):
+        return _dense(tape, numbers, q, k, v, result, scores)
     alone = replace(scores, rows=1, heads=scores.rows * scores.heads, copied=True)
     if scores.soft_cap:
         k, v = (tape.run([x], x.size * scores.groups) for x in (k, v))
@@ -223,6 +228,22 @@ def _by_document(tape: Tape, numbers: Numbers, q: Value, k: Value, v: Value, res
     if _ruled_out(numbers, scores):
         return tape.run([_written_out(tape, numbers, q, k, v, result, alone)], result)
     return _fused(tape, numbers, "sdpa", q, k, v, result, scores=replace(scores, copied=True))
+
+
+def _is_dense(numbers: Numbers, scores: Scores) -> bool:
+    """As `model.document_attention` has it."""
+    told = scores.bias or scores.mask or scores.soft_cap or scores.uneven or scores.groups > 1
+    short = scores.dropout > 0 or scores.queries <= SHORT
+    return numbers.device == "cpu" and scores.both_ways and not told and short
+
+
+def _dense(tape: Tape, numbers: Numbers, q: Value, k: Value, v: Value, result: int, scores: Scores) -> Value:
+    """One operation that keeps probabilities and the mask of dropout. Backward has what is left of the probabilities,
+    their gradients and those of scores; and copies, where documents of one size are computed at once."""
+    weights = Value(numbers.width * scores.pairs)
+    kept = [q, k, v, weights, *([Value(weights.size)] if scores.dropout else [])]
+    copies = result + max(q.size, k.size) if scores.rows > 1 else 0
+    return tape.run([q, k, v], result, kept, work=(3 if scores.dropout else 2) * weights.size + copies)
 
 
 def _ruled_out(numbers: Numbers, scores: Scores) -> bool:

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     import torch
 
 MOST_ROUNDED_MB = 64
-HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # torch's
+_ON_CPUS = {
+    "THP_MEM_ALLOC_ENABLE": "1",  # torch's: huge pages
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # glibc's, the largest that it takes
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+}
 _ALLOCATORS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # torch reads all of them
 _ROUNDS_SINCE = (2, 13)  # the first torch that was seen to know the setting; one that does not know it fails
 _GPU = re.compile(r"\s*(\d+\s*$|GPU-|MIG-)")
@@ -84,13 +88,14 @@ def local_rank() -> int:
 def allocator_settings(variables: Mapping[str, str]) -> dict[str, str]:
     """What processes should tell torch's allocators before they load it; nothing of what the user told them.
 
-    Without a GPU: tensors in huge pages, where the kernel gives them on request. What has been freed goes back to the
-    kernel, so a step touches all its memory for the first time: with pages of 4 KB that is a twentieth of its time.
+    Without a GPU: tensors in huge pages, where the kernel gives them on request, and up to a gigabyte that was freed
+    stays with the process. What goes back to the kernel is new to the next step, to whom the first touch of each page
+    of 4 KB is a twentieth of its time, and of flat rows, whose sizes change from step to step, as much again.
     With GPUs: segments that grow leave no holes between blocks of many sizes; pinned memory beyond a few megabytes,
     such as the room for a save's copies, is not rounded up to a power of two.
     """
     if not gpus():
-        return {} if HUGE_PAGES in variables else {HUGE_PAGES: "1"}
+        return {name: value for name, value in _ON_CPUS.items() if name not in variables}
     if any(name in variables for name in _ALLOCATORS):
         return {}
     known = tuple(int(part) for part in version("torch").split(".")[:2]) >= _ROUNDS_SINCE

@@ -135,18 +135,22 @@ def least_over_ranks(values: Sequence[float]) -> list[float]:
 
 def gather_bytes(value: bytes) -> list[bytes]:
     """The same number of bytes from every rank, by rank. Collective."""
-    mine = torch.frombuffer(bytearray(value), dtype=torch.uint8)
-    parts = [torch.empty_like(mine) for _ in range(td.get_world_size())]
-    td.all_gather(parts, mine)
-    return [bytes(part.tolist()) for part in parts]
+    return [bytes(part) for part in _gather(value)]
 
 
 def gather_text(value: str) -> list[str]:
     """A text from every rank, by rank. Collective."""
     encoded = value.encode()
-    lengths = [int.from_bytes(one, "little") for one in gather_bytes(len(encoded).to_bytes(8, "little"))]
-    padded = gather_bytes(encoded.ljust(max(1, *lengths)))
-    return [text[:length].decode() for text, length in zip(padded, lengths, strict=True)]
+    lengths = [int.from_bytes(one, "little") for one in _gather(len(encoded).to_bytes(8, "little"))]
+    padded = _gather(encoded.ljust(max(1, *lengths)))
+    return [str(text[:length], "utf-8") for text, length in zip(padded, lengths, strict=True)]
+
+
+def _gather(value: bytes) -> list[memoryview]:
+    mine = torch.frombuffer(bytearray(value), dtype=torch.uint8)
+    parts = [torch.empty_like(mine) for _ in range(td.get_world_size())]
+    td.all_gather(parts, mine)
+    return [part.numpy().data for part in parts]
 
 
 def barrier() -> None:

@@ -40,7 +40,7 @@ def spec(settings: SequenceClassification, fields: Mapping[str, str]) -> TaskSpe
 
     def build(setting: Setting, model: Any) -> Classification:
         make_padding_known(model, setting.processor)
-        return Classification(kind, tuple(setting.labels), Inputs(model, setting.processor()))
+        return Classification(kind, tuple(setting.labels), Inputs(model, setting.processor(), True))
 
     def find(record: Record) -> list[str]:
         names = label_names(record, kind, fields)

@@ -47,18 +47,27 @@ def settle(context: RunContext, task: Learned[Any], engine: Engine, ranks: Ranks
     def look() -> bool:
         return run.newest_commit() > 0 and attention.takes_documents(run, starts=False)
 
+    def leaves_out() -> bool:
+        return attention.leaves_out(run)
+
     if distributed.on_rank_0(ranks, "attention/tried", look):
+        encoder_trial.leave_out(task, distributed.on_rank_0(ranks, "attention/leaves out", leaves_out))
         return
     other = attention.masked(context.base, recipe, context.model_spec)
+    less = False
     if isinstance(causal, Causal):
         right = _is_right(causal, engine, model, other, recipe, ranks)
     elif isinstance(task, EncoderDecoder):
         right = pair_trial.is_right(task, engine, other, _reach(model.config, recipe.data.row_tokens), ranks)
     else:
-        right = encoder_trial.is_right(task, engine, other, _reach(model.config, recipe.data.row_tokens), ranks)
+        reach = _reach(model.config, recipe.data.row_tokens)
+        less = encoder_trial.leave_out(task, True) and encoder_trial.is_right(task, engine, other, reach, ranks)
+        if not less:
+            encoder_trial.leave_out(task, False)
+        right = less or encoder_trial.is_right(task, engine, other, reach, ranks)
     if not right and recipe.model.attention == VARLEN:
         raise UserError(f"model.attention: {_WRONG}; set it to auto")
-    distributed.on_rank_0(ranks, "attention/kept", lambda: attention.keep_trial(run, right))
+    distributed.on_rank_0(ranks, "attention/kept", lambda: attention.keep_trial(run, right, less))
     if right:
         return
     model.set_attn_implementation(other)

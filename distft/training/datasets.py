@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from distft.data import token_cache
+from distft.data import row_index, token_cache
 from distft.data.bad_records import listing
 from distft.data.loader import Loader, RowLoader, Shuffle, Slots
 from distft.data.mixture import Ingredient, Mixture, weights_of
@@ -29,12 +29,12 @@ from distft.tasks.protocol import ModelSpec
 
 @dataclass(frozen=True)
 class Dataset:
-    """Encoded records and how they share rows. `key`: of all tokens; `digest`: of these and their packing."""
+    """Encoded records and how they share rows. `folder`: of the cache; `digest`: of all tokens and their packing."""
 
     corpus: Corpus
     rows: Rows
     digest: str
-    key: str = ""
+    folder: Path = Path()
 
 
 @dataclass(frozen=True)
@@ -54,24 +54,26 @@ def packs(recipe: Recipe, spec: ModelSpec) -> bool:
 def open_dataset(
     context: RunContext, part: TaskPart, which: Which, packed: bool, ranks: Ranks, console: Console
 ) -> Dataset | None:
-    """Documents from the cache, which rank 0 fills if need be, and the rows they share. Only rank 0 asks for the
-    encoder, and with it for a tokenizer. None where the recipe names no such data."""
+    """Documents from the cache, which rank 0 fills if need be, and the rows they share, which it computes for the
+    others. Only rank 0 asks for the encoder, and with it for a tokenizer. None where the recipe names no such data."""
     source, spec, recipe = source_of(part, which), context.model_spec, context.recipe
     if source is None:
         return None
     name = name_of(part, which)
+    first: list[Dataset] = []
 
     def build_cache() -> tuple[str, int]:
         with listing(context.run.bad_records, name, source) as bad:
             folder = fill_cache(context, part, which, console, stop_signals.check)
             bad += token_cache.left_out(folder, source)
+        first.append(arrange(Corpus.open(folder), folder, recipe, spec, packed))
         return str(folder), len(bad)
 
     path, bad = distributed.on_rank_0(ranks, f"tokens/{name}", build_cache)
     stop_signals.check()
     folder = Path(path)
-    corpus = Corpus.open(folder)
-    found = arrange(corpus, folder.name, recipe, spec, packed)
+    found = first[0] if first else arrange(Corpus.open(folder), folder, recipe, spec, packed)
+    corpus = found.corpus
     console.say(describe_rows(name, corpus, found.rows, recipe))
     if bad:
         records = corpus.meta.records
@@ -107,22 +109,21 @@ def fill_cache(
         return token_cache.build_cache(source, encoder, cache, check_stop, show, bar.expect, workers)
 
 
-def arrange(corpus: Corpus, key: str, recipe: Recipe, spec: ModelSpec, packed: bool) -> Dataset:
-    """Documents in rows. `packed`: several share one."""
+def arrange(corpus: Corpus, folder: Path, recipe: Recipe, spec: ModelSpec, packed: bool) -> Dataset:
+    """Documents of a cache folder in rows. `packed`: several share one."""
     data = recipe.data
-    if not packed:
-        rows = one_per_row(len(corpus))
-    elif spec.packs:
-        rows = pack(corpus.sizes, data.row_tokens, data.seed)
+    if packed:
+        way = pack if spec.packs else bucket
+        rows = row_index.rows_of(folder, corpus.sizes, way, data.row_tokens, data.seed)
     else:
-        rows = bucket(corpus.sizes, data.row_tokens, data.seed)
-    digest = hashlib.sha256(f"{key} {data.row_tokens} {packed} {data.seed}".encode())
-    return Dataset(corpus, rows, digest.hexdigest(), key)
+        rows = one_per_row(len(corpus))
+    digest = hashlib.sha256(f"{folder.name} {data.row_tokens} {packed} {data.seed}".encode())
+    return Dataset(corpus, rows, digest.hexdigest(), folder)
 
 
 def apart(data: Mapping[TaskName, Dataset], recipe: Recipe, spec: ModelSpec) -> dict[TaskName, Dataset]:
     """The same documents, each in a row of its own."""
-    return {name: arrange(one.corpus, one.key, recipe, spec, False) for name, one in data.items()}
+    return {name: arrange(one.corpus, one.folder, recipe, spec, False) for name, one in data.items()}
 
 
 def rows_of(data: Mapping[TaskName, Dataset]) -> int:

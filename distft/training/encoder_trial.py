@@ -32,6 +32,14 @@ def inputs_of(task: Learned[Any]) -> dict[TaskName, Inputs]:
     return {None: task.inputs} if isinstance(task, Reads) else {}
 
 
+def leave_out(task: Learned[Any], leaves: bool) -> bool:
+    """Have all that may leave out what their heads do not look at do so, or not. Returns whether there is any."""
+    found = [inputs for inputs in inputs_of(task).values() if inputs.may_leave_out]
+    for inputs in found:
+        inputs.leaves_out = leaves
+    return bool(found)
+
+
 def is_right(task: Learned[Any], engine: Engine, other: str, reach: int, ranks: Ranks) -> bool:
     """Hidden states and outputs of documents in one row beside those of each alone, with another attention; and that no
     document changes another. Collective.
@@ -90,7 +98,8 @@ def _outputs(
         if not isinstance(value, torch.Tensor):
             continue
         for own, one, document in zip(found, value, documents, strict=True):
-            own.append(one[: document.size] if len(one) == longest else one)
+            size = 1 if inputs.leaves_out else document.size
+            own.append(one[:size] if len(one) == longest else one)
     return found
 
 

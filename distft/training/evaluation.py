@@ -79,9 +79,10 @@ def evaluate(session: Session) -> dict[str, float] | None:
             return None
         mine.append(outcomes)
     model.train()
-    everyone = [json.loads(text) for text in distributed.gather_text(json.dumps(mine))]
+    gathered = distributed.gather_text(json.dumps(mine))
 
     def score() -> dict[str, float]:
+        everyone = [json.loads(text) for text in gathered]
         found: dict[str, float] = {}
         for index, held in enumerate(session.held_out):
             in_order = sorted(itertools.chain(*(rank[index] for rank in everyone)), key=itemgetter(0))

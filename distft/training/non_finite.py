@@ -18,7 +18,7 @@ from distft.checkpoint.state import Progress
 from distft.data.loader import MicroBatch
 from distft.errors import RunFailed
 from distft.process import distributed
-from distft.training.session import Session, restore
+from distft.training.session import Session, restore, verification
 
 MOST_IDS = 20  # in a message; metrics.jsonl has all
 
@@ -81,9 +81,8 @@ def handle(session: Session, trouble: Trouble) -> None:
         session.engine,
         session.allocator,
         session.identity,
-        session.ranks,
+        verification(session.run, session.ranks, f"rollback {count}"),
         session.console,
-        f"rollback {count}",
     )
     session.progress = replace(back, non_finite=count, rolled_back_at=trouble.step)
     session.saved = back.step

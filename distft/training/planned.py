@@ -15,11 +15,11 @@ from distft.plan.changes import ways
 from distft.plan.choice import choose, least
 from distft.plan.devices import Device, present
 from distft.plan.estimate import Estimator
-from distft.plan.place import memory_given
 from distft.plan.prediction import text_of
 from distft.process import distributed
 from distft.process.console import Console
 from distft.process.distributed import Ranks
+from distft.process.memory import memory_given, memory_of_rank
 from distft.recipe.changes import Difference
 from distft.recipe.load import check_sizes
 from distft.recipe.schema import Recipe
@@ -63,7 +63,7 @@ def _memory() -> tuple[str | None, int]:
     """This rank's GPU with its bytes; or None, and its share of the memory that its node's ranks may use."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(), torch.cuda.get_device_properties("cuda").total_memory
-    return None, memory_given() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return None, memory_of_rank()
 
 
 def _chosen(recipe: Recipe, base: Path, world: int, device: Device | None, share: int) -> Batch:

@@ -6,9 +6,13 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from distft.data.loader import Loader, RowLoader, Shuffle, Slots
+import numpy as np
+import numpy.typing as npt
+
+from distft.data.packing import Rows, bucket
 from distft.data.records import Document
 from distft.data.token_cache import Corpus
 from distft.engine.deepspeed import Engine
@@ -20,9 +24,63 @@ from distft.run.folder import RunDir
 from distft.tasks.dpo import Preference
 from distft.tasks.dpo_reference import Entry, RecordedReference, pair_key, write
 from distft.tasks.protocol import collated
-from distft.training.datasets import Dataset, HeldOut
+from distft.tasks.shared.padding import WIDTH_STEP
 
 KEEP_SECONDS = 60.0  # between two times at which what was found is written down
+AGREE_SECONDS = 1.0  # between two times at which ranks ask each other whether to stop, about
+SHARE = 2  # a forward pass alone bears so many times the tokens of one whose activations are kept for a backward pass
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """All pairs of some corpora, each once, in micro-batches of similar lengths.
+
+    Which pairs share a micro-batch follows from what is in them, and with it the last bits of what is found for them:
+    it is the same for any number of ranks, and after a stop.
+
+    Attributes:
+        keys: of the P pairs, uint64 [P], rising.
+        places: where each is first found, counted through all corpora, int64 [P].
+        rows: the micro-batches; their documents are indexes of pairs.
+    """
+
+    corpora: Sequence[Corpus]
+    keys: npt.NDArray[np.uint64]
+    places: npt.NDArray[np.int64]
+    rows: Rows
+
+    @classmethod
+    def of(cls, corpora: Sequence[Corpus], micro_rows: int, width_step: int) -> Batches:
+        """No micro-batch takes more memory than one of training with the longest pairs.
+
+        Args:
+            micro_rows: pairs that training feeds the model at once.
+            width_step: rows are padded to a multiple of it.
+        """
+        found = []
+        for corpus in corpora:
+            for index in range(len(corpus)):
+                found.append(pair_key(corpus.document(index)))
+                pulse.moving()
+        keys, places = np.unique(np.array(found, np.uint64), return_index=True)
+        sizes = np.concatenate([corpus.sizes for corpus in corpora])[places]
+        widths = -(-sizes // width_step) * width_step
+        return cls(corpora, keys, places, bucket(widths, SHARE * micro_rows * int(widths.max(initial=0)), 0))
+
+    def lacking(self, known: Sequence[int]) -> list[int]:
+        """The micro-batches with a pair whose key is not among these."""
+        new = ~np.isin(self.keys, np.array(known, np.uint64))
+        return [number for number in range(len(self.rows)) if new[self.rows.row(number)].any()]
+
+    def documents(self, number: int) -> list[Document]:
+        return [self._document(int(self.places[pair])) for pair in self.rows.row(number)]
+
+    def _document(self, place: int) -> Document:
+        for corpus in self.corpora:
+            if place < len(corpus):
+                return corpus.document(place)
+            place -= len(corpus)
+        raise IndexError(place)
 
 
 def recall(run: RunDir, task: Any) -> None:
@@ -35,7 +93,8 @@ def record_reference(
     run: RunDir,
     task: Any,
     engine: Engine,
-    data: tuple[Dataset, Sequence[HeldOut]],
+    corpora: Sequence[Corpus],
+    micro_rows: int,
     step: int,
     base: str,
     ranks: Ranks,
@@ -44,6 +103,7 @@ def record_reference(
     """Record it, unless that was done, and give it to the task. Collective.
 
     Args:
+        micro_rows: pairs that training feeds the model at once.
         step: the run's; after the first the weights are not the starting model's any more.
         base: digest of the starting model.
 
@@ -53,62 +113,72 @@ def record_reference(
     """
     if not isinstance(task, Preference) or task.reference is None:
         return
-    train, held_out = data
-    corpora = [train.corpus, *(held.corpus for held in held_out)]
     if not distributed.on_rank_0(ranks, "reference", lambda: is_recorded(run, corpora, base, step)):
-        slots = Slots(ranks.world, 1, ranks.rank, ranks.world)
-        loader = RowLoader(train.corpus, Shuffle(train.corpus, train.rows, 0, 1, fixed=True), slots, 0, len(train.rows))
-        loaders: list[tuple[Loader, int]] = [(loader, math.ceil(len(train.rows) / ranks.world))]
-        loaders += [(held.loader, held.steps) for held in held_out]
-        Pass(run, task, engine, base, ranks).over(loaders, console)
+        batches = Batches.of(corpora, micro_rows, WIDTH_STEP if ranks.device.type == "cuda" else 1)
+        Pass(run, task, engine, base, ranks).over(batches, console)
     recall(run, task)
 
 
 class Pass:
     """The pass over all pairs that are not recorded yet. What is recorded is written down now and then, and at a stop,
-    so that the next attempt goes on from there."""
+    so that the next attempt goes on from there.
+
+    Each round gives every rank a micro-batch, or an empty one: weights that ranks share out (ZeRO 3) take as many
+    forward passes on all of them. In between they ask each other seldom, by a number of rounds all have come to.
+    """
 
     def __init__(self, run: RunDir, task: Preference, engine: Engine, base: str, ranks: Ranks) -> None:
         self._run, self._task, self._engine, self._base, self._ranks = run, task, engine, base, ranks
-        self._known = distributed.on_rank_0(ranks, "reference so far", lambda: list(recorded_entries(run, base)))
-        self._places = {entry[0] for entry in self._known}
+        self._known: list[Entry] = []  # on rank 0
         self._new: list[Entry] = []  # this rank's, since all was written down last
-        self._kept = time.monotonic()
+        self._kept = self._agreed = time.monotonic()
 
-    def over(self, loaders: Sequence[tuple[Loader, int]], console: Console) -> None:
+    def over(self, batches: Batches, console: Console) -> None:
         """Collective. Raises Preempted if a stop was requested meanwhile."""
-        total, done = sum(steps for _, steps in loaders), 0
-        with console.bar("the starting model's preferences: batch", total) as bar:
-            for loader, steps in loaders:
-                for number in range(steps):
-                    pulse.at(f"the starting model's preferences, part {done + 1} of {total}")
-                    self._batches([loader.documents(micro) for micro in loader.step(number)])
-                    done += 1
-                    bar.at(done, "")
+
+        def look() -> list[int]:
+            self._known = list(recorded_entries(self._run, self._base))
+            return batches.lacking([key for key, *_ in self._known])
+
+        lacking = distributed.on_rank_0(self._ranks, "reference so far", look)
+        world, rounds = self._ranks.world, math.ceil(len(lacking) / self._ranks.world)
+        next_vote, every = 0, 1
+        with console.bar("the starting model's preferences: batch", rounds) as bar:
+            for number in range(rounds):
+                pulse.at(f"the starting model's preferences, part {number + 1} of {rounds}")
+                if number == next_vote:
+                    every = self._agree(every)
+                    next_vote += every
+                mine = lacking[number * world : (number + 1) * world][self._ranks.rank :][:1]
+                self._add([document for batch in mine for document in batches.documents(batch)])
+                bar.at(number + 1, "")
         self._keep()
 
-    def _batches(self, batches: Sequence[Sequence[Sequence[Document]]]) -> None:
-        """This rank's batches of one step, unless all ranks know all pairs in theirs."""
-        pairs = (pair for batch in batches for row in batch for pair in row)
-        lacking = any(pair_key(pair) not in self._places for pair in pairs)
-        due = self._ranks.first and time.monotonic() - self._kept > KEEP_SECONDS
-        votes = distributed.sum_over_ranks([float(stop_signals.requested()), float(lacking), float(due)])
-        stop, lacks, keep = (vote > 0 for vote in votes)
+    def _add(self, pairs: Sequence[Document]) -> None:
+        micro = collated(self._task, [pairs], self._ranks.device)
+        self._new += self._task.values(self._engine.model, micro)
+
+    def _agree(self, every: int) -> int:
+        """Stop, or write down, if a rank asks for it; `every` rounds have passed since. Returns the rounds until the
+        next time, the same number on all ranks. Collective."""
+        now = time.monotonic()
+        due = self._ranks.first and now - self._kept > KEEP_SECONDS
+        milliseconds = math.ceil(1000 * (now - self._agreed))  # a whole number, so that all ranks have the same sum
+        stop, keep, passed = distributed.sum_over_ranks([float(stop_signals.requested()), float(due), milliseconds])
         if stop or keep:
             self._keep()
         if stop:
             stop_signals.check()
             raise Preempted("another rank received a stop request")
-        if lacks:
-            for batch in batches:
-                micro = collated(self._task, batch, self._ranks.device)
-                self._new += self._task.values(self._engine.model, micro)
+        self._agreed = time.monotonic()
+        per_round = passed / self._ranks.world / every
+        return max(1, min(2 * every, int(1000 * AGREE_SECONDS / max(per_round, 1e-3))))
 
     def _keep(self) -> None:
         """Write down what all ranks have found. Collective."""
-        everyone = [json.loads(text) for text in distributed.gather_text(json.dumps(self._new))]
+        everyone = distributed.gather_text(json.dumps(self._new))
         if self._ranks.first:
-            self._known += [tuple(entry) for rank in everyone for entry in rank]
+            self._known += [tuple(entry) for text in everyone for entry in json.loads(text)]
             write(self._run.reference, self._known, self._base)
         self._new, self._kept = [], time.monotonic()
         distributed.barrier()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distft.checkpoint import state, store
+from distft.checkpoint.ahead import Verification
 from distft.checkpoint.state import Identity, Progress
 from distft.checkpoint.writer import Writer
 from distft.data.loader import Loader
@@ -79,29 +80,32 @@ class Session:
         return stop_signals.requested() or self.clock.out_of_time()
 
 
+def verification(run: RunDir, ranks: Ranks, key: str = "checkpoint") -> Verification:
+    """Of the checkpoints that rank 0 sees. Collective.
+
+    Args:
+        key: what it is called among the ranks; another one each time.
+    """
+    names = distributed.on_rank_0(ranks, key, lambda: [folder.name for folder in store.committed(run.checkpoints)])
+    return Verification([run.checkpoints / name for name in names], ranks)
+
+
 def restore(
     run: RunDir,
     engine: Engine,
     allocator: Allocator,
     identity: Identity,
-    ranks: Ranks,
+    verified: Verification,
     console: Console,
-    key: str = "checkpoint",
 ) -> Progress:
-    """Continue from the newest verified checkpoint; from the beginning where there was never one.
-
-    Args:
-        key: what it is called among the ranks; another one each time.
-    """
-
-    names = distributed.on_rank_0(ranks, key, lambda: [folder.name for folder in store.committed(run.checkpoints)])
+    """Continue from the newest verified checkpoint; from the beginning where there was never one. Collective."""
 
     def check(folder: Path) -> str | None:
         """All ranks read, each another part, and all know what any has found."""
-        found = distributed.gather_text(store.flaw(folder, ranks.rank, ranks.world) or "")
+        found = distributed.gather_text(verified.flaw(folder) or "")
         return next(filter(None, found), None)
 
-    folder, passed_over = state.newest(run.checkpoints, [run.checkpoints / name for name in names], check)
+    folder, passed_over = state.newest(run.checkpoints, verified.folders, check)
     for sentence in passed_over:
         console.say(sentence)
     if folder is None:

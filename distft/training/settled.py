@@ -25,8 +25,11 @@ def found(run: RunDir, asked: Recipe, recipe: Recipe, ranks: Ranks) -> dict[str,
     if asked.model.activation_checkpointing == AUTO:
         settled["model.activation_checkpointing"] = recipe.model.activation_checkpointing
     if asked.model.attention == AUTO:
-        by_document = distributed.on_rank_0(
-            ranks, "attention/settled", lambda: attention.takes_documents(run, starts=False)
-        )
-        settled["model.attention"] = "by document" if by_document else "with masks"
+        settled["model.attention"] = distributed.on_rank_0(ranks, "attention/settled", lambda: _attention(run))
     return settled
+
+
+def _attention(run: RunDir) -> str:
+    if not attention.takes_documents(run, starts=False):
+        return "with masks"
+    return "by document, in the last layer what is read" if attention.leaves_out(run) else "by document"

@@ -44,7 +44,7 @@ from distft.training.datasets import Dataset
 from distft.training.feed import Feed
 from distft.training.flops import work_of
 from distft.training.memory import MemoryMeter
-from distft.training.session import Session, restore
+from distft.training.session import Session, restore, verification
 from distft.training.throughput import Meter, peak_of
 
 LIBRARIES = ("torch", "deepspeed", "transformers", "peft")
@@ -58,6 +58,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         Preempted: a stop was requested meanwhile.
     """
     tracking.check(recipe)
+    verified = verification(run, ranks)  # the disk works meanwhile
     context = RunContext(run, recipe, partial(distributed.on_rank_0, ranks), starts=True)
     pulse.at("the base model")
     spec = context.model_spec
@@ -76,7 +77,8 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     stop_signals.check()
     pulse.at("the model")
     engine, task = build_engine(context, ranks, datasets.length(recipe, datasets.rows_of(train))[0], console)
-    check_tokens(context, engine, [one.corpus for one in (*train.values(), *held.values())])
+    corpora = [one.corpus for one in (*train.values(), *held.values())]
+    check_tokens(context, engine, corpora)
     attention_trial.settle(context, task, engine, ranks, console)
     identity = replace(identity, settled=settled_by.found(run, asked, recipe, ranks))
     if untried and not row_sharing.settle(run, recipe, task, engine, ranks, console):
@@ -95,9 +97,11 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     tell_zero_stage(recipe, engine, ranks, console)
     console.say(f"model {context.base}: {trainable:,} of {total:,} parameters are trained")
     pulse.at("the checkpoint to continue from")
-    progress = restore(run, engine, allocator, identity, ranks, console)
-    data = next(iter(train.values())), held_out
-    reference_pass.record_reference(run, task, engine, data, progress.step, identity.base, ranks, console)
+    progress = restore(run, engine, allocator, identity, verified, console)
+    micro_rows = recipe.train.micro_rows
+    reference_pass.record_reference(
+        run, task, engine, corpora, micro_rows, progress.step, identity.base, ranks, console
+    )
     stop_signals.check()
     slots = Slots(recipe.train.global_batch, recipe.train.micro_rows, ranks.rank, ranks.world)
     loader = datasets.training_loader(settled, spec, train, slots, total_rows)

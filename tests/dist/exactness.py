@@ -194,7 +194,7 @@ def resume(folder: Path, config: Path, steps: int, half: bool) -> None:
         unbroken.close()
         broken = scenario.open_run(folder / f"broken-{name}", config, ranks, *overrides)
         broken.advance(steps // 2)
-        broken.save()
+        broken.save(slowly=True)
         broken.advance(2)  # steps that are lost and trained again
         broken.close()
         again = scenario.open_run(folder / f"broken-{name}", config, ranks, *overrides)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,8 +17,8 @@ import numpy as np
 import torch
 import torch.distributed as td
 
-from distft.process import distributed
-from distft.process import lifetime
+from distft.checkpoint.host_memory import HostMemory
+from distft.process import distributed, lifetime
 from distft.training import loop
 from distft.recipe.schema import Recipe
 from distft.process.console import Console
@@ -35,6 +36,14 @@ class Silent:
         pass
 
 
+class SlowMemory(HostMemory):
+    """Copies when a step that does not wait would long have changed what is to be saved."""
+
+    def copy(self, tensors: Any, stream: Any = None) -> Any:
+        time.sleep(0.5)
+        return super().copy(tensors, stream)
+
+
 @dataclass
 class Open:
     """A session and what it recorded."""
@@ -49,8 +58,10 @@ class Open:
         for _ in range(steps):
             loop.step(self.session, Silent())
 
-    def save(self) -> None:
+    def save(self, slowly: bool = False) -> None:
         """Begin a checkpoint; what follows goes on while it is written."""
+        if slowly:
+            self.session.writer._memory = SlowMemory()
         loop.save(self.session)
 
     def close(self) -> None:

@@ -139,7 +139,7 @@ DPO = ("task={type: dpo, beta: 0.5}", "adapter={type: none}", "data.train=pairs.
 
 @pytest.mark.long
 def test_a_reference_pass_that_is_stopped_goes_on(place: Workplace) -> None:
-    pairs = [{"prompt": f"What of bike {i}?", "chosen": f"It rides {i} miles.", "rejected": "No."} for i in range(1500)]
+    pairs = [{"prompt": f"What of bike {i}?", "chosen": f"It rides {i} miles.", "rejected": "No."} for i in range(6000)]
     (place.folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     whole, cut = place.folder / "whole-reference", place.folder / "cut-reference"
     assert place.run("train", "recipe.yaml", *DPO, "--run-dir", whole, "--nproc", "2").code == 0

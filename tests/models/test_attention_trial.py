@@ -139,8 +139,24 @@ def test_encoders_that_are_right_keep_it(tmp_path: Path, architecture: str, more
     trial = Trial(tmp_path, architecture, kind=kind, **more)
     trial.settle()
     assert (trial.attention, trial.task.inputs.flat, trial.said) == (VARLEN, True, [])
-    assert json.loads(trial.run.attention.read_text()) == {"varlen": True}
+    leaves_out = kind == "sequence-classification" and architecture != "modernbert"  # which adds what was before
+    more = {"leaves_out": True} if leaves_out else {}
+    assert json.loads(trial.run.attention.read_text()) == {"varlen": True, **more}
+    assert trial.task.inputs.leaves_out == leaves_out
     assert trial.model.training
+
+
+def test_what_a_head_looks_at_is_not_left_out(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, "bert", kind="sequence-classification")
+    pooler = trial.model.bert.pooler
+
+    def of_all(hidden: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(pooler.dense(hidden.sum(1)))
+
+    pooler.forward = of_all
+    trial.settle()
+    assert (trial.attention, trial.task.inputs.flat, trial.task.inputs.leaves_out) == (VARLEN, True, False)
+    assert json.loads(trial.run.attention.read_text()) == {"varlen": True}
 
 
 def wrong(how: str) -> Any:

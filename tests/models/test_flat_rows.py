@@ -105,13 +105,16 @@ TASKS: dict[str, tuple[str, Make]] = {
 ROWS = [[document(index, size)] for index, size in enumerate(LENGTHS)]
 
 
-def learned(architecture: str, name: str, attention: str, again: bool = False) -> tuple[float, dict[str, torch.Tensor]]:
+def learned(
+    architecture: str, name: str, attention: str, again: bool = False, leaves_out: bool = False
+) -> tuple[float, dict[str, torch.Tensor]]:
     """The sum of the losses of a micro-batch, and its gradients."""
     auto, make = TASKS[name]
     model = model_of(architecture, auto, attention)
     if again:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     task = make(Inputs(model, blank))
+    task.inputs.leaves_out = leaves_out
     batch = task.collate(ROWS, CPU)
     padded = getattr(batch, "padded", batch)
     assert (padded.flat is not None) == (attention == VARLEN)
@@ -124,12 +127,30 @@ def learned(architecture: str, name: str, attention: str, again: bool = False) -
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_losses_and_gradients_are_those_of_padded_documents(architecture: str, name: str) -> None:
-    ours, theirs = learned(architecture, name, VARLEN), learned(architecture, name, "sdpa")
+    compare(learned(architecture, name, VARLEN), learned(architecture, name, "sdpa"))
+
+
+def compare(ours: Any, theirs: Any) -> None:
     assert ours[0] == pytest.approx(theirs[0], rel=1e-6)
     assert ours[1].keys() == theirs[1].keys()
     scale = max(float(gradient.abs().max()) for gradient in theirs[1].values())
     for key, gradient in ours[1].items():
         assert float((gradient - theirs[1][key]).abs().max()) <= 1e-5 * scale, key
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "xlm-roberta", "electra"])
+def test_what_no_head_looks_at_is_left_out_of_the_last_layer(architecture: str, again: bool) -> None:
+    widths: list[int] = []
+
+    def note(module: Any, given: Any, output: torch.Tensor) -> None:
+        if type(module).__name__.endswith("Intermediate"):
+            widths.append(output.shape[1])
+
+    with torch.nn.modules.module.register_module_forward_hook(note):
+        ours = learned(architecture, "classes", VARLEN, again, leaves_out=True)
+    assert widths[: SIZES["num_hidden_layers"]] == [sum(LENGTHS), sum(LENGTHS), len(LENGTHS)]
+    compare(ours, learned(architecture, "classes", "sdpa"))
 
 
 def test_recomputed_activations_give_the_same_gradients() -> None:

@@ -82,16 +82,19 @@ class Inputs:
 
     Attributes:
         flat: the model is given them in one row without padding, by whose layout its heads see them padded.
+        may_leave_out: heads look at the first token of each document alone, as far as is known.
+        leaves_out: what they do not look at is not computed behind the last attention of a flat row.
 
     Args:
         model: of transformers, with its adapter or without.
         tokenizer: the model's.
     """
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any, may_leave_out: bool = False) -> None:
         taken = inspect.signature(model.forward).parameters
         self._limit, self._filler_position = positions(model), filler_position(model)
         self.flat = getattr(model.config, "_attn_implementation", "") == VARLEN and ends_in_rows(model)
+        self.may_leave_out, self.leaves_out = self.flat and may_leave_out, False
         self._types = "token_type_ids" in taken and getattr(model.config, "type_vocab_size", 0) > 1
         self.filler = model.config.pad_token_id if getattr(model.config, "pad_token_id", None) is not None else 0
         # some models look for the tokens around a text
@@ -115,7 +118,8 @@ class Inputs:
         flat = None
         if self.flat:
             sizes = [len(one["tokens"]) for one in columns]
-            flat = FlatRow.of(sizes, shape[1], row_width(sum(sizes), None)).to(device)
+            width = row_width(sum(sizes), None)
+            flat = FlatRow.of(sizes, shape[1], width, first=self.leaves_out).to(device)
         return Padded(tensors[0], tensors[1], tensors[2], documents, flat)
 
     def __call__(self, batch: Padded) -> dict[str, Any]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import mmap
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import xxhash
 
 from distft.checkpoint import disk
-from distft.checkpoint.disk import NewFile, checksum
+from distft.checkpoint.disk import NewFile, checksum, checksum_of_disk, forget
 
 CHUNK = 8 << 20
 
@@ -42,7 +45,35 @@ def test_what_was_written_is_there(folder: Path, pieces: list[int]) -> None:
     assert path.read_bytes() == b"".join(content)
     assert (digest.name, digest.bytes) == (path.name, sum(pieces))
     assert digest.xxh3 == xxhash.xxh3_128(b"".join(content)).hexdigest()
-    assert checksum(path) == checksum(path, of_disk=True) == digest.xxh3
+    assert checksum(path) == checksum_of_disk(path, keep=False) == checksum_of_disk(path, keep=True) == digest.xxh3
+
+
+def cached(path: Path) -> float:
+    """The share of a file's pages that the page cache holds."""
+    pages = -(-path.stat().st_size // mmap.PAGESIZE)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_PRIVATE) as mapped:
+        held = (ctypes.c_ubyte * pages)()
+        view = np.frombuffer(mapped, np.uint8)
+        code = ctypes.CDLL(None).mincore(ctypes.c_void_p(view.ctypes.data), ctypes.c_size_t(len(view)), held)
+        del view
+    assert code == 0
+    return sum(byte & 1 for byte in held) / pages
+
+
+def test_what_was_read_back_stays_in_the_page_cache_only_where_it_is_wanted(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    with NewFile(path) as file:
+        file.write(os.urandom(3 * CHUNK))
+        file.finish()
+    checksum_of_disk(path, keep=False)
+    if cached(path) == 1:
+        pytest.skip("the file system of temporary files knows no O_DIRECT")
+    assert cached(path) < 0.05
+    checksum_of_disk(path, keep=True)
+    assert cached(path) == 1
+    forget(path)
+    assert cached(path) < 0.05
+    forget(tmp_path / "y")
 
 
 def test_blocks_that_the_file_system_does_not_take_go_through_the_page_cache(

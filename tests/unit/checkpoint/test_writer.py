@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from distft.checkpoint import store
-from distft.checkpoint.writer import HostMemory, finite
+from distft.checkpoint.host_memory import HostMemory
+from distft.checkpoint.writer import finite
 from distft.errors import RunFailed
 
 

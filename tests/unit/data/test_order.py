@@ -82,11 +82,11 @@ def test_of_one_size_it_is_as_good_as_any_order(sizes: list[int], batch: int) ->
 
 
 def test_draws_are_numbers_of_63_bits_by_seed_and_position() -> None:
-    found = [order.draw(seed, position) for seed in (-1, 0, 1) for position in (*range(1000), 10**15)]
+    found = [one for seed in (-1, 0, 1) for one in order.draws(seed, [*range(1000), 10**15])]
     assert len(set(found)) == len(found)
     assert all(0 <= one < 2**63 for one in found)
     assert 0.45 < sum(one > 2**62 for one in found) / len(found) < 0.55
-    assert order.draw(7, 12) == order.draw(7, 12)
+    assert order.draws(7, [12, 3]) == [*order.draws(7, [12]), *order.draws(7, [3])]
 
 
 def test_grouped_and_draws_are_pinned() -> None:
@@ -94,5 +94,5 @@ def test_grouped_and_draws_are_pinned() -> None:
     sizes = np.array([5, 3, 3, 8, 2, 2, 7, 1, 4, 6, 9], np.int32)
     assert grouped(0, 0, sizes, 3).tolist() == [0, 9, 6, 7, 4, 5, 2, 1, 8, 3, 10]
     assert grouped(1234567, 3, sizes, 2).tolist() == [9, 1, 8, 7, 4, 0, 6, 5, 2, 3, 10]
-    found = [order.draw(0, 0), order.draw(1234567, 3), order.draw(-1, 10**9)]
+    found = [*order.draws(0, [0]), *order.draws(1234567, [3]), *order.draws(-1, [10**9])]
     assert found == [6514504133438201533, 8949430044931271265, 4623551975196246055]

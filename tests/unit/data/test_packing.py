@@ -1,9 +1,11 @@
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distft.data.order import order
+from distft.data.order import hashes, order, stable_order
 from distft.data.packing import bucket, one_per_row, pack
 
 
@@ -44,6 +46,23 @@ def test_pack_is_pinned():
     lengths = np.array([5, 3, 3, 8, 2, 2, 7, 1], dtype=np.int32)
     rows = pack(lengths, 8, 0)
     assert [rows.row(i).tolist() for i in range(len(rows))] == [[3], [6, 7], [0, 2], [1, 4, 5]]
+
+
+@pytest.mark.parametrize(
+    ("row_tokens", "put", "pinned"),
+    [
+        (500, pack, "9c602f91a629"),
+        (500, bucket, "ce62f7f83df0"),
+        (200_000, pack, "8cddc540c038"),
+        (200_000, bucket, "529344a1ad71"),
+    ],
+)
+def test_rows_of_many_documents_are_pinned(row_tokens, put, pinned):
+    """A run that goes on has to find the rows that it was begun with, whatever they are computed by."""
+    lengths = (hashes(7, 0, 5000) % np.uint64(row_tokens) + np.uint64(1)).astype(np.int32)
+    rows = put(lengths, row_tokens, 3)
+    found = hashlib.sha256(rows.offsets.astype("<i8").tobytes() + rows.documents.astype("<i8").tobytes())
+    assert found.hexdigest()[:12] == pinned
 
 
 @settings(deadline=None, max_examples=200)
@@ -101,6 +120,15 @@ def test_order_is_pinned():
     assert order(0, 0, 10).tolist() == [2, 4, 6, 8, 5, 1, 7, 0, 9, 3]
     assert order(1234567, 3, 10).tolist() == [9, 3, 2, 0, 7, 1, 4, 5, 6, 8]
     assert order(-1, 2, 10).tolist() == [1, 4, 6, 3, 5, 9, 8, 0, 7, 2]
+
+
+@pytest.mark.parametrize("largest", [0, 9, 2**16 - 1, 2**16, 2**31 - 1])
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_stable_order_is_stable(largest, dtype):
+    keys = np.random.default_rng(0).integers(0, largest + 1, 3000).astype(dtype)
+    keys[::3] = keys[0]
+    assert np.array_equal(stable_order(keys), np.argsort(keys, kind="stable"))
+    assert stable_order(keys[:0]).tolist() == []
 
 
 def test_splitmix64_is_the_published_one():

@@ -185,8 +185,9 @@ def test_allocators_are_told_where_there_are_gpus(monkeypatch: pytest.MonkeyPatc
     for theirs in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         assert allocator_settings({theirs: "max_split_size_mb:128"}) == {}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert allocator_settings({}) == {"THP_MEM_ALLOC_ENABLE": "1"}
-    assert allocator_settings({"THP_MEM_ALLOC_ENABLE": "0"}) == {}
+    ours = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "1073741824"}
+    assert allocator_settings({}) == {"THP_MEM_ALLOC_ENABLE": "1", **ours}
+    assert allocator_settings({"THP_MEM_ALLOC_ENABLE": "0"}) == ours
 
 
 def test_torch_knows_what_the_allocators_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distft.plan.place import memory_given
+from distft.process.memory import memory_given
 
 GIB = 1 << 30
 

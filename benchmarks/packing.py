@@ -1,0 +1,111 @@
+"""What rows cost: CPU time and memory of packing, of finding packed rows again, and of reading a step's documents.
+
+    python -m benchmarks.packing [--documents 1e6 1e7]      two minutes; one process, one core
+
+Lengths are bytes / 4 of records of GSM8K and of conversations, drawn with replacement, or lognormal. Padding stands
+beside the least that any packing could have: as many rows as hold all tokens. A line of JSON per case, each measured in
+a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from distft.data import row_index
+from distft.data.loader import RowLoader, Shuffle, Slots
+from distft.data.packing import one_per_row, pack
+from distft.data.token_cache import Corpus, Meta
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+FILES = {"gsm8k": "gsm8k/train.jsonl", "chat": "chat/alpaca_en_demo.json"}
+ROW_TOKENS, SEED, STEPS = 2048, 0, 200
+
+
+def lengths(kind: str, count: int) -> row_index.Sizes:
+    chance = np.random.default_rng(0)
+    if kind == "lognormal":
+        drawn = np.exp(chance.normal(5.5, 1.0, count))
+    else:
+        text = (DATA / FILES[kind]).read_text(encoding="utf-8")
+        records = json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.splitlines()]
+        drawn = chance.choice([len(" ".join(map(str, record.values())).encode()) / 4 for record in records], count)
+    return np.clip(drawn, 1, ROW_TOKENS).astype(np.int32)
+
+
+def timed(work: Callable[..., Any], *arguments: Any) -> tuple[float, float, Any]:
+    """CPU seconds, wall seconds, and what it returns."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    found = work(*arguments)
+    return time.process_time() - cpu, time.perf_counter() - wall, found
+
+
+def packing(kind: str, count: int) -> dict[str, Any]:
+    sizes = lengths(kind, count)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    cpu, _, rows = timed(pack, sizes, ROW_TOKENS, SEED)
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    least = -(-int(sizes.sum(dtype=np.int64)) // ROW_TOKENS)
+    figures = {"cpu_s": round(cpu, 2), "documents_per_cpu_s": round(count / cpu), "peak_mib": round(peak)}
+    with TemporaryDirectory(dir=Path.cwd()) as folder:
+        for name in ("write", "map"):
+            ask = (Path(folder) / "tokens", sizes, pack, ROW_TOKENS, SEED)
+            figures[f"{name}_wall_s"] = round(timed(row_index.rows_of, *ask)[1], 3)
+    return figures | {"rows": len(rows), "rows_above_least": f"{len(rows) / least - 1:.3%}"}
+
+
+def reading(kind: str, count: int) -> dict[str, Any]:
+    """A step of 32 rows, by one rank: its census and its documents, in the order of each kind of row."""
+    sizes = lengths(kind, count)
+    ends = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    numbers = {"sizes": sizes, "targets": sizes, "records": np.arange(count)}
+    tokens = np.zeros(int(ends[-1]), np.int32)
+    corpus = Corpus(Meta(kind, {"tokens": "int32"}), sizes, numbers, {"tokens": ends}, {"tokens": tokens})
+    figures: dict[str, Any] = {}
+    ways = {
+        "packed": (pack(sizes, ROW_TOKENS, SEED), None, False),
+        "one, sorted by step": (one_per_row(count), None, True),
+        "one, grouped": (one_per_row(count), 32, False),
+    }
+    for name, (rows, batch, sorts) in ways.items():
+        loader = RowLoader(corpus, Shuffle(corpus, rows, SEED, batch), Slots(32, 4, 0, 1), SEED, None, sorts)
+
+        def step(index: int, loader: RowLoader = loader) -> None:
+            loader.census(index)
+            for micro in loader.step(index):
+                loader.documents(micro)
+
+        spent = [timed(step, at)[0] for at in range(STEPS)]
+        figures[name] = {
+            "ms": round(1000 * statistics.median(spent), 2),
+            "first_ms": round(1000 * spent[0], 2),
+            "next_epoch_ms": round(1000 * timed(step, len(rows) // 32 + 2)[0], 2),
+        }
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", nargs="+", type=float, default=[1e6, 1e7])
+    counts = [int(count) for count in parser.parse_args().documents]
+    cases: list[tuple[Callable[[str, int], dict[str, Any]], str, int]]
+    cases = [(packing, kind, count) for kind in ("lognormal", *FILES) for count in counts]
+    cases += [(reading, "lognormal", count) for count in (10**3, 10**4, 10**5, 10**6)]
+    for work, kind, count in cases:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            found = pool.apply(work, (kind, count))
+        print(json.dumps({"what": work.__name__, "lengths": kind, "documents": count} | found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
