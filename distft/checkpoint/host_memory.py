@@ -4,38 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 
 Named = tuple[str, torch.Tensor]
 
 
+@dataclass(frozen=True)
+class Copies:
+    """Copies of flat fp32 tensors by name, side by side in `whole`, fp32 too."""
+
+    tensors: list[Named]
+    whole: torch.Tensor
+
+
 class HostMemory:
     """Room for host copies of tensors, in one piece, which the kernel hands out and pins in one go. It is kept from
-    save to save. Copies may be made by another thread than the one that trains."""
+    save to save. Copies may be made by another thread than the one that trains: all in one call, since Python's lock is
+    what that one needs."""
 
     def __init__(self) -> None:
-        self._room = torch.empty(0, dtype=torch.uint8)
+        self._room = torch.empty(0)
 
-    def copy(self, tensors: Sequence[Named], stream: torch.cuda.Stream | None = None) -> list[Named]:
+    def copy(self, tensors: Sequence[Named], stream: torch.cuda.Stream | None = None) -> Copies:
         """When this returns, the copies are made.
 
         Args:
+            tensors: fp32, [numel] each.
             stream: on which tensors of a GPU are copied, beside what else it does; see `after_what_is_queued`.
         """
-        needed = sum(_room_for(tensor) for _, tensor in tensors)
+        sizes = [tensor.numel() for _, tensor in tensors]
         with torch.cuda.stream(stream) if stream is not None else nullcontext():  # a new thread is on GPU 0
-            if len(self._room) < needed:
-                self._room = torch.empty(needed, dtype=torch.uint8, pin_memory=stream is not None)
-            copied, start = [], 0
-            for name, tensor in tensors:
-                held = self._room[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-                held.copy_(tensor.detach(), non_blocking=stream is not None)
-                copied.append((name, held))
-                start += _room_for(tensor)
+            if len(self._room) < sum(sizes):
+                self._room = torch.empty(sum(sizes), pin_memory=stream is not None)
+            whole = self._room[: sum(sizes)]
+            held = list(torch.split(whole, sizes))
+            with torch.no_grad():
+                torch._foreach_copy_(held, [tensor for _, tensor in tensors], non_blocking=stream is not None)
         if stream is not None:
             stream.synchronize()
-        return copied
+        return Copies([(name, copy) for (name, _), copy in zip(tensors, held, strict=True)], whole)
 
 
 def after_what_is_queued(tensors: Sequence[Named]) -> torch.cuda.Stream | None:
@@ -46,8 +55,3 @@ def after_what_is_queued(tensors: Sequence[Named]) -> torch.cuda.Stream | None:
     stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(device))
     return stream
-
-
-def _room_for(tensor: torch.Tensor) -> int:
-    """Bytes; each tensor begins where a line of the cache does."""
-    return -(-tensor.nbytes // 64) * 64

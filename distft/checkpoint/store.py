@@ -30,22 +30,20 @@ MANIFEST = "manifest.json"
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.bool: "BOOL"}
 
 
-def write_tensors(
-    path: Path,
-    tensors: Iterable[tuple[str, torch.Tensor]],
-    check: Callable[[str, torch.Tensor], None] = lambda name, tensor: None,
-) -> Digest:
+def write_tensors(path: Path, tensors: Iterable[tuple[str, torch.Tensor]], whole: torch.Tensor | None = None) -> Digest:
     """A safetensors file (https://huggingface.co/docs/safetensors) written one tensor at a time.
 
     `safetensors.save_file` wants all tensors in host memory at once; here the extra memory is one tensor.
 
     Args:
-        check: looks at each tensor right before it is written, while the CPU's cache holds it.
+        whole: memory in which the first of them lie side by side, in their order; it is written in one go.
     """
     items = list(tensors)
     header: dict[str, dict[str, object]] = {}
-    offset = 0
+    offset, at_once = 0, 0 if whole is None else whole.nbytes
+    rest = []
     for name, tensor in items:
+        rest += [tensor] if offset >= at_once else []
         end = offset + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
@@ -54,8 +52,7 @@ def write_tensors(
     with NewFile(path) as file:
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)
-        for name, tensor in items:
-            check(name, tensor)
+        for tensor in [*([] if whole is None else [whole]), *rest]:
             array: npt.NDArray[np.uint8] = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
             file.write(array.data)
         failpoint.reach(f"{path.name} is not synced")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 
 from distft.checkpoint import disk, state, store
 from distft.checkpoint.disk import Digest
-from distft.checkpoint.host_memory import HostMemory, Named, after_what_is_queued
+from distft.checkpoint.host_memory import Copies, HostMemory, Named, after_what_is_queued
 from distft.checkpoint.state import Identity, Progress
 from distft.engine.deepspeed import Engine
 from distft.errors import RunFailed
@@ -130,12 +130,12 @@ class Writer:
                 copied = self._memory.copy(part.tensors, stream)
             finally:
                 self._copied.set()
-            self._write(replace(part, tensors=copied))
+            self._write(part, copied)
             self._done = Saved(part.step, time.monotonic() - began, self._stood)
         except BaseException as error:  # noqa: BLE001 - it is raised in the training thread
             self._failure = error
 
-    def _write(self, part: PendingSave) -> None:
+    def _write(self, part: PendingSave, copied: Copies) -> None:
         checkpoints, step, rank = self._checkpoints, part.step, self._ranks.rank
         owner = self._fence.token or ""
         staged = store.stage_folder(checkpoints, step, owner)
@@ -144,7 +144,7 @@ class Writer:
             self._tell(part, "staged")
         else:
             self._hear(part, "staged")
-        digest = self._write_tensors(staged / state.file_of(rank), part)
+        digest = self._write_tensors(staged / state.file_of(rank), part, copied)
         self._tell(part, f"rank {rank}", json.dumps(asdict(digest)))
         if part.description is not None:
             everyone = [self._hear(part, f"rank {other}") for other in range(self._ranks.world)]
@@ -163,16 +163,13 @@ class Writer:
             disk.forget(self._newest)
         self._newest = store.folder_of(checkpoints, step) / state.file_of(rank)
 
-    def _write_tensors(self, path: Path, part: PendingSave) -> Digest:
-        def check(name: str, tensor: torch.Tensor) -> None:
-            if not name.endswith("|buffer") and not finite(tensor):
-                raise RunFailed(
-                    f"{name} is not finite after step {part.step}, so nothing was saved; use a lower train.lr"
-                )
-
+    def _write_tensors(self, path: Path, part: PendingSave, copied: Copies) -> Digest:
+        if not finite(copied.whole):
+            name = next(name for name, tensor in copied.tensors if not finite(tensor))
+            raise RunFailed(f"{name} is not finite after step {part.step}, so nothing was saved; use a lower train.lr")
         try:
-            digest = store.write_tensors(path, part.tensors + part.buffers, check)
-        except (OSError, RunFailed):
+            digest = store.write_tensors(path, copied.tensors + part.buffers, copied.whole)
+        except OSError:
             path.unlink(missing_ok=True)  # on a full disk: the room which the record of the failure needs
             raise
         store.read_back(path, digest, keep=digest.bytes <= CACHED * memory_of_rank())
