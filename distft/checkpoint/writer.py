@@ -94,12 +94,16 @@ class Writer:
         self._stood = time.monotonic() - began
         self._thread.start()
 
+    @property
+    def copies(self) -> bool:
+        """Whether what is to be saved is still being copied, and must not change."""
+        return self._thread is not None and not self._copied.is_set()
+
     def wait_for_copy(self) -> None:
-        """Until what was to be saved may change."""
-        if self._thread is not None and not self._copied.is_set():
-            began = time.monotonic()
-            self._copied.wait()
-            self._stood += time.monotonic() - began
+        """Until it may change. What the copy ran into is raised by the next call of another method."""
+        began = time.monotonic()
+        self._copied.wait()
+        self._stood += time.monotonic() - began
 
     def wait(self) -> None:
         """Until the checkpoint that was begun exists.

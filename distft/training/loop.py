@@ -104,8 +104,9 @@ def step(session: Session, bar: Bar) -> bool:
         session.reached.check()
         session.reached = None
     pulse.at(f"step {number}, the update")
-    with session.profile.phase(CHECKPOINT):
-        session.writer.wait_for_copy()
+    if session.writer.copies:
+        with session.profile.phase(CHECKPOINT):
+            session.writer.wait_for_copy()
     rate = learning_rate(session.recipe.train, number, session.total_steps)
     with session.profile.phase(OPTIMIZER):
         session.allocator.before_step()
