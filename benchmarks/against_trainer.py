@@ -167,7 +167,8 @@ def cost_of_saving(side: Side, folder: Path, every: int, pairs: int) -> dict[str
         after = [took[step] for step in range(save + 1, save + 1 + every)]  # the first one holds the save
         usual = [took[step] for step in range(save + 1 + every, save + 1 + 2 * every)]
         found["step"].append(statistics.median(usual))
-        found["stall"].append(after[0] - statistics.median(usual))
+        around = [took[step] for step in (*range(save - 2, save + 1), *range(save + 2, save + 5))]
+        found["stall"].append(after[0] - statistics.median(around))  # the speed may have drifted before `usual`
         found["slow_down"].append(sum(after) / sum(usual) - 1)
     return {**found, "last_loss": [side.steps(run)[-1]["loss"]]}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class HostMemory:
         sizes = [tensor.numel() for _, tensor in tensors]
         with torch.cuda.stream(stream) if stream is not None else nullcontext():  # a new thread is on GPU 0
             if len(self._room) < sum(sizes):
-                self._room = torch.empty(sum(sizes), pin_memory=stream is not None)
+                self._room = _new_room(sum(sizes), pinned=stream is not None)
             whole = self._room[: sum(sizes)]
             held = list(torch.split(whole, sizes))
             with torch.no_grad():
@@ -45,6 +46,14 @@ class HostMemory:
         if stream is not None:
             stream.synchronize()
         return Copies([(name, copy) for (name, _), copy in zip(tensors, held, strict=True)], whole)
+
+
+def _new_room(numel: int, pinned: bool) -> torch.Tensor:
+    """fp32 [numel]. Not by torch's allocator on a CPU: for huge pages the kernel may move others about, seconds per
+    gigabyte, while training waits for its first save."""
+    if pinned:
+        return torch.empty(numel, pin_memory=True)
+    return torch.frombuffer(mmap.mmap(-1, 4 * numel), dtype=torch.float32)
 
 
 def after_what_is_queued(tensors: Sequence[Named]) -> torch.cuda.Stream | None:
