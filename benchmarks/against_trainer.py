@@ -217,10 +217,10 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 def set_up(folder: Path, ranks: int) -> None:
     """Model, recipe and rows: the rows that distft feeds, written down for the other side."""
     from distft.data import token_cache
+    from distft.data.corpus import Corpus
     from distft.data.loader import Slots
     from distft.data.packing import one_per_row
     from distft.data.sources import training_source
-    from distft.data.token_cache import Corpus
     from distft.model import random_init
     from distft.model.base_model import load_processor
     from distft.recipe.load import load

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from distft.data import row_index
+from distft.data.corpus import Corpus, Meta
 from distft.data.loader import RowLoader, Shuffle, Slots
 from distft.data.packing import one_per_row, pack
-from distft.data.token_cache import Corpus, Meta
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 FILES = {"gsm8k": "gsm8k/train.jsonl", "chat": "chat/alpaca_en_demo.json"}

@@ -131,8 +131,8 @@ class Bench:
     def set_up(self) -> None:
         """The model, and the documents as our side encodes them, written down for the others."""
         from distft.data import token_cache
+        from distft.data.corpus import Corpus
         from distft.data.sources import training_source
-        from distft.data.token_cache import Corpus
         from distft.model import random_init
         from distft.model.context import RunContext
         from distft.recipe.load import load

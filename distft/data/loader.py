@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from distft.data import order
+from distft.data.corpus import Corpus
 from distft.data.packing import Rows
 from distft.data.records import Document
-from distft.data.token_cache import Corpus
 
 
 @dataclass(frozen=True)

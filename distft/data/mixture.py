@@ -10,10 +10,10 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from distft.data.corpus import Corpus
 from distft.data.loader import Census, MicroBatch, Shuffle, Slots, counted, drawn
 from distft.data.order import hashes
 from distft.data.records import Document
-from distft.data.token_cache import Corpus
 
 CYCLE = 256  # micro-batches in which each task has its exact share
 _LARGEST = 709  # logarithm of what a float holds, nearly

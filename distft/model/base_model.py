@@ -14,7 +14,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from distft.checkpoint.disk import checksum
-from distft.data.token_cache import Corpus
+from distft.data.corpus import Corpus
 from distft.engine.deepspeed import fill
 from distft.errors import UserError, first_line
 from distft.model import attention

@@ -11,11 +11,11 @@ from typing import Literal
 
 from distft.data import row_index, token_cache
 from distft.data.bad_records import listing
+from distft.data.corpus import Corpus
 from distft.data.loader import Loader, RowLoader, Shuffle, Slots
 from distft.data.mixture import Ingredient, Mixture, weights_of
 from distft.data.packing import Rows, bucket, one_per_row, pack
 from distft.data.sources import Which, source_of
-from distft.data.token_cache import Corpus
 from distft.errors import UserError
 from distft.model.context import RunContext
 from distft.process import distributed, pulse, stop_signals

@@ -12,8 +12,8 @@ from tempfile import TemporaryDirectory
 from transformers.utils import logging
 
 from distft.data import token_cache
+from distft.data.corpus import Corpus, Meta
 from distft.data.sources import source_of
-from distft.data.token_cache import Corpus, Meta
 from distft.errors import Preempted
 from distft.model.context import RunContext
 from distft.process import stop_signals

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from distft.data.corpus import Corpus
 from distft.data.packing import Rows, bucket
 from distft.data.records import Document
-from distft.data.token_cache import Corpus
 from distft.engine.deepspeed import Engine
 from distft.errors import Preempted, UserError
 from distft.process import distributed, pulse, stop_signals

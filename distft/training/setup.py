@@ -15,8 +15,8 @@ import torch
 from distft.checkpoint.state import Identity
 from distft.checkpoint.writer import Writer
 from distft.data import row_counts, templates
+from distft.data.corpus import Corpus
 from distft.data.loader import Slots
-from distft.data.token_cache import Corpus
 from distft.engine import configuration, deepspeed
 from distft.engine.deepspeed import Engine
 from distft.errors import UserError

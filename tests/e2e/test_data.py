@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from distft.data import encoding
-from distft.data.token_cache import Corpus
+from distft.data.corpus import Corpus
 from distft.process import stop_signals
 from tests.e2e.command import Workplace
 from tests.e2e.models import here

@@ -14,9 +14,10 @@ import pytest
 from distft.data import encoding
 from distft.data.bad_records import FILE, Bad, BadRecords, listing, usable
 from distft.data.cache_writer import CacheWriter
+from distft.data.corpus import Corpus
 from distft.data.records import Document, Encoded, Record
 from distft.data.sources import Source
-from distft.data.token_cache import Corpus, build_cache, left_out
+from distft.data.token_cache import build_cache, left_out
 from distft.errors import UserError
 
 

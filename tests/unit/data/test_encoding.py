@@ -15,10 +15,11 @@ import pytest
 from distft.data import encoding, sources
 from distft.data.bad_records import Bad, BadRecords
 from distft.data.cache_writer import CacheWriter
+from distft.data.corpus import Corpus
 from distft.data.records import Document, Encoded
 from distft.data.sources import Source, read_leniently
 from distft.data.text_lines import WHOLE, Stretch, stretches
-from distft.data.token_cache import Corpus, build_cache, left_out, root_of
+from distft.data.token_cache import build_cache, left_out, root_of
 from distft.errors import RunFailed, UserError
 
 

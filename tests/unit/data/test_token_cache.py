@@ -14,10 +14,11 @@ from transformers import PreTrainedTokenizerFast
 
 from distft.data import cache_writer, encoding, token_cache
 from distft.data.cache_writer import CacheWriter
+from distft.data.corpus import Corpus
 from distft.data.records import Document, Encoded
 from distft.data.sources import Source
 from distft.data.templates import Template
-from distft.data.token_cache import Corpus, build_cache, root_of
+from distft.data.token_cache import build_cache, root_of
 from distft.errors import UserError
 from distft.recipe.schema import Data
 from distft.tasks.causal_lm import CausalEncoder

@@ -17,9 +17,10 @@ from transformers import AutoConfig, AutoModelForQuestionAnswering, PreTrainedTo
 
 from distft.data import sources
 from distft.data.answers import Answer, placed
+from distft.data.corpus import Corpus
 from distft.data.records import Document, Encoded, Record
 from distft.data.sources import Source
-from distft.data.token_cache import Corpus, build_cache
+from distft.data.token_cache import build_cache
 from distft.errors import UserError
 from distft.recipe.tasks import QuestionAnswering
 from distft.tasks import question_answering
