@@ -95,13 +95,25 @@ def listed(path: Path, then: str = "", now: str = "") -> list[Bad]:
 def note(path: Path, name: str, bad: Sequence[Bad]) -> None:
     """Have a list hold these of the data set `name`, beside those of others. None at all: there is no file."""
     before = path.read_text(encoding="utf-8") if path.exists() else ""
-    own = f"{json.dumps({'data': name})[:-1]}, "  # how its lines begin
-    others = [line for line in before.splitlines(keepends=True) if not line.startswith(own)]
+    others = [line for line in before.splitlines(keepends=True) if not line.startswith(_beginning(name))]
     now = "".join([*others, *(one.line(data=name) for one in bad)])
     if not now:
         path.unlink(missing_ok=True)
     elif now != before:
         write_atomically(path, now)
+
+
+def noted(path: Path, name: str) -> list[Bad]:
+    """Those of the data set `name` in a list that `note` has written."""
+    if not path.exists():
+        return []
+    own = [line for line in path.read_text(encoding="utf-8").split("\n") if line.startswith(_beginning(name))]
+    return [Bad(**{key: value for key, value in json.loads(line).items() if key != "data"}) for line in own]
+
+
+def _beginning(name: str) -> str:
+    """How the lines of a data set begin."""
+    return f"{json.dumps({'data': name})[:-1]}, "
 
 
 @contextmanager

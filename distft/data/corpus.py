@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,11 @@ class Corpus:
     def largest_token(self) -> int:
         """Of all documents. Reads all of them."""
         return max(int(its.max(initial=0)) for its in self._values.values() if its.dtype == np.int32)
+
+    def places(self, records: Sequence[int]) -> list[int]:
+        """The first document of each of these records or, if it has none, of those behind it."""
+        found: list[int] = np.searchsorted(self._numbers["records"], np.asarray(records, np.int64)).tolist()
+        return found
 
     def document(self, i: int) -> Document:
         """Document i, 0 <= i < len (else IndexError). Its arrays are read-only views of the mapped files."""

@@ -73,8 +73,8 @@ class Loader(Protocol):
     def documents(self, micro: MicroBatch) -> list[list[Document]]:
         """The documents of a micro-batch, by row."""
 
-    def census(self, index: int) -> Census:
-        """Of step `index`, the same on every rank."""
+    def census(self, index: int) -> Census | None:
+        """Of step `index`, the same on every rank; None if no index tells it."""
 
 
 class Shuffle:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,12 @@ def refusal(broken: Broken) -> UserError:
 
 def text(path: Path, keep_empty: bool = False, encoding: str | None = None, stretch: Stretch = WHOLE) -> RecordStream:
     """Each line a record {"text": line}; lines of nothing but blanks are none, unless `keep_empty`."""
-    for number, line in enumerate(lines(path, encoding, stretch), stretch.first):
+    return texts(path, lines(path, encoding, stretch), stretch.first, keep_empty)
+
+
+def texts(path: Path, read: Iterable[str | Broken], first: int, keep_empty: bool = False) -> RecordStream:
+    """Of lines that begin with the line `first` of a file."""
+    for number, line in enumerate(read, first):
         if isinstance(line, Broken):
             yield line
         elif keep_empty or line.strip():
@@ -36,7 +42,12 @@ def text(path: Path, keep_empty: bool = False, encoding: str | None = None, stre
 
 
 def jsonl(path: Path, encoding: str | None = None, stretch: Stretch = WHOLE) -> RecordStream:
-    for number, line in enumerate(lines(path, encoding, stretch), stretch.first):
+    return objects(path, lines(path, encoding, stretch), stretch.first)
+
+
+def objects(path: Path, read: Iterable[str | Broken], first: int) -> RecordStream:
+    """Of lines that begin with the line `first` of a file: each an object, but for those of nothing but blanks."""
+    for number, line in enumerate(read, first):
         if isinstance(line, Broken):
             yield line
         elif line.strip():
@@ -224,6 +235,20 @@ def _record(where: str, value: Any) -> Record | Broken:
 
 
 def parquet(path: Path) -> RecordStream:
+    with tables_of(path) as (schema, batches):
+        yield from rows_in(path, schema, batches)
+
+
+def rows_in(path: Path, schema: Any, batches: Iterable[Any], first: int = 0) -> Iterator[Record]:
+    """The records in record batches of Arrow, which begin with the row `first` of a file of such a schema."""
+    rows = (row for batch in batches for row in batch.to_pylist())
+    name = class_names.of_parquet(schema.metadata)
+    return numbered(str(path), rows if name is None else map(name, rows), first)
+
+
+@contextmanager
+def tables_of(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
+    """The schema of a Parquet file, and its record batches. Raises UserError, here or in the block."""
     import pyarrow  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
 
@@ -233,13 +258,11 @@ def parquet(path: Path) -> RecordStream:
             source = pyarrow.BufferReader(file.read())  # whole: it has to be read from its end
     try:
         with pyarrow.parquet.ParquetFile(source) as table:
-            rows = (row for batch in table.iter_batches(batch_size=1000) for row in batch.to_pylist())
-            name = class_names.of_parquet(table.schema_arrow.metadata)
-            yield from numbered(str(path), rows if name is None else map(name, rows))
+            yield table.schema_arrow, table.iter_batches(batch_size=1000)
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"data file {path} cannot be read as parquet: {first_line(error)}") from error
 
 
-def numbered(name: str, rows: Iterable[dict[str, Any]]) -> Iterator[Record]:
-    for index, row in enumerate(rows):
+def numbered(name: str, rows: Iterable[dict[str, Any]], first: int = 0) -> Iterator[Record]:
+    for index, row in enumerate(rows, first):
         yield Record(f"{name}[{index}]", row)

@@ -110,6 +110,12 @@ def stretches(source: Source, size: int) -> list[Stretch]:
     return text_lines.stretches(path, reader.keywords.get("encoding"), size)
 
 
+def file_of(source: Source) -> tuple[Path, partial[RecordStream]] | None:
+    """The file that a source is, and the call that reads it, but for its path; None for other sources."""
+    path = _local(source.spec) if isinstance(source.spec, str) else None
+    return None if path is None or path.is_dir() else (path, _reader(path, source))
+
+
 def read_leniently(source: Source, stretch: Stretch = WHOLE) -> Iterator[Record | Broken]:
     """As `read`, but what cannot be read comes as Broken, and reading goes on, where lines and sentences allow it."""
     if not isinstance(source.spec, str):

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BufferedIOBase
+from io import BufferedIOBase, BytesIO
 from pathlib import Path
 
 from distft.data.records import Broken
@@ -43,6 +43,11 @@ class Stretch:
 
 
 WHOLE = Stretch()
+
+
+def is_packed(path: Path) -> bool:
+    """Whether its text is compressed."""
+    return is_gzip(path)
 
 
 def is_gzip(path: Path) -> bool:
@@ -110,6 +115,20 @@ def stretches(path: Path, encoding: str | None, size: int) -> list[Stretch]:
             end, count = begin + length + len(rest), count + (rest != b"" or last != b"\n")
             found.append(Stretch(begin, end, first, count))
             begin, first = end, first + count
+
+
+def beginning(path: Path, encoding: str | None) -> tuple[int, str]:
+    """The bytes of a file's byte-order mark, and its encoding. Raises UserError as `lines`."""
+    with opened(path) as file:
+        mark, known = _begun(file, path, encoding)
+    return len(mark), known
+
+
+def decoded(content: bytes, path: Path, first: int, encoding: str) -> Iterator[str | Broken]:
+    """The lines in some bytes of a file, which begin with its line `first`. Of an encoding whose lines end with the
+    byte of \\n."""
+    for number, line in enumerate(BytesIO(content), first):
+        yield _decoded(line, path, number, encoding)
 
 
 def _begun(file: BufferedIOBase, path: Path, encoding: str | None) -> tuple[bytes, str]:

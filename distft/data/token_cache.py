@@ -52,16 +52,15 @@ def build_cache(
         workers: processes that encode a large file at a time; None: one per core that this process may use.
     """
     root = root_of(cache)
-    key = _key(source, encoder, root)
+    key = key_of(source, encoder, root)
+    if (found := encoded(key, source, root)) is not None:
+        return found
     folder = root / key
-    if folder.exists():
-        _check_bad(folder, source)
-        return folder
 
     def unchanged() -> bool:
-        return _key(source, encoder, root) == key
+        return key_of(source, encoder, root) == key
 
-    with _writable(root):
+    with writable(root):
         root.mkdir(parents=True, exist_ok=True)
         _remove_stale(root)
         with _locked(root / f"{folder.name}.lock", check_stop) as alone:
@@ -90,6 +89,14 @@ def left_out(folder: Path, source: Source) -> list[Bad]:
     return bad_records.listed(folder / bad_records.FILE, Corpus.open(folder).meta.source, source.name)
 
 
+def encoded(key: str, source: Source, root: Path) -> Path | None:
+    """The cache folder of this name, if it is there. Raises BadRecords as `build_cache`."""
+    if not (root / key).exists():
+        return None
+    _check_bad(root / key, source)
+    return root / key
+
+
 def _check_bad(folder: Path, source: Source) -> None:
     """Of a folder that a run may have filled which allows for more."""
     if bad := left_out(folder, source):
@@ -102,13 +109,14 @@ def root_of(cache: str | None) -> Path:
     return found.expanduser() / "tokens"
 
 
-def _key(source: Source, encoder: Encoder, root: Path) -> str:
+def key_of(source: Source, encoder: Encoder, root: Path) -> str:
+    """The name of the folder of a source as an encoder sees it. Raises UserError as `sources.fingerprint`."""
     parts = [FORMAT, sources.fingerprint(source, memory=root), encoder.digest, sorted(encoder.columns.items())]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 @contextmanager
-def _writable(root: Path) -> Iterator[None]:
+def writable(root: Path) -> Iterator[None]:
     """Says in one sentence that the cache folder is full, or not ours to write."""
     try:
         yield
