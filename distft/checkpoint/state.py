@@ -38,6 +38,7 @@ class Progress:
     best_of: str | None = None  # which one that is
     best_step: int = 0  # and the step at which it was seen; 0: never yet
     stale: int = 0  # evaluations since then
+    stream: dict[str, Any] | None = None  # where the lanes of streamed data are, see `training.streaming`
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,14 @@ from distft.data.token_cache import root_of
 from distft.recipe.schema import Recipe
 from distft.run.files import write_atomically
 
-ELSEWHERE = {"eval", "eval_split", "cache", "group_by_length", "today"}  # keys of `data` that hardly change a row
+ELSEWHERE = {
+    "eval",
+    "eval_split",
+    "cache",
+    "group_by_length",
+    "today",
+    "streaming",
+}  # keys of `data` that hardly change a row
 BYTES_PER_TOKEN = 4.0  # of English text, about
 
 

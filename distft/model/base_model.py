@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -14,7 +14,6 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from distft.checkpoint.disk import checksum
-from distft.data.corpus import Corpus
 from distft.engine.deepspeed import fill
 from distft.errors import UserError, first_line
 from distft.model import attention
@@ -235,25 +234,6 @@ def check_architecture(folder: Path, recipe: Recipe, spec: ModelSpec) -> None:
         raise UserError(
             f"model.path: {folder} is not an encoder-decoder model ({settings.get('model_type')}), which task.type "
             f"{recipe.task.type} needs; use another task.type (causal-lm), or another model"
-        )
-
-
-def check_vocabulary(processor: Any, model: Any, family: TokenizerFamily, corpora: Iterable[Corpus]) -> None:
-    """Raises UserError where the data, or the tokens that are put around them, have tokens that the model has not."""
-    if family.spells:
-        return
-    tokenizer, embeddings = getattr(processor, "tokenizer", processor), model.get_input_embeddings()
-    known = getattr(getattr(embeddings, "base_layer", embeddings), "num_embeddings", None)
-    if known is None or len(tokenizer) <= known:
-        return
-    # there may be special tokens that no text has (BART's mask, Gemma's images)
-    names = ("pad", "bos", "eos", "cls", "sep", "unk", *(["mask"] if family.masks else []))
-    around = {getattr(tokenizer, f"{name}_token_id") for name in names} - {None}
-    largest = max([*around, *(corpus.largest_token() for corpus in corpora)])
-    if largest >= known:
-        raise UserError(
-            f"the tokenizer in {tokenizer.name_or_path} has token {largest:,}, but the model has only "
-            f"{known:,} embeddings; use the model's own tokenizer, or resize the embeddings"
         )
 
 

@@ -162,6 +162,8 @@ def contradictions(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     """Between sections that are right each by itself: the key, and what is wrong with it."""
     adapter, engine = recipe.adapter, recipe.engine
     yield from _contradictions_of_task(recipe)
+    if recipe.data.streaming:
+        yield from _contradictions_of_streaming(recipe)
     if isinstance(adapter, AdaLora):
         if engine.offload_optimizer:
             text = "cannot be used with adapter.type adalora, whose optimizer state is small; leave it out"
@@ -174,6 +176,25 @@ def contradictions(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     if isinstance(adapter, Lora) and adapter.quantize is not None and engine.zero_stage == 3:
         text = "4-bit weights cannot be sharded by ZeRO 3; use engine.zero_stage 0, 1 or 2, or leave it out"
         yield ("adapter", "quantize"), text
+
+
+def _contradictions_of_streaming(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
+    """Between `data.streaming` and what has to know all documents before the first step."""
+    key = ("data", "streaming")
+    if recipe.train.steps is None:
+        yield key, "needs train.steps: how many rows an epoch has is only known at its end"
+    if len(recipe.parts()) > 1:
+        yield (
+            key,
+            f"cannot be used with task.type {recipe.task.type}, whose data have to be counted first; leave it out",
+        )
+    if recipe.task.type == "dpo":
+        yield key, "cannot be used with task.type dpo, which reads all pairs before the first step; leave it out"
+    if recipe.task.type in ("ctc", "speech-seq2seq"):
+        text = "whose recordings would all lie in memory, a thousand for each row of the batch; leave it out"
+        yield key, f"cannot be used with task.type {recipe.task.type}, {text}"
+    if recipe.data.group_by_length is True:
+        yield ("data", "group_by_length"), "sorts all rows, which data.streaming does not know; use step or false"
 
 
 def _contradictions_of_task(recipe: Recipe) -> Iterator[tuple[Keys, str]]:

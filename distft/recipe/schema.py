@@ -117,6 +117,9 @@ class Data(Section):
         None, description="what to do with a record longer than a row; default: the first that the task supports"
     )
     seed: int = Field(0, description="seed of the order of rows")
+    streaming: bool = Field(
+        False, description="begin to train at once and encode records meanwhile, in the order of training"
+    )
     cache: Text | None = Field(None, description="folder of the token cache; default: $XDG_CACHE_HOME/distft")
 
 

@@ -31,7 +31,7 @@ class Fed:
 
 @dataclass(frozen=True)
 class Totals:
-    """Comes before the micro-batches of a step: the counts of all ranks' ones; None if the task cannot foresee them."""
+    """Comes before the micro-batches of a step: the counts of all ranks' ones; None if nobody can foresee them."""
 
     counts: Mapping[str, int] | None
 
@@ -40,7 +40,7 @@ Item = Totals | Fed
 
 
 class Feed:
-    """What a step is fed is a function of its index, so nothing here is saved, and a run that goes back begins anew.
+    """What a step is fed is the loader's affair, so nothing here is saved, and a run that goes back begins anew.
 
     The thread prepares what is left of this step and then the next one, and not more than `AHEAD_BYTES` before it is
     used. What it runs into is raised in the step that would have used it. Copies to a GPU are queued behind the work
@@ -75,7 +75,8 @@ class Feed:
     def _prepared(self, index: int) -> Iterator[Item]:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # each thread has its own
-        yield Totals(foreseen(self._task, self._loader.census(index)))
+        census = self._loader.census(index)
+        yield Totals(None if census is None else foreseen(self._task, census))
         micros = list(self._loader.step(index))
         for micro in micros:
             batch = collated(self._task, self._loader.documents(micro), self._device)

@@ -111,9 +111,12 @@ def step(session: Session, bar: Bar) -> bool:
     with session.profile.phase(OPTIMIZER):
         session.allocator.before_step()
         losses, norm = passes.read(engine.step(rate))
-    sums = distributed.sum_by_name(losses | passes.sums() | {"stop": float(session.is_to_stop())})
+    read = session.stream.read(number) if session.stream is not None else 0.0
+    sums = distributed.sum_by_name(losses | passes.sums() | {"stop": float(session.is_to_stop()), "epochs": read})
     mean, stop = sums["loss"], sums["stop"] > 0
     note_samples(session, number, passes.micros)
+    if session.stream is not None:
+        session.stream.epochs = sums["epochs"]
     if not (math.isfinite(mean) and math.isfinite(norm)):
         non_finite.handle(session, Trouble(number, mean, norm, passes.micros, passes.parts))
         return stop
@@ -254,6 +257,9 @@ def save(session: Session) -> None:
     """Begin a checkpoint of this step; it is written while training goes on."""
     pulse.at(f"the checkpoint of step {session.progress.step}")
     with session.profile.phase(CHECKPOINT):
+        if session.stream is not None:
+            where = session.stream.where(session.progress.step, session.run, session.ranks, session.console)
+            session.progress = replace(session.progress, stream=where)
         session.writer.begin(session.engine, session.progress, session.allocator.state())
     session.saved = session.progress.step
     session.meter.restart()
@@ -269,6 +275,8 @@ def note_saves(session: Session) -> None:
 
 def tell_how_it_went(session: Session) -> None:
     """What there is to say when no step is left. The export begins when all ranks have ended, see `training.final`."""
+    if session.stream is not None:
+        session.stream.tell_notes(session.console)
     if session.progress.step < session.total_steps:
         patience, best = session.recipe.train.patience, session.recipe.train.best
         session.console.say(f"{best} of the held-out data has not improved in {patience} evaluations")

@@ -85,6 +85,8 @@ def handle(session: Session, trouble: Trouble) -> None:
         session.console,
     )
     session.progress = replace(back, non_finite=count, rolled_back_at=trouble.step)
+    if session.stream is not None:
+        session.stream.go_on(back.step, back.stream)
     session.saved = back.step
     session.meter.restart()
 

@@ -32,6 +32,7 @@ from distft.training.datasets import HeldOut
 from distft.training.feed import Feed
 from distft.training.memory import MemoryMeter
 from distft.training.profile import Profiling
+from distft.training.streaming import Stream
 from distft.training.throughput import Meter
 
 
@@ -64,10 +65,13 @@ class Session:
     progress: Progress
     saved: int  # step of the newest checkpoint, written or being written
     reached: Reached | None = None  # of a run that begins
+    stream: Stream | None = None  # of a run whose data are encoded while it trains
 
     @property
     def epoch(self) -> float:
         """How many times the data were fed. What fills up the last step of the last epoch does not count."""
+        if self.stream is not None:
+            return self.stream.epochs
         fed = self.progress.next_row
         return (fed if self.total_rows is None else min(fed, self.total_rows)) / self.rows
 

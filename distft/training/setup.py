@@ -24,6 +24,7 @@ from distft.model import adapters, attention, base_model
 from distft.model.adalora import Allocator, NoAllocator, RankAllocator
 from distft.model.context import RunContext
 from distft.model.reached import Reached
+from distft.model.vocabulary import Limits
 from distft.process import distributed, environment, pulse, stop_signals
 from distft.process.console import Console
 from distft.process.deadline import Clock
@@ -37,14 +38,24 @@ from distft.run.lease import Fence
 from distft.tasks.multi_task import models_of, task_of
 from distft.tasks.protocol import Learned
 from distft.tasks.shared.chunked_head import is_told
-from distft.tasks.shared.position_limits import check_source, positions, source_positions
-from distft.training import attention_trial, datasets, head_chunks, planned, profile, reference_pass, row_sharing
+from distft.tasks.shared.position_limits import check_source, positions
+from distft.training import (
+    attention_trial,
+    datasets,
+    head_chunks,
+    planned,
+    profile,
+    reference_pass,
+    row_sharing,
+    streaming,
+)
 from distft.training import settled as settled_by
 from distft.training.datasets import Dataset
 from distft.training.feed import Feed
 from distft.training.flops import work_of
 from distft.training.memory import MemoryMeter
 from distft.training.session import Session, restore, verification
+from distft.training.streaming import Stream, Streamed
 from distft.training.throughput import Meter, peak_of
 
 LIBRARIES = ("torch", "deepspeed", "transformers", "peft")
@@ -72,23 +83,25 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     tell_labels(context, console)
     pulse.at("the data")
     shares, untried = row_sharing.begin(run, recipe, spec, ranks)
+    streamed = streaming.open_stream(context, ranks, console)
     train, held = open_datasets(context, shares, ranks, console)
-    identity = identify(context, train, ranks)
+    identity = identify(context, rows_digest(streamed, train, recipe, shares), ranks)
     stop_signals.check()
     pulse.at("the model")
     engine, task = build_engine(context, ranks, datasets.length(recipe, datasets.rows_of(train))[0], console)
     corpora = [one.corpus for one in (*train.values(), *held.values())]
-    check_tokens(context, engine, corpora)
+    limits = Limits.of(context.processor, engine.module, spec.family)
+    check_corpora(limits, corpora)
     attention_trial.settle(context, task, engine, ranks, console)
     identity = replace(identity, settled=settled_by.found(run, asked, recipe, ranks))
     if untried and not row_sharing.settle(run, recipe, task, engine, ranks, console):
         shares = False
         train, held = datasets.apart(train, recipe, spec), datasets.apart(held, recipe, spec)
-        identity = replace(identity, rows=datasets.digest_of(train))
+        identity = replace(identity, rows=rows_digest(streamed, train, recipe, shares))
     head_chunks.settle(recipe, task, engine, ranks, console)
     rows = datasets.rows_of(train)
     total_steps, total_rows = datasets.length(recipe, rows)
-    if ranks.first:
+    if ranks.first and streamed is None:
         row_counts.note(recipe, rows)
     settled = datasets.settled(recipe, shares)
     held_out = [datasets.held_out(settled, spec, part, one, ranks) for part, one in held.items()]
@@ -104,7 +117,11 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     )
     stop_signals.check()
     slots = Slots(recipe.train.global_batch, recipe.train.micro_rows, ranks.rank, ranks.world)
-    loader = datasets.training_loader(settled, spec, train, slots, total_rows)
+    stream = None
+    if streamed is not None:
+        stream = Stream(streamed, streamed.loader(settled, spec, slots, limits.check), identity.rows)
+        stream.go_on(progress.step, progress.stream)
+    loader = stream.loader if stream is not None else datasets.training_loader(settled, spec, train, slots, total_rows)
     fence = Fence(run, os.environ.get(environment.TOKEN))
     meter, memory = make_meter(context, engine, task, ranks, console), MemoryMeter(ranks.device)
     return Session(
@@ -133,32 +150,39 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         progress=progress,
         saved=progress.step,
         reached=Reached(engine.module, recipe.adapter) if progress.step == 0 else None,
+        stream=stream,
     )
 
 
 def open_datasets(
     context: RunContext, shares: bool, ranks: Ranks, console: Console
 ) -> tuple[dict[TaskName, Dataset], dict[TaskName, Dataset]]:
-    """(data to train on, held-out data) by task. `shares`: documents share rows."""
+    """(data to train on, unless they are streamed, held-out data) by task. `shares`: documents share rows."""
     train, held = {}, {}
     for part in context.recipe.parts():
-        found = datasets.open_dataset(context, part, "train", shares, ranks, console)
-        assert found is not None
-        train[part.name] = found
+        if not context.recipe.data.streaming:
+            found = datasets.open_dataset(context, part, "train", shares, ranks, console)
+            assert found is not None
+            train[part.name] = found
         other = datasets.open_dataset(context, part, "eval", shares, ranks, console)
         if other is not None:
             held[part.name] = other
     return train, held
 
 
-def identify(context: RunContext, train: dict[TaskName, Dataset], ranks: Ranks) -> Identity:
+def rows_digest(streamed: Streamed | None, train: dict[TaskName, Dataset], recipe: Recipe, shares: bool) -> str:
+    return datasets.digest_of(train) if streamed is None else streamed.digest(recipe, shares)
+
+
+def identify(context: RunContext, rows: str, ranks: Ranks) -> Identity:
+    """`rows`: digest of the training rows."""
     run, recipe, family = context.run, context.recipe, context.model_spec.family
     digest = distributed.on_rank_0(ranks, "digest", lambda: base_model.digest(context.base, run.path / "base.json"))
     tokenizer = distributed.on_rank_0(ranks, "tokenizer", lambda: family.digest(context.processor, recipe))
     versions = {name: version(name) for name in LIBRARIES}
     if family.chats:
         versions["reading of conversations"] = str(templates.FORMAT)
-    return Identity(digest, datasets.digest_of(train), tokenizer, versions)
+    return Identity(digest, rows, tokenizer, versions)
 
 
 def build_engine(context: RunContext, ranks: Ranks, total_steps: int, console: Console) -> tuple[Engine, Learned[Any]]:
@@ -201,12 +225,11 @@ def tell_zero_stage(recipe: Recipe, engine: Engine, ranks: Ranks, console: Conso
         console.say(f"ZeRO 3: {sharded} of {total} weights are sharded, the smallest stay whole on each rank")
 
 
-def check_tokens(context: RunContext, engine: Engine, corpora: Sequence[Corpus]) -> None:
+def check_corpora(limits: Limits, corpora: Sequence[Corpus]) -> None:
     """Raises UserError if the data have tokens, or sources so long, that the model does not take."""
-    family = context.model_spec.family
-    base_model.check_vocabulary(context.processor, engine.module, family, corpora)
-    if family.limit == "source":
-        check_source(source_positions(engine.module), max(int(corpus.sizes.max()) for corpus in corpora))
+    known = limits.vocabulary.known is not None
+    limits.vocabulary.check(max((corpus.largest_token() for corpus in corpora), default=0) if known else 0)
+    check_source(limits.longest, max((int(corpus.sizes.max()) for corpus in corpora), default=0))
 
 
 def make_allocator(recipe: Recipe, total_steps: int, engine: Engine) -> Allocator:

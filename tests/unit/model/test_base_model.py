@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import re
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -18,7 +15,6 @@ from distft.errors import UserError
 from distft.model import base_model
 from distft.recipe.schema import Recipe
 from distft.tasks.registry import specs_of
-from distft.tasks.shared.tokenizer_family import DECODER
 
 BERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 LABELS = {"label": ["a", "b", "c"]}
@@ -175,15 +171,3 @@ def test_the_shape_is_that_of_the_model(folders: dict[str, Path], task: dict[str
     model = loaded(folders["bert"], wanted, labels)
     assert {name: p.shape for name, p in shape.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
     assert {str(parameter.device) for parameter in shape.parameters()} == {"meta"}
-
-
-@pytest.mark.parametrize(("pad", "largest", "fits"), [(0, 9, True), (0, 10, False), (10, 9, False)])
-def test_tokens_that_the_model_has_not_are_told_where_they_occur(pad: int, largest: int, fits: bool) -> None:
-    """Twelve in the tokenizer, ten in the model; a mask that no text has is no harm, a filler is."""
-    others = dict.fromkeys([f"{name}_token_id" for name in ("bos", "eos", "cls", "sep", "unk")])
-    tokenizer: Any = MagicMock(name_or_path="m", pad_token_id=pad, mask_token_id=11, tokenizer=None, **others)
-    tokenizer.tokenizer, tokenizer.__len__.return_value = tokenizer, 12
-    model = SimpleNamespace(get_input_embeddings=lambda: torch.nn.Embedding(10, 2))
-    corpora: Any = [MagicMock(**{"largest_token.return_value": number}) for number in (3, largest)]
-    with nullcontext() if fits else pytest.raises(UserError, match=r"in m has token 10, .* only 10 embeddings"):
-        base_model.check_vocabulary(tokenizer, model, DECODER, corpora)

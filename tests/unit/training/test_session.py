@@ -28,7 +28,7 @@ def test_rows_that_fill_up_the_last_step_are_not_counted(
     next_row: int, rows: int, total_rows: int | None, epoch: float
 ) -> None:
     progress = Progress(step=1, next_row=next_row, useful_tokens=0, last_eval=0)
-    session: Any = SimpleNamespace(progress=progress, rows=rows, total_rows=total_rows)
+    session: Any = SimpleNamespace(progress=progress, rows=rows, total_rows=total_rows, stream=None)
     getter: Any = Session.epoch
     assert getter.fget(session) == epoch
 
