@@ -86,7 +86,7 @@ def padded(folder: Path, config: Path, ranks: Ranks) -> None:
 
 def bad(folder: Path, config: Path, ranks: Ranks) -> None:
     """Left out as if they were not there, and listed once, whenever they were met."""
-    spoilt = (f"data.train={folder / 'spoilt.jsonl'}", "data.bad_records=skip", "data.bad_budget=0.5", "train.steps=80")
+    spoilt = (f"data.train={folder / 'spoilt.jsonl'}", "data.bad_records=skip", "data.bad_budget=0.5", "train.steps=90")
     found = run(folder, "bad", config, ranks, *spoilt)
     for part in (20, 30, 30):
         found.advance(part)
