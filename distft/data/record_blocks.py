@@ -1,4 +1,4 @@
-"""The blocks of a data file: pieces of 64 records each, found in one pass over the file.
+"""The blocks of a data file: pieces of 64 records, found in one pass over the file.
 
 Of a file of lines a block is its bytes from behind the block before to the end of the line with its last record. Of a
 Parquet file it is a slice of the table, as a stream of Arrow.
@@ -7,7 +7,7 @@ Parquet file it is a slice of the table, as a stream of Arrow.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from io import BufferedIOBase
 from pathlib import Path
@@ -16,10 +16,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from distft.data import readers, sources, text_lines
+from distft.data import filters, readers, sources, text_lines
 from distft.data.records import Broken, Record
 from distft.data.sources import Source
 from distft.errors import UserError
+from distft.recipe.sources import Filter
 
 BLOCK = 64  # records
 _CHUNK = 4 << 20  # bytes
@@ -32,7 +33,8 @@ _Int64s = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Piece:
-    """A block. `begin`: its first byte in the text of the file; `first`: its first line, from 1, or row, from 0."""
+    """A block. `begin`: its first byte in the text of the file; `first`: its first line, from 1, or row, from 0;
+    `records`: that are taken."""
 
     content: bytes
     begin: int
@@ -48,6 +50,7 @@ class Form:
         mark: bytes of the byte-order mark.
         encoding: of lines.
         packed: the text of the file cannot be sought.
+        filter: which records are taken; the others are in the blocks, and not given.
     """
 
     path: Path
@@ -55,9 +58,15 @@ class Form:
     mark: int = 0
     encoding: str = ""
     packed: bool = False
+    filter: Filter = field(default_factory=dict)
 
     def pieces(self) -> Iterator[Piece]:
         """All blocks, in order. Raises UserError for a file that cannot be read."""
+        for piece in self._found():
+            taken = sum(1 for _ in self.records(piece.content, piece.first)) if self.filter else piece.records
+            yield replace(piece, records=taken)
+
+    def _found(self) -> Iterator[Piece]:
         if self.kind == "table":
             yield from _slices(self.path)
             return
@@ -67,6 +76,10 @@ class Form:
 
     def records(self, content: bytes, first: int) -> Iterator[Record | Broken]:
         """The records of a block, as `sources.read_leniently` has them."""
+        rows = self._every(content, first)
+        return filters.taken(rows, self.filter) if self.filter else rows
+
+    def _every(self, content: bytes, first: int) -> Iterator[Record | Broken]:
         if self.kind == "table":
             return _rows(self.path, content, first)
         lines = text_lines.decoded(content, self.path, first, self.encoding)
@@ -100,14 +113,14 @@ def form_of(source: Source) -> Form:
     if kind is None:
         raise UserError(f"data.streaming cannot read {path} record by record; {_REMEDY}")
     if kind == "table":
-        return Form(path, kind, packed=True)
+        return Form(path, kind, packed=True, filter=source.filter)
     mark, encoding = text_lines.beginning(path, reader.keywords.get("encoding"))
     if "\n".encode(encoding) != b"\n":
         raise UserError(f"data.streaming cannot read {path}, whose encoding is {encoding}; convert it to UTF-8")
-    return Form(path, kind, mark, encoding, text_lines.is_packed(path))
+    return Form(path, kind, mark, encoding, text_lines.is_compressed(path), source.filter)
 
 
-_REMEDY = "use .jsonl, .txt or .parquet, of lines also .gz, or leave data.streaming out"
+_REMEDY = "use .jsonl, .txt or .parquet, or leave data.streaming out"
 
 
 def _kind(reader: partial[Any]) -> Kind | None:

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from distft.data import record_blocks
-from distft.data.record_blocks import BLOCK, Form, Piece
+from distft.data import filters, record_blocks
+from distft.data.record_blocks import Form, Piece
 from distft.data.records import Broken, Record
 from distft.data.sources import Source
 from distft.data.token_cache import root_of, writable
@@ -28,7 +28,7 @@ from distft.run.digest import of_parts
 from distft.run.files import complete_file
 
 FORMAT = 1  # of the files; raise it when they change
-_NAMES = ("begins", "lengths", "sizes", "firsts", "records")  # of its arrays; the last one is a number
+_NAMES = ("begins", "lengths", "sizes", "firsts", "records")  # of its arrays
 _EVERY = 16  # blocks between two calls of `progress`
 
 _Int64s = npt.NDArray[np.int64]
@@ -44,7 +44,7 @@ class FileIndex:
         begins, lengths: of each block there, in bytes; int64 [B].
         sizes: of each block's content, in bytes; int64 [B]. The same as `lengths` of a file that is not packed.
         firsts: the first line, or row, of each block; int64 [B].
-        records: of all blocks together; each has 64 but the last.
+        records: that each block has, 64 at most; int64 [B].
     """
 
     form: Form
@@ -54,7 +54,7 @@ class FileIndex:
     lengths: _Int64s
     sizes: _Int64s
     firsts: _Int64s
-    records: int
+    records: _Int64s
 
     def __len__(self) -> int:
         return len(self.begins)
@@ -87,8 +87,8 @@ class RecordIndex:
 
     @cached_property
     def _records(self) -> _Int64s:
-        """Of the files before each, int64 [files + 1]."""
-        return np.cumsum([0, *(file.records for file in self.files)])
+        """Before each block, int64 [blocks + 1]."""
+        return np.cumsum(np.concatenate([[0], *(file.records for file in self.files)]))
 
     def __len__(self) -> int:
         """How many blocks there are."""
@@ -100,20 +100,15 @@ class RecordIndex:
 
     def first(self, block: int) -> int:
         """The number of the first record of a block."""
-        file = self._file(block)
-        return int(self._records[file] + BLOCK * (block - self._blocks[file]))
+        return int(self._records[block])
 
     def count(self, block: int) -> int:
         """The records of a block."""
-        file = self._file(block)
-        return min(BLOCK, int(self._records[file + 1]) - self.first(block))
+        return int(self._records[block + 1] - self._records[block])
 
     def read(self, block: int) -> list[Record | Broken]:
-        file = self._file(block)
+        file = int(np.searchsorted(self._blocks, block, side="right")) - 1
         return self.files[file].read(block - int(self._blocks[file]))
-
-    def _file(self, block: int) -> int:
-        return int(np.searchsorted(self._blocks, block, side="right")) - 1
 
 
 def index_of(
@@ -140,7 +135,7 @@ def index_of(
             progress(before + records)
 
         found.append(_file_index(source, root, show))
-        before += found[-1].records
+        before += int(found[-1].records.sum())
     if before == 0:
         raise UserError(f"data {', '.join(source.name for source in files)} has no records")
     return RecordIndex(found)
@@ -149,8 +144,10 @@ def index_of(
 def _file_index(source: Source, root: Path, show: Callable[[int], None]) -> FileIndex:
     form = record_blocks.form_of(source)
     stamp = _stamp(form.path)
-    name = of_parts(FORMAT, str(form.path.absolute()), stamp, form.kind, form.mark, form.encoding)[:32]
-    path, store = root / f"index-{name}.npz", root / f"index-{name}.zst" if form.packed else form.path
+    known_by = [FORMAT, str(form.path.absolute()), stamp, form.kind, form.mark, form.encoding]
+    copy = root / f"index-{of_parts(*known_by)[:32]}.zst"
+    name = of_parts(*known_by, filters.described(form.filter))[:32]
+    path, store = root / f"index-{name}.npz", copy if form.packed else form.path
     if (known := _read(path)) is None or not store.exists():
         with writable(root):
             root.mkdir(parents=True, exist_ok=True)
@@ -159,8 +156,7 @@ def _file_index(source: Source, root: Path, show: Callable[[int], None]) -> File
                 raise UserError(f"data {source.name} changed while being read; run the same command again")
             with complete_file(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, **{name: known[name] for name in _NAMES}, allow_pickle=False)
-    columns = {name: known[name] for name in _NAMES[:-1]}
-    return FileIndex(form, stamp, store, **columns, records=int(known["records"]))
+    return FileIndex(form, stamp, store, **known)
 
 
 def _read(path: Path) -> dict[str, _Int64s] | None:
@@ -201,7 +197,7 @@ def _columns(blocks: Iterator[tuple[Piece, int, int]]) -> dict[str, _Int64s]:
     """Of each block with where it is in what is read, and how long."""
     rows = ((begin, length, len(piece.content), piece.first, piece.records) for piece, begin, length in blocks)
     table = np.fromiter(rows, np.dtype([(name, np.int64) for name in _NAMES]))
-    return {name: np.ascontiguousarray(table[name]) for name in _NAMES[:-1]} | {"records": table["records"].sum()}
+    return {name: np.ascontiguousarray(table[name]) for name in _NAMES}
 
 
 def _codec() -> Any:

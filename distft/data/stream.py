@@ -45,11 +45,16 @@ class StreamLoader:
     """
 
     def __init__(self, stocks: Sequence[Stock], sources: Callable[[int], int], slots: Slots, seed: int) -> None:
-        self._stocks, self._sources, self._slots, self._seed = stocks, sources, slots, seed
+        self._stocks, self._source_of, self._slots, self._seed = stocks, sources, slots, seed
         size = slots.micro_batch
         self._mine = [lane for micro in slots.mine() for lane in range(micro * size, (micro + 1) * size)]
         self._lock = Lock()  # a feed that was given up may still be at work
         self.seek(0, None)
+
+    @property
+    def sources(self) -> int:
+        """How many there are."""
+        return len(self._stocks)
 
     def seek(self, step: int, cursors: Cursors | None) -> None:
         """Go to a step, counted from 0. `cursors`: where all lanes are before it; None: at their beginnings."""
@@ -88,7 +93,7 @@ class StreamLoader:
             yield MicroBatch(micro, [[sample for sample, _ in rows[place]] for place in places], places)
 
     def _row(self, place: int) -> Row:
-        return self._lanes[place % self._slots.global_batch][self._sources(place)].row()
+        return self._lanes[place % self._slots.global_batch][self._source_of(place)].row()
 
     def documents(self, micro: MicroBatch) -> list[list[Document]]:
         """Of a micro-batch of the step that was taken last."""

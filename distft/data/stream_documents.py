@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 
 from distft.data import sources
 from distft.data.bad_records import Bad
@@ -27,6 +29,7 @@ class Encoded:
     """Documents that are made of records.
 
     Attributes:
+        base: the number of the first record, where the source is one of several.
         warn: is given a sentence on the first record of a kind about which there is more to say.
         notes: how often what was done to records ("were truncated"), so far.
     """
@@ -34,6 +37,7 @@ class Encoded:
     index: RecordIndex
     source: Source
     encoder: Encoder
+    base: int = 0
     warn: Callable[[str], None] = lambda text: None
     notes: Counter[str] = field(default_factory=Counter)
     _warned: set[str] = field(default_factory=set)
@@ -77,16 +81,17 @@ class Encoded:
     def _stored(self, document: Document, record: int) -> Document:
         """As the token cache would give it."""
         columns = {name: np.ascontiguousarray(document[name], dtype) for name, dtype in self.encoder.columns.items()}
-        return Document(columns, document.size, document.targets, record)
+        return Document(columns, document.size, document.targets, self.base + record)
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """Documents of a folder of the token cache."""
+    """Documents of a folder of the token cache. `base`: as of `Encoded`."""
 
     index: RecordIndex
     source: Source
     corpus: Corpus
+    base: int = 0
     notes: Mapping[str, int] = field(default_factory=dict)  # they were told when the folder was filled
 
     @property
@@ -103,8 +108,41 @@ class Prepared:
         begin, end = self.index.first(block), self.index.first(block) + self.index.count(block)
         ends = self.corpus.places(range(begin + first, end + 1))
         for begin, end in pairwise(ends):
-            yield [self.corpus.document(place) for place in range(begin, end)]
+            found = map(self.corpus.document, range(begin, end))
+            yield [replace(document, record=self.base + document.record) for document in found]
 
     def left_out(self) -> list[Bad]:
         """The folder lists its own."""
         return []
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """Documents of several sources as if they were one: the blocks of one after those of another."""
+
+    parts: Sequence[Encoded | Prepared]
+
+    @property
+    def name(self) -> str:
+        return ", ".join(part.name for part in self.parts)
+
+    @cached_property
+    def _blocks(self) -> npt.NDArray[np.int64]:
+        """Of the parts before each, int64 [parts + 1]."""
+        return np.cumsum([0, *map(len, self.parts)])
+
+    def __len__(self) -> int:
+        return int(self._blocks[-1])
+
+    def _part(self, block: int) -> tuple[Encoded | Prepared, int]:
+        """That a block is of, and the block's number there."""
+        part = int(np.searchsorted(self._blocks, block, side="right")) - 1
+        return self.parts[part], block - int(self._blocks[part])
+
+    def count(self, block: int) -> int:
+        part, own = self._part(block)
+        return part.count(own)
+
+    def of(self, block: int, first: int = 0) -> Iterator[Sequence[Document]]:
+        part, own = self._part(block)
+        return part.of(own, first)

@@ -10,16 +10,19 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from distft.data import bad_records, record_index, stream_documents, token_cache
+from distft.data import bad_records, record_index, token_cache
 from distft.data.bad_records import Bad
 from distft.data.block_order import BlockOrder
 from distft.data.corpus import Corpus
-from distft.data.lanes import Cursor, Stock
+from distft.data.lanes import Cursor, Documents, Stock
 from distft.data.loader import Slots
+from distft.data.mixture import Cycle
+from distft.data.order import hashes
 from distft.data.packing import bucket, one_per_row, pack
 from distft.data.records import Document
-from distft.data.sources import Source, source_of
+from distft.data.sources import Source, files_of, sources_of
 from distft.data.stream import StreamLoader
+from distft.data.stream_documents import Encoded, Joined, Prepared
 from distft.model.context import RunContext
 from distft.process import distributed, stop_signals
 from distft.process.console import Console
@@ -33,30 +36,56 @@ Check = Callable[[Sequence[Document]], None]
 
 
 @dataclass(frozen=True)
-class Streamed:
-    """A source whose records are encoded when they are wanted. `key`: of the token cache, for all its documents."""
+class Part:
+    """One source. `key`: of the token cache, for all its documents."""
 
     name: str
     source: Source
-    documents: stream_documents.Encoded | stream_documents.Prepared
+    documents: Encoded | Prepared
     key: str
 
+
+@dataclass(frozen=True)
+class Streamed:
+    """Sources whose records are encoded when they are wanted."""
+
+    parts: Sequence[Part]
+
     @property
-    def records(self) -> int:
-        return self.documents.index.records
+    def _weights(self) -> list[float]:
+        """None: all records of all sources are one."""
+        return [part.source.weight for part in self.parts if part.source.weight is not None and len(self.parts) > 1]
+
+    @property
+    def blocks(self) -> int:
+        return sum(len(part.documents) for part in self.parts)
 
     def digest(self, recipe: Recipe, packed: bool) -> str:
         """Of all that decides the rows. The same whether the token cache has the documents or not."""
-        data = recipe.data
-        return hashlib.sha256(f"stream {self.key} {data.row_tokens} {packed} {data.seed}".encode()).hexdigest()
+        data, keys = recipe.data, "+".join(part.key for part in self.parts)
+        known = f"stream {keys} {data.row_tokens} {packed} {data.seed} {self._weights}"
+        return hashlib.sha256(known.encode()).hexdigest()
 
     def loader(self, recipe: Recipe, spec: ModelSpec, slots: Slots, check: Check) -> StreamLoader:
         """Of a recipe in which `data.packing` is settled. `check`: see `Stock`."""
         data, way = recipe.data, pack if spec.packs else bucket
         packed = partial(way, row_tokens=data.row_tokens, seed=data.seed)
-        order = BlockOrder(data.seed, len(self.documents), slots.global_batch)
-        stock = Stock(self.documents, order, packed if data.packing else lambda sizes: one_per_row(len(sizes)), check)
-        return StreamLoader([stock], lambda row: 0, slots, data.seed)
+        arrange = packed if data.packing else lambda sizes: one_per_row(len(sizes))
+
+        def stock(documents: Documents, seed: int) -> Stock:
+            return Stock(documents, BlockOrder(seed, len(documents), slots.global_batch), arrange, check)
+
+        every = [part.documents for part in self.parts]
+        if not self._weights:
+            return StreamLoader([stock(Joined(every), data.seed)], lambda row: 0, slots, data.seed)
+        stocks = [stock(one, hashed(data.seed, number)) for number, one in enumerate(every)]
+        cycle = Cycle(self._weights, data.seed)
+        return StreamLoader(stocks, lambda row: cycle.place(row)[0], slots, data.seed)
+
+
+def hashed(seed: int, number: int) -> int:
+    """The seed of one of several sources."""
+    return int(hashes(seed, number, 1)[0])
 
 
 def open_stream(context: RunContext, ranks: Ranks, console: Console) -> Streamed | None:
@@ -66,39 +95,41 @@ def open_stream(context: RunContext, ranks: Ranks, console: Console) -> Streamed
         UserError: they cannot be read, or not record by record.
         Preempted: a stop was requested meanwhile.
     """
-    recipe = context.recipe
-    if not recipe.data.streaming:
+    if not context.recipe.data.streaming:
         return None
-    [part] = recipe.parts()
-    source, name = source_of(part, "train"), name_of(part, "train")
-    assert source is not None
-    encoder = context.settled(recipe).encoder(part.name)  # its tokenizer is the feed's own
-    root = token_cache.root_of(recipe.data.cache)
+    [part] = context.recipe.parts()
+    own = context.settled(context.recipe)  # its tokenizer is the feed's own
+    parts: list[Part] = []
+    for source in sources_of(part, "train"):
+        base = sum(before.documents.index.records for before in parts)
+        parts.append(open_source(own, name_of(part, "train", source), source, base, ranks, console))
+    return Streamed(parts)
+
+
+def open_source(context: RunContext, name: str, source: Source, base: int, ranks: Ranks, console: Console) -> Part:
+    """One of the sources, see `open_stream`."""
+    cache, bad_list = context.recipe.data.cache, context.run.bad_records
+    files, root, encoder = files_of(source), token_cache.root_of(cache), context.encoder(None, source)
 
     def prepare() -> list[Any]:
         with console.bar(f"data.{name}: records indexed", total=None) as bar:
-            record_index.index_of([source], recipe.data.cache, stop_signals.check, lambda number: bar.at(number, ""))
+            record_index.index_of(files, cache, stop_signals.check, lambda number: bar.at(number, ""))
         key = token_cache.key_of(source, encoder, root)
-        with bad_records.listing(context.run.bad_records, name, source) as bad:
+        with bad_records.listing(bad_list, name, source) as bad:
             folder = token_cache.encoded(key, source, root)
-            bad += token_cache.left_out(folder, source) if folder else bad_records.noted(context.run.bad_records, name)
+            bad += token_cache.left_out(folder, source) if folder else bad_records.noted(bad_list, name)
         return [key, folder is not None, len(bad)]
 
     key, prepared, bad = distributed.on_rank_0(ranks, f"index/{name}", prepare)
     stop_signals.check()
-    index = record_index.index_of([source], recipe.data.cache)
-    documents: stream_documents.Encoded | stream_documents.Prepared
-    if prepared:
-        documents = stream_documents.Prepared(index, source, Corpus.open(root / key))
-    else:
-        documents = stream_documents.Encoded(index, source, encoder, console.say)
+    index = record_index.index_of(files, cache)
     how = "are in the token cache" if prepared else "are encoded while training runs"
     console.say(f"data.{name}: {index.records:,} records, which {how}")
     if bad:
-        console.say(
-            f"data.{name}: {bad:,} of them left out{'' if prepared else ' so far'}, see {context.run.bad_records}"
-        )
-    return Streamed(name, source, documents, key)
+        console.say(f"data.{name}: {bad:,} of them left out{'' if prepared else ' so far'}, see {bad_list}")
+    if prepared:
+        return Part(name, source, Prepared(index, source, Corpus.open(root / key), base), key)
+    return Part(name, source, Encoded(index, source, encoder, base, console.say), key)
 
 
 @dataclass
@@ -123,11 +154,11 @@ class Stream:
         cursors = [[Cursor(**one) for one in own] for own in where["lanes"]]
         if where["rows"] != self.rows:  # other documents, by --allow
             cursors = [[replace(one, sizes="", ahead="") for one in own] for own in cursors]
-        self.loader.seek(step, cursors)
+        self.loader.seek(step, cursors if len(cursors[0]) == self.loader.sources else None)
 
     def read(self, step: int) -> float:
         """This rank's part of the epochs before a step."""
-        return self.loader.place(step).read / len(self.data.documents)
+        return self.loader.place(step).read / self.data.blocks
 
     def where(self, step: int, run: RunDir, ranks: Ranks, console: Console) -> dict[str, Any]:
         """Where the lanes of all ranks are before a step. What any of them has left out is listed. Collective.
@@ -136,30 +167,31 @@ class Stream:
             UserError: too much was left out.
         """
         own = {lane: [asdict(one) for one in own] for lane, own in self.loader.place(step).cursors().items()}
-        mine = [list(own.items()), [asdict(bad) for bad in self.data.documents.left_out()]]
-        every = [json.loads(text) for text in distributed.gather_text(json.dumps(mine))]
-        if ranks.first and (bad := [Bad(**one) for _, more in every for one in more]):
-            note(self.data, bad, run, console)
+        left_out = [[asdict(bad) for bad in part.documents.left_out()] for part in self.data.parts]
+        every = [json.loads(text) for text in distributed.gather_text(json.dumps([list(own.items()), left_out]))]
+        for number, part in enumerate(self.data.parts):
+            if ranks.first and (bad := [Bad(**one) for _, more in every for one in more[number]]):
+                note(part, bad, run, console)
         lanes = {lane: cursors for some, _ in every for lane, cursors in some}
         return {"rows": self.rows, "lanes": [lanes[lane] for lane in sorted(lanes)]}
 
     def tell_notes(self, console: Console) -> None:
         """Say what was done to the records that all ranks have encoded in this attempt. Collective."""
-        every = Counter[str]()
-        for text in distributed.gather_text(json.dumps(self.data.documents.notes)):
-            every.update(json.loads(text))
-        if every:
-            told = "; ".join(f"{number:,} {note}" for note, number in sorted(every.items()))
-            console.say(f"data.{self.data.name}: of the records encoded in this attempt {told}")
+        gathered = distributed.gather_text(json.dumps([dict(part.documents.notes) for part in self.data.parts]))
+        for part, notes in zip(self.data.parts, zip(*map(json.loads, gathered), strict=True), strict=True):
+            every = sum(map(Counter, notes), Counter[str]())
+            if every:
+                told = "; ".join(f"{number:,} {note}" for note, number in sorted(every.items()))
+                console.say(f"data.{part.name}: of the records encoded in this attempt {told}")
 
 
-def note(streamed: Streamed, bad: Sequence[Bad], run: RunDir, console: Console) -> None:
+def note(part: Part, bad: Sequence[Bad], run: RunDir, console: Console) -> None:
     """List bad records beside those that are listed already."""
-    name, path = streamed.name, run.bad_records
+    name, path, records = part.name, run.bad_records, part.documents.index.records
     listed = {one.record: one for one in bad_records.noted(path, name)}
     every = listed | {one.record: one for one in bad}
-    with bad_records.listing(path, name, streamed.source) as noted:
+    with bad_records.listing(path, name, part.source) as noted:
         noted += [every[record] for record in sorted(every)]
-        bad_records.check(streamed.source, noted, streamed.records)
+        bad_records.check(part.source, noted, records)
     if len(every) > len(listed):
-        console.say(f"data.{name}: {len(every):,} of {streamed.records:,} records left out so far, see {path}")
+        console.say(f"data.{name}: {len(every):,} of {records:,} records left out so far, see {path}")

@@ -27,7 +27,7 @@ def run(folder: Path, name: str, config: Path, ranks: Ranks, *overrides: str) ->
 def pieces(folder: Path, config: Path, ranks: Ranks) -> None:
     """Stopped in the middle, with steps that are lost and trained again: the same to the bit."""
     whole = run(folder, "whole", config, ranks)
-    assert isinstance(whole.session.stream.data.documents, stream_documents.Encoded)
+    assert isinstance(whole.session.stream.data.parts[0].documents, stream_documents.Encoded)
     whole.advance(STEPS)
     expected = whole.state()
     epoch = whole.session.epoch
@@ -52,12 +52,12 @@ def prepared(folder: Path, config: Path, ranks: Ranks) -> None:
         list(prepare(load(config, [*SETTINGS, cache]), None, Console(False)))
     barrier()
     found = run(folder, "prepared", config, ranks, cache)
-    assert isinstance(found.session.stream.data.documents, stream_documents.Prepared)
+    assert isinstance(found.session.stream.data.parts[0].documents, stream_documents.Prepared)
     found.advance(HALF)
     found.save()
     found.close()
     goes_on = run(folder, "prepared", config, ranks)  # with the other cache, where records have to be encoded
-    assert isinstance(goes_on.session.stream.data.documents, stream_documents.Encoded)
+    assert isinstance(goes_on.session.stream.data.parts[0].documents, stream_documents.Encoded)
     goes_on.advance(STEPS - HALF)
     goes_on.close()
 

@@ -70,9 +70,26 @@ def test_texts(tmp_path: Path, how: dict[str, Any], mark: bytes) -> None:
     assert equal(path, tmp_path / "cache", **how).records == (600 if "format" in how else 200)
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "parquet"])
+def test_records_that_a_filter_leaves_out_have_no_number(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(table(1500), path)
+    else:
+        rows = b"".join(json.dumps({"kind": f"kind {at // 70}"}).encode() + b"\n{\n" for at in range(350))
+        path.write_bytes(gzip.compress(rows) if suffix.endswith("gz") else rows)
+    every = equal(path, tmp_path / "cache").records
+    some = equal(path, tmp_path / "cache", filter={"kind": ["kind 1", "kind 3"]}).records
+    assert 0 < some < every
+    assert index_of([Source(str(path))], str(tmp_path / "cache")).records == every
+
+
 def test_lines_that_are_compressed(tmp_path: Path) -> None:
     content = lines(700)
     (tmp_path / "a.jsonl").write_bytes(content)
+    with pyarrow.CompressedOutputStream(str(tmp_path / "c.jsonl.zst"), "zstd") as file:
+        file.write(content)
+    assert equal(tmp_path / "c.jsonl.zst", tmp_path / "cache").files[0].store.suffix == ".zst"
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(content[:30000]) + gzip.compress(content[30000:]))
     index = equal(tmp_path / "b.jsonl.gz", tmp_path / "cache")
     assert index.records == equal(tmp_path / "a.jsonl", tmp_path / "cache").records

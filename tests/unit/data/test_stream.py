@@ -102,7 +102,7 @@ def index(tmp_path: Path) -> RecordIndex:
     """Shards of all forms that streaming reads, of different lengths, with records of no and of several documents."""
     chance = random.Random(0)
     sources, number = [], 0
-    for shard, suffix in enumerate(["jsonl", "jsonl.gz", "parquet", "txt", "jsonl", "parquet"]):
+    for shard, suffix in enumerate(["jsonl", "jsonl.gz", "parquet", "txt", "jsonl.zst", "parquet"]):
         texts = []
         for _ in range(chance.randrange(50, 400)):
             texts.append(" ".join("x" * chance.randrange(1, 30) for _ in range(chance.choice([1, 1, 1, 2, 3]))))
@@ -113,10 +113,13 @@ def index(tmp_path: Path) -> RecordIndex:
         rows = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
         if suffix == "parquet":
             pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=70)
+        elif suffix == "jsonl.zst":
+            with pyarrow.CompressedOutputStream(str(path), "zstd") as file:
+                file.write(rows)
+        elif suffix == "jsonl.gz":
+            path.write_bytes(gzip.compress(rows))
         else:
-            path.write_bytes(
-                gzip.compress(rows) if suffix.endswith("gz") else "\n".join(texts).encode() if suffix == "txt" else rows
-            )
+            path.write_bytes("\n".join(texts).encode() if suffix == "txt" else rows)
         sources.append(Source(str(path)))
     return index_of(sources, str(tmp_path / "cache"))
 
@@ -231,6 +234,20 @@ def test_a_prepared_cache_gives_the_same_stream(tmp_path: Path) -> None:
     assert {bad.record for bad in eager.left_out()} == {n for n, text in enumerate(texts) if text == "bad"}
     assert eager.left_out() == []
     assert eager.notes["were split"] > 0
+
+
+def test_sources_of_equal_rights_are_one(index: RecordIndex) -> None:
+    """Their blocks follow each other, and records are numbered through."""
+    parts = [RecordIndex(index.files[:2]), RecordIndex(index.files[2:])]
+    joined = stream_documents.Joined(
+        [
+            stream_documents.Encoded(part, Source("a"), Letters(), base)
+            for part, base in zip(parts, (0, parts[0].records), strict=True)
+        ]
+    )
+    one, two = [loader([stock(encoded(index))])], [loader([stock(joined)])]
+    for step in range(20):
+        assert fed(one, step) == fed(two, step)
 
 
 def test_bad_records_are_refused_in_the_step_that_meets_them(tmp_path: Path) -> None:
