@@ -59,8 +59,8 @@ class FileIndex:
     def __len__(self) -> int:
         return len(self.begins)
 
-    def read(self, block: int) -> list[Record | Broken]:
-        """Raises UserError if the file is not what it was."""
+    def read(self, block: int) -> Iterator[Record | Broken]:
+        """The records of a block. Raises UserError if the file is not what it was."""
         if _stamp(self.form.path) != self.stamp:
             raise UserError(f"data file {self.form.path} changed while being read; run the same command again")
         try:
@@ -71,7 +71,7 @@ class FileIndex:
                 content = _codec().decompress(content, int(self.sizes[block]), asbytes=True)
         except OSError as error:  # pyarrow's too
             raise UserError(f"cannot read {self.store}: {error.strerror or error}") from error
-        return list(self.form.records(content, int(self.firsts[block])))
+        return self.form.records(content, int(self.firsts[block]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,7 @@ class RecordIndex:
         """The records of a block."""
         return int(self._records[block + 1] - self._records[block])
 
-    def read(self, block: int) -> list[Record | Broken]:
+    def read(self, block: int) -> Iterator[Record | Broken]:
         file = int(np.searchsorted(self._blocks, block, side="right")) - 1
         return self.files[file].read(block - int(self._blocks[file]))
 

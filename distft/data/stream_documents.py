@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +54,7 @@ class Encoded:
         return self.index.count(block)
 
     def of(self, block: int, first: int = 0) -> Iterator[Sequence[Document]]:
-        for number, row in enumerate(self.index.read(block)[first:], self.index.first(block) + first):
+        for number, row in enumerate(islice(self.index.read(block), first, None), self.index.first(block) + first):
             pulse.moving()
             try:
                 record = sources.whole(row)

@@ -26,7 +26,7 @@ def whole(index: RecordIndex) -> list[Record | Broken]:
     found = []
     for block in range(len(index)):
         assert index.first(block) == len(found)
-        read = index.read(block)
+        read = list(index.read(block))
         assert index.count(block) == len(read) <= BLOCK
         found += read
     assert len(found) == index.records

@@ -145,16 +145,16 @@ def test_any_stop_and_resume_gives_the_same_rows(index: RecordIndex) -> None:
     stocks = [stock(encoded(index))]
     undisturbed = [loader(stocks)]
     rows, places = [], [cursors(undisturbed, 0)]
-    for step in range(40):
+    for step in range(30):
         rows.append(fed(undisturbed, step))
         places.append(cursors(undisturbed, step + 1))
     chance = random.Random(1)
     for _ in range(200):
-        step, world, micro = chance.randrange(40), chance.choice([1, 2, 4]), chance.choice([1, 2])
+        step, world, micro = chance.randrange(30), chance.choice([1, 2, 4]), chance.choice([1, 2])
         ranks = [loader(stocks, rank, world, micro) for rank in range(world)]
         for one in ranks:
             one.seek(step, places[step])
-        for again in range(step, min(step + chance.choice([1, 1, 2]), 40)):
+        for again in range(step, min(step + chance.choice([1, 1, 2]), 30)):
             assert fed(ranks, again) == rows[again], f"step {again} after a resume at {step}"
             assert cursors(ranks, again + 1) == places[again + 1]
 
@@ -239,12 +239,9 @@ def test_a_prepared_cache_gives_the_same_stream(tmp_path: Path) -> None:
 def test_sources_of_equal_rights_are_one(index: RecordIndex) -> None:
     """Their blocks follow each other, and records are numbered through."""
     parts = [RecordIndex(index.files[:2]), RecordIndex(index.files[2:])]
-    joined = stream_documents.Joined(
-        [
-            stream_documents.Encoded(part, Source("a"), Letters(), base)
-            for part, base in zip(parts, (0, parts[0].records), strict=True)
-        ]
-    )
+    bases = 0, parts[0].records
+    own = [stream_documents.Encoded(*one) for one in zip(parts, [Source("a")] * 2, [Letters()] * 2, bases, strict=True)]
+    joined = stream_documents.Joined(own)
     one, two = [loader([stock(encoded(index))])], [loader([stock(joined)])]
     for step in range(20):
         assert fed(one, step) == fed(two, step)
