@@ -84,6 +84,19 @@ def padded(folder: Path, config: Path, ranks: Ranks) -> None:
         found.close()
 
 
+def mixed(folder: Path, config: Path, ranks: Ranks) -> None:
+    """Sources with weights, of several files: in one piece and in two, and on any number of ranks."""
+    settings = (f"data.train={(folder / 'sources.json').read_text()}", f"train.micro_batch={ranks.world}")
+    whole = run(folder, f"mixed-{ranks.world}", config, ranks, *settings)
+    whole.advance(STEPS)
+    whole.close()
+    for part in (HALF, STEPS - HALF):
+        pieces = run(folder, f"mixed-pieces-{ranks.world}", config, ranks, *settings)
+        pieces.advance(part)
+        pieces.save()
+        pieces.close()
+
+
 def bad(folder: Path, config: Path, ranks: Ranks) -> None:
     """Left out as if they were not there, and listed once, whenever they were met."""
     spoilt = (f"data.train={folder / 'spoilt.jsonl'}", "data.bad_records=skip", "data.bad_budget=0.5", "train.steps=90")
@@ -127,7 +140,7 @@ def spoil(opened: scenario.Open) -> None:
 
 def main() -> None:
     what, folder, config = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    {each.__name__: each for each in (pieces, prepared, begun, ended, padded, bad, rollback)}[what](folder, config, scenario.join())
+    {each.__name__: each for each in (pieces, prepared, begun, ended, padded, mixed, bad, rollback)}[what](folder, config, scenario.join())
 
 
 if __name__ == "__main__":

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 import distft.sample
+from distft.data.lanes import PART
 from tests.dist import scenario
 from tests.dist.launch import run_ranks
 from tests.dist.recipe import RECIPE
@@ -62,6 +66,30 @@ def test_documents_that_share_no_row(folder: Path) -> None:
         rows = [[row for micro in fed[step] for row in micro] for fed in (one, four)]
         assert rows[0] == rows[1]
         assert all(len(row) == 1 for row in rows[0])
+
+
+def test_sources_with_weights(folder: Path) -> None:
+    """Shards packed by gzip and zstd and a table of one, three quarters of the rows, a plain file of the other."""
+    lines = Path(distft.sample.__file__).with_name("conversations.jsonl").read_bytes().splitlines(keepends=True)
+    shards = folder / "shards"
+    shards.mkdir()
+    (shards / "a.jsonl.gz").write_bytes(gzip.compress(b"".join(lines[:150])))
+    with pyarrow.CompressedOutputStream(str(shards / "b.jsonl.zst"), "zstd") as file:
+        file.write(b"".join(lines[150:250]))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(map(json.loads, lines[250:310]))), shards / "c.parquet")
+    (folder / "other.jsonl").write_bytes(b"".join(lines[310:]))
+    sources = [{"path": f"{shards}/*", "weight": 3}, {"path": str(folder / "other.jsonl"), "weight": 1}]
+    (folder / "sources.json").write_text(json.dumps(sources))
+    for nproc in (1, 2):
+        ranks(folder, nproc, "mixed")
+        whole, pieces = scenario.losses(folder / f"mixed-{nproc}"), scenario.losses(folder / f"mixed-pieces-{nproc}")
+        assert whole == pieces
+    one, two = (scenario.samples(folder / f"mixed-{nproc}") for nproc in (1, 2))
+    for step in range(1, STEPS + 1):
+        assert [row for micro in one[step] for row in micro] == [row for micro in two[step] for row in micro]
+    rows = [row for step in range(1, 17) for micro in one[step] for row in micro]  # 256
+    assert sum(row[0] % (1 << PART) < 310 for row in rows) == 192
+    assert all(len({sample % (1 << PART) < 310 for sample in row}) == 1 for row in rows)
 
 
 def test_bad_records_are_listed_once(folder: Path) -> None:
