@@ -172,7 +172,9 @@ def shuffle(folder: Path) -> None:
     while loader[0].place(step).read < len(index):
         ours += flat(fed(loader, step))
         step += 1
-    shards = np.searchsorted(np.cumsum([file.records for file in index.files]), np.arange(documents), side="right")
+    shards = np.searchsorted(
+        np.cumsum([file.records.sum() for file in index.files]), np.arange(documents), side="right"
+    )
     for name, order in (
         ("stream", np.array(ours)),
         ("datasets, buffer 1000", np.fromiter(buffered(shards, 1000), np.int64)),
