@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from distft.data import class_names, conll, readers, tables, text_lines
+from distft.data import class_names, conll, hub, hub_datasets, readers, tables, text_lines
 from distft.data.readers import RecordStream
 from distft.data.records import Broken, Record
 from distft.data.text_lines import WHOLE, Stretch
@@ -19,6 +19,7 @@ from distft.errors import UserError, first_line
 from distft.process import pulse
 from distft.recipe.section import is_url
 from distft.recipe.tasks import TaskPart
+from distft.run.commits import Repository
 from distft.run.digest import remembered
 
 _CHUNK = 1 << 20  # bytes
@@ -45,6 +46,7 @@ class Source:
             line i of each belongs to record i.
         split: matters where the source has several.
         hub_config: configuration name, on the hub only.
+        revision: branch, tag or commit, on the hub only; None: the main branch.
         delimiter: between the columns of a text file; None: by the suffix. If it is not a comma and cells are not in
             quotes, the first column may hold it.
         columns: names of the columns of a file that has no header line.
@@ -64,6 +66,7 @@ class Source:
     encoding: str | None = None
     detect: bool = True
     bad_budget: float | None = None
+    revision: str | None = None
 
     @property
     def name(self) -> str:
@@ -77,7 +80,8 @@ def source_of(part: TaskPart, which: Which) -> Source | None:
     if not spec:
         return None
     how = (part.delimiter, tuple(part.columns), part.format, part.encoding, part.detect, part.bad_budget)
-    return Source(spec, split, part.hub_config, *how)
+    revision = part.revision_of(spec) if isinstance(spec, str) else None
+    return Source(spec, split, part.hub_config, *how, revision)
 
 
 def training_source(part: TaskPart) -> Source:
@@ -116,14 +120,15 @@ def read_leniently(source: Source, stretch: Stretch = WHOLE) -> Iterator[Record 
         return _read_parallel(_parallel(source.spec), _encoding(source).get("encoding"))
     path = _local(source.spec)
     if path is None:
-        return readers.numbered(source.spec, _named(_load_hub(source.spec, source)))
+        loaded = hub_datasets.load(repository(source), source.hub_config, source.split)
+        return readers.numbered(source.spec, _named(_undecoded(loaded)))
     if path.is_dir():
         return readers.numbered(str(path), _named(_load_folder(path, source.split)))
     return _reader(path, source)(path, **({} if stretch == WHOLE else {"stretch": stretch}))
 
 
 def fingerprint(source: Source, memory: Path | None = None) -> str:
-    """sha256 (hex) of the content (bytes of the files; the fingerprint of a hub data set) and of how it is read.
+    """sha256 (hex) of the content (bytes of the files; the commit of a hub data set) and of how it is read.
 
     Args:
         memory: a folder that remembers digests of sources on disk (see `remembered`).
@@ -135,7 +140,7 @@ def fingerprint(source: Source, memory: Path | None = None) -> str:
         files = [[column, _content(path, memory)] for column, path in _parallel(source.spec).items()]
         parts = ["parallel", files, *_encoding(source).values()]
     elif (path := _local(source.spec)) is None:
-        parts = ["hub", str(_load_hub(source.spec, source)._fingerprint)]
+        parts = ["hub", source.spec, hub.commit_of(repository(source)), source.hub_config, source.split]
     elif path.is_dir():
         parts = ["folder", source.split, _content(path, memory)]
     else:
@@ -176,6 +181,17 @@ def _hash_file(path: Path, digest: Any) -> None:
                 digest.update(chunk)
     except OSError as error:
         raise UserError(f"cannot read data file {path}: {error.strerror}") from error
+
+
+def is_on_hub(source: Source) -> bool:
+    """Raises UserError where it must be a file that is not there."""
+    return isinstance(source.spec, str) and _local(source.spec) is None
+
+
+def repository(source: Source) -> Repository:
+    """Of a source that is on the hub."""
+    assert isinstance(source.spec, str)
+    return Repository("dataset", source.spec, source.revision)
 
 
 def _local(spec: str) -> Path | None:
@@ -304,15 +320,3 @@ def _undecoded(loaded: Any) -> Any:
         if isinstance(feature, datasets.Audio):
             loaded = loaded.cast_column(name, datasets.Audio(decode=False))
     return loaded
-
-
-def _load_hub(spec: str, source: Source) -> Any:
-    import datasets
-
-    try:
-        return _undecoded(datasets.load_dataset(spec, source.hub_config, split=source.split))
-    except Exception as error:  # of datasets, the hub's client, its HTTP library, or the file formats
-        raise UserError(
-            f"data {spec!r} is neither a local file or folder nor a hub data set with split {source.split!r}: "
-            f"{first_line(error)}"
-        ) from error

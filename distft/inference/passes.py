@@ -35,6 +35,7 @@ from distft.process.devices import gpus
 from distft.process.lifetime import die_with_parent
 from distft.recipe.load import load_resolved
 from distft.recipe.schema import Recipe
+from distft.run.commits import settled
 from distft.run.files import complete_file, write_atomically
 from distft.run.folder import RunDir
 from distft.tasks.shared.generation import Decoding
@@ -176,7 +177,7 @@ def predict_file(
     """Predict every record of `source` into `out`, a JSON object a line. Returns how many; None on other ranks."""
     run = RunDir(run_dir)
     run.read()
-    recipe = load_resolved(run.config)
+    recipe = settled(run, load_resolved(run.config))
     checked_part(recipe, part)
     check_decoding(recipe, decoding)
     check_output(source, out)
@@ -259,7 +260,7 @@ def evaluate_run(
     """
     run = RunDir(run_dir)
     run.read()
-    recipe = load_resolved(run.config)
+    recipe = settled(run, load_resolved(run.config))
     parts = [one.name for one in recipe.parts()] if part is None else [part]
     for one in parts:
         checked_part(recipe, one)

@@ -23,6 +23,7 @@ from distft.recipe.load import load_resolved
 from distft.recipe.schema import Recipe
 from distft.recipe.tasks import TaskName
 from distft.run.batch import rows_at_once
+from distft.run.commits import settled
 from distft.run.folder import RunDir
 from distft.tasks.causal_lm import CausalEncoder
 from distft.tasks.multi_task import task_of, view_of
@@ -54,7 +55,7 @@ class Predictor:
         self._device = take_device(local_rank())
         run = RunDir(run_dir)
         run.read()
-        self.recipe = load_resolved(run.config)
+        self.recipe = settled(run, load_resolved(run.config))
         context = RunContext(run, self.recipe)
         part = checked_part(self.recipe, part)
         if stored is None:

@@ -34,7 +34,9 @@ class Model(Section):
 
     path: Place | None = Field(None, description="local folder or hub id of a model")
     init: ModelInit | None = Field(None, description="make a small random model instead of loading one")
-    revision: str | None = Field(None, description="hub revision of `path`")
+    revision: str | None = Field(
+        None, description="hub revision of `path`: a branch, tag or commit; the run keeps the commit it begins with"
+    )
     attention: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto",
         description="attention implementation; auto: the best that the model's class supports of flash attention (if "
@@ -92,6 +94,11 @@ class Data(Section):
         0.01, description="share of the records of a data set that may be left out as bad; more are refused"
     )
     hub_config: str | None = Field(None, description="name of a configuration of a data set on the hub")
+    revision: Text | dict[str, Text] | None = Field(
+        None,
+        description="hub revision of the data: a branch, tag or commit, or {hub id: revision} for several data sets; "
+        "the run keeps the commit it begins with",
+    )
     train_split: str = Field("train", description="split to train on, if the source has several")
     eval_split: str = Field("validation", description="split to evaluate on, if the source has several")
     template: Text | None = Field(
@@ -285,7 +292,7 @@ class Recipe(Section):
     def parts(self) -> tuple[TaskPart, ...]:
         """The tasks of this run with their data, by name; a run of one task has one part, without a name."""
         data, task = self.data, self.task
-        hub = (data.hub_config, data.train_split, data.eval_split)
+        hub = (data.hub_config, data.revision, data.train_split, data.eval_split)
         bad_budget = data.bad_budget if data.bad_records == "skip" else None
         if not isinstance(task, MultiTask):
             own = (data.train, data.eval, data.fields, data.format, data.delimiter, data.columns)

@@ -267,8 +267,13 @@ class TaskPart:
     encoding: str | None
     detect: bool
     hub_config: str | None
+    revision: str | dict[str, str] | None
     train_split: str
     eval_split: str
     bad_budget: float | None = None
     weight: float | None = None
     temperature: float = 1.0
+
+    def revision_of(self, name: str) -> str | None:
+        """The revision in which a data set of the hub is wanted; None: its main branch."""
+        return self.revision.get(name) if isinstance(self.revision, dict) else self.revision

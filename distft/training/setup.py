@@ -38,7 +38,16 @@ from distft.tasks.multi_task import models_of, task_of
 from distft.tasks.protocol import Learned
 from distft.tasks.shared.chunked_head import is_told
 from distft.tasks.shared.position_limits import check_source, positions, source_positions
-from distft.training import attention_trial, datasets, head_chunks, planned, profile, reference_pass, row_sharing
+from distft.training import (
+    attention_trial,
+    datasets,
+    head_chunks,
+    hub_commits,
+    planned,
+    profile,
+    reference_pass,
+    row_sharing,
+)
 from distft.training import settled as settled_by
 from distft.training.datasets import Dataset
 from distft.training.feed import Feed
@@ -59,6 +68,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     """
     tracking.check(recipe)
     verified = verification(run, ranks)  # the disk works meanwhile
+    named, recipe = recipe, hub_commits.settle(run, recipe, ranks, console)
     context = RunContext(run, recipe, partial(distributed.on_rank_0, ranks), starts=True)
     pulse.at("the base model")
     spec = context.model_spec
@@ -89,7 +99,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     rows = datasets.rows_of(train)
     total_steps, total_rows = datasets.length(recipe, rows)
     if ranks.first:
-        row_counts.note(recipe, rows)
+        row_counts.note(named, rows)
     settled = datasets.settled(recipe, shares)
     held_out = [datasets.held_out(settled, spec, part, one, ranks) for part, one in held.items()]
     allocator = make_allocator(recipe, total_steps, engine)
