@@ -73,6 +73,11 @@ class Source:
         """For people."""
         return self.spec if isinstance(self.spec, str) else " + ".join(self.spec.values())
 
+    @property
+    def repository(self) -> Repository:
+        """If it is on the hub."""
+        return Repository("dataset", self.name, self.revision)
+
 
 def source_of(part: TaskPart, which: Which) -> Source | None:
     """Where the training or held-out data of a task are read; None if there are none."""
@@ -108,7 +113,7 @@ def whole(row: Record | Broken) -> Record:
 def stretches(source: Source, size: int) -> list[Stretch]:
     """Where a source can be read by several processes, about `size` bytes each: a file whose lines are records. WHOLE
     alone where it cannot."""
-    path = _local(source.spec) if isinstance(source.spec, str) else None
+    path = local(source.spec) if isinstance(source.spec, str) else None
     if path is None or path.is_dir() or (reader := _reader(path, source)).func not in (readers.jsonl, readers.text):
         return [WHOLE]
     return text_lines.stretches(path, reader.keywords.get("encoding"), size)
@@ -118,9 +123,9 @@ def read_leniently(source: Source, stretch: Stretch = WHOLE) -> Iterator[Record 
     """As `read`, but what cannot be read comes as Broken, and reading goes on, where lines and sentences allow it."""
     if not isinstance(source.spec, str):
         return _read_parallel(_parallel(source.spec), _encoding(source).get("encoding"))
-    path = _local(source.spec)
+    path = local(source.spec)
     if path is None:
-        loaded = hub_datasets.load(repository(source), source.hub_config, source.split)
+        loaded = hub_datasets.load(source.repository, source.hub_config, source.split)
         return readers.numbered(source.spec, _named(_undecoded(loaded)))
     if path.is_dir():
         return readers.numbered(str(path), _named(_load_folder(path, source.split)))
@@ -139,8 +144,8 @@ def fingerprint(source: Source, memory: Path | None = None) -> str:
     if not isinstance(source.spec, str):
         files = [[column, _content(path, memory)] for column, path in _parallel(source.spec).items()]
         parts = ["parallel", files, *_encoding(source).values()]
-    elif (path := _local(source.spec)) is None:
-        parts = ["hub", source.spec, hub.commit_of(repository(source)), source.hub_config, source.split]
+    elif (path := local(source.spec)) is None:
+        parts = ["hub", source.spec, hub.commit_of(source.repository), source.hub_config, source.split]
     elif path.is_dir():
         parts = ["folder", source.split, _content(path, memory)]
     else:
@@ -183,19 +188,8 @@ def _hash_file(path: Path, digest: Any) -> None:
         raise UserError(f"cannot read data file {path}: {error.strerror}") from error
 
 
-def is_on_hub(source: Source) -> bool:
-    """Raises UserError where it must be a file that is not there."""
-    return isinstance(source.spec, str) and _local(source.spec) is None
-
-
-def repository(source: Source) -> Repository:
-    """Of a source that is on the hub."""
-    assert isinstance(source.spec, str)
-    return Repository("dataset", source.spec, source.revision)
-
-
-def _local(spec: str) -> Path | None:
-    """The file or folder that `spec` names, or None for a hub id."""
+def local(spec: str) -> Path | None:
+    """The file or folder that `spec` names, or None for a hub id. Raises UserError where it must be a missing file."""
     path = Path(spec).expanduser()
     if path.is_dir():
         if not any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):

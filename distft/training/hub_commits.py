@@ -43,4 +43,4 @@ def settle_alone(run: RunDir, recipe: Recipe, console: Console) -> dict[str, str
 def is_on_hub(repository: Repository, recipe: Recipe) -> bool:
     if repository.kind == "model":
         return base_model.is_on_hub(recipe.model)
-    return sources.is_on_hub(sources.Source(repository.name))
+    return sources.local(repository.name) is None
