@@ -20,6 +20,7 @@ from distft.run.files import complete_folder
 
 CARD, OTHER_CARD = "README.md", ".huggingface.yaml"
 DESCRIPTIONS = (CARD, OTHER_CARD, "dataset_infos.json")
+ALWAYS = ".gitattributes"  # the client warns if a pattern finds nothing
 CONFIGS, INFOS = "configs", "dataset_info"  # keys of a card
 
 Config = Mapping[str, Any]
@@ -37,7 +38,7 @@ def load(repository: Repository, config: str | None, split: str) -> Any:
     import datasets
 
     commit = hub.commit_of(repository)
-    card = card_of(hub.fetch(repository, commit, DESCRIPTIONS))
+    card = card_of(hub.fetch(repository, commit, [*DESCRIPTIONS, ALWAYS]))
     chosen = chosen_of(configs_of(card), config, repository)
     only = None if chosen is None else [*DESCRIPTIONS, *patterns_of(chosen)]
     folder = hub.fetch(repository, commit, only)

@@ -41,7 +41,7 @@ def holds(folder: Path, text: str) -> list[Path]:
 
 
 def test_a_run_stays_with_the_commit_that_it_began_with(unbroken: Made, hub: Hub, tmp_path: Path) -> None:
-    """Its losses are those of the run with the same records in a file; the hub is gone when it continues."""
+    """Its losses are those of the run with the same records in a file; the branch has moved on when it continues."""
     place, run_dir = unbroken.place, tmp_path / "run"
     rows = (place.folder / "train.jsonl").read_bytes()
     commit = hub.commit("datasets/org/data", {"train.jsonl": rows}, token=TOKEN)
@@ -54,15 +54,16 @@ def test_a_run_stays_with_the_commit_that_it_began_with(unbroken: Made, hub: Hub
     assert ended.code == 75, ended.err
     assert json.loads((run_dir / "hub.json").read_text()) == {"datasets/org/data@main": commit}
     assert f"data.train: org/data at commit {commit}" in ended.out + ended.err
+    assert hub.asked("resolve")[0].token == TOKEN
     hub.commit("datasets/org/data", {"train.jsonl": b'{"prompt": "other", "completion": "records"}\n' * 9})
+    hub.forget()
     shutil.rmtree(tmp_path / "cache")  # the rows are encoded again
-    hub.close()
     resumed = run(place, known, *command)
     assert resumed.code == 0, resumed.err
     assert f"org/data at commit {commit}, as this run has settled it (hub.json)" in resumed.out + resumed.err
     assert losses(run_dir) == losses(unbroken.run)
     assert json.loads((run_dir / "final" / "distft.json").read_text())["hub"] == {"datasets/org/data@main": commit}
-    assert hub.asked("resolve")[0].token == TOKEN
+    assert hub.asked("org/data") == []
     assert [*holds(tmp_path, TOKEN), *holds(place.folder, TOKEN)] == []
 
 
