@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from distft.data import row_index
-from distft.data.corpus import Corpus, Meta
+from distft.data.corpus import CacheFolder, Corpus, Meta
 from distft.data.loader import RowLoader, Shuffle, Slots
 from distft.data.packing import one_per_row, pack
 
@@ -70,7 +70,7 @@ def reading(kind: str, count: int) -> dict[str, Any]:
     ends = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
     numbers = {"sizes": sizes, "targets": sizes, "records": np.arange(count)}
     tokens = np.zeros(int(ends[-1]), np.int32)
-    corpus = Corpus(Meta(kind, {"tokens": "int32"}), sizes, numbers, {"tokens": ends}, {"tokens": tokens})
+    corpus = Corpus(CacheFolder(Meta(kind, {"tokens": "int32"}), numbers, {"tokens": ends}, {"tokens": tokens}))
     figures: dict[str, Any] = {}
     ways = {
         "packed": (pack(sizes, ROW_TOKENS, SEED), None, False),

@@ -66,13 +66,13 @@ def build_cache(
         _remove_stale(root)
         with _locked(root / f"{folder.name}.lock", check_stop) as alone:
             if not folder.exists():
-                parts = sources.stretches(source, encoding.PART_BYTES)
-                if (lines := parts[-1].last) is not None:
+                pieces = sources.pieces(source, encoding.PART_BYTES)
+                if (lines := sources.lines_of(pieces)) is not None:
                     expect(lines)
                 # alone, it may go on with what another one left; if not, that one may be at work
-                begun = f"{key}.part" if len(parts) == 1 else f"{key}.by-{encoding.PART_BYTES}.part"
+                begun = f"{key}.part" if len(pieces) == 1 else f"{key}.by-{encoding.PART_BYTES}.part"
                 part = root / (begun if alone else f"{key}.tmp-{uuid.uuid4().hex}")
-                work = encoding.Work(source, encoder, parts, workers or encoding.cores(), check_stop, progress)
+                work = encoding.Work(source, encoder, pieces, workers or encoding.cores(), check_stop, progress)
                 try:
                     _write(part, folder, work, unchanged)
                 finally:
@@ -182,7 +182,7 @@ def _write(
         meta = Meta(source.name, columns, **counts)
         bad_records.check(source, bad_records.listed(part / bad_records.FILE), meta.records)
         if meta.documents == 0:
-            raise UserError(_why_empty(meta))
+            raise UserError(_why_empty(meta, bool(source.filter)))
         if not unchanged():
             raise UserError(f"data {source.name} changed while being read; run the same command again")
         _dump(part / META, json.dumps(_entries(meta), indent=1))
@@ -203,9 +203,9 @@ def _entries(meta: Meta) -> dict[str, Any]:
     return {key: value for key, value in asdict(meta).items() if value or key != "warnings"}
 
 
-def _why_empty(meta: Meta) -> str:
+def _why_empty(meta: Meta, filtered: bool) -> str:
     if meta.records == 0:
-        return f"data {meta.source} has no records"
+        return f"data {meta.source} has no records" + (" that its filter takes" if filtered else "")
     why = "; ".join(f"{number:,} {note}" for note, number in meta.notes.items())
     return f"none of the {meta.records} records of {meta.source} can be used for training{why and ': '}{why}"
 

@@ -13,17 +13,17 @@ import torch
 from distft.checkpoint.state import Stored
 from distft.data.bad_records import Bad
 from distft.data.records import Broken, Document, Encoded, Encoder, Record
+from distft.data.sources import sources_of
 from distft.errors import UserError
-from distft.inference.inputs import checked_part, trained_on_texts
+from distft.inference.inputs import checked_part, part_of, trained_on_texts
 from distft.metrics.scores import Report
 from distft.model import adapters, export
 from distft.model.context import RunContext
 from distft.process.devices import local_rank, take_device
-from distft.recipe.load import load_resolved
 from distft.recipe.schema import Recipe
 from distft.recipe.tasks import TaskName
 from distft.run.batch import rows_at_once
-from distft.run.commits import settled
+from distft.run.commits import recipe_of
 from distft.run.folder import RunDir
 from distft.tasks.causal_lm import CausalEncoder
 from distft.tasks.multi_task import task_of, view_of
@@ -46,16 +46,22 @@ class Predictor:
     Args:
         stored: the checkpoint; None: leave the adapter and all training out.
         part: which of several tasks.
+        held_out: records are those of the recipe's sources, and say of which.
     """
 
     def __init__(
-        self, run_dir: Path, stored: Stored | None, part: TaskName = None, decoding: Decoding | None = None
+        self,
+        run_dir: Path,
+        stored: Stored | None,
+        part: TaskName = None,
+        decoding: Decoding | None = None,
+        held_out: bool = False,
     ) -> None:
         # before the model: a base in 4 bits is loaded on the current device
         self._device = take_device(local_rank())
         run = RunDir(run_dir)
         run.read()
-        self.recipe = settled(run, load_resolved(run.config))
+        self.recipe = recipe_of(run)
         context = RunContext(run, self.recipe)
         part = checked_part(self.recipe, part)
         if stored is None:
@@ -63,10 +69,8 @@ class Predictor:
         else:
             model = export.load_trained(context, stored, adapters.quantized(self.recipe.adapter))
         model = model.to(self._device).eval()
-        encoder = context.encoder(part)
-        if isinstance(encoder, CausalEncoder):
-            encoder = replace(encoder, continues=trained_on_texts(self.recipe))
-        self._encoder: Encoder = encoder
+        read = sources_of(part_of(self.recipe, part), "eval") if held_out else [None]
+        self._encoders = [self._ready(context.encoder(part, source)) for source in read]
         self._limit = source_positions(model) if context.model_spec.family.limit == "source" else None
         # PEFT's own forward does not tell what a model takes
         learned = context.task(model.get_base_model() if hasattr(model, "get_base_model") else model, decoding)
@@ -115,10 +119,15 @@ class Predictor:
             found.setdefault(document.record, []).append(by_document[id(document)])
         return [wrong[i] if i in wrong else {**self._task.join(found[i]), **notes[i]} for i in range(len(records))]
 
+    def _ready(self, encoder: Encoder) -> Encoder:
+        if isinstance(encoder, CausalEncoder):
+            return replace(encoder, continues=trained_on_texts(self.recipe))
+        return encoder
+
     def _encoded(self, record: Record | Broken, answered: bool) -> Encoded:
         if isinstance(record, Broken):
             raise UserError(f"{record.where} {record.why}")
-        encoded = self._encoder.encode(record, answered)
+        encoded = self._encoders[record.source].encode(record, answered)
         for document in encoded.documents:
             check_source(self._limit, document.size)
         return encoded

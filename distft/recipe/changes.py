@@ -61,9 +61,9 @@ class Difference:
             return VERSIONS
         if self.key == "task.beams" or (self.key.startswith("task.tasks.") and ".eval" in self.key):
             return "data.eval"  # as harmless: it is for evaluations
-        # of what is named by column: renamed fields, parallel files; by data set: revisions
-        parted = ("data.fields", "data.train", "data.eval", "data.revision")
-        return next((key for key in parted if self.key.startswith(f"{key}.")), self.key)
+        # of what is named by column: renamed fields, parallel files
+        whole = (key for key in ("data.fields", "data.train", "data.eval") if self.key.startswith(f"{key}."))
+        return next(whole, self.key)
 
     @property
     def rule(self) -> Rule:

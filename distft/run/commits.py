@@ -6,14 +6,18 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from distft.errors import UserError
-from distft.recipe.schema import Recipe
+from distft.recipe.load import load_resolved
+from distft.recipe.schema import Data, Recipe
+from distft.recipe.sources import DataSource, is_pattern, listed
+from distft.recipe.tasks import MultiTask, SubTask
 from distft.run.files import write_atomically
 from distft.run.folder import RunDir
 
 MAIN = "main"
+HasSources = TypeVar("HasSources", Data, SubTask)
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,8 @@ class Repository:
 
 def may_be_on_hub(place: object) -> bool:
     """Whether a place of a recipe may be a hub id, by its text alone: what is local mostly has an absolute path."""
-    return isinstance(place, str) and not os.path.isabs(place) and not place.startswith((".", "~"))
+    local = (".", "~")
+    return isinstance(place, str) and not (os.path.isabs(place) or place.startswith(local) or is_pattern(place))
 
 
 def repositories(recipe: Recipe) -> Iterator[tuple[str, Repository]]:
@@ -40,10 +45,18 @@ def repositories(recipe: Recipe) -> Iterator[tuple[str, Repository]]:
         yield "model.path", Repository("model", path, recipe.model.revision)
     seen = set()
     for part in recipe.parts():
-        for which, spec in (("train", part.train), ("eval", part.eval)):
-            if isinstance(spec, str) and may_be_on_hub(spec) and spec not in seen:
-                seen.add(spec)
-                yield ".".join((*part.keys, which)), Repository("dataset", spec, part.revision_of(spec))
+        for which, sources in (("train", part.train), ("eval", part.eval)):
+            for number, source in enumerate(sources):
+                if (found := repository_of(source, None)) is not None and found not in seen:
+                    seen.add(found)
+                    yield ".".join((*part.keys, which, *([str(number)] if len(sources) > 1 else []))), found
+
+
+def repository_of(source: DataSource, revision: str | None) -> Repository | None:
+    """What a source may name on the hub. `revision`: of the section around it."""
+    if not may_be_on_hub(source.path):
+        return None
+    return Repository("dataset", str(source.path), source.revision or revision)
 
 
 def read_commits(run: RunDir) -> dict[str, str]:
@@ -72,16 +85,33 @@ def keep_commits(run: RunDir, commits: Mapping[str, str]) -> None:
 
 def pinned(recipe: Recipe, commits: Mapping[str, str]) -> Recipe:
     """The recipe with these commits in place of the revisions that they are known for."""
-    data: dict[str, str] = {}
-    for _, found in repositories(recipe):
-        commit = commits.get(str(found))
-        if found.kind == "model" and commit is not None:
-            recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"revision": commit})})
-        elif found.kind == "dataset" and (wanted := commit or found.revision) is not None:
-            data[found.name] = wanted
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"revision": data})}) if data else recipe
+    model, task = recipe.model, recipe.task
+    if (commit := commits.get(str(Repository("model", model.path or "", model.revision)))) is not None:
+        recipe = recipe.model_copy(update={"model": model.model_copy(update={"revision": commit})})
+    around = recipe.data.revision
+    if isinstance(task, MultiTask):
+        tasks = {name: _pinned(part, around, commits) for name, part in task.tasks.items()}
+        return recipe.model_copy(update={"task": task.model_copy(update={"tasks": tasks})})
+    return recipe.model_copy(update={"data": _pinned(recipe.data, around, commits)})
+
+
+def _pinned(section: HasSources, revision: str | None, commits: Mapping[str, str]) -> HasSources:
+    """A section with `train` and `eval`."""
+    found: dict[str, list[DataSource]] = {}
+    for which in ("train", "eval"):
+        sources = listed(getattr(section, which))
+        known = [commits.get(str(repository_of(source, revision))) for source in sources]
+        if any(known):
+            pairs = zip(sources, known, strict=True)
+            found[which] = [one.model_copy(update={"revision": commit or one.revision}) for one, commit in pairs]
+    return section.model_copy(update=found) if found else section
 
 
 def settled(run: RunDir, recipe: Recipe) -> Recipe:
     """The recipe as this run has settled it; as it is where nothing is on the hub, or not settled yet."""
     return pinned(recipe, read_commits(run))
+
+
+def recipe_of(run: RunDir) -> Recipe:
+    """The recipe of a run as it has settled it. Raises UserError where a file of the run is damaged."""
+    return settled(run, load_resolved(run.config))

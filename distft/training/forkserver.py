@@ -21,8 +21,7 @@ from typing import Any
 
 from distft.process import environment, lifetime, stop_signals
 from distft.process.interpreter import running
-from distft.recipe.load import load_resolved
-from distft.run.commits import settled
+from distft.run.commits import recipe_of
 from distft.run.folder import RunDir
 
 POLL_SECONDS = 0.02  # between two looks for ranks that have ended
@@ -69,7 +68,7 @@ def import_all(run_dir: Path) -> None:
     from distft.training import final, loop  # noqa: F401
 
     run = RunDir(run_dir)
-    recipe = settled(run, load_resolved(run.config))
+    recipe = recipe_of(run)
     deepspeed.imported()
     for spec in specs_of(recipe).values():
         base_model.import_code(recipe.model, spec.model.auto_class)

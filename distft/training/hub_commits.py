@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distft.data import hub, sources
+from distft.data import hub, places
 from distft.model import base_model
 from distft.process import distributed
 from distft.process.console import Console
@@ -43,4 +43,4 @@ def settle_alone(run: RunDir, recipe: Recipe, console: Console) -> dict[str, str
 def is_on_hub(repository: Repository, recipe: Recipe) -> bool:
     if repository.kind == "model":
         return base_model.is_on_hub(recipe.model)
-    return sources.local(repository.name) is None
+    return places.is_on_hub(repository.name)

@@ -8,17 +8,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import get_args
 
 from transformers.utils import logging
 
 from distft.data import token_cache
 from distft.data.corpus import Corpus, Meta
-from distft.data.sources import source_of
+from distft.data.sources import sources_of
 from distft.errors import Preempted
 from distft.model.context import RunContext
 from distft.process import stop_signals
 from distft.process.console import Console, duration
 from distft.recipe.schema import Recipe
+from distft.recipe.sources import Which
 from distft.run.commits import pinned
 from distft.run.folder import RunDir
 from distft.training import hub_commits
@@ -66,13 +68,12 @@ def prepare(recipe: Recipe, workers: int | None, console: Console) -> Iterator[P
         recipe = pinned(recipe, hub_commits.settle_alone(run, recipe, console))
         context = RunContext(run, without_weights(recipe))
         for part in recipe.parts():
-            for which in ("train", "eval"):
-                if (source := source_of(part, which)) is None:
-                    continue
-                begun = time.monotonic()
-                found = fill_cache(context, part, which, console, _check_stop, workers)
-                bad = len(token_cache.left_out(found, source))
-                yield Prepared(name_of(part, which), found, Corpus.open(found).meta, bad, time.monotonic() - begun)
+            for which in get_args(Which):
+                for source in sources_of(part, which):
+                    begun = time.monotonic()
+                    found = fill_cache(context, part, which, source, console, _check_stop, workers)
+                    bad, meta = len(token_cache.left_out(found, source)), Corpus.open(found).meta
+                    yield Prepared(name_of(part, which, source), found, meta, bad, time.monotonic() - begun)
 
 
 def _check_stop() -> None:

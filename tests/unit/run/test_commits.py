@@ -44,8 +44,8 @@ def named(wanted: Recipe) -> dict[str, str]:
         ),
         ({"data": {"train": "org/d", "eval": "org/d"}}, {"data.train": "datasets/org/d@main"}),
         (
-            {"data": {"train": "org/d", "eval": "org/e", "revision": {"org/e": "v2"}}},
-            {"data.train": "datasets/org/d@main", "data.eval": "datasets/org/e@v2"},
+            {"data": {"train": ["org/d", {"path": "org/e", "revision": "v2"}, "org/*"], "revision": "v1"}},
+            {"data.train.0": "datasets/org/d@v1", "data.train.1": "datasets/org/e@v2"},
         ),
         (
             {"task": SEVERAL, "data": {}},
@@ -57,15 +57,29 @@ def test_what_may_be_on_the_hub(sections: dict[str, Any], found: dict[str, str])
     assert named(recipe(**sections)) == found
 
 
+def revisions(wanted: Recipe) -> list[str | None]:
+    return [source.revision for part in wanted.parts() for source in (*part.train, *part.eval)]
+
+
 def test_a_pinned_recipe_names_commits_in_place_of_revisions() -> None:
-    wanted = recipe(model={"path": "org/m"}, data={"train": "org/d", "eval": "org/e", "revision": {"org/e": "v2"}})
+    sources = ["org/d", {"path": "org/d", "revision": "v2", "split": "more"}, "/local.jsonl", "org/unknown"]
+    wanted = recipe(model={"path": "org/m"}, data={"train": sources, "eval": "org/e", "revision": "v1"})
     assert pinned(wanted, {}) == wanted
-    found = pinned(wanted, {"models/org/m@main": "1", "datasets/org/d@main": "2", "datasets/org/e@main": "3"})
+    commits = {"models/org/m@main": "1", "datasets/org/d@v1": "2", "datasets/org/d@v2": "3", "datasets/org/e@main": "4"}
+    found = pinned(wanted, commits)
     assert found.model.revision == "1"
-    assert found.data.revision == {"org/d": "2", "org/e": "v2"}  # v2 is not main
-    assert [change.key for change in differences(wanted, found)] == ["model.revision", "data.revision.org/d"]
-    assert {change.name for change in differences(wanted, found)} == {"model.revision", "data.revision"}
+    assert revisions(found) == ["2", "3", "v1", "v1", "v1"]  # v1 of org/e is not main
+    found = pinned(wanted, commits | {"datasets/org/e@v1": "5"})
+    assert revisions(found) == ["2", "3", "v1", "v1", "5"]
+    assert [source.name for source in found.parts()[0].train] == [source.name for source in wanted.parts()[0].train]
+    assert [change.key for change in differences(wanted, found)] == ["data.train", "data.eval", "model.revision"]
     assert pinned(found, {"datasets/org/d@2": "2"}) == found
+
+
+def test_each_of_several_tasks_is_pinned() -> None:
+    wanted = recipe(task=SEVERAL, data={})
+    found = pinned(wanted, {"datasets/org/a@main": "1", "datasets/org/b@main": "2"})
+    assert revisions(found) == ["1", None, "2", None]
 
 
 def test_a_run_keeps_its_commits(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_a_revision_is_settled_once(asked: list[str], tmp_path: Path) -> None:
     assert json.loads(run.hub.read_text()) == found
     assert settle_alone(run, wanted, QUIET) == found
     assert len(asked) == 3
-    other = recipe(model={"path": "org/m"}, data={**data, "revision": {"org/e": "v2"}})
+    other = recipe(model={"path": "org/m"}, data={"train": "org/d", "eval": [{"path": "org/e", "revision": "v2"}]})
     assert settle_alone(run, other, QUIET)["datasets/org/e@v2"] == "commit 4"
     assert json.loads(run.hub.read_text()) == found | {"datasets/org/e@v2": "commit 4"}
     assert asked[3:] == ["datasets/org/e@v2"]
