@@ -106,16 +106,22 @@ def test_without_a_network_it_is_said_what_to_download(place: Workplace, hub: Hu
 
 @pytest.mark.long
 def test_what_was_encoded_ahead_is_found_by_a_job_without_internet(place: Workplace, hub: Hub, tmp_path: Path) -> None:
-    hub.commit("datasets/org/data", {"train.jsonl": (place.folder / "train.jsonl").read_bytes()})
+    """Two sources of one data set, each of a revision of its own."""
+    rows = (place.folder / "train.jsonl").read_bytes()
+    old = hub.commit("datasets/org/data", {"train.jsonl": rows[: rows.index(b"\n", 1000) + 1]}, branch="v1")
+    new = hub.commit("datasets/org/data", {"train.jsonl": rows})
     hub.fail("GET .*train.jsonl", cut=200)
     hub.fail("api", status=429, headers={"Retry-After": "1"})
-    known, trained = environment(hub, tmp_path), ("train", "recipe.yaml", "data.train=org/data", "train.steps=2")
-    encoded = run(place, known, "encode", "recipe.yaml", "data.train=org/data")
+    known, data = environment(hub, tmp_path), "data.train=[{path: org/data, revision: v1}, org/data]"
+    encoded = run(place, known, "encode", "recipe.yaml", data)
     assert encoded.code == 0, encoded.err
     hub.forget()
-    ended = run(place, known | {"HF_HUB_OFFLINE": "1"}, *trained, "--run-dir", tmp_path / "run")
+    trained = ("train", "recipe.yaml", data, "train.steps=2", "--run-dir", tmp_path / "run")
+    ended = run(place, known | {"HF_HUB_OFFLINE": "1"}, *trained)
     assert ended.code == 0, ended.err
     assert hub.asked() == []
+    kept = json.loads((tmp_path / "run" / "hub.json").read_text())
+    assert kept == {"datasets/org/data@v1": old, "datasets/org/data@main": new}
     assert "main is taken as it was known last" in ended.err + (
         tmp_path / "run" / "logs" / "attempt-001" / "rank-0.log"
     ).read_text(errors="replace")

@@ -222,7 +222,7 @@ def test_a_connection_that_always_breaks_is_a_sentence(hub: Hub, client: Client,
 
 
 def test_a_stop_does_not_wait_for_a_download(hub: Hub, tmp_path: Path) -> None:
-    hub.commit("models/org/slow", {f"{number}.safetensors": b"x" * 100_000 for number in range(40)})
+    hub.commit("models/org/slow", {f"{number}.safetensors": b"%d" % number * 50_000 for number in range(40)})
     hub.fail("GET .*safetensors", times=99, seconds=0.3)
     client = Client(hub.address, tmp_path / "home")
     try:
