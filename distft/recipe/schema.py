@@ -35,7 +35,7 @@ class Model(Section):
 
     path: Place | None = Field(None, description="local folder or hub id of a model")
     init: ModelInit | None = Field(None, description="make a small random model instead of loading one")
-    revision: str | None = Field(None, description="hub revision of `path`")
+    revision: str | None = Field(None, description="hub revision of `path`, to be kept like data.revision")
     attention: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto",
         description="attention implementation; auto: the best that the model's class supports of flash attention (if "
@@ -94,6 +94,9 @@ class Data(Section):
         0.01, description="share of the records of a data set that may be left out as bad; more are refused"
     )
     hub_config: str | None = Field(None, description="name of a configuration of a data set on the hub")
+    revision: Text | None = Field(
+        None, description="hub revision of the data: a branch, tag or commit; the run keeps the commit it begins with"
+    )
     train_split: str = Field("train", description="split to train on, if the source has several")
     eval_split: str = Field("validation", description="split to evaluate on, if the source has several")
     template: Text | None = Field(
@@ -119,9 +122,7 @@ class Data(Section):
         None, description="what to do with a record longer than a row; default: the first that the task supports"
     )
     seed: int = Field(0, description="seed of the order of rows")
-    streaming: bool = Field(
-        False, description="begin to train at once and encode records meanwhile, in the order of training"
-    )
+    streaming: bool = Field(False, description="begin to train at once, and encode records while training runs")
     cache: Text | None = Field(None, description="folder of the token cache; default: $XDG_CACHE_HOME/distft")
 
 
@@ -233,8 +234,7 @@ class Engine(Section):
         "it, which is tried; 0: those of all targets",
     )
     deterministic: bool = Field(
-        False,
-        description="use only kernels that give the same bits each time; slower, and not every model has them",
+        False, description="use only kernels that give the same bits each time; slower, and not every model has them"
     )
     offload_optimizer: bool = Field(False, description="keep the optimizer state in host memory (stages 1-3)")
     offload_params: bool = Field(False, description="keep the weights in host memory (stage 3)")
@@ -313,7 +313,7 @@ def _read_by(own: Data | SubTask, data: Data) -> tuple[tuple[DataSource, ...], t
     """The sources to train and to evaluate on, with what they leave to the sections around them."""
     same = ("fields", "format", "delimiter", "columns", "encoding")
     around: dict[str, Any] = {key: getattr(own, key) for key in same}
-    around |= {"hub_config": data.hub_config, "template": data.template}
+    around |= {"hub_config": data.hub_config, "revision": data.revision, "template": data.template}
     return (
         tuple(completed(own.train, {**around, "split": data.train_split})),
         tuple(completed(own.eval, {**around, "split": data.eval_split})),

@@ -21,7 +21,9 @@ from distft.process import stop_signals
 from distft.process.console import Console, duration
 from distft.recipe.schema import Recipe
 from distft.recipe.sources import Which
+from distft.run.commits import pinned
 from distft.run.folder import RunDir
+from distft.training import hub_commits
 from distft.training.datasets import fill_cache, name_of
 from distft.training.preview import without_weights
 
@@ -62,7 +64,9 @@ def prepare(recipe: Recipe, workers: int | None, console: Console) -> Iterator[P
     logging.disable_progress_bar()
     stop_signals.listen()
     with TemporaryDirectory(prefix="distft-encode-") as folder:
-        context = RunContext(RunDir(Path(folder)), without_weights(recipe))
+        run = RunDir(Path(folder))
+        recipe = pinned(recipe, hub_commits.settle_alone(run, recipe, console))
+        context = RunContext(run, without_weights(recipe))
         for part in recipe.parts():
             for which in get_args(Which):
                 for source in sources_of(part, which):
