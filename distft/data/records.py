@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy.typing as npt
 
+from distft.errors import UserError
+
 Column = npt.NDArray[Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -93,3 +96,27 @@ class Encoder(Protocol):
         Raises:
             UserError: naming the record and what is wrong with it.
         """
+
+
+@runtime_checkable
+class BatchEncoder(Protocol):
+    """What an encoder has beside `Encoder` if many records at once take it less time."""
+
+    def encode_many(self, records: Sequence[Record]) -> list[Encoded | UserError]:
+        """For each record what `encode` returns or raises."""
+
+
+def encode_many(encoder: Encoder, records: Sequence[Record]) -> list[Encoded | UserError]:
+    """For each record what `encoder.encode` returns or raises."""
+    return encoder.encode_many(records) if isinstance(encoder, BatchEncoder) else each(records, encoder.encode)
+
+
+def each(records: Sequence[Record], make: Callable[[Record], T]) -> list[T | UserError]:
+    """What is made of each record; the UserError that this raises, for those it cannot be made of."""
+    made: list[T | UserError] = []
+    for record in records:
+        try:
+            made.append(make(record))
+        except UserError as error:
+            made.append(error)
+    return made

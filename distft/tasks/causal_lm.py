@@ -15,8 +15,8 @@ from torch.nn import functional
 from distft.data.formats import Conversation, asked_by, parse, prompt_of
 from distft.data.loader import Census
 from distft.data.messages import texts_of
-from distft.data.records import Column, Document, Encoded, Record
-from distft.data.templates import REJECTED, Marked, Template
+from distft.data.records import Column, Document, Encoded, Record, each
+from distft.data.templates import REJECTED, Draft, Marked, Template
 from distft.errors import UserError
 from distft.metrics.scores import Report
 from distft.recipe.tasks import CausalLM
@@ -87,6 +87,14 @@ class CausalEncoder:
                 raise UserError(f"{record.where}: the prompt is empty")
             return Encoded([Document({"tokens": tokens, "targets": np.zeros(len(tokens), bool)}, len(tokens), 0)])
         return split_to_rows(self.template.encode(record, self.fields), self.row_tokens, self.drop)
+
+    def encode_many(self, records: Sequence[Record]) -> list[Encoded | UserError]:
+        drafts = each(records, lambda record: self.template.draft(record, self.fields))
+        marked = iter(self.template.all_marked([draft for draft in drafts if isinstance(draft, Draft)]))
+        return [
+            draft if isinstance(draft, UserError) else split_to_rows(next(marked), self.row_tokens, self.drop)
+            for draft in drafts
+        ]
 
     def _opening(self, asked: Conversation | str) -> Column:
         if isinstance(asked, str) and self.continues:

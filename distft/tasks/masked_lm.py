@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from distft.data.formats import text_of
 from distft.data.order import hashes
-from distft.data.records import Column, Document, Encoded, Record
+from distft.data.records import Column, Document, Encoded, Record, each
 from distft.errors import UserError
 from distft.metrics.scores import Report
 from distft.recipe.tasks import MaskedLM
@@ -62,7 +62,17 @@ class MaskedEncoder:
 
     def encode(self, record: Record, answered: bool = True) -> Encoded:
         text = text_of(record, "text", self.fields)
-        tokens = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return self._encoded(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def encode_many(self, records: Sequence[Record]) -> list[Encoded | UserError]:
+        texts = each(records, lambda record: text_of(record, "text", self.fields))
+        good = [text for text in texts if isinstance(text, str)]
+        found = self.tokenizer(good, add_special_tokens=False, verbose=False)["input_ids"] if good else []
+        tokens = iter(found)
+        return [text if isinstance(text, UserError) else self._encoded(next(tokens)) for text in texts]
+
+    def _encoded(self, tokens: list[int]) -> Encoded:
+        """Of the tokens of a text."""
         room = self.row_tokens - _SPECIAL
         long = len(tokens) > room
         if not tokens:

@@ -181,6 +181,17 @@ def tokens_of(tokenizer: Any, text: str, pair: str | None = None, limit: int | N
     return {"tokens": np.array(found["input_ids"], np.int32), "types": np.array(found["token_type_ids"], np.uint8)}
 
 
+def all_tokens_of(tokenizer: Any, texts: Sequence[Sequence[str]]) -> list[dict[str, Column]]:
+    """As `tokens_of`, of several texts or pairs at once, which costs less than one after the other."""
+    if len({len(one) for one in texts}) != 1:  # none at all, or some are pairs
+        return [all_tokens_of(tokenizer, [one])[0] for one in texts]
+    found = tokenizer(*map(list, zip(*texts, strict=True)), return_token_type_ids=True, verbose=False)
+    return [
+        {"tokens": np.array(ids, np.int32), "types": np.array(types, np.uint8)}
+        for ids, types in zip(found["input_ids"], found["token_type_ids"], strict=True)
+    ]
+
+
 def pack_json(value: Any) -> Column:
     """A value as bytes, for a column of what scores need and models do not: uint8 [n]."""
     return np.frombuffer(json.dumps(value, ensure_ascii=False).encode(), np.uint8)
