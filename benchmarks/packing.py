@@ -32,7 +32,8 @@ FILES = {"gsm8k": "gsm8k/train.jsonl", "chat": "chat/alpaca_en_demo.json"}
 ROW_TOKENS, SEED, STEPS = 2048, 0, 200
 
 
-def lengths(kind: str, count: int) -> row_index.Sizes:
+def lengths(kind: str, count: int, most: int = ROW_TOKENS) -> row_index.Sizes:
+    """Tokens of so many documents, int32, `most` at most."""
     chance = np.random.default_rng(0)
     if kind == "lognormal":
         drawn = np.exp(chance.normal(5.5, 1.0, count))
@@ -40,7 +41,7 @@ def lengths(kind: str, count: int) -> row_index.Sizes:
         text = (DATA / FILES[kind]).read_text(encoding="utf-8")
         records = json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.splitlines()]
         drawn = chance.choice([len(" ".join(map(str, record.values())).encode()) / 4 for record in records], count)
-    return np.clip(drawn, 1, ROW_TOKENS).astype(np.int32)
+    return np.clip(drawn, 1, most).astype(np.int32)
 
 
 def timed(work: Callable[..., Any], *arguments: Any) -> tuple[float, float, Any]:

@@ -19,7 +19,14 @@ from distft.recipe.schema import Recipe
 from distft.recipe.sources import is_pattern
 from distft.run.files import write_atomically
 
-ELSEWHERE = {"eval", "eval_split", "cache", "group_by_length", "today"}  # keys of `data` that hardly change a row
+ELSEWHERE = {
+    "eval",
+    "eval_split",
+    "cache",
+    "group_by_length",
+    "balance",
+    "today",
+}  # of `data`: hardly change a row
 BYTES_PER_TOKEN = 4.0  # of English text, about
 
 

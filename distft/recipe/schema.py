@@ -115,9 +115,9 @@ class Data(Section):
     group_by_length: Literal["step"] | bool | None = Field(
         "step",
         description="where rows are not packed, which of them stand together by length: step: those of each step, "
-        "among its micro-batches; true: rows of similar lengths share a step; false: none; null: as true where rows "
-        "are padded, the default of earlier versions",
+        "among its micro-batches; true: rows of similar lengths share a step; false: none; null: as earlier versions",
     )
+    balance: bool = Field(True, description="sort the packed rows of a step by cost, so that ranks take equally long")
     overlong: Overlong | None = Field(
         None, description="what to do with a record longer than a row; default: the first that the task supports"
     )

@@ -55,11 +55,11 @@ class Dataset:
     def row_count(self) -> int:
         return sum(map(len, self.rows))
 
-    def order(self, seed: int, batch: int | None = None, fixed: bool = False) -> RowOrder:
+    def order(self, seed: int, batch: int | None = None, fixed: bool = False, apart: bool = False) -> RowOrder:
         """The sequence of rows, see `Shuffle`."""
         firsts = self.corpus.first_documents.tolist() if self.weights else [0]
         orders = [
-            Shuffle(self.corpus, rows, seed, batch, fixed, first)
+            Shuffle(self.corpus, rows, seed, batch, fixed, first, apart)
             for rows, first in zip(self.rows, firsts, strict=False)
         ]
         return Blend(orders, self.weights, seed) if self.weights else orders[0]
@@ -224,8 +224,9 @@ def training_loader(
 ) -> Loader:
     """The stream of micro-batches; of several tasks they come in turn."""
     seed, by = recipe.data.seed, grouping(recipe, spec)
-    batch, sorts = slots.global_batch if by == "stream" else None, by == "step"
-    shuffles = {part: one.order(seed, batch) for part, one in data.items()}
+    balanced = balances(recipe, spec)
+    batch, sorts = slots.global_batch if by == "stream" else None, by == "step" or balanced
+    shuffles = {part: one.order(seed, batch, apart=balanced) for part, one in data.items()}
     if None in data:
         return RowLoader(data[None].corpus, shuffles[None], slots, seed, total, sorts, data[None].sources)
     parts = {part.name: part for part in recipe.parts() if part.name is not None}
@@ -233,6 +234,11 @@ def training_loader(
     weights = {name: part.weight or drawn[name] for name, part in parts.items()}
     mixed = {n: Ingredient(data[n].corpus, shuffles[n], weights[n], data[n].sources) for n in parts}
     return Mixture(mixed, slots, seed, sorts)
+
+
+def balances(recipe: Recipe, spec: ModelSpec) -> bool:
+    """Whether packed rows of a step are sorted by what attention within their documents takes."""
+    return recipe.data.balance and spec.packs and packs(recipe, spec)
 
 
 def grouping(recipe: Recipe, spec: ModelSpec) -> Literal["stream", "step"] | None:
