@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from distft.data.cache_writer import NUMBERS
+from distft.data.checksums import Checksums, Damaged, Watch
 from distft.data.records import Document
-from distft.errors import UserError
 
 META = "meta.json"  # the file of a cache folder that is written last
 
@@ -31,6 +31,15 @@ class Meta:
     notes: dict[str, int] = field(default_factory=dict)  # what was done to how many
     warnings: dict[str, str] = field(default_factory=dict)  # of some of these notes more, for the first record
 
+    @classmethod
+    def read(cls, path: Path) -> Meta:
+        """Of a cache folder. Raises Damaged if it is missing, or not what was written."""
+        try:
+            Checksums(path).check(META)
+            return cls(**json.loads((path / META).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise Damaged(path, str(error)) from error
+
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
@@ -41,24 +50,27 @@ class Corpus:
     _numbers: Mapping[str, npt.NDArray[Any]]
     _offsets: Mapping[str, npt.NDArray[np.int64]]
     _values: Mapping[str, npt.NDArray[Any]]
+    _watches: Mapping[str, Watch] = field(default_factory=dict)  # of columns, as far as they are verified
 
     @classmethod
     def open(cls, path: Path) -> Corpus:
-        """Opens a folder made by `build`. Raises UserError if it is missing or damaged."""
+        """Opens a folder made by `build_cache`. Raises Damaged if it is missing, or its index is not what was written;
+        the documents themselves are verified when they are read."""
+        meta = Meta.read(path)
         try:
-            meta = Meta(**json.loads((path / META).read_text()))
+            sums = Checksums(path)
+            for name in index_of(meta):
+                sums.check(name)
             numbers = {name: _mapped(path / f"{name}.bin", dtype) for name, dtype in NUMBERS.items()}
             offsets = {name: _mapped(path / f"{name}.offsets.bin", "int64") for name in meta.columns}
-            values = {name: _mapped(path / f"{name}.column.bin", dtype) for name, dtype in meta.columns.items()}
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"token cache {path} cannot be opened ({error}); delete that folder") from error
-        whole = all(len(array) == meta.documents for array in numbers.values())
-        whole &= all(len(array) == meta.documents + 1 for array in offsets.values())
-        if not whole or any(len(values[name]) != offsets[name][-1] for name in meta.columns):
-            raise UserError(f"token cache {path} is damaged (a file has the wrong size); delete that folder")
-        if any(its[0] != 0 or (np.diff(its) < 0).any() for its in offsets.values()):
-            raise UserError(f"token cache {path} is damaged (its documents overlap); delete that folder")
-        return cls(meta, np.array(numbers["sizes"]), numbers, offsets, values)
+            values = {name: _mapped(path / column_of(name), dtype) for name, dtype in meta.columns.items()}
+            for name, its in values.items():
+                if its.nbytes != (wanted := sums.files[column_of(name)].bytes):
+                    raise ValueError(f"{column_of(name)} has {its.nbytes:,} bytes and not {wanted:,}")
+        except (OSError, ValueError, KeyError) as error:
+            raise Damaged(path, str(error)) from error
+        watches = {name: Watch(path, column_of(name), its, sums.files[column_of(name)]) for name, its in values.items()}
+        return cls(meta, np.array(numbers["sizes"]), numbers, offsets, values, watches)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -69,19 +81,36 @@ class Corpus:
         return self._numbers["targets"]
 
     def largest_token(self) -> int:
-        """Of all documents. Reads all of them."""
+        """Of all documents. Reads all of them. Raises Damaged."""
+        for name, watch in self._watches.items():
+            watch.check(0, self._values[name].nbytes)
         return max(int(its.max(initial=0)) for its in self._values.values() if its.dtype == np.int32)
 
     def document(self, i: int) -> Document:
-        """Document i, 0 <= i < len (else IndexError). Its arrays are read-only views of the mapped files."""
+        """Document i, 0 <= i < len (else IndexError). Its arrays are read-only views of the mapped files.
+
+        Raises Damaged if what is to be read is not what was written.
+        """
         if not 0 <= i < len(self):
             raise IndexError(f"document {i} of {len(self)}")
         columns = {}
         for name, values in self._values.items():
-            offsets = self._offsets[name]
-            columns[name] = np.asarray(values[int(offsets[i]) : int(offsets[i + 1])])
+            begin, end = self._offsets[name][i : i + 2].tolist()
+            if name in self._watches:
+                self._watches[name].check(begin * values.itemsize, end * values.itemsize)
+            columns[name] = np.asarray(values[begin:end])
         numbers = {name: int(array[i]) for name, array in self._numbers.items()}
         return Document(columns, numbers["sizes"], numbers["targets"], numbers["records"])
+
+
+def column_of(name: str) -> str:
+    """The file that holds the values of a column."""
+    return f"{name}.column.bin"
+
+
+def index_of(meta: Meta) -> list[str]:
+    """The files of a cache folder that say where documents are, and what of them is known without reading them."""
+    return [f"{name}.bin" for name in NUMBERS] + [f"{name}.offsets.bin" for name in meta.columns]
 
 
 def _mapped(path: Path, dtype: str) -> npt.NDArray[Any]:

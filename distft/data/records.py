@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
@@ -87,3 +88,11 @@ class Encoder(Protocol):
         Raises:
             UserError: naming the record and what is wrong with it.
         """
+
+
+@runtime_checkable
+class NamesFiles(Protocol):
+    """What an encoder has besides, if records name files that it reads, such as recordings."""
+
+    def files(self, record: Record) -> Sequence[Path]:
+        """Those that `encode` would read, whether they are there or not."""

@@ -95,6 +95,7 @@ def fill_cache(
     console: Console,
     check_stop: Callable[[], None],
     workers: int | None = None,
+    verify: bool = False,
 ) -> Path:
     """The cache folder of these data, written first unless it is there already. See `token_cache.build_cache`."""
     source, cache = source_of(part, which), context.recipe.data.cache
@@ -106,7 +107,9 @@ def fill_cache(
             bar.at(number, "")
 
         encoder = context.encoder(part.name)
-        return token_cache.build_cache(source, encoder, cache, check_stop, show, bar.expect, workers)
+        return token_cache.build_cache(
+            source, encoder, cache, check_stop, show, bar.expect, workers, console.say, verify
+        )
 
 
 def arrange(corpus: Corpus, folder: Path, recipe: Recipe, spec: ModelSpec, packed: bool) -> Dataset:

@@ -66,7 +66,7 @@ def prepare(recipe: Recipe, workers: int | None, console: Console) -> Iterator[P
                 if (source := source_of(part, which)) is None:
                     continue
                 begun = time.monotonic()
-                found = fill_cache(context, part, which, console, _check_stop, workers)
+                found = fill_cache(context, part, which, console, _check_stop, workers, verify=True)
                 bad = len(token_cache.left_out(found, source))
                 yield Prepared(name_of(part, which), found, Corpus.open(found).meta, bad, time.monotonic() - begun)
 
