@@ -18,11 +18,11 @@ import xxhash
 from distft.data import bad_records
 from distft.data.bad_records import Bad
 from distft.data.checksums import SummedFile, Sums, sealed, unsealed
-from distft.data.records import Encoded
+from distft.data.records import Encoded, content_of
 from distft.errors import UserError
 from distft.run.files import write_atomically
 
-NUMBERS = {"sizes": "int32", "targets": "int32", "records": "int64"}  # one a document
+NUMBERS = {"sizes": "int32", "targets": "int32", "records": "int64", "contents": "uint64"}  # one a document
 PROGRESS = "progress.json"
 _BAD = "bad records"  # the file that lists them, which is there only if there are any
 
@@ -118,14 +118,14 @@ class CacheWriter:
         self._notes.update(encoded.notes)
         done.warnings = {**encoded.warnings, **done.warnings}
         for document in encoded.documents:
-            numbers = {"sizes": document.size, "targets": document.targets, "records": done.records}
-            for name, number in numbers.items():
-                self._put(name, np.array([number], NUMBERS[name]))
-            for name, dtype in self._columns.items():
-                values = np.ascontiguousarray(document[name], dtype)
+            columns = {name: np.ascontiguousarray(document[name], dtype) for name, dtype in self._columns.items()}
+            for name, values in columns.items():
                 self._put(f"{name}.offsets", np.array([done.ends[name]], "int64"))
                 self._put(f"{name}.column", values)
                 done.ends[name] += len(values)
+            numbers = {"sizes": document.size, "targets": document.targets, "records": done.records}
+            for name, number in {**numbers, "contents": content_of(columns)}.items():
+                self._put(name, np.array([number], NUMBERS[name]))
             done.documents += 1
             done.size += document.size
             done.targets += document.targets

@@ -163,12 +163,12 @@ def sums_of(content: bytes) -> Sums:
 
 def sealed(text: str) -> str:
     """A text behind a line with its checksum."""
-    return f"{xxhash.xxh3_64_hexdigest(text)}\n{text}"
+    return f"{xxhash.xxh3_64_hexdigest(text.encode())}\n{text}"
 
 
 def unsealed(content: str) -> str:
     """The text of a sealed one. Raises ValueError if it is not what was sealed."""
     checksum, _, text = content.partition("\n")
-    if xxhash.xxh3_64_hexdigest(text) != checksum:
+    if xxhash.xxh3_64_hexdigest(text.encode()) != checksum:
         raise ValueError("it is not what was written")
     return text

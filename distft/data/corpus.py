@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import numpy.typing as npt
 
 from distft.data.cache_writer import NUMBERS
 from distft.data.checksums import Checksums, Damaged, Watch
+from distft.data.pieces import Int64s, Pieces
 from distft.data.records import Document
+from distft.errors import UserError
 
 META = "meta.json"  # the file of a cache folder that is written last
 
@@ -40,10 +43,19 @@ class Meta:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise Damaged(path, str(error)) from error
 
+    def check_usable(self) -> None:
+        """Raises UserError if there is nothing to learn from."""
+        if self.records == 0:
+            raise UserError(f"data {self.source} has no records")
+        if self.documents == 0:
+            why = "; ".join(f"{number:,} {note}" for note, number in self.notes.items())
+            why = f"{why and ': '}{why}"
+            raise UserError(f"none of the {self.records} records of {self.source} can be used for training{why}")
+
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """N documents, mapped from disk. In memory: `sizes`, int32 [N]."""
+    """N documents, or pieces of documents, mapped from disk. In memory: `sizes`, int32 [N]."""
 
     meta: Meta
     sizes: npt.NDArray[np.int32]
@@ -51,6 +63,7 @@ class Corpus:
     _offsets: Mapping[str, npt.NDArray[np.int64]]
     _values: Mapping[str, npt.NDArray[Any]]
     _watches: Mapping[str, Watch] = field(default_factory=dict)  # of columns, as far as they are verified
+    _pieces: Pieces | None = None  # the documents, as far as they are not those of the folder
 
     @classmethod
     def open(cls, path: Path) -> Corpus:
@@ -78,12 +91,43 @@ class Corpus:
     @property
     def targets(self) -> npt.NDArray[np.int32]:
         """`Document.targets` of each, int32 [N], mapped."""
-        return self._numbers["targets"]
+        return self._numbers["targets"] if self._pieces is None else self._pieces.index["targets"]
+
+    @cached_property
+    def _wholes(self) -> Int64s | None:
+        """The documents of the folder that these are, or are pieces of, rising; None: all of them."""
+        return None if self._pieces is None else np.unique(self._pieces.index["document"])
+
+    @property
+    def contents(self) -> npt.NDArray[np.uint64]:
+        """Hashes of whole documents, uint64 [W]: equal documents have the same one."""
+        found: npt.NDArray[np.uint64] = self._numbers["contents"]
+        return found if self._wholes is None else found[self._wholes]
+
+    @property
+    def records(self) -> Int64s:
+        """Indexes of the records of whole documents, int64 [W]."""
+        found: Int64s = self._numbers["records"]
+        return found if self._wholes is None else found[self._wholes]
+
+    def in_pieces(self, pieces: Pieces, meta: Meta) -> Corpus:
+        """Pieces of the documents of a folder, and what is to be said of them."""
+        return replace(self, meta=meta, sizes=np.ascontiguousarray(pieces.index["size"]), _pieces=pieces)
+
+    def true_values(self, column: str, documents: Int64s, begins: Int64s, ends: Int64s) -> Int64s:
+        """How many values of a column of one byte are true between these places of these documents of the folder, int64
+        of the same length. Raises Damaged."""
+        values, first = np.asarray(self._values[column]).view(np.uint8), self._offsets[column][documents]
+        found = np.empty(len(documents), np.int64)
+        for at, (begin, end) in enumerate(zip((first + begins).tolist(), (first + ends).tolist(), strict=True)):
+            self._verify(column, begin, end)
+            found[at] = np.count_nonzero(values[begin:end])
+        return found
 
     def largest_token(self) -> int:
         """Of all documents. Reads all of them. Raises Damaged."""
-        for name, watch in self._watches.items():
-            watch.check(0, self._values[name].nbytes)
+        for name, values in self._values.items():
+            self._verify(name, 0, len(values))
         return max(int(its.max(initial=0)) for its in self._values.values() if its.dtype == np.int32)
 
     def document(self, i: int) -> Document:
@@ -93,14 +137,24 @@ class Corpus:
         """
         if not 0 <= i < len(self):
             raise IndexError(f"document {i} of {len(self)}")
+        if self._pieces is None:
+            return self._whole(i)
+        return self._pieces.document(i, self._whole(int(self._pieces.index["document"][i])))
+
+    def _whole(self, i: int) -> Document:
+        """Document i of the folder."""
         columns = {}
         for name, values in self._values.items():
             begin, end = self._offsets[name][i : i + 2].tolist()
-            if name in self._watches:
-                self._watches[name].check(begin * values.itemsize, end * values.itemsize)
+            self._verify(name, begin, end)
             columns[name] = np.asarray(values[begin:end])
         numbers = {name: int(array[i]) for name, array in self._numbers.items()}
         return Document(columns, numbers["sizes"], numbers["targets"], numbers["records"])
+
+    def _verify(self, column: str, begin: int, end: int) -> None:
+        if column in self._watches:
+            itemsize = self._values[column].itemsize
+            self._watches[column].check(begin * itemsize, end * itemsize)
 
 
 def column_of(name: str) -> str:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import numpy.typing as npt
+import xxhash
 
 Column = npt.NDArray[Any]
 
@@ -53,6 +55,15 @@ class Document:
         return self.columns[name]
 
 
+def content_of(columns: Mapping[str, Column]) -> int:
+    """A hash of the columns of a document: equal documents have the same one. 64 bits."""
+    content = xxhash.xxh3_64()
+    for name, values in columns.items():
+        content.update(f"{name} {len(values)} ".encode())
+        content.update(np.ascontiguousarray(values).data)
+    return content.intdigest()
+
+
 @dataclass(frozen=True)
 class Encoded:
     """What became of a record.
@@ -96,3 +107,12 @@ class NamesFiles(Protocol):
 
     def files(self, record: Record) -> Sequence[Path]:
         """Those that `encode` would read, whether they are there or not."""
+
+
+@runtime_checkable
+class Cuts(Protocol):
+    """What an encoder has besides, if it cuts documents that are longer than a row: they are kept whole."""
+
+    @property
+    def uncut(self) -> Encoder:
+        """Encodes the same records as whole documents, also those without anything to predict."""

@@ -27,6 +27,7 @@ from distft.run.digest import of_parts
 from distft.run.files import write_atomically
 
 FORMAT = 3  # of the folder; raise it when its files change
+CONTENT = 2  # of what runs know their data by; raised, no run that was begun before goes on with the same data
 
 _DAY = 86400.0  # seconds
 _LONG = 30 * _DAY  # a job may wait in the queue
@@ -128,11 +129,17 @@ def root_of(cache: str | None) -> Path:
     return found.expanduser() / "tokens"
 
 
-def _key(source: Source, encoder: Encoder, root: Path, check_stop: Callable[[], None]) -> str:
-    parts = [FORMAT, sources.fingerprint(source, memory=root), encoder.digest, sorted(encoder.columns.items())]
+def content_of(source: Source, encoder: Encoder, cache: str | None, check_stop: Callable[[], None]) -> str:
+    """sha256 (hex) of what the documents of a run are made from; the encoder may cut them. Runs know their data by it,
+    so it does not depend on how a folder is written."""
+    return _key(source, encoder, root_of(cache), check_stop, CONTENT)
+
+
+def _key(source: Source, encoder: Encoder, root: Path, check_stop: Callable[[], None], form: int = FORMAT) -> str:
+    parts = [form, sources.fingerprint(source, memory=root), encoder.digest, sorted(encoder.columns.items())]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     if isinstance(encoder, NamesFiles):
-        files = named_files.digest(source, encoder, key, root, check_stop)
+        files = named_files.digest(source, encoder, of_parts(*parts[1:]), root, check_stop)
         key = key if files is None else of_parts(key, files)
     return key
 
@@ -211,8 +218,7 @@ def _write(
         }
         meta = Meta(source.name, columns, **counts)
         bad_records.check(source, bad_records.listed(part / bad_records.FILE), meta.records)
-        if meta.documents == 0:
-            raise UserError(_why_empty(meta))
+        meta.check_usable()
         if not unchanged():
             raise UserError(f"data {source.name} changed while being read; run the same command again")
         text = json.dumps(_entries(meta), indent=1)
@@ -233,10 +239,3 @@ def _write(
 def _entries(meta: Meta) -> dict[str, Any]:
     """As JSON. What is new in it is left out where it says nothing, for other versions share the cache."""
     return {key: value for key, value in asdict(meta).items() if value or key != "warnings"}
-
-
-def _why_empty(meta: Meta) -> str:
-    if meta.records == 0:
-        return f"data {meta.source} has no records"
-    why = "; ".join(f"{number:,} {note}" for note, number in meta.notes.items())
-    return f"none of the {meta.records} records of {meta.source} can be used for training{why and ': '}{why}"

@@ -116,6 +116,9 @@ class Data(Section):
     overlong: Overlong | None = Field(
         None, description="what to do with a record longer than a row; default: the first that the task supports"
     )
+    duplicates: Literal["keep", "drop"] = Field(
+        "keep", description="training documents that are equal to one before them; drop: leave them out"
+    )
     seed: int = Field(0, description="seed of the order of rows")
     cache: Text | None = Field(None, description="folder of the token cache; default: $XDG_CACHE_HOME/distft")
 

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from distft.data import row_index, token_cache
+from distft.data import duplicates, row_index, token_cache
 from distft.data.bad_records import listing
 from distft.data.corpus import Corpus
+from distft.data.cutting import cut_to_rows
 from distft.data.loader import Loader, RowLoader, Shuffle, Slots
 from distft.data.mixture import Ingredient, Mixture, weights_of
 from distft.data.packing import Rows, bucket, one_per_row, pack
+from distft.data.records import Cuts
 from distft.data.sources import Which, source_of
 from distft.errors import UserError
 from distft.model.context import RunContext
@@ -29,12 +31,14 @@ from distft.tasks.protocol import ModelSpec
 
 @dataclass(frozen=True)
 class Dataset:
-    """Encoded records and how they share rows. `folder`: of the cache; `digest`: of all tokens and their packing."""
+    """Encoded records and how they share rows. `folder`: of the cache; `digest`: of all tokens and their packing;
+    `content`: of what they are made from."""
 
     corpus: Corpus
     rows: Rows
     digest: str
     folder: Path = Path()
+    content: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,17 +66,19 @@ def open_dataset(
     name = name_of(part, which)
     first: list[Dataset] = []
 
-    def build_cache() -> tuple[str, int]:
+    def build_cache() -> tuple[str, str, int]:
         with listing(context.run.bad_records, name, source) as bad:
             folder = fill_cache(context, part, which, console, stop_signals.check)
             bad += token_cache.left_out(folder, source)
-        first.append(arrange(Corpus.open(folder), folder, recipe, spec, packed))
-        return str(folder), len(bad)
+        encoder = context.encoder(part.name)
+        content = token_cache.content_of(source, encoder, recipe.data.cache, stop_signals.check)
+        first.append(arrange(opened(context, part, which, folder), folder, content, recipe, spec, packed))
+        return str(folder), content, len(bad)
 
-    path, bad = distributed.on_rank_0(ranks, f"tokens/{name}", build_cache)
+    path, content, bad = distributed.on_rank_0(ranks, f"tokens/{name}", build_cache)
     stop_signals.check()
     folder = Path(path)
-    found = first[0] if first else arrange(Corpus.open(folder), folder, recipe, spec, packed)
+    found = first[0] if first else arrange(opened(context, part, which, folder), folder, content, recipe, spec, packed)
     corpus = found.corpus
     console.say(describe_rows(name, corpus, found.rows, recipe))
     if bad:
@@ -107,26 +113,49 @@ def fill_cache(
             bar.at(number, "")
 
         encoder = context.encoder(part.name)
-        return token_cache.build_cache(
-            source, encoder, cache, check_stop, show, bar.expect, workers, console.say, verify
-        )
+        whole = encoder.uncut if isinstance(encoder, Cuts) else encoder
+        return token_cache.build_cache(source, whole, cache, check_stop, show, bar.expect, workers, console.say, verify)
 
 
-def arrange(corpus: Corpus, folder: Path, recipe: Recipe, spec: ModelSpec, packed: bool) -> Dataset:
-    """Documents of a cache folder in rows. `packed`: several share one."""
+def opened(context: RunContext, part: TaskPart, which: Which, folder: Path) -> Corpus:
+    """The documents of a cache folder, cut to rows as the task does it. Raises UserError if there are none."""
+    data, cut_of = context.recipe.data, context.specs[part.name].cut
+    before: list[Corpus] | None = [] if which == "train" and data.duplicates == "drop" else None
+    corpus = cut_to_rows(Corpus.open(folder), folder, None if cut_of is None else cut_of(data), before)
+    corpus.meta.check_usable()
+    return corpus
+
+
+def arrange(corpus: Corpus, folder: Path, content: str, recipe: Recipe, spec: ModelSpec, packed: bool) -> Dataset:
+    """Documents of a cache folder in rows. `content`: what they are made from; `packed`: several share one."""
     data = recipe.data
     if packed:
         way = pack if spec.packs else bucket
         rows = row_index.rows_of(folder, corpus.sizes, way, data.row_tokens, data.seed)
     else:
         rows = one_per_row(len(corpus))
-    digest = hashlib.sha256(f"{folder.name} {data.row_tokens} {packed} {data.seed}".encode())
-    return Dataset(corpus, rows, digest.hexdigest(), folder)
+    known = f"{content} {data.row_tokens} {packed} {data.seed}{' without duplicates' * (data.duplicates == 'drop')}"
+    digest = hashlib.sha256(known.encode())
+    return Dataset(corpus, rows, digest.hexdigest(), folder, content)
 
 
 def apart(data: Mapping[TaskName, Dataset], recipe: Recipe, spec: ModelSpec) -> dict[TaskName, Dataset]:
     """The same documents, each in a row of its own."""
-    return {name: arrange(one.corpus, one.folder, recipe, spec, False) for name, one in data.items()}
+    return {name: arrange(one.corpus, one.folder, one.content, recipe, spec, False) for name, one in data.items()}
+
+
+def tell_duplicates(
+    recipe: Recipe, train: Mapping[TaskName, Dataset], held: Mapping[TaskName, Dataset], console: Console
+) -> None:
+    """Says which documents the training data have more than once, and which the held-out data have too."""
+    for part in recipe.parts():
+        one, other = train[part.name], held.get(part.name)
+        said = [duplicates.tell_duplicates(name_of(part, "train"), one.corpus, one.folder)]
+        if other is not None:
+            said.append(duplicates.tell_twins(name_of(part, "eval"), other.corpus, one.corpus, one.folder))
+        for text in said:
+            if text is not None:
+                console.say(text)
 
 
 def rows_of(data: Mapping[TaskName, Dataset]) -> int:

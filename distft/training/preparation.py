@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from transformers.utils import logging
 
-from distft.data import token_cache
+from distft.data import duplicates, token_cache
 from distft.data.corpus import Corpus, Meta
 from distft.data.sources import source_of
 from distft.errors import Preempted
@@ -20,19 +20,20 @@ from distft.process import stop_signals
 from distft.process.console import Console, duration
 from distft.recipe.schema import Recipe
 from distft.run.folder import RunDir
-from distft.training.datasets import fill_cache, name_of
+from distft.training.datasets import fill_cache, name_of, opened
 from distft.training.preview import without_weights
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Encoded data. `bad`: records that were left out; `seconds`: it took."""
+    """Encoded data. `bad`: records that were left out; `seconds`: it took; `said`: what people should know besides."""
 
     name: str
     folder: Path
     meta: Meta
     bad: int
     seconds: float
+    said: Sequence[str] = ()
 
     def __str__(self) -> str:
         meta = self.meta
@@ -43,7 +44,7 @@ class Prepared:
         if self.bad:
             text += f"; {self.bad:,} bad records left out"
         lines = [text, f"  in {self.folder} after {duration(self.seconds)}"]
-        return "\n".join([*lines, *(f"warning: {warning}" for warning in meta.warnings.values())])
+        return "\n".join([*lines, *(f"warning: {warning}" for warning in meta.warnings.values()), *self.said])
 
 
 def prepare(recipe: Recipe, workers: int | None, console: Console) -> Iterator[Prepared]:
@@ -62,13 +63,19 @@ def prepare(recipe: Recipe, workers: int | None, console: Console) -> Iterator[P
     with TemporaryDirectory(prefix="distft-encode-") as folder:
         context = RunContext(RunDir(Path(folder)), without_weights(recipe))
         for part in recipe.parts():
+            train: tuple[Corpus, Path] | None = None
             for which in ("train", "eval"):
                 if (source := source_of(part, which)) is None:
                     continue
-                begun = time.monotonic()
+                begun, name = time.monotonic(), name_of(part, which)
                 found = fill_cache(context, part, which, console, _check_stop, workers, verify=True)
                 bad = len(token_cache.left_out(found, source))
-                yield Prepared(name_of(part, which), found, Corpus.open(found).meta, bad, time.monotonic() - begun)
+                corpus = opened(context, part, which, found)
+                if train is None:
+                    train, said = (corpus, found), duplicates.tell_duplicates(name, corpus, found)
+                else:
+                    said = duplicates.tell_twins(name, corpus, *train)
+                yield Prepared(name, found, corpus.meta, bad, time.monotonic() - begun, [said] if said else [])
 
 
 def _check_stop() -> None:

@@ -148,6 +148,8 @@ def open_datasets(
         other = datasets.open_dataset(context, part, "eval", shares, ranks, console)
         if other is not None:
             held[part.name] = other
+    if ranks.first:
+        datasets.tell_duplicates(context.recipe, train, held, console)
     return train, held
 
 

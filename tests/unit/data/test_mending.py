@@ -79,7 +79,7 @@ def test_a_flipped_byte_of_any_file_is_found_and_made_anew(tmp_path: Path, sourc
     folder = build(source, tmp_path)
     whole, draw = of_files(folder), random.Random(0)
     files = sorted(name for name, content in whole.items() if content)
-    assert {"meta.json", "checksums.json", "bad-records.jsonl", "records.bin", "letters.offsets.bin"} < {*files}
+    assert {"meta.json", "checksums.json", "bad-records.jsonl", "contents.bin", "letters.offsets.bin"} < {*files}
     for trial in range(100):
         name = files[trial % len(files)]
         flip(folder / name, draw.randrange(len(whole[name])))

@@ -1,5 +1,6 @@
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import stat
@@ -12,14 +13,14 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from distft.data import encoding, token_cache
+from distft.data import encoding, sources, token_cache
 from distft.data.cache_writer import CacheWriter
 from distft.data.checksums import Damaged, SummedFile, sealed, unsealed
 from distft.data.corpus import Corpus
 from distft.data.records import Document, Encoded
 from distft.data.sources import Source
 from distft.data.templates import Template
-from distft.data.token_cache import build_cache, root_of
+from distft.data.token_cache import build_cache, content_of, root_of
 from distft.errors import UserError
 from distft.recipe.schema import Data
 from distft.tasks.causal_lm import CausalEncoder
@@ -197,6 +198,15 @@ def test_made_once_and_again_only_for_what_matters(data, tmp_path, monkeypatch):
     assert len({first, *others}) == 6
 
 
+def test_runs_know_their_data_as_before_the_folders_changed(data):
+    settings = data([{"text": "hello"}])
+    source = Source(settings.train)
+    known = [2, sources.fingerprint(source), "letters", sorted(Letters.columns.items())]
+    expected = hashlib.sha256(json.dumps(known).encode()).hexdigest()
+    assert content_of(source, Letters(), settings.cache, lambda: None) == expected
+    assert built(settings, Letters()).name != expected
+
+
 @pytest.fixture
 def each_record(monkeypatch):
     """Every record is a time to stop, and to keep what there is."""
@@ -338,7 +348,7 @@ def test_without_locks_nobody_goes_on_with_what_another_writes(data, monkeypatch
 
 def test_nothing_has_the_final_name_before_the_rename(data, monkeypatch):
     def killed(temporary, folder):
-        numbers = {f"{name}.bin" for name in ("sizes", "targets", "records")}
+        numbers = {f"{name}.bin" for name in ("sizes", "targets", "records", "contents")}
         columns = {f"{name}.{part}.bin" for name in ("tokens", "targets") for part in ("offsets", "column")}
         assert {path.name for path in temporary.iterdir()} == {*numbers, *columns, "meta.json", "checksums.json"}
         raise Stop
