@@ -175,7 +175,8 @@ class CacheWriter:
         for name, end in self._done.ends.items():
             self._put(f"{name}.offsets", np.array([end], "int64"))
         self._sync()
-        (self.folder / PROGRESS).unlink(missing_ok=True)
+        for left in (self.folder / PROGRESS, *self.folder.glob(f".{PROGRESS}.*")):  # a kill came while it was written
+            left.unlink(missing_ok=True)
         if self._done.sums[_BAD].bytes == 0:
             self._paths[_BAD].unlink()
             del self._done.sums[_BAD]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,11 +64,12 @@ def flip(path: Path, place: int) -> None:
 @pytest.fixture(autouse=True)
 def small_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checksums, "STRETCH", STRETCH)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # no machine dies here, and it takes long
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Source:
-    texts = ["bad" if i % 11 == 3 else "one two three four five"[: i % 24] for i in range(200)]
+    texts = ["bad" if i % 11 == 3 else "one two three four five"[: i % 24] for i in range(100)]
     lines = ["" if i % 13 == 5 else json.dumps({"text": text}) for i, text in enumerate(texts)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     return Source(str(tmp_path / "a.jsonl"), bad_budget=0.5)
@@ -88,7 +88,7 @@ def test_a_flipped_byte_of_any_file_is_found_and_made_anew(tmp_path: Path, sourc
         assert of_files(folder) == whole, name
         [sentence] = said
         assert sentence.startswith(f"token cache {folder} is damaged: {name} from byte ")
-        assert 0 < len(encoder.encoded) < (200 if not name.endswith(".column.bin") else 40)
+        assert 0 < len(encoder.encoded) < (100 if not name.endswith(".column.bin") else 40)
     encoder = Letters()
     build(source, tmp_path, encoder)
     assert encoder.encoded == []
@@ -218,23 +218,24 @@ def test_checksums_are_those_of_the_files_however_often_it_was_killed(
     monkeypatch.setattr(encoding, "PART_BYTES", 700 if parts else 1 << 20)
     monkeypatch.setattr(encoding, "_EVERY", -1.0)
     monkeypatch.setattr(encoding, "_KEEP_EVERY", -1.0)
-    calls = [0]
+    calls = limit = 0
 
     def stop() -> None:
-        calls[0] += 1
-        if calls[0] % 17 == 0:
+        nonlocal calls
+        calls += 1
+        if calls > limit:
             raise InterruptedError
 
-    for _ in range(100):
+    while True:
+        calls, limit = 0, limit + 3
         try:
             folder = build_cache(source, Letters(), str(tmp_path / "killed"), stop, lambda done: None, workers=2)
             break
         except InterruptedError:
             continue
-    assert calls[0] > 17
+    assert limit > 3
     assert of_files(folder) == whole
     assert mending.damage(folder, True) == []
-    shutil.rmtree(folder)
 
 
 def test_a_part_that_is_damaged_before_it_is_appended_is_not_taken(
