@@ -90,15 +90,15 @@ def repacking(kind: str, count: int) -> dict[str, Any]:
     with TemporaryDirectory(dir=Path.cwd()) as folder:
         for row_tokens in (256, 1024):
             cut = MarkedCut(row_tokens, False)
-            _, seconds, found = timed(cut_to_rows, corpus, Path(folder) / "tokens", cut)
+            seconds, _, found = timed(cut_to_rows, corpus, Path(folder) / "tokens", cut)
             _, again, _ = timed(cut_to_rows, corpus, Path(folder) / "tokens", cut)
-            _, packed, rows = timed(pack, found.sizes, row_tokens, SEED)
+            packed, _, rows = timed(pack, found.sizes, row_tokens, SEED)
             figures[f"to {row_tokens}"] = {
                 "documents": len(found),
                 "rows": len(rows),
-                "cut_s": round(seconds, 2),
-                "map_s": round(again, 3),
-                "pack_s": round(packed, 2),
+                "cut_cpu_s": round(seconds, 2),
+                "map_wall_s": round(again, 3),
+                "pack_cpu_s": round(packed, 2),
             }
     return figures
 
@@ -114,11 +114,11 @@ def duplicates(kind: str, count: int) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     with TemporaryDirectory(dir=Path.cwd()) as folder:
         for name in ("first", "remembered"):
-            _, counted, number = timed(count_duplicates, train, Path(folder) / "tokens")
-            _, looked, twins = timed(find_twins, held, train, Path(folder) / "tokens")
-            figures[name] = {"count_s": round(counted, 3), "twins_s": round(looked, 3)}
-        _, dropped, kept = timed(cut_to_rows, train, Path(folder) / "tokens", None, [])
-    return figures | {"drop_s": round(dropped, 2), "duplicates": number, "kept": len(kept), "twins": twins.number}
+            counted, _, number = timed(count_duplicates, train, Path(folder) / "tokens")
+            looked, _, twins = timed(find_twins, held, train, Path(folder) / "tokens")
+            figures[name] = {"count_cpu_s": round(counted, 3), "twins_cpu_s": round(looked, 3)}
+        dropped, _, kept = timed(cut_to_rows, train, Path(folder) / "tokens", None, [])
+    return figures | {"drop_cpu_s": round(dropped, 2), "duplicates": number, "kept": len(kept), "twins": twins.number}
 
 
 def reading(kind: str, count: int) -> dict[str, Any]:

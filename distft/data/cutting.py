@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from distft.data.corpus import Corpus
+from distft.data.corpus import Corpus, distinct
 from distft.data.duplicates import repeated
 from distft.data.pieces import EMPTY, LONGEST, PIECE, REPEATED, SPLIT, Cut, Pieces, places_of
 from distft.run.files import complete_file
@@ -67,7 +67,7 @@ def find_pieces(corpus: Corpus, cut: Cut | None, before: Sequence[Corpus] | None
     if before is None:
         return Pieces(index, cut, _notes(cut, [*counts, 0]))
     again = np.zeros(len(corpus), bool)  # of the documents
-    used = np.unique(index["document"])
+    used = distinct(index["document"])
     contents = [*(other.contents for other in before), corpus.contents[used]]
     again[used] = repeated(np.concatenate(contents))[-len(used) :] if len(used) else False
     return Pieces(index[~again[index["document"]]], cut, _notes(cut, [*counts, int(again.sum())]))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import xxhash
 
 from distft.data.checksums import sealed, unsealed
-from distft.data.corpus import Corpus
+from distft.data.corpus import Corpus, distinct
 from distft.run.files import write_atomically
 
 FORMAT = 1  # of what is remembered
@@ -36,8 +36,8 @@ class Twins:
 
 def repeated(contents: Contents) -> npt.NDArray[np.bool_]:
     """Which documents are equal to one before them, bool [N]."""
-    ordered = np.sort(contents)
-    several = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    ordered = np.sort(contents)  # np.unique of so many is slow
+    several = distinct(ordered[1:][ordered[1:] == ordered[:-1]])
     found = _among(contents, several)
     places = np.flatnonzero(found)
     found[places[np.unique(contents[places], return_index=True)[1]]] = False
@@ -48,7 +48,7 @@ def count_duplicates(corpus: Corpus, folder: Path) -> int:
     """How many documents of a corpus are equal to one before them. Remembered beside the folder, if they are many."""
 
     def count() -> list[int]:
-        return [len(corpus.contents) - len(np.unique(corpus.contents))]
+        return [len(corpus.contents) - len(distinct(np.sort(corpus.contents)))]
 
     [number] = _remembered(folder, [corpus], count)
     return number
@@ -58,8 +58,8 @@ def find_twins(corpus: Corpus, other: Corpus, folder: Path) -> Twins:
     """Which documents of a corpus are in another one too. Remembered beside that one's folder, if they are many."""
 
     def find() -> list[int]:
-        both = other.contents[_among(other.contents, np.unique(corpus.contents))]
-        places = np.flatnonzero(_among(corpus.contents, np.unique(both)))
+        both = other.contents[_among(other.contents, distinct(np.sort(corpus.contents)))]
+        places = np.flatnonzero(_among(corpus.contents, distinct(np.sort(both))))
         if not len(places):
             return [0, 0, 0]
         first = int(places[0])

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distft.data import corpus as corpus_module
 from distft.data import cutting
 from distft.data.corpus import Corpus
 from distft.data.cutting import cut_to_rows
@@ -87,6 +88,9 @@ def test_the_pieces_are_those_that_an_encoder_cuts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, kept: bool
 ) -> None:
     monkeypatch.setattr(cutting, "FEWEST", 1 if kept else 1000)
+    if kept:  # targets are counted in many blocks
+        monkeypatch.setattr(corpus_module, "_FAR", 3)
+        monkeypatch.setattr(corpus_module, "_BLOCK", 32)
     source = written(tmp_path, texts_of(kind))
     folder = build(source, Marks(16).uncut)
     for row in (1, 7, 16, 40, 90):
