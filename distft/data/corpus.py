@@ -169,11 +169,12 @@ def distinct(ordered: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _sums(values: npt.NDArray[np.uint8], begins: Int64s, ends: Int64s) -> Int64s:
-    """Sums of stretches of values, one behind the other, the last of which ends with them."""
-    places = np.stack([begins, ends], 1).ravel()[:-1]
-    places = np.minimum(places, len(values) - 1)  # of empty ones at the end
-    sums = np.add.reduceat(values, places, dtype=np.int32)[::2]
-    return np.where(begins < ends, sums, 0)
+    """Sums of stretches of values that come one behind the other, 0 where one is empty."""
+    found, some = np.zeros(len(begins), np.int64), begins < ends
+    if some.any():
+        places = np.stack([begins[some], ends[some]], 1).ravel()
+        found[some] = np.add.reduceat(values[: places[-1]], places[:-1], dtype=np.int32)[::2]
+    return found
 
 
 def column_of(name: str) -> str:
