@@ -220,7 +220,7 @@ def set_up(folder: Path, ranks: int) -> None:
     from distft.data.corpus import Corpus
     from distft.data.loader import Slots
     from distft.data.packing import one_per_row
-    from distft.data.sources import training_source
+    from distft.data.sources import sources_of
     from distft.model import random_init
     from distft.model.base_model import load_processor
     from distft.recipe.load import load
@@ -238,14 +238,14 @@ def set_up(folder: Path, ranks: int) -> None:
     )
     recipe = load(folder / "recipe.yaml", [])
     [part] = recipe.parts()
-    spec, source = spec_of(part), training_source(part)
+    spec, source = spec_of(part), sources_of(part, "train")[0]
     if not (folder / "model").exists():
         init = ModelInit(architecture="llama", vocab_size=4096, config=dict(LLAMA))
         random_init.create(init, spec.model, (), [(spec, source)], folder / "model")
     family = spec.model.family
     encoder = spec.encoder(Setting(recipe, (), lambda: load_processor(folder / "model", recipe.model, family)))
     corpus = Corpus.open(token_cache.build_cache(source, encoder, recipe.data.cache, lambda: None, lambda number: None))
-    rows = datasets.Dataset(corpus, one_per_row(len(corpus)), "")
+    rows = datasets.Dataset(corpus, [one_per_row(len(corpus))], "")
     loader = datasets.training_loader(recipe, spec.model, {None: rows}, Slots(ranks, 1, 0, 1), None)
     with open(folder / "rows.jsonl", "w") as file:
         for step in range(STEPS_OF_ROWS):

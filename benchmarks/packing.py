@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from distft.data import order, row_index
-from distft.data.corpus import Corpus, Meta
+from distft.data.corpus import CacheFolder, Corpus, Meta
 from distft.data.cutting import cut_to_rows
 from distft.data.duplicates import count_duplicates, find_twins
 from distft.data.loader import RowLoader, Shuffle, Slots
@@ -68,13 +68,13 @@ def packing(kind: str, count: int) -> dict[str, Any]:
     return figures | {"rows": len(rows), "rows_above_least": f"{len(rows) / least - 1:.3%}"}
 
 
-def corpus_of(sizes: row_index.Sizes, targets: row_index.Sizes, learned: np.ndarray[Any, Any]) -> Corpus:
+def folder_of(sizes: row_index.Sizes, targets: row_index.Sizes, learned: np.ndarray[Any, Any]) -> CacheFolder:
     ends = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
     contents = order.hashes(0, 0, len(sizes))
     numbers = {"sizes": sizes, "targets": targets, "records": np.arange(len(sizes)), "contents": contents}
     values = {"tokens": np.zeros(int(ends[-1]), np.int32), "targets": learned}
     columns = {"tokens": "int32", "targets": "bool"}
-    return Corpus(Meta("", columns), sizes, numbers, dict.fromkeys(columns, ends), values)
+    return CacheFolder(Meta("", columns, documents=len(sizes)), numbers, dict.fromkeys(columns, ends), values)
 
 
 def repacking(kind: str, count: int) -> dict[str, Any]:
@@ -86,15 +86,15 @@ def repacking(kind: str, count: int) -> dict[str, Any]:
     if kind == "answers":
         learned[first + 1] = False
     targets = np.add.reduceat(learned, first, dtype=np.int32)
-    corpus, figures = corpus_of(sizes, targets, learned), {"tokens": len(learned)}
+    documents, figures = folder_of(sizes, targets, learned), {"tokens": len(learned)}
     with TemporaryDirectory(dir=Path.cwd()) as folder:
         for row_tokens in (256, 1024):
             cut = MarkedCut(row_tokens, False)
-            seconds, _, found = timed(cut_to_rows, corpus, Path(folder) / "tokens", cut)
-            _, again, _ = timed(cut_to_rows, corpus, Path(folder) / "tokens", cut)
+            seconds, _, found = timed(cut_to_rows, documents, Path(folder) / "tokens", cut)
+            _, again, _ = timed(cut_to_rows, documents, Path(folder) / "tokens", cut)
             packed, _, rows = timed(pack, found.sizes, row_tokens, SEED)
             figures[f"to {row_tokens}"] = {
-                "documents": len(found),
+                "documents": len(found.sizes),
                 "rows": len(rows),
                 "cut_cpu_s": round(seconds, 2),
                 "map_wall_s": round(again, 3),
@@ -109,22 +109,28 @@ def duplicates(kind: str, count: int) -> dict[str, Any]:
     contents[: count // 100] = contents[-(count // 100) :]
     sizes, columns = np.ones(count, np.int32), {"tokens": "int32"}
     numbers = {"sizes": sizes, "targets": sizes, "records": np.arange(count), "contents": contents}
-    train = Corpus(Meta("", columns), sizes, numbers, {}, {})
-    held = Corpus(Meta("", columns), sizes[:10_000], {name: its[:10_000] for name, its in numbers.items()}, {}, {})
+    all_of = CacheFolder(Meta("", columns, documents=count), numbers, {}, {})
+    some = {name: its[:10_000] for name, its in numbers.items()}
+    train, held = Corpus(all_of), Corpus(CacheFolder(Meta("", columns, documents=10_000), some, {}, {}))
     figures: dict[str, Any] = {}
     with TemporaryDirectory(dir=Path.cwd()) as folder:
         for name in ("first", "remembered"):
             counted, _, number = timed(count_duplicates, train, Path(folder) / "tokens")
             looked, _, twins = timed(find_twins, held, train, Path(folder) / "tokens")
             figures[name] = {"count_cpu_s": round(counted, 3), "twins_cpu_s": round(looked, 3)}
-        dropped, _, kept = timed(cut_to_rows, train, Path(folder) / "tokens", None, [])
-    return figures | {"drop_cpu_s": round(dropped, 2), "duplicates": number, "kept": len(kept), "twins": twins.number}
+        dropped, _, kept = timed(cut_to_rows, all_of, Path(folder) / "tokens", None, [])
+    return figures | {
+        "drop_cpu_s": round(dropped, 2),
+        "duplicates": number,
+        "kept": len(kept.sizes),
+        "twins": twins.number,
+    }
 
 
 def reading(kind: str, count: int) -> dict[str, Any]:
     """A step of 32 rows, by one rank: its census and its documents, in the order of each kind of row."""
     sizes = lengths(kind, count)
-    corpus = corpus_of(sizes, sizes, np.ones(int(sizes.sum(dtype=np.int64)), bool))
+    corpus = Corpus(folder_of(sizes, sizes, np.ones(int(sizes.sum(dtype=np.int64)), bool)))
     figures: dict[str, Any] = {}
     ways = {
         "packed": (pack(sizes, ROW_TOKENS, SEED), None, False),

@@ -7,8 +7,8 @@ All sides train the same model on the same token ids, one process and one thread
 round. gsm8k: a random Qwen2 of 8.2 M parameters, whose answers are learned; the learning rate is so small that weights
 stay as they are, so each step's loss must be that of its documents, each alone (checked: ours to 1e-5, the peers' to
 the four digits that a Trainer logs). sst2, conll2003, phrasebank: MiniLM, whose dropout leaves no loss to compare. The
-speed of a run is that of its steps after the first few. Beside each ratio stands the law: what leaving out padding, and
-logits that nobody learns, could bring by itself,
+speed of a run is that of its steps after the first few; a Trainer that groups by length takes whole groups of batches.
+Beside each ratio stands the law: what leaving out padding, and logits that nobody learns, could bring by itself,
 
     [(body + head + attention) / eta] / (body + f head + attention)
 
@@ -46,6 +46,7 @@ QWEN2 = {
     "tie_word_embeddings": True,
 }
 WARM = 2  # steps that are not looked at
+SORTED = 50  # batches that a Trainer sorts together, the longest first: fewer steps would be of long documents alone
 STILL = 1e-12  # a learning rate that changes no weight
 LORA = {"type": "lora", "r": 16, "alpha": 32, "targets": "all-linear"}
 
@@ -132,7 +133,7 @@ class Bench:
         """The model, and the documents as our side encodes them, written down for the others."""
         from distft.data import token_cache
         from distft.data.corpus import Corpus
-        from distft.data.sources import training_source
+        from distft.data.sources import sources_of
         from distft.model import random_init
         from distft.model.context import RunContext
         from distft.recipe.load import load
@@ -147,12 +148,14 @@ class Bench:
 
             [part] = recipe.parts()
             init = ModelInit(architecture="qwen2", vocab_size=9008, config=dict(QWEN2))
-            random_init.create(init, spec_of(part).model, (), [(spec_of(part), training_source(part))], self.model)
+            random_init.create(
+                init, spec_of(part).model, (), [(spec_of(part), sources_of(part, "train")[0])], self.model
+            )
         run = RunDir(self.folder / "set-up")
         run.path.mkdir(exist_ok=True)
         context = RunContext(run, recipe, lambda key, work: work(), starts=True)
         [part] = recipe.parts()
-        source = training_source(part)
+        source = sources_of(part, "train")[0]
         built = token_cache.build_cache(source, context.encoder(None), recipe.data.cache, lambda: None, lambda n: None)
         corpus = Corpus.open(built)
         with open(self.documents, "w") as lines:
@@ -259,7 +262,8 @@ def main() -> None:
                 check(side, steps, truth)
             if number == 0:
                 each = (steps[-1]["time"] - steps[WARM - 1]["time"]) / (len(steps) - WARM)
-                steps_of[side] = WARM + max(4, math.ceil(args.seconds / each))
+                wanted = max(4, math.ceil(args.seconds / each))
+                steps_of[side] = WARM + (math.ceil(wanted / SORTED) * SORTED if side == "grouped" else wanted)
                 continue
             found[side].append(speed(steps))
             taken[side] += steps

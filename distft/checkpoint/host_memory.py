@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -56,11 +56,13 @@ def _new_room(numel: int, pinned: bool) -> torch.Tensor:
     return torch.frombuffer(mmap.mmap(-1, 4 * numel), dtype=torch.float32)
 
 
-def after_what_is_queued(tensors: Sequence[Named]) -> torch.cuda.Stream | None:
-    """A stream of the tensors' GPU that begins when what the current one was given so far is done; None on a CPU."""
-    device = next((tensor.device for _, tensor in tensors if tensor.is_cuda), None)
-    if device is None:
+def after_what_is_queued(tensors: Iterable[torch.Tensor]) -> torch.cuda.Stream | None:
+    """A stream of the tensors' GPU that begins when what the current one was given so far is done; None on a CPU. All
+    tensors are on one device: only the first is looked at."""
+    first = next(iter(tensors), None)
+    if first is None or not first.is_cuda:
         return None
+    device = first.device
     stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(device))
     return stream

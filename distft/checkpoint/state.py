@@ -58,10 +58,15 @@ def owned(engine: Engine) -> Iterator[tuple[str, torch.Tensor]]:
             yield f"{fragment.name}|{fragment.offset}|{kind}", tensor
 
 
-def buffers(engine: Engine) -> Iterator[tuple[str, torch.Tensor]]:
-    """Copies of the buffers, on the CPU, which one rank writes."""
-    for name, buffer in _buffers(engine.module).items():
-        yield f"{name}|0|buffer", buffer.detach().to("cpu", copy=True)
+def buffer_names(engine: Engine) -> list[str]:
+    """Of the buffers that are saved."""
+    return list(_buffers(engine.module))
+
+
+def buffers(engine: Engine, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Copies of these buffers, on the CPU, which one rank writes."""
+    for name in names:
+        yield f"{name}|0|buffer", engine.module.get_buffer(name).detach().to("cpu", copy=True)
 
 
 def file_of(rank: int) -> str:

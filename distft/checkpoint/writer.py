@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -70,29 +71,38 @@ class Writer:
         self._saves = 0
         self._done: Saved | None = None  # the thread's; looked at when it has ended
         self._news: list[Saved] = []
+        self._buffers: list[str] | None = None  # their names, once known
         self._newest: Path | None = None  # this rank's file of the checkpoint that was committed last
 
     def begin(self, engine: Engine, progress: Progress, adapter: dict[str, Any]) -> None:
         """Have this rank's part copied and written; waits for the save before. Raises what that one ran into."""
         began = time.monotonic()
         self.wait()
-        tensors = list(state.owned(engine))
-        buffers = list(state.buffers(engine)) if self._ranks.first else []
-        description = None
-        if self._ranks.first:
-            description = {
-                **state.describe_state(engine, progress, self._identity, adapter),
-                "written_by": self._fence.token,
-            }
+        buffers = self._copies_of_buffers(engine)
+        stream = after_what_is_queued(tensor for _, tensor in state.owned(engine))
         self._saves += 1
-        part = PendingSave(
-            self._saves, progress.step, progress.best_step, tensors, buffers, description, engine.state_bytes
-        )
+        number = self._saves
+
+        def listed() -> PendingSave:
+            """What is to be copied and written; to list it takes longer than to begin, so it is the thread's work."""
+            step, best, description = progress.step, progress.best_step, None
+            if self._ranks.first:
+                described = state.describe_state(engine, progress, self._identity, adapter)
+                description = {**described, "written_by": self._fence.token}
+            tensors = list(state.owned(engine))
+            return PendingSave(number, step, best, tensors, buffers, description, engine.state_bytes)
+
         self._copied.clear()
-        stream = after_what_is_queued(tensors)
-        self._thread = threading.Thread(target=self._run, args=(part, began, stream), name="checkpoint", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(listed, began, stream), name="checkpoint", daemon=True)
         self._stood = time.monotonic() - began
         self._thread.start()
+
+    def _copies_of_buffers(self, engine: Engine) -> list[Named]:
+        if not self._ranks.first:
+            return []
+        if self._buffers is None:
+            self._buffers = state.buffer_names(engine)
+        return list(state.buffers(engine, self._buffers))
 
     @property
     def copies(self) -> bool:
@@ -128,9 +138,10 @@ class Writer:
         found, self._news = self._news, []
         return found
 
-    def _run(self, part: PendingSave, began: float, stream: torch.cuda.Stream | None) -> None:
+    def _run(self, listed: Callable[[], PendingSave], began: float, stream: torch.cuda.Stream | None) -> None:
         try:
             try:
+                part = listed()
                 copied = self._memory.copy(part.tensors, stream)
             finally:
                 self._copied.set()

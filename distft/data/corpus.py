@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -56,19 +57,23 @@ class Meta:
 
 
 @dataclass(frozen=True, eq=False)
-class Corpus:
-    """N documents, or pieces of documents, mapped from disk. In memory: `sizes`, int32 [N]."""
+class CacheFolder:
+    """The documents of one cache folder, or pieces of them, as far as they are mapped.
+
+    Attributes:
+        watches: of columns, what of them is verified.
+        pieces: None: the documents are those of the folder.
+    """
 
     meta: Meta
-    sizes: npt.NDArray[np.int32]
-    _numbers: Mapping[str, npt.NDArray[Any]]
-    _offsets: Mapping[str, npt.NDArray[np.int64]]
-    _values: Mapping[str, npt.NDArray[Any]]
-    _watches: Mapping[str, Watch] = field(default_factory=dict)  # of columns, as far as they are verified
-    _pieces: Pieces | None = None  # the documents, as far as they are not those of the folder
+    numbers: Mapping[str, npt.NDArray[Any]]
+    offsets: Mapping[str, npt.NDArray[np.int64]]
+    values: Mapping[str, npt.NDArray[Any]]
+    watches: Mapping[str, Watch] = field(default_factory=dict)
+    pieces: Pieces | None = None
 
     @classmethod
-    def open(cls, path: Path) -> Corpus:
+    def open(cls, path: Path) -> CacheFolder:
         """Opens a folder made by `build_cache`. Raises Damaged if it is missing, or its index is not what was written;
         the documents themselves are verified when they are read."""
         meta = Meta.read(path)
@@ -85,56 +90,125 @@ class Corpus:
         except (OSError, ValueError, KeyError) as error:
             raise Damaged(path, str(error)) from error
         watches = {name: Watch(path, column_of(name), its, sums.files[column_of(name)]) for name, its in values.items()}
-        return cls(meta, np.array(numbers["sizes"]), numbers, offsets, values, watches)
+        return cls(meta, numbers, offsets, values, watches)
 
-    def __len__(self) -> int:
-        return len(self.sizes)
+    @property
+    def sizes(self) -> npt.NDArray[np.int32]:
+        """Of each document, int32 [N], mapped."""
+        return self.numbers["sizes"] if self.pieces is None else self.pieces.index["size"]
 
     @property
     def targets(self) -> npt.NDArray[np.int32]:
         """`Document.targets` of each, int32 [N], mapped."""
-        return self._numbers["targets"] if self._pieces is None else self._pieces.index["targets"]
+        return self.numbers["targets"] if self.pieces is None else self.pieces.index["targets"]
 
     @cached_property
     def _wholes(self) -> Int64s | None:
         """The documents of the folder that these are, or are pieces of, rising; None: all of them."""
-        return None if self._pieces is None else distinct(self._pieces.index["document"])
+        return None if self.pieces is None else distinct(self.pieces.index["document"])
 
     @property
     def contents(self) -> npt.NDArray[np.uint64]:
         """Hashes of whole documents, uint64 [W]: equal documents have the same one."""
-        found: npt.NDArray[np.uint64] = self._numbers["contents"]
+        found: npt.NDArray[np.uint64] = self.numbers["contents"]
         return found if self._wholes is None else found[self._wholes]
 
     @property
     def records(self) -> Int64s:
         """Indexes of the records of whole documents, int64 [W]."""
-        found: Int64s = self._numbers["records"]
+        found: Int64s = self.numbers["records"]
         return found if self._wholes is None else found[self._wholes]
 
-    def in_pieces(self, pieces: Pieces, meta: Meta) -> Corpus:
-        """Pieces of the documents of a folder, and what is to be said of them."""
-        return replace(self, meta=meta, sizes=np.ascontiguousarray(pieces.index["size"]), _pieces=pieces)
+    def in_pieces(self, pieces: Pieces, meta: Meta) -> CacheFolder:
+        """Pieces of the documents of this folder, and what is to be said of them."""
+        return replace(self, meta=meta, pieces=pieces)
 
     def true_values(self, column: str, documents: Int64s, begins: Int64s, ends: Int64s) -> Int64s:
         """How many values of a column of one byte are true between these places of these documents of the folder, int64
         of the same length. Raises Damaged."""
-        values, first = np.asarray(self._values[column]).view(np.uint8), self._offsets[column][documents]
+        values, first = np.asarray(self.values[column]).view(np.uint8), self.offsets[column][documents]
         begins, ends = first + begins, first + ends
         found = np.zeros(len(documents), np.int64)
         far = np.flatnonzero(np.diff(begins) > _FAR) + 1
         for some in np.split(np.arange(len(documents)), np.union1d(far, np.flatnonzero(np.diff(begins // _BLOCK)) + 1)):
             if len(some):
                 low, high = int(begins[some[0]]), int(ends[some[-1]])
-                self._verify(column, low, high)
+                self.verify(column, low, high)
                 found[some] = _sums(values[low:high], begins[some] - low, ends[some] - low)
         return found
 
     def largest_token(self) -> int:
         """Of all documents. Reads all of them. Raises Damaged."""
-        for name, values in self._values.items():
-            self._verify(name, 0, len(values))
-        return max(int(its.max(initial=0)) for its in self._values.values() if its.dtype == np.int32)
+        for name, values in self.values.items():
+            self.verify(name, 0, len(values))
+        return max(int(its.max(initial=0)) for its in self.values.values() if its.dtype == np.int32)
+
+    def document(self, i: int) -> Document:
+        """Document i. Raises Damaged."""
+        if self.pieces is None:
+            return self._whole(i)
+        return self.pieces.document(i, self._whole(int(self.pieces.index["document"][i])))
+
+    def _whole(self, i: int) -> Document:
+        """Document i of the folder."""
+        columns = {}
+        for name, values in self.values.items():
+            begin, end = self.offsets[name][i : i + 2].tolist()
+            self.verify(name, begin, end)
+            columns[name] = np.asarray(values[begin:end])
+        numbers = {name: int(array[i]) for name, array in self.numbers.items()}
+        return Document(columns, numbers["sizes"], numbers["targets"], numbers["records"])
+
+    def verify(self, column: str, begin: int, end: int) -> None:
+        """Raises Damaged if some of these values are not what was written."""
+        if column in self.watches:
+            itemsize = self.values[column].itemsize
+            self.watches[column].check(begin * itemsize, end * itemsize)
+
+
+class Corpus:
+    """N documents, mapped from one cache folder or from several, one after the other.
+
+    Attributes:
+        meta: of all of them together.
+        sizes: of the documents, int32 [N], in memory.
+        targets: `Document.targets` of each, int32 [N]; mapped if there is one folder.
+        first_documents, first_records: with which each folder begins, and the ends, int64 [folders + 1].
+    """
+
+    def __init__(self, *folders: CacheFolder) -> None:
+        self._folders = folders
+        self.meta = _together([one.meta for one in folders])
+        self.sizes: npt.NDArray[np.int32] = np.concatenate([one.sizes for one in folders])
+        targets = [one.targets for one in folders]
+        self.targets: npt.NDArray[np.int32] = targets[0] if len(targets) == 1 else np.concatenate(targets)
+        self.first_documents = np.cumsum([0, *(one.meta.documents for one in folders)])
+        self.first_records = np.cumsum([0, *(one.meta.records for one in folders)])
+
+    @classmethod
+    def open(cls, *paths: Path) -> Corpus:
+        """Opens folders made by `build_cache`. Raises Damaged, see `CacheFolder.open`."""
+        return cls(*map(CacheFolder.open, paths))
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def largest_token(self) -> int:
+        """Of all documents. Reads all of them. Raises Damaged."""
+        return max(folder.largest_token() for folder in self._folders)
+
+    @cached_property
+    def contents(self) -> npt.NDArray[np.uint64]:
+        """Hashes of whole documents, uint64 [W]: equal documents have the same one."""
+        return np.concatenate([folder.contents for folder in self._folders])
+
+    def place(self, whole: int) -> str:
+        """Of whole document number `whole`, for people."""
+        for folder in self._folders:
+            if whole < len(folder.contents):
+                return f"record {int(folder.records[whole]) + 1:,} of {folder.meta.source}"
+            whole -= len(folder.contents)
+        raise IndexError(whole)
 
     def document(self, i: int) -> Document:
         """Document i, 0 <= i < len (else IndexError). Its arrays are read-only views of the mapped files.
@@ -143,24 +217,25 @@ class Corpus:
         """
         if not 0 <= i < len(self):
             raise IndexError(f"document {i} of {len(self)}")
-        if self._pieces is None:
-            return self._whole(i)
-        return self._pieces.document(i, self._whole(int(self._pieces.index["document"][i])))
+        if len(self._folders) == 1:
+            return self._folders[0].document(i)
+        number = int(np.searchsorted(self.first_documents, i, side="right")) - 1
+        found = self._folders[number].document(i - int(self.first_documents[number]))
+        return replace(found, record=int(self.first_records[number]) + found.record)
 
-    def _whole(self, i: int) -> Document:
-        """Document i of the folder."""
-        columns = {}
-        for name, values in self._values.items():
-            begin, end = self._offsets[name][i : i + 2].tolist()
-            self._verify(name, begin, end)
-            columns[name] = np.asarray(values[begin:end])
-        numbers = {name: int(array[i]) for name, array in self._numbers.items()}
-        return Document(columns, numbers["sizes"], numbers["targets"], numbers["records"])
 
-    def _verify(self, column: str, begin: int, end: int) -> None:
-        if column in self._watches:
-            itemsize = self._values[column].itemsize
-            self._watches[column].check(begin * itemsize, end * itemsize)
+def _together(metas: Sequence[Meta]) -> Meta:
+    if len(metas) == 1:
+        return metas[0]
+    counts = {key: sum(getattr(one, key) for one in metas) for key in ("records", "documents", "size", "targets")}
+    notes: Counter[str] = Counter()
+    warnings: dict[str, str] = {}
+    for one in metas:
+        notes.update(one.notes)
+        warnings = {**one.warnings, **warnings}
+    return Meta(
+        " + ".join(one.source for one in metas), metas[0].columns, **counts, notes=dict(notes), warnings=warnings
+    )
 
 
 def distinct(ordered: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from distft.data.corpus import Corpus, distinct
+from distft.data.corpus import CacheFolder, distinct
 from distft.data.duplicates import repeated
 from distft.data.pieces import EMPTY, LONGEST, PIECE, REPEATED, SPLIT, Cut, Pieces, places_of
 from distft.run.files import complete_file
@@ -25,50 +24,52 @@ FEWEST = 100_000  # documents; the pieces of fewer are found as soon as such a f
 _HEADER = 32  # bytes
 
 
-def cut_to_rows(corpus: Corpus, folder: Path, cut: Cut | None, before: Sequence[Corpus] | None = None) -> Corpus:
+def cut_to_rows(
+    folder: CacheFolder, path: Path, cut: Cut | None, before: Sequence[CacheFolder] | None = None
+) -> CacheFolder:
     """The same documents, those that are longer than a row as the task cuts them; those without targets are left out.
 
     Where there are many, the index is kept beside the folder, and mapped by all processes and later runs.
 
     Args:
         cut: None: all documents fit.
-        before: leave out documents that are equal to one before them, here or in these corpora; None: keep them.
+        before: leave out documents that are equal to one before them, here or in these folders; None: keep them.
     """
-    fits = cut is None or ((corpus.sizes <= cut.row_tokens).all() and (corpus.targets > 0).all())
+    fits = cut is None or ((folder.sizes <= cut.row_tokens).all() and (folder.targets > 0).all())
     if fits and before is None:
-        return corpus
-    if len(corpus) < FEWEST:
-        return _as_pieces(corpus, find_pieces(corpus, cut, before))
-    known = [FORMAT, cut, *(_digest(array) for array in (corpus.sizes, *map(attrgetter("contents"), before or ())))]
-    known += [before is None]
-    path = folder.with_name(f"{folder.name}.pieces-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}")
-    found = read(path, cut)
+        return folder
+    if len(folder.sizes) < FEWEST:
+        return _as_pieces(folder, find_pieces(folder, cut, before))
+    others = [_digest(other.contents) for other in before or ()]
+    known = [FORMAT, _digest(folder.sizes), cut, before is None, others]
+    kept = path.with_name(f"{path.name}.pieces-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}")
+    found = read(kept, cut)
     if found is None:
-        found = find_pieces(corpus, cut, before)
+        found = find_pieces(folder, cut, before)
         with suppress(OSError):  # the folder is somebody else's, or full
-            write(path, found)
-            found = read(path, cut) or found
-    return _as_pieces(corpus, found)
+            write(kept, found)
+            found = read(kept, cut) or found
+    return _as_pieces(folder, found)
 
 
 def _digest(array: npt.NDArray[Any]) -> str:
     return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(array).data)
 
 
-def find_pieces(corpus: Corpus, cut: Cut | None, before: Sequence[Corpus] | None) -> Pieces:
+def find_pieces(folder: CacheFolder, cut: Cut | None, before: Sequence[CacheFolder] | None) -> Pieces:
     if cut is None:
-        index, counts = places_of(corpus.sizes, LONGEST, np.ones(len(corpus), np.int64)), [0, 0]
-        index["targets"] = corpus.targets
+        index, counts = places_of(folder.sizes, LONGEST, np.ones(len(folder.sizes), np.int64)), [0, 0]
+        index["targets"] = folder.targets
     else:
-        index = cut.pieces(corpus)
+        index = cut.pieces(folder)
         learned = index["targets"] > 0
         index = index if learned.all() else index[learned]
-        counts = [int((corpus.sizes > cut.row_tokens).sum()), int((~learned).sum())]
+        counts = [int((folder.sizes > cut.row_tokens).sum()), int((~learned).sum())]
     if before is None:
         return Pieces(index, cut, _notes(cut, [*counts, 0]))
-    again = np.zeros(len(corpus), bool)  # of the documents
+    again = np.zeros(len(folder.sizes), bool)  # of the documents
     used = distinct(index["document"])
-    contents = [*(other.contents for other in before), corpus.contents[used]]
+    contents = [*(other.contents for other in before), folder.contents[used]]
     again[used] = repeated(np.concatenate(contents))[-len(used) :] if len(used) else False
     return Pieces(index[~again[index["document"]]], cut, _notes(cut, [*counts, int(again.sum())]))
 
@@ -82,13 +83,13 @@ def _texts(cut: Cut | None) -> tuple[str, str, str]:
     return (SPLIT if cut is None else cut.note), EMPTY, REPEATED
 
 
-def _as_pieces(corpus: Corpus, pieces: Pieces) -> Corpus:
+def _as_pieces(folder: CacheFolder, pieces: Pieces) -> CacheFolder:
     """With what `meta` says of pieces instead of whole documents."""
-    meta, index = corpus.meta, pieces.index
+    meta, index = folder.meta, pieces.index
     notes = {**meta.notes, **{note: meta.notes.get(note, 0) + number for note, number in pieces.notes.items()}}
     size, targets = (int(index[name].sum(dtype=np.int64)) for name in ("size", "targets"))
     meta = replace(meta, documents=len(index), size=size, targets=targets, notes=notes)
-    return corpus.in_pieces(pieces, meta)
+    return folder.in_pieces(pieces, meta)
 
 
 def read(path: Path, cut: Cut | None) -> Pieces | None:

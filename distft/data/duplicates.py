@@ -27,10 +27,10 @@ Contents = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class Twins:
-    """How many documents of one corpus are in another, and the first such pair: the index of each one's record."""
+    """How many documents of one corpus are in another, and the first such pair: the number of each document."""
 
     number: int
-    record: int = 0
+    document: int = 0
     other: int = 0
 
 
@@ -64,7 +64,7 @@ def find_twins(corpus: Corpus, other: Corpus, folder: Path) -> Twins:
             return [0, 0, 0]
         first = int(places[0])
         twin = int(np.flatnonzero(other.contents == corpus.contents[first])[0])
-        return [len(places), int(corpus.records[first]), int(other.records[twin])]
+        return [len(places), first, twin]
 
     return Twins(*_remembered(folder, [other, corpus], find))
 
@@ -106,7 +106,7 @@ def tell_twins(name: str, held: Corpus, train: Corpus, folder: Path) -> str | No
     twins = find_twins(held, train, folder)
     if not twins.number:
         return None
-    pair = f"record {twins.record + 1:,} of {held.meta.source} is record {twins.other + 1:,} of {train.meta.source}"
+    pair = f"{held.place(twins.document)} is {train.place(twins.other)}"
     return (
         f"warning: data.{name}: {twins.number:,} of {len(held.contents):,} documents are in the training data too, so "
         f"scores on them say little; the first: {pair}"

@@ -22,8 +22,7 @@ import numpy.typing as npt
 from distft.data import sources
 from distft.data.cache_writer import CacheWriter
 from distft.data.records import Encoder
-from distft.data.sources import Source
-from distft.data.text_lines import WHOLE, Stretch
+from distft.data.sources import Piece, Source
 from distft.errors import UserError
 from distft.process.forks import Forks
 
@@ -44,7 +43,7 @@ class Work:
     """A source to encode.
 
     Attributes:
-        parts: of the source, in order; encoded by other processes if there are several.
+        pieces: of the source, in order; encoded by other processes if there are several.
         workers: such processes at a time.
         check_stop: raises to give up. Called every few records, as is `progress`.
         progress: takes the number of records done.
@@ -52,7 +51,7 @@ class Work:
 
     source: Source
     encoder: Encoder
-    parts: Sequence[Stretch]
+    pieces: Sequence[Piece]
     workers: int
     check_stop: Callable[[], None]
     progress: Callable[[int], None]
@@ -63,16 +62,16 @@ class Work:
         Raises:
             UserError: for the first bad record of the source, whichever part was the first to meet one.
         """
-        if len(self.parts) == 1:
-            self._encode(writer, WHOLE, self.check_stop, self.progress)
+        if len(self.pieces) == 1:
+            self._encode(writer, self.pieces[0], self.check_stop, self.progress)
         else:
             self._encode_parts(writer)
 
     def _encode(
-        self, writer: CacheWriter, stretch: Stretch, check_stop: Callable[[], None], progress: Callable[[int], None]
+        self, writer: CacheWriter, piece: Piece, check_stop: Callable[[], None], progress: Callable[[int], None]
     ) -> None:
         kept, there, told = time.monotonic(), writer.records, -math.inf
-        for number, row in enumerate(sources.read_leniently(self.source, stretch)):
+        for number, row in enumerate(sources.read_piece(piece)):
             now = time.monotonic()
             if now - told > _EVERY:
                 try:
@@ -96,17 +95,17 @@ class Work:
                     writer.add(encoded)
 
     def _encode_parts(self, writer: CacheWriter) -> None:
-        counts: npt.NDArray[np.int64] = np.frombuffer(mmap.mmap(-1, 8 * len(self.parts)), np.int64)  # all share it
-        places = [writer.folder / f"part-{part.begin}" for part in self.parts]
+        counts: npt.NDArray[np.int64] = np.frombuffer(mmap.mmap(-1, 8 * len(self.pieces)), np.int64)  # all share it
+        places = [writer.folder / f"part-{number}" for number in range(len(self.pieces))]
         for place in places[: writer.parts]:  # a kill came between the two steps of `_append`
             shutil.rmtree(place, ignore_errors=True)
         begun, shown = writer.parts, -1
         done: set[int] = set()
         refused: dict[int, UserError] = {}
         with Forks() as forks:
-            while writer.parts < len(self.parts):
+            while writer.parts < len(self.pieces):
                 self.check_stop()
-                while len(forks) < self.workers and begun < min([len(self.parts), *refused]):
+                while len(forks) < self.workers and begun < min([len(self.pieces), *refused]):
                     forks.start(begun, partial(self._encode_part, begun, places[begun], counts))
                     begun += 1
                 for number, error in forks.ended():
@@ -135,7 +134,7 @@ class Work:
             counts[number] = records
 
         with CacheWriter(place, self.encoder.columns) as writer:
-            self._encode(writer, self.parts[number], check_stop, show)
+            self._encode(writer, self.pieces[number], check_stop, show)
             writer.keep()
             show(writer.records)
 

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from distft.data import readers, sources, tables, text_lines
+from distft.data import places, readers, tables, text_lines
 from distft.data.records import Broken
 from distft.errors import UserError
 
@@ -47,7 +47,7 @@ def layout_of(path: Path, task: str, names: set[str]) -> Layout:
     Raises:
         UserError: the file cannot be read as text and its suffix says that it is text.
     """
-    suffix = sources.suffix_of(path)
+    suffix = places.suffix_of(path)
     if path.is_dir() or suffix in (".jsonl", ".json", ".parquet", ".conll", ".bio", ".iob"):
         return Layout()
     lines = _first_lines(path)
@@ -67,7 +67,7 @@ def normal(name: str) -> str:
 
 
 def _of_lines(path: Path, suffix: str) -> Layout:
-    if suffix in sources.TEXTS:
+    if suffix in places.TEXTS:
         return Layout()
     return Layout({"format": "lines"}, doubts=[f"{path.name} is read as one text per line (data.format)"])
 

@@ -41,6 +41,7 @@ class Census:
         rows: padding included.
         targets: the sum of `Document.targets`.
         parts: the same for each of several tasks; the numbers themselves are 0 then.
+        sources: of each of several sources, by name, how much of it there is.
     """
 
     micro_batches: int = 0
@@ -48,6 +49,15 @@ class Census:
     documents: int = 0
     targets: int = 0
     parts: Mapping[str, Census] = field(default_factory=dict)
+    sources: Mapping[str, Share] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a step takes of a source. `size`: tokens, or milliseconds of speech."""
+
+    documents: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -77,22 +87,44 @@ class Loader(Protocol):
         """Of step `index`, the same on every rank."""
 
 
+class RowOrder(Protocol):
+    """An endless sequence of rows."""
+
+    def samples(self, index: int) -> list[int]:
+        """Ids of the documents in row `index`."""
+
+    def widths(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The size of the largest document in each of some rows, int64 [n]; it is what the others are padded to."""
+
+    def documents(self, rows: range) -> npt.NDArray[np.int64]:
+        """Ids of all documents in some rows, int64 [k]."""
+
+
 class Shuffle:
-    """The order of the rows in each epoch.
+    """Rows in an order of its own for each epoch.
 
     Args:
         batch: rows of similar lengths stand together, this many at a time; None: in any order.
         fixed: the same order in every epoch: that of the data, or by size (evaluation).
+        first: id of the document that is number 0 in `rows`.
     """
 
-    def __init__(self, corpus: Corpus, rows: Rows, seed: int, batch: int | None = None, fixed: bool = False) -> None:
-        self._corpus, self._rows, self._seed, self._batch, self._fixed = corpus, rows, seed, batch, fixed
+    def __init__(
+        self,
+        corpus: Corpus,
+        rows: Rows,
+        seed: int,
+        batch: int | None = None,
+        fixed: bool = False,
+        first: int = 0,
+    ) -> None:
+        self._sizes = corpus.sizes[first:]
+        self._rows, self._seed, self._batch, self._fixed, self._first = rows, seed, batch, fixed, first
         self._order = lru_cache(maxsize=2)(self._make_order)
 
     @cached_property
     def _widths(self) -> npt.NDArray[np.int32]:
-        """The widest of each row's documents: it is what the others are padded to."""
-        return np.maximum.reduceat(self._corpus.sizes[self._rows.documents], self._rows.offsets[:-1])
+        return np.maximum.reduceat(self._sizes[self._rows.documents], self._rows.offsets[:-1])
 
     def _make_order(self, epoch: int) -> npt.NDArray[np.int64]:
         if self._fixed:
@@ -102,31 +134,37 @@ class Shuffle:
         return order.grouped(self._seed, epoch, self._widths, self._batch)
 
     def samples(self, index: int) -> list[int]:
-        """Ids of the documents in row `index` of the endless sequence of epochs."""
+        """Epoch follows epoch."""
         epoch, position = divmod(index, len(self._rows))
-        found: list[int] = self._rows.row(int(self._order(epoch)[position])).tolist()
+        found: list[int] = (self._rows.row(int(self._order(epoch)[position])) + self._first).tolist()
         return found
 
-    def by_width(self, places: Sequence[int], total: int | None = None) -> list[int]:
-        """Places in the sequence, the widest row first; those from `total` on hold nothing, and come last."""
-        epochs, positions = np.divmod(np.asarray(places, np.int64), len(self._rows))
+    def widths(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        epochs, positions = np.divmod(places, len(self._rows))
         widths = np.empty(len(places), np.int64)
         for epoch in np.unique(epochs):
             there = epochs == epoch
             widths[there] = self._widths[self._order(int(epoch))[positions[there]]]
-        if total is not None:
-            widths[np.asarray(places) >= total] = 0
-        return [places[at] for at in np.argsort(-widths, kind="stable")]
+        return widths
 
     def documents(self, rows: range) -> npt.NDArray[np.int64]:
-        """Ids of the documents in some rows, one after another, of that sequence."""
+        """Row by row."""
         epochs, positions = np.divmod(np.arange(rows.start, rows.stop), len(self._rows))
         chosen = np.zeros(len(rows), np.int64)
         for epoch in np.unique(epochs):
             chosen[epochs == epoch] = self._order(int(epoch))[positions[epochs == epoch]]
         begins, ends = self._rows.offsets[chosen], self._rows.offsets[chosen + 1]
         before = np.cumsum(ends - begins) - (ends - begins)
-        return self._rows.documents[np.repeat(begins - before, ends - begins) + np.arange(int((ends - begins).sum()))]
+        at = np.repeat(begins - before, ends - begins) + np.arange(int((ends - begins).sum()))
+        return self._rows.documents[at] + self._first
+
+
+def by_width(rows: RowOrder, places: Sequence[int], total: int | None = None) -> list[int]:
+    """Places in a sequence of rows, the widest row first; those from `total` on hold nothing, and come last."""
+    widths = rows.widths(np.asarray(places, np.int64))
+    if total is not None:
+        widths[np.asarray(places) >= total] = 0
+    return [places[at] for at in np.argsort(-widths, kind="stable")]
 
 
 class RowLoader:
@@ -138,25 +176,27 @@ class RowLoader:
         total: rows to feed in all; what a last step lacks is padding. None: no end.
         sorts: the micro-batches of a step hold its rows by width, the widest first, so that similar ones are padded
             together and all ranks have such at the same time.
+        sources: names of the sources of the corpus, if it has several.
     """
 
     def __init__(
         self,
         corpus: Corpus,
-        shuffle: Shuffle,
+        shuffle: RowOrder,
         slots: Slots,
         seed: int,
         total: int | None = None,
         sorts: bool = False,
+        sources: Sequence[str] = (),
     ) -> None:
         self._corpus, self._shuffle, self._slots, self._seed, self._total = corpus, shuffle, slots, seed, total
-        self._sorts = sorts
+        self._sorts, self._sources = sorts, sources
 
     def step(self, index: int) -> Iterator[MicroBatch]:
         size, first = self._slots.micro_batch, index * self._slots.global_batch
         rows: Sequence[int] = range(first, first + self._slots.global_batch)
         if self._sorts:
-            rows = self._shuffle.by_width(rows, self._total)
+            rows = by_width(self._shuffle, rows, self._total)
         for micro in self._slots.mine():
             places = tuple(rows[micro * size : (micro + 1) * size])
             yield MicroBatch(micro, [self._samples(row) for row in places], places)
@@ -172,13 +212,24 @@ class RowLoader:
         first, end = index * rows, (index + 1) * rows
         if self._total is not None:
             first, end = min(first, self._total), min(end, self._total)
-        return counted(self._corpus, self._shuffle, range(first, end), micro_batches, rows)
+        return counted(self._corpus, self._shuffle, range(first, end), micro_batches, rows, self._sources)
 
 
-def counted(corpus: Corpus, shuffle: Shuffle, fed: range, micro_batches: int, rows: int) -> Census:
-    """Of micro-batches to which these rows of a stream are fed."""
+def counted(
+    corpus: Corpus, shuffle: RowOrder, fed: range, micro_batches: int, rows: int, sources: Sequence[str] = ()
+) -> Census:
+    """Of micro-batches to which these rows of a stream are fed. The corpus has `sources`, in this order, if several."""
     documents = shuffle.documents(fed)
-    return Census(micro_batches, rows, len(documents), int(corpus.targets[documents].sum(dtype=np.int64)))
+    targets = int(corpus.targets[documents].sum(dtype=np.int64))
+    shares = shares_of(corpus, documents, sources) if sources else {}
+    return Census(micro_batches, rows, len(documents), targets, sources=shares)
+
+
+def shares_of(corpus: Corpus, documents: npt.NDArray[np.int64], sources: Sequence[str]) -> dict[str, Share]:
+    of = np.searchsorted(corpus.first_documents[1:-1], documents, side="right")
+    counts = np.bincount(of, minlength=len(sources)).tolist()
+    sizes = np.bincount(of, corpus.sizes[documents], minlength=len(sources)).tolist()
+    return {name: Share(count, int(size)) for name, count, size in zip(sources, counts, sizes, strict=True)}
 
 
 def drawn(corpus: Corpus, micro: MicroBatch, seed: int) -> list[list[Document]]:

@@ -61,8 +61,8 @@ def mend(folder: Path, spots: Sequence[Spot], source: Source, encoder: Encoder, 
     if {spot.file for spot in spots} != {column_of(name) for name in columns}:
         return False
     sums = Checksums(folder)
-    for file in map(column_of, columns):
-        if not (folder / file).exists() or (folder / file).stat().st_size != sums.files[file].bytes:
+    for path in (folder / column_of(name) for name in columns):
+        if not path.exists() or path.stat().st_size != sums.files[path.name].bytes:
             return False
     records = np.fromfile(folder / "records.bin", NUMBERS["records"])
     begins = {name: _begins(folder, name, dtype) for name, dtype in columns.items()}

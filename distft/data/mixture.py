@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -11,21 +11,51 @@ import numpy as np
 import numpy.typing as npt
 
 from distft.data.corpus import Corpus
-from distft.data.loader import Census, MicroBatch, Shuffle, Slots, counted, drawn
+from distft.data.loader import Census, MicroBatch, RowOrder, Slots, by_width, counted, drawn
 from distft.data.order import hashes
 from distft.data.records import Document
 
-CYCLE = 256  # micro-batches in which each task has its exact share
+CYCLE = 256  # places in which each task, or source, has its exact share
 _LARGEST = 709  # logarithm of what a float holds, nearly
 
 
 @dataclass(frozen=True)
 class Ingredient:
-    """One task's data. `weight`: its share, in any unit."""
+    """One task's data. `weight`: its share, in any unit; `sources`: their names, if it has several."""
 
     corpus: Corpus
-    shuffle: Shuffle
+    shuffle: RowOrder
     weight: float
+    sources: Sequence[str] = ()
+
+
+class Cycle:
+    """Which of several kinds each place of an endless sequence is of: in each cycle all have the same shares, in an
+    order of its own.
+
+    Args:
+        weights: their shares, in any unit.
+    """
+
+    def __init__(self, weights: Sequence[float], seed: int) -> None:
+        self._shares, self._seed = shares(list(weights)), seed
+        self._made = lru_cache(maxsize=4)(self._make)
+
+    def _make(self, number: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The kind of each place of a cycle, and how many of that kind come before it."""
+        kinds = np.repeat(np.arange(len(self._shares)), self._shares)
+        kinds = kinds[np.argsort(hashes(self._seed, number, CYCLE), kind="stable")]
+        before = np.zeros(CYCLE, np.int64)
+        for kind, share in enumerate(self._shares):
+            before[kinds == kind] = np.arange(share)
+        return kinds, before
+
+    def place(self, index: int) -> tuple[int, int]:
+        """The kind of a place, and how many of that kind come before it in the whole sequence."""
+        cycle, place = divmod(index, CYCLE)
+        kinds, before = self._made(cycle)
+        kind = int(kinds[place])
+        return kind, cycle * self._shares[kind] + int(before[place])
 
 
 class Mixture:
@@ -42,17 +72,7 @@ class Mixture:
         self._parts = {name: parts[name] for name in sorted(parts)}
         self._names = list(self._parts)
         self._slots, self._seed, self._sorts = slots, seed, sorts
-        self._shares = shares([part.weight for part in self._parts.values()])
-        self._cycle = lru_cache(maxsize=4)(self._make_cycle)
-
-    def _make_cycle(self, number: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Which task each micro-batch of a cycle is of, and how many of that task come before it."""
-        tasks = np.repeat(np.arange(len(self._names)), self._shares)
-        tasks = tasks[np.argsort(hashes(self._seed, number, CYCLE), kind="stable")]
-        before = np.zeros(CYCLE, np.int64)
-        for task in range(len(self._names)):
-            before[tasks == task] = np.arange(self._shares[task])
-        return tasks, before
+        self._cycle = Cycle([part.weight for part in self._parts.values()], seed)
 
     def step(self, index: int) -> Iterator[MicroBatch]:
         size, a_step = self._slots.micro_batch, self._slots.global_batch // self._slots.micro_batch
@@ -63,7 +83,7 @@ class Mixture:
             tasks[micro], rows = self._place(index, micro)
             places[tasks[micro]] += rows
         if self._sorts:  # the rows that a task has in this step, among its own micro-batches
-            places = {name: self._parts[name].shuffle.by_width(rows) for name, rows in places.items()}
+            places = {name: by_width(self._parts[name].shuffle, rows) for name, rows in places.items()}
         mine = self._slots.mine()
         for micro, name in tasks.items():
             own, places[name] = tuple(places[name][:size]), places[name][size:]
@@ -74,10 +94,8 @@ class Mixture:
     def _place(self, index: int, micro: int) -> tuple[str, range]:
         """Which task a micro-batch of a step is of, and which rows of its stream it has."""
         a_step = self._slots.global_batch // self._slots.micro_batch
-        cycle, place = divmod(index * a_step + micro, CYCLE)
-        tasks, before = self._cycle(cycle)
-        task = int(tasks[place])
-        first = (cycle * self._shares[task] + int(before[place])) * self._slots.micro_batch
+        task, before = self._cycle.place(index * a_step + micro)
+        first = before * self._slots.micro_batch
         return self._names[task], range(first, first + self._slots.micro_batch)
 
     def census(self, index: int) -> Census:
@@ -88,7 +106,7 @@ class Mixture:
         parts = {}
         for name, micros in fed.items():  # micro-batches of a task follow each other in its stream
             rows, part = range(micros[0].start, micros[-1].stop), self._parts[name]
-            parts[name] = counted(part.corpus, part.shuffle, rows, len(micros), len(rows))
+            parts[name] = counted(part.corpus, part.shuffle, rows, len(micros), len(rows), part.sources)
         return Census(parts=parts)
 
     def documents(self, micro: MicroBatch) -> list[list[Document]]:
@@ -105,7 +123,7 @@ def weights_of(rows: Mapping[str, int], temperature: float) -> dict[str, float]:
 
 
 def shares(weights: list[float]) -> list[int]:
-    """Micro-batches of each task in a cycle, at least one, by largest remainders."""
+    """Places of each kind in a cycle, at least one, by largest remainders."""
     exponent = math.frexp(max(weights))[1]
     weights = [math.ldexp(weight, -exponent) for weight in weights]  # their sum is finite, and no digit changes
     exact = np.array(weights) / sum(weights) * (CYCLE - len(weights))

@@ -1,7 +1,7 @@
 """File readers, one per format. A broken record becomes a `Broken`, and reading continues after it.
 
-Each takes a path, which may end in .gz, and streams, but for JSON that is one value. What is wrong with the file as a
-whole raises UserError. Tables and CoNLL columns have modules of their own.
+Each takes a path, which may end in .gz or .zst, and streams, but for JSON that is one value. What is wrong with the
+file as a whole raises UserError. Tables and CoNLL columns have modules of their own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from distft.data import class_names
 from distft.data.records import Broken, Record
-from distft.data.text_lines import WHOLE, Stretch, bare, is_gzip, lines, opened
+from distft.data.text_lines import WHOLE, Stretch, bare, is_compressed, lines, opened
 from distft.errors import UserError, first_line
 
 RecordStream = Iterator[Record | Broken]
@@ -228,7 +228,7 @@ def parquet(path: Path) -> RecordStream:
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     source: Any = path
-    if is_gzip(path):
+    if is_compressed(path):
         with opened(path) as file:
             source = pyarrow.BufferReader(file.read())  # whole: it has to be read from its end
     try:

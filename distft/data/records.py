@@ -16,10 +16,16 @@ Column = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Record:
-    """One example as it was read. `where` is for people: "path:line" or "path[index]"."""
+    """One example as it was read.
+
+    Attributes:
+        where: for people: "path:line" or "path[index]".
+        source: which of several it is from, counted from 0.
+    """
 
     where: str
     fields: dict[str, Any]
+    source: int = 0
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from distft.data.places import files
 from distft.data.token_cache import root_of
 from distft.recipe.schema import Recipe
+from distft.recipe.sources import is_pattern
 from distft.run.files import write_atomically
 
 ELSEWHERE = {"eval", "eval_split", "cache", "group_by_length", "today"}  # keys of `data` that hardly change a row
@@ -66,7 +68,10 @@ def _files(recipe: Recipe) -> list[Path]:
     """Files of the training data that are here; of parallel ones the first alone. A folder is a file here."""
     found = []
     for part in recipe.parts():
-        spec = part.train if isinstance(part.train, str | None) else next(iter(part.train.values()))
-        if spec is not None and (path := Path(spec).expanduser()).exists():
-            found.append(path)
+        for source in part.train:
+            spec = source.path if isinstance(source.path, str) else next(iter(source.path.values()))
+            if (path := Path(spec).expanduser()).exists():
+                found.append(path)
+            elif is_pattern(spec):
+                found += files(spec) or []
     return found

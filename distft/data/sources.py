@@ -4,36 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import count
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from distft.data import class_names, conll, readers, tables, text_lines
+from distft.data import class_names, conll, content, filters, parallel, readers, tables, text_lines
+from distft.data.places import SENTENCES, SUFFIXES, TABLES, TEXTS, files, suffix_of
 from distft.data.readers import RecordStream
 from distft.data.records import Broken, Record
 from distft.data.text_lines import WHOLE, Stretch
 from distft.errors import UserError, first_line
-from distft.process import pulse
-from distft.recipe.section import is_url
+from distft.recipe.sources import Filter, Format, Which
 from distft.recipe.tasks import TaskPart
-from distft.run.digest import remembered
 
-_CHUNK = 1 << 20  # bytes
+Piece = list[tuple["Source", Stretch]]
+"""Files, or parts of files, that are read one after the other."""
+
 _OBJECTS = {
     ".jsonl": readers.jsonl,
     ".json": readers.json_file,
     ".parquet": readers.parquet,
 }
-_SENTENCES = (".conll", ".bio", ".iob")
-_TABLES = {".csv": ",", ".tsv": "\t"}
-TEXTS = (".txt", ".text")
-_SUFFIXES = (*_OBJECTS, *_SENTENCES, *_TABLES, *TEXTS)
-
-
-Which = Literal["train", "eval"]
 
 
 @dataclass(frozen=True)
@@ -41,8 +36,8 @@ class Source:
     """Where records come from, as a recipe names it.
 
     Attributes:
-        spec: a file, a folder written by `datasets`, or a hub id; or parallel files {column: file of lines}, where
-            line i of each belongs to record i.
+        spec: a file, a folder of files, a pattern, a folder written by `datasets`, or a hub id; or parallel files
+            {column: file of lines}, where line i of each belongs to record i.
         split: matters where the source has several.
         hub_config: configuration name, on the hub only.
         delimiter: between the columns of a text file; None: by the suffix. If it is not a comma and cells are not in
@@ -53,6 +48,11 @@ class Source:
         detect: look into a file for what its keys leave open.
         bad_budget: share of the records that may be left out because they cannot be read or used; None: the first such
             record is refused.
+        fields: names of the columns, for the encoder of the task.
+        template: file with the chat template of these records; None: that of the recipe.
+        filter: which records are taken.
+        title: what it is called in the record of a run.
+        weight: its share of the rows, in any unit; None: all of them, once per epoch.
     """
 
     spec: str | Mapping[str, str]
@@ -60,10 +60,15 @@ class Source:
     hub_config: str | None = None
     delimiter: str | None = None
     columns: tuple[str, ...] = ()
-    format: Literal["auto", "conll", "lines"] = "auto"
+    format: Format = "auto"
     encoding: str | None = None
     detect: bool = True
     bad_budget: float | None = None
+    fields: Mapping[str, str] = field(default_factory=dict)
+    template: str | None = None
+    filter: Filter = field(default_factory=dict)
+    title: str = "data"
+    weight: float | None = None
 
     @property
     def name(self) -> str:
@@ -71,19 +76,34 @@ class Source:
         return self.spec if isinstance(self.spec, str) else " + ".join(self.spec.values())
 
 
-def source_of(part: TaskPart, which: Which) -> Source | None:
-    """Where the training or held-out data of a task are read; None if there are none."""
-    spec, split = (part.train, part.train_split) if which == "train" else (part.eval, part.eval_split)
-    if not spec:
-        return None
-    how = (part.delimiter, tuple(part.columns), part.format, part.encoding, part.detect, part.bad_budget)
-    return Source(spec, split, part.hub_config, *how)
+def sources_of(part: TaskPart, which: Which) -> list[Source]:
+    """Where the training or held-out data of a task are read; none if there are none."""
+    return [
+        Source(
+            one.path,
+            one.split or "train",
+            one.hub_config,
+            one.delimiter,
+            tuple(one.columns or ()),
+            one.format or "auto",
+            one.encoding,
+            part.detect,
+            part.bad_budget,
+            one.fields or {},
+            one.template,
+            one.filter,
+            one.name or "data",
+            one.weight,
+        )
+        for one in (part.train if which == "train" else part.eval)
+    ]
 
 
-def training_source(part: TaskPart) -> Source:
-    found = source_of(part, "train")
-    assert found is not None  # a recipe without is refused when it is read
-    return found
+def files_of(source: Source) -> list[Source]:
+    """One source for each of its files, in the order in which they are read; itself where it is no files to be read
+    one after the other."""
+    found = files(source.spec) if isinstance(source.spec, str) else None
+    return [source] if found is None else [replace(source, spec=str(path)) for path in found]
 
 
 def read(source: Source) -> Iterator[Record]:
@@ -101,24 +121,64 @@ def whole(row: Record | Broken) -> Record:
     return row
 
 
-def stretches(source: Source, size: int) -> list[Stretch]:
-    """Where a source can be read by several processes, about `size` bytes each: a file whose lines are records. WHOLE
-    alone where it cannot."""
-    path = _local(source.spec) if isinstance(source.spec, str) else None
-    if path is None or path.is_dir() or (reader := _reader(path, source)).func not in (readers.jsonl, readers.text):
+def pieces(source: Source, size: int) -> list[Piece]:
+    """A source in parts of about `size` bytes, which several processes can read; in order, and one at least. Files
+    whose lines are records are cut, small files are put together."""
+    found: list[Piece] = []
+    room = 0
+    for file in files_of(source):
+        for stretch in _stretches(file, size):
+            taken = stretch.end - stretch.begin if stretch != WHOLE else _bytes_of(file)
+            if not found or taken > room:
+                found.append([])
+                room = size
+            found[-1].append((file, stretch))
+            room -= taken
+    return found
+
+
+def lines_of(pieces: Sequence[Piece]) -> int | None:
+    """How many they have together; None where they were not counted."""
+    counts = [stretch.count for piece in pieces for _, stretch in piece]
+    return sum(count for count in counts if count is not None) if None not in counts else None
+
+
+def _stretches(file: Source, size: int) -> list[Stretch]:
+    path = Path(file.spec).expanduser() if isinstance(file.spec, str) else None
+    if path is None or not path.is_file() or (reader := _reader(path, file)).func not in (readers.jsonl, readers.text):
         return [WHOLE]
     return text_lines.stretches(path, reader.keywords.get("encoding"), size)
 
 
-def read_leniently(source: Source, stretch: Stretch = WHOLE) -> Iterator[Record | Broken]:
-    """As `read`, but what cannot be read comes as Broken, and reading goes on, where lines and sentences allow it."""
+def _bytes_of(file: Source) -> int:
+    path = Path(file.spec).expanduser() if isinstance(file.spec, str) else None
+    return path.stat().st_size if path is not None and path.is_file() else sys.maxsize
+
+
+def read_piece(piece: Piece) -> RecordStream:
+    """As `read_leniently` of these parts of files, one after the other."""
+    return chain.from_iterable(read_leniently(file, stretch) for file, stretch in piece)
+
+
+def read_leniently(source: Source, stretch: Stretch = WHOLE) -> RecordStream:
+    """As `read`, but what cannot be read comes as Broken, and reading goes on, where lines and sentences allow it.
+
+    Args:
+        stretch: of a source that is one file.
+    """
+    first, *others = files_of(source)
+    rows = chain(_rows(first, stretch), chain.from_iterable(_rows(file, stretch) for file in others))
+    return filters.taken(rows, source.filter) if source.filter else rows
+
+
+def _rows(source: Source, stretch: Stretch) -> RecordStream:
     if not isinstance(source.spec, str):
-        return _read_parallel(_parallel(source.spec), _encoding(source).get("encoding"))
-    path = _local(source.spec)
-    if path is None:
-        return readers.numbered(source.spec, _named(_load_hub(source.spec, source)))
+        return parallel.read(parallel.files(source.spec), _encoding(source).get("encoding"))
+    path = Path(source.spec).expanduser()
     if path.is_dir():
         return readers.numbered(str(path), _named(_load_folder(path, source.split)))
+    if not path.exists():
+        return readers.numbered(source.spec, _named(_load_hub(source.spec, source)))
     return _reader(path, source)(path, **({} if stretch == WHOLE else {"stretch": stretch}))
 
 
@@ -130,80 +190,28 @@ def fingerprint(source: Source, memory: Path | None = None) -> str:
 
     Raises UserError where `read` would find nothing to read.
     """
-    parts: list[Any]
+    parts = [_described(file, memory) for file in files_of(source)]
+    known = parts[0] if len(parts) == 1 else ["files", *parts]
+    if source.filter:
+        known = ["filter", filters.described(source.filter), known]
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+def _described(source: Source, memory: Path | None) -> list[Any]:
+    """Of one file, or of what is no file, in JSON: what is in it and how it is read."""
     if not isinstance(source.spec, str):
-        files = [[column, _content(path, memory)] for column, path in _parallel(source.spec).items()]
-        parts = ["parallel", files, *_encoding(source).values()]
-    elif (path := _local(source.spec)) is None:
-        parts = ["hub", str(_load_hub(source.spec, source)._fingerprint)]
-    elif path.is_dir():
-        parts = ["folder", source.split, _content(path, memory)]
-    else:
-        reader = _reader(path, source)  # another suffix, delimiter or column is another function or keyword
-        how = dict(reader.keywords)
-        if form := how.pop("form", None):
-            how |= {"form": described} if (described := form.described()) else {}
-        parts = [reader.func.__name__, how, _content(path, memory)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _content(path: Path, memory: Path | None) -> str:
-    """sha256 (hex) of the bytes of a file, or of a folder's files and their names."""
-    path = path.absolute()
-    # `datasets` may leave cache-*.arrow files of its own in such a folder.
-    inside = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("cache-"))
-    files = inside if path.is_dir() else [path]
-
-    def compute() -> str:
-        digest = hashlib.sha256()
-        for file in files:
-            if file != path:
-                digest.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode())
-            _hash_file(file, digest)
-        return digest.hexdigest()
-
-    if memory is None:
-        return compute()
-    name = hashlib.sha256(str(path).encode()).hexdigest()[:32]
-    return remembered(files, memory / f"source-{name}.json", compute)
-
-
-def _hash_file(path: Path, digest: Any) -> None:
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                pulse.moving()
-                digest.update(chunk)
-    except OSError as error:
-        raise UserError(f"cannot read data file {path}: {error.strerror}") from error
-
-
-def _local(spec: str) -> Path | None:
-    """The file or folder that `spec` names, or None for a hub id."""
-    path = Path(spec).expanduser()
+        found = [[column, content.digest(path, memory)] for column, path in parallel.files(source.spec).items()]
+        return ["parallel", found, *_encoding(source).values()]
+    path = Path(source.spec).expanduser()
     if path.is_dir():
-        if not any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
-            raise UserError(
-                f"data folder {spec} was not written by save_to_disk of the datasets library; "
-                f"give a file in it ({' '.join(_SUFFIXES)})"
-            )
-        return path
-    if path.exists():
-        return path
-    if text_lines.is_gzip(path) or suffix_of(path) in _SUFFIXES or spec.startswith((".", "/", "~")) or is_url(spec):
-        raise _missing(spec)
-    return None
-
-
-def _missing(spec: str) -> UserError:
-    if is_url(spec):
-        return UserError(f"data {spec} is an address on the web; download it first, and give the file")
-    return UserError(f"data file {spec} does not exist (relative paths start from {Path.cwd()})")
-
-
-def suffix_of(path: Path) -> str:
-    """In small letters, and without .gz."""
-    return (Path(path.stem) if text_lines.is_gzip(path) else path).suffix.lower()
+        return ["folder", source.split, content.digest(path, memory)]
+    if not path.exists():
+        return ["hub", str(_load_hub(source.spec, source)._fingerprint)]
+    reader = _reader(path, source)  # another suffix, delimiter or column is another function or keyword
+    how = dict(reader.keywords)
+    if form := how.pop("form", None):
+        how |= {"form": described} if (described := form.described()) else {}
+    return [reader.func.__name__, how, content.digest(path, memory)]
 
 
 def _encoding(source: Source) -> dict[str, Any]:
@@ -215,25 +223,25 @@ def _encoding(source: Source) -> dict[str, Any]:
 def _reader(path: Path, source: Source) -> partial[RecordStream]:
     """The call that reads a file, but for its path."""
     suffix, encoding = suffix_of(path), _encoding(source)
-    if source.format == "conll" or (suffix in _SENTENCES and source.format == "auto"):
+    if source.format == "conll" or (suffix in SENTENCES and source.format == "auto"):
         form = conll.form_of(path, source.columns, source.delimiter, encoding.get("encoding"), source.detect)
         return partial(conll.conll, form=form, **encoding)
     if source.format == "lines":
         return partial(readers.text, keep_empty=True, **encoding)
     if suffix in _OBJECTS:
         return partial(_OBJECTS[suffix], **({} if suffix == ".parquet" else encoding))
-    if suffix in _TABLES or source.delimiter or source.columns:
+    if suffix in TABLES or source.delimiter or source.columns:
         return _table(path, source, encoding)
     if suffix in TEXTS:
         return partial(readers.text, **encoding)
     raise UserError(
-        f"data file {path} has an unknown suffix; known are {' '.join(_SUFFIXES)}, also with .gz; "
+        f"data file {path} has an unknown suffix; known are {' '.join(SUFFIXES)}, also with .gz or .zst; "
         f"for other text files set data.format, or data.delimiter and data.columns"
     )
 
 
 def _table(path: Path, source: Source, encoding: dict[str, Any]) -> partial[RecordStream]:
-    delimiter = source.delimiter or _TABLES.get(suffix_of(path))
+    delimiter = source.delimiter or TABLES.get(suffix_of(path))
     if delimiter is None and len(source.columns) > 1:
         raise UserError(f"data file {path} has several columns; set data.delimiter to their separator")
     name = encoding.get("encoding")
@@ -245,35 +253,6 @@ def _table(path: Path, source: Source, encoding: dict[str, Any]) -> partial[Reco
     if source.detect and delimiter not in (None, ",") and tables.is_quoted(path, delimiter or "", name):
         how["quoted"] = True
     return partial(tables.table, **how, **encoding)
-
-
-def _parallel(spec: Mapping[str, str]) -> dict[str, Path]:
-    files = {column: Path(file).expanduser() for column, file in spec.items()}
-    if not files:
-        raise UserError("parallel data lists no files; write {column: file}")
-    for column, path in files.items():
-        if path.is_dir():
-            raise UserError(f"data file {path} (column {column}) is a folder; parallel files are files of lines")
-        if not path.exists():
-            raise _missing(spec[column])
-    return files
-
-
-def _read_parallel(files: Mapping[str, Path], encoding: str | None) -> RecordStream:
-    """Line i of each file makes record i, also where it is empty."""
-    rest = {column: text_lines.lines(path, encoding) for column, path in files.items()}
-    first = next(iter(files.values()))
-    for number in count(1):
-        row = {column: line for column, lines in rest.items() if (line := next(lines, None)) is not None}
-        if not row:
-            return
-        if len(row) < len(files):
-            counts = {files[c]: number - (c not in row) + sum(1 for _ in lines) for c, lines in rest.items()}
-            told = " but ".join(f"{path} has {lines} lines" for path, lines in counts.items())
-            raise UserError(f"parallel files must have the same number of lines, but {told}")
-        broken = next((line for line in row.values() if isinstance(line, Broken)), None)
-        fields = {column: text_lines.bare(line) for column, line in row.items() if isinstance(line, str)}
-        yield broken or Record(f"{first}:{number}", fields)
 
 
 def _load_folder(path: Path, split: str) -> Any:

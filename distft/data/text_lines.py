@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import os
 import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BufferedIOBase
+from io import BufferedIOBase, BufferedReader
 from pathlib import Path
 
 from distft.data.records import Broken
 from distft.errors import UserError, first_line
+from distft.recipe.sources import COMPRESSED
 
 _CHUNK = 1 << 20  # bytes
 _MARKS = {  # the longer one first: UTF-32's begins as UTF-16's does
@@ -45,21 +47,35 @@ class Stretch:
 WHOLE = Stretch()
 
 
-def is_gzip(path: Path) -> bool:
-    return path.suffix.lower() == ".gz"
+def is_compressed(path: Path) -> bool:
+    return path.suffix.lower() in COMPRESSED
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[BufferedIOBase]:
+    kind = path.suffix.lower()
     try:
-        with gzip.open(path) if is_gzip(path) else path.open("rb") as file:
+        with gzip.open(path) if kind == ".gz" else _zstd(path) if kind == ".zst" else path.open("rb") as file:
             yield file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(
-            f"data file {path} is not a complete gzip file ({first_line(error)}); download or compress it again"
-        ) from error
+        raise _incomplete(path, "gzip", error) from error
     except OSError as error:
-        raise UserError(f"cannot read data file {path}: {error.strerror}") from error
+        if kind == ".zst" and error.errno is None:  # what pyarrow finds in the bytes
+            raise _incomplete(path, "zstd", error) from error
+        reason = os.strerror(error.errno) if error.errno else error.strerror
+        raise UserError(f"cannot read data file {path}: {reason}") from error
+
+
+def _zstd(path: Path) -> BufferedIOBase:
+    import pyarrow  # type: ignore[import-untyped]
+
+    return BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"), _CHUNK)
+
+
+def _incomplete(path: Path, kind: str, error: Exception) -> UserError:
+    return UserError(
+        f"data file {path} is not a complete {kind} file ({first_line(error)}); download or compress it again"
+    )
 
 
 def canonical(encoding: str | None) -> str | None:
@@ -96,7 +112,7 @@ def stretches(path: Path, encoding: str | None, size: int) -> list[Stretch]:
     Returns one at least, and WHOLE alone where lines cannot be told by bytes.
     """
     with opened(path) as file:
-        if is_gzip(path) or "\n".encode(_begun(file, path, encoding)[1]) != b"\n":
+        if is_compressed(path) or "\n".encode(_begun(file, path, encoding)[1]) != b"\n":
             return [WHOLE]
         found: list[Stretch] = []
         begin, first = 0, 1

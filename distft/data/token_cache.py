@@ -75,13 +75,13 @@ def build_cache(
             if folder.exists():  # another one may have mended it meanwhile
                 _mend(folder, source, encoder, check_stop, say, verify)
             if not folder.exists():
-                parts = sources.stretches(source, encoding.PART_BYTES)
-                if (lines := parts[-1].last) is not None:
+                pieces = sources.pieces(source, encoding.PART_BYTES)
+                if (lines := sources.lines_of(pieces)) is not None:
                     expect(lines)
                 # alone, it may go on with what another one left; if not, that one may be at work
-                begun = f"{key}.part" if len(parts) == 1 else f"{key}.by-{encoding.PART_BYTES}.part"
+                begun = f"{key}.part" if len(pieces) == 1 else f"{key}.by-{encoding.PART_BYTES}.part"
                 part = root / (begun if alone else f"{key}.tmp-{uuid.uuid4().hex}")
-                work = encoding.Work(source, encoder, parts, workers or encoding.cores(), check_stop, progress)
+                work = encoding.Work(source, encoder, pieces, workers or encoding.cores(), check_stop, progress)
                 try:
                     _write(part, folder, work, unchanged)
                 finally:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from distft.data import sources
+from distft.data import places, sources
 from distft.data.bad_records import usable
 from distft.data.formats import parse
 from distft.data.records import Record
@@ -45,16 +45,24 @@ def check_decoding(recipe: Recipe, decoding: Decoding) -> None:
         raise UserError(f"--max-tokens, --temperature: task.type {recipe.task.type} uses neither{own}")
 
 
+def check_output(source: Path, out: Path) -> None:
+    """Raises UserError where there can be no such file, or it is what is read."""
+    if out.is_dir() or not out.name:
+        raise UserError(f"--output {out} is a folder; give a file")
+    if source.exists() and out.exists() and out.samefile(source):
+        raise UserError(f"--output {out} is the input; give another file")
+
+
 def source_like(run: RunDir, recipe: Recipe, path: Path, part: str | None, answered: bool) -> Source:
     """A file that is read as the training data are, where it is of the same form; of a text each line is a record.
 
     Args:
         answered: the records hold what is right, and so the form of the training data.
     """
-    like, suffix = sources.training_source(part_of(recipe, part)), sources.suffix_of(path)
-    text, encoding = suffix in sources.TEXTS, None
-    if isinstance(like.spec, str) and sources.suffix_of(Path(like.spec)) == suffix:
-        same = replace(like, spec=str(path), hub_config=None)
+    like, suffix = sources.sources_of(part_of(recipe, part), "train")[0], places.suffix_of(path)
+    text, encoding = suffix in places.TEXTS, None
+    if isinstance(like.spec, str) and places.suffix_of(Path(like.spec)) == suffix:
+        same = replace(like, spec=str(path), hub_config=None, filter={})
         known = (labels.read_labels(run.labels) or {}).get(labels.key_of(part), [])
         if (like.columns or like.delimiter or like.format != "auto") and (
             answered or not text or looks_like(same, known, part_of(recipe, part).fields.get("tags", "tags"))
@@ -68,8 +76,8 @@ def source_like(run: RunDir, recipe: Recipe, path: Path, part: str | None, answe
 def trained_on_texts(recipe: Recipe) -> bool:
     """Whether a language model learned plain texts, by the first record. Not if its data are not there any more."""
     try:
-        source = sources.training_source(recipe.parts()[0])
-        _, first = next(usable(source, lambda record: parse(record, recipe.data.fields)), (None, None))
+        source = sources.sources_of(recipe.parts()[0], "train")[0]
+        _, first = next(usable(source, lambda record: parse(record, source.fields)), (None, None))
         return isinstance(first, str)
     except UserError:
         return False

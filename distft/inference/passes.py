@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -26,7 +26,7 @@ from distft.data.bad_records import FILE, Bad, check, listing
 from distft.data.records import Broken, Record
 from distft.data.sources import Source
 from distft.errors import UserError
-from distft.inference.inputs import check_decoding, checked_part, column_of, part_of, source_like
+from distft.inference.inputs import check_decoding, check_output, checked_part, column_of, part_of, source_like
 from distft.inference.workers import CHECKPOINT, STARTED_HERE, alone_in, rank_and_world, start_workers, wait_for
 from distft.metrics import report
 from distft.metrics.scores import Report, merged
@@ -50,26 +50,29 @@ class Pass:
     """What is predicted with what.
 
     Attributes:
+        sources: read one after the other.
         answered: the records hold what is right (evaluation).
         stored: the checkpoint; None: the base model, as before the run.
         folder: of the parts.
+        held_out: the sources are those of the recipe, each with fields and a template of its own.
     """
 
     run: RunDir
     recipe: Recipe
-    source: Source
+    sources: Sequence[Source]
     folder: Path
     answered: bool
     stored: Stored | None
     part: str | None = None
     decoding: Decoding = field(default_factory=Decoding)
+    held_out: bool = False
 
     @cached_property
     def about(self) -> str:
         """What parts of another pass would differ in, as JSON."""
         recipe, folder = self.recipe, self.stored and self.stored.folder
         parts: dict[str, Any] = {
-            "source": sources.fingerprint(self.source),
+            "source": [[sources.fingerprint(one), one.fields, one.template] for one in self.sources],
             "checkpoint": folder and [str(folder), (folder / store.MANIFEST).read_text(encoding="utf-8")],
             "decoding": asdict(self.decoding),
             "options": [self.part, self.answered, PART, recipe.train.micro_batch],
@@ -78,7 +81,15 @@ class Pass:
         return json.dumps(parts, sort_keys=True)
 
     def records(self) -> Iterator[Record | Broken]:
-        return sources.read(self.source) if self.refuses else sources.read_leniently(self.source)
+        for number, source in enumerate(self.sources):
+            for row in sources.read(source) if self.refuses else sources.read_leniently(source):
+                yield row if number == 0 or isinstance(row, Broken) else replace(row, source=number)
+
+    @property
+    def source(self) -> Source:
+        """All of them as one, for what is said of them."""
+        first, *others = self.sources
+        return replace(first, spec=" + ".join(one.name for one in self.sources)) if others else first
 
     @property
     def refuses(self) -> bool:
@@ -118,7 +129,7 @@ def do_parts(work: Pass, console: Console, mine: Callable[[int], bool] = lambda 
             number, count = count, count + 1
             if not mine(number) or work.file(number).exists():
                 continue
-            predictor = predictor or Predictor(work.run.path, work.stored, work.part, work.decoding)
+            predictor = predictor or Predictor(work.run.path, work.stored, work.part, work.decoding, work.held_out)
             outcomes = predictor.outcomes(batch, work.answered, work.refuses)
             if work.answered:
                 shown = [line_of(one, number * PART) for one in outcomes]
@@ -183,7 +194,7 @@ def predict_file(
     folder = out.with_name(f".{out.name}.parts")
     like = source_like(run, recipe, source, part, answered=False)
     stored = None if base_only else checkpoint_of(run, recipe)
-    work = Pass(run, recipe, like, folder, False, stored, part, decoding)
+    work = Pass(run, recipe, [like], folder, False, stored, part, decoding)
     with alone_in(folder), while_it_trains(run):
         count = carry_out(work, nproc, Console(rank_and_world() in (None, (0, 1))))
         if count is None:
@@ -191,14 +202,6 @@ def predict_file(
         lines = put_together(work, count, out)
         shutil.rmtree(folder)
     return lines
-
-
-def check_output(source: Path, out: Path) -> None:
-    """Raises UserError where there can be no such file, or it is what is read."""
-    if out.is_dir() or not out.name:
-        raise UserError(f"--output {out} is a folder; give a file")
-    if source.exists() and out.exists() and out.samefile(source):
-        raise UserError(f"--output {out} is the input; give another file")
 
 
 def put_together(work: Pass, count: int, out: Path) -> int:
@@ -263,7 +266,7 @@ def evaluate_run(
     parts = [one.name for one in recipe.parts()] if part is None else [part]
     for one in parts:
         checked_part(recipe, one)
-    if data is None and all(sources.source_of(part_of(recipe, one), "eval") is None for one in parts):
+    if data is None and not any(part_of(recipe, one).eval for one in parts):
         raise UserError("this run has no held-out data; give a file (--data)")
     if data is not None and len(parts) > 1:
         raise UserError("--data: this run has several tasks; choose one (--task)")
@@ -271,12 +274,12 @@ def evaluate_run(
     about = data.stem if data is not None else "eval"
     about = f"{about}-data" if data is not None and about == "eval" else about  # the held-out data have that name
     for one in parts:
-        held_out = sources.source_of(part_of(recipe, one), "eval")
-        source = source_like(run, recipe, data, one, answered=True) if data else held_out
-        if source is None:
+        held_out = sources.sources_of(part_of(recipe, one), "eval")
+        read = [source_like(run, recipe, data, one, answered=True)] if data else held_out
+        if not read:
             continue
         folder = run.evaluations / f".{'-'.join(filter(None, [about, one]))}.parts"
-        work = Pass(run, recipe, source, folder, True, stored, one)
+        work = Pass(run, recipe, read, folder, True, stored, one, held_out=data is None)
         with alone_in(folder), while_it_trains(run):
             count = carry_out(work, nproc, Console(rank_and_world() in (None, (0, 1))))
             if count is None:

@@ -13,8 +13,9 @@ import torch
 from distft.checkpoint.state import Stored
 from distft.data.bad_records import Bad
 from distft.data.records import Broken, Document, Encoded, Encoder, Record
+from distft.data.sources import sources_of
 from distft.errors import UserError
-from distft.inference.inputs import checked_part, trained_on_texts
+from distft.inference.inputs import checked_part, part_of, trained_on_texts
 from distft.metrics.scores import Report
 from distft.model import adapters, export
 from distft.model.context import RunContext
@@ -45,10 +46,16 @@ class Predictor:
     Args:
         stored: the checkpoint; None: leave the adapter and all training out.
         part: which of several tasks.
+        held_out: records are those of the recipe's sources, and say of which.
     """
 
     def __init__(
-        self, run_dir: Path, stored: Stored | None, part: TaskName = None, decoding: Decoding | None = None
+        self,
+        run_dir: Path,
+        stored: Stored | None,
+        part: TaskName = None,
+        decoding: Decoding | None = None,
+        held_out: bool = False,
     ) -> None:
         # before the model: a base in 4 bits is loaded on the current device
         self._device = take_device(local_rank())
@@ -62,10 +69,8 @@ class Predictor:
         else:
             model = export.load_trained(context, stored, adapters.quantized(self.recipe.adapter))
         model = model.to(self._device).eval()
-        encoder = context.encoder(part)
-        if isinstance(encoder, CausalEncoder):
-            encoder = replace(encoder, continues=trained_on_texts(self.recipe))
-        self._encoder: Encoder = encoder
+        read = sources_of(part_of(self.recipe, part), "eval") if held_out else [None]
+        self._encoders = [self._ready(context.encoder(part, source)) for source in read]
         self._limit = source_positions(model) if context.model_spec.family.limit == "source" else None
         # PEFT's own forward does not tell what a model takes
         learned = context.task(model.get_base_model() if hasattr(model, "get_base_model") else model, decoding)
@@ -114,10 +119,15 @@ class Predictor:
             found.setdefault(document.record, []).append(by_document[id(document)])
         return [wrong[i] if i in wrong else {**self._task.join(found[i]), **notes[i]} for i in range(len(records))]
 
+    def _ready(self, encoder: Encoder) -> Encoder:
+        if isinstance(encoder, CausalEncoder):
+            return replace(encoder, continues=trained_on_texts(self.recipe))
+        return encoder
+
     def _encoded(self, record: Record | Broken, answered: bool) -> Encoded:
         if isinstance(record, Broken):
             raise UserError(f"{record.where} {record.why}")
-        encoded = self._encoder.encode(record, answered)
+        encoded = self._encoders[record.source].encode(record, answered)
         for document in encoded.documents:
             check_source(self._limit, document.size)
         return encoded

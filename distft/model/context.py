@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distft.data.records import Encoder
-from distft.data.sources import training_source
+from distft.data.sources import Source, sources_of
 from distft.model import attention, base_model, random_init
 from distft.recipe.schema import ModelInit, Recipe
 from distft.recipe.tasks import TaskName
@@ -18,7 +18,7 @@ from distft.run.folder import RunDir
 from distft.tasks import labels
 from distft.tasks.multi_task import join_tasks, models_of, whole
 from distft.tasks.protocol import LABEL, Labels, Learned, ModelSpec, Setting, TaskSpec
-from distft.tasks.registry import specs_of
+from distft.tasks.registry import spec_of, specs_of
 from distft.tasks.shared.generation import Decoding
 
 Once = Callable[[str, Callable[[], Any]], Any]
@@ -80,7 +80,11 @@ class RunContext:
         known = self.labels.get(LABEL, ())
 
         def make(init: ModelInit, folder: Path) -> None:
-            data = [(self.specs[part.name], training_source(part)) for part in self.recipe.parts()]
+            data = [
+                (spec_of(part, source.fields), source)
+                for part in self.recipe.parts()
+                for source in sources_of(part, "train")
+            ]
             random_init.create(init, self.model_spec, known, data, folder)
 
         return Path(self.once("base", lambda: str(base_model.locate(self.recipe.model, self.run, make))))
@@ -102,9 +106,18 @@ class RunContext:
         known = self.labels.get(labels.key_of(name), ())
         return Setting(self.recipe, known, lambda: self.processor, decoding or Decoding())
 
-    def encoder(self, name: TaskName) -> Encoder:
-        """Raises UserError if the tokenizer is not fit for the task."""
-        return self.specs[name].encoder(self.setting(name))
+    def encoder(self, name: TaskName, source: Source | None = None) -> Encoder:
+        """Of the records of a source; None: of those that `predict` is given.
+
+        Raises UserError if the tokenizer is not fit for the task.
+        """
+        setting = self.setting(name)
+        if source is None:
+            return self.specs[name].encoder(setting)
+        part = next(part for part in self.recipe.parts() if part.name == name)
+        data = self.recipe.data.model_copy(update={"template": source.template})
+        setting = replace(setting, recipe=self.recipe.model_copy(update={"data": data}))
+        return spec_of(part, source.fields).encoder(setting)
 
     def task(self, model: Any, decoding: Decoding | None = None) -> Learned[Any]:
         """What is learned, over a model of transformers. Raises UserError if the model is not fit for it."""

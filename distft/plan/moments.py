@@ -28,7 +28,7 @@ def moments(case: Case, rank: int | None = None) -> Iterator[Moment]:
     if case.device is None:  # copies are made at the first save, and kept for the next ones
         base |= {"process": process(case, "training"), "copies for checkpoints": copies(case, rank)}
     yield from _steps(case, base, rank)
-    if any(part.eval is not None for part in case.recipe.parts()):
+    if any(part.eval for part in case.recipe.parts()):
         yield Moment(EVALUATION, _more(case, {**base, **_computing(case), **case.evaluation}, 0))
     if case.device is None:
         yield Moment("save", {**base, "process": process(case, "training" if rank else "end")})

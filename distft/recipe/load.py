@@ -24,6 +24,8 @@ from distft.recipe.messages import did_you_mean, explain
 from distft.recipe.plugin_tasks import recipe_class_of
 from distft.recipe.schema import Data, Recipe
 from distft.recipe.section import is_url
+from distft.recipe.sources import COMPRESSED
+from distft.recipe.tasks import TaskPart
 from distft.recipe.yamlfile import Draft, Keys
 
 _DATA_SUFFIXES = (
@@ -37,7 +39,7 @@ _DATA_SUFFIXES = (
     ".conll",
     ".bio",
     ".iob",
-    ".gz",
+    *COMPRESSED,
     ".jinja",
 )
 _MUCH_DEPENDS_ON: tuple[Keys, ...] = (("task",), ("model",), ("data",), ("train",))
@@ -180,14 +182,14 @@ def _contradictions_of_task(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     """Between the task and the other sections."""
     task, data, best = recipe.task, recipe.data, recipe.train.best
     parts = recipe.parts()
-    held_out = any(part.eval is not None for part in parts)
+    held_out = any(part.eval for part in parts)
     if parts[0].keys != ("data",) and (data.train is not None or data.eval is not None):
         yield (
             ("data", "train" if data.train else "eval"),
             f"task.type {task.type} takes its data from task.tasks; leave it out",
         )
     for part in parts:
-        if part.train is None:
+        if not part.train:
             yield (*part.keys, "train"), f"missing; give it: {Data.model_fields['train'].description}"
     if data.overlong is not None and data.overlong not in task.OVERLONG:
         fits = " or ".join(task.OVERLONG)
@@ -202,13 +204,25 @@ def _contradictions_of_task(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
         hint = did_you_mean(best, task.SCORES)
         yield ("train", "best"), f"got '{best}'; {hint}task.type {task.type} has the scores {', '.join(task.SCORES)}"
     for part in parts:
-        known = part.task.FIELDS
-        for name in part.fields:
+        yield from _contradictions_of_sources(part)
+        if best is not None and part.name == best.partition(".")[0] and held_out and not part.eval:
+            yield ("train", "best"), f"got '{best}', but that task has no held-out data; set its `eval`"
+
+
+def _contradictions_of_sources(part: TaskPart) -> Iterator[tuple[Keys, str]]:
+    known = part.task.FIELDS
+    named: dict[Keys, Mapping[str, str]] = {part.keys: part.fields}
+    for which, sources in (("train", part.train), ("eval", part.eval)):
+        for number, source in enumerate(sources):
+            if source.fields is not None and source.fields != part.fields:
+                named[(*part.keys, which, number)] = source.fields
+            if which == "eval" and source.weight is not None:
+                yield (*part.keys, which, number, "weight"), "held-out data are taken as they are; leave it out"
+    for key, fields in named.items():
+        for name in fields:
             if known and name not in known:
                 text = f"task.type {part.task.type} has no such field; its fields are {', '.join(known)}"
-                yield (*part.keys, "fields", name), text
-        if best is not None and part.name == best.partition(".")[0] and held_out and part.eval is None:
-            yield ("train", "best"), f"got '{best}', but that task has no held-out data; set its `eval`"
+                yield (*key, "fields", name), text
 
 
 def _make_paths_absolute(draft: Draft) -> None:
@@ -217,13 +231,25 @@ def _make_paths_absolute(draft: Draft) -> None:
         section: Any = draft.values
         for name in key[:-1]:
             section = section.get(name) if isinstance(section, dict) else None
-        value = section.get(key[-1]) if isinstance(section, dict) else None
-        if isinstance(value, str):
-            section[key[-1]] = _absolute(value, draft.places[key].folder, may_be_hub_id)
-        elif isinstance(value, dict):  # parallel files
-            for column, path in value.items():
-                if isinstance(path, str):
-                    value[column] = _absolute(path, draft.places[(*key, column)].folder, False)
+        if isinstance(section, dict) and key[-1] in section:
+            _make_absolute(draft, section, key, may_be_hub_id)
+
+
+def _make_absolute(draft: Draft, section: Any, key: Keys, may_be_hub_id: bool) -> None:
+    """The path at `key`, the last of which is its place in `section`; or those of parallel files, or of a list."""
+    value = section[key[-1]]
+    if isinstance(value, str):
+        section[key[-1]] = _absolute(value, draft.place(key).folder, may_be_hub_id)
+    elif isinstance(value, dict):
+        for column in value:
+            _make_absolute(draft, value, (*key, column), False)
+    elif isinstance(value, list):
+        for number, source in enumerate(value):
+            if isinstance(source, dict):
+                for name in {"path", "template"} & source.keys():
+                    _make_absolute(draft, source, (*key, number, name), may_be_hub_id and name == "path")
+            else:
+                _make_absolute(draft, value, (*key, number), may_be_hub_id)
 
 
 def _paths_of_tasks(values: Mapping[str, Any]) -> dict[Keys, bool]:

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from distft.recipe.schema import Recipe
+from distft.recipe.sources import TAGS
 from distft.recipe.yamlfile import LOST, Keys, short
 
 _NAME_RULE = "1 to 64 of letters, digits, . _ -, not starting with a dot"
@@ -57,10 +58,12 @@ def _invalid_tag(key: Keys, loc: Keys, given: dict[str, Any], root: type[BaseMod
 
 
 def _key(loc: Keys, values: Mapping[str, Any], root: type[BaseModel]) -> Keys:
-    """`loc` without what is no key: the tag of a union, and the names of its members."""
+    """`loc` without what is no key: the tags of unions, and the names of their members."""
     key: Keys = ()
     value: Any = values
     for end, part in enumerate(loc):
+        if part in TAGS:
+            continue
         sections = _sections(loc[:end], root)
         inside = (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int))
         if len(sections) < 2 and (sections or inside):
@@ -93,17 +96,16 @@ def _words(errors: list[ErrorDetails], root: type[BaseModel]) -> str:
         value for error in errors for value in re.findall("'([^']*)'", str(error.get("ctx", {}).get("expected", "")))
     ]
     words = f"got {given}; {did_you_mean(errors[0]['input'], valid)}{must} {' or '.join(dict.fromkeys(wanted))}"
-    of_data = bool({"train", "eval"} & {*loc[-2:]})
-    return words + _not_a_list(errors[0]["input"], of_data) if of_data or loc[-1] in _names(parents) else words
+    return words + _not_a_list(errors[0]["input"]) if loc[-1] in _names(parents) else words
 
 
-def _not_a_list(given: object, of_data: bool) -> str:
+def _not_a_list(given: object) -> str:
     """What to write in place of a list, of a key that takes none."""
     if not isinstance(given, list):
         return ""
     if len(given) == 1:
         return f", not a list: write {short(given[0])} without brackets"
-    return ", not a list: join several files into one" if of_data else ", not a list"
+    return ", not a list"
 
 
 def _unknown(name: str, valid: list[str]) -> str:
@@ -121,6 +123,8 @@ def _sections(loc: Keys, root: type[BaseModel]) -> list[type[BaseModel]]:
     found: list[type[BaseModel]] = [root]
     named = False  # whether the next part is a name of the user's, and no key of ours
     for part in loc:
+        if isinstance(part, int) or part in TAGS:
+            continue
         if named:
             named = False
         elif len(found) > 1:

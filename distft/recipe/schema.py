@@ -5,14 +5,15 @@ The sections are frozen; `distft.recipe.load` reads YAML into them and reports w
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from distft.recipe.adapters import Adapter, NoAdapter
 from distft.recipe.batch import AUTO, Checkpointing, RowsAtOnce
 from distft.recipe.section import Day, Encoding, Fraction, Place, Positive, Scalar, Section, Text
-from distft.recipe.tasks import AnyTask, CausalLM, MultiTask, Overlong, TaskPart
+from distft.recipe.sources import DataSource, Format, Spec, completed
+from distft.recipe.tasks import AnyTask, CausalLM, MultiTask, Overlong, SubTask, TaskPart
 
 
 class ModelInit(Section):
@@ -60,16 +61,17 @@ class Model(Section):
 class Data(Section):
     """What data to read, how to make rows of tokens of it, and in which order."""
 
-    train: Place | dict[str, Place] | None = Field(
+    train: Spec | None = Field(
         None,
-        description="training data: a file (.jsonl .json .csv .tsv .parquet .txt .conll), a folder written by "
-        "`datasets`, a hub id, or parallel files of lines: {source: a.en, target: a.de}",
+        description="training data: a file (.jsonl .json .csv .tsv .parquet .txt .conll, also with .gz or .zst), a "
+        "folder of such files, a pattern (chats/*.jsonl), a folder written by `datasets`, a hub id, parallel files of "
+        "lines ({source: a.en, target: a.de}), or a list of these or of sources with keys of their own",
     )
-    eval: Place | dict[str, Place] | None = Field(None, description="held-out data, in the same forms")
+    eval: Spec | None = Field(None, description="held-out data, in the same forms")
     fields: dict[str, str] = Field(
         default_factory=dict, description="names of the columns: {name in distft: name of the column}"
     )
-    format: Literal["auto", "conll", "lines"] = Field("auto", description="format of text files; auto: by the suffix")
+    format: Format = Field("auto", description="format of text files; auto: by the suffix")
     delimiter: Text | None = Field(None, description="separator between the columns of a text file")
     columns: list[Text] = Field(
         default_factory=list,
@@ -288,28 +290,31 @@ class Recipe(Section):
     def parts(self) -> tuple[TaskPart, ...]:
         """The tasks of this run with their data, by name; a run of one task has one part, without a name."""
         data, task = self.data, self.task
-        hub = (data.hub_config, data.train_split, data.eval_split)
         bad_budget = data.bad_budget if data.bad_records == "skip" else None
         if not isinstance(task, MultiTask):
-            own = (data.train, data.eval, data.fields, data.format, data.delimiter, data.columns)
-            return (TaskPart(None, task, ("data",), *own, data.encoding, data.detect, *hub, bad_budget),)
+            return (TaskPart(None, task, ("data",), *_read_by(data, data), data.fields, data.detect, bad_budget),)
         return tuple(
             TaskPart(
                 name,
                 part.task,
                 ("task", "tasks", name),
-                part.train,
-                part.eval,
+                *_read_by(part, data),
                 part.fields,
-                part.format,
-                part.delimiter,
-                part.columns,
-                part.encoding,
                 data.detect,
-                *hub,
                 bad_budget,
                 part.weight,
                 task.temperature,
             )
             for name, part in sorted(task.tasks.items())
         )
+
+
+def _read_by(own: Data | SubTask, data: Data) -> tuple[tuple[DataSource, ...], tuple[DataSource, ...]]:
+    """The sources to train and to evaluate on, with what they leave to the sections around them."""
+    same = ("fields", "format", "delimiter", "columns", "encoding")
+    around: dict[str, Any] = {key: getattr(own, key) for key in same}
+    around |= {"hub_config": data.hub_config, "template": data.template}
+    return (
+        tuple(completed(own.train, {**around, "split": data.train_split})),
+        tuple(completed(own.eval, {**around, "split": data.eval_split})),
+    )

@@ -8,7 +8,8 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from distft.recipe.section import Encoding, Place, Positive, Section, Text
+from distft.recipe.section import Encoding, Positive, Section, Text
+from distft.recipe.sources import DataSource, Format, Spec
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "wer", "cer", "mse", "mae"})
 
@@ -198,10 +199,10 @@ class SubTask(Section):
     """One of several tasks, with data of its own."""
 
     task: EncoderTask
-    train: Place | dict[str, Place] = Field(description="like data.train")
-    eval: Place | dict[str, Place] | None = Field(None, description="like data.eval")
+    train: Spec = Field(description="like data.train")
+    eval: Spec | None = Field(None, description="like data.eval")
     fields: dict[str, str] = Field(default_factory=dict, description="like data.fields")
-    format: Literal["auto", "conll", "lines"] = Field("auto", description="like data.format")
+    format: Format = Field("auto", description="like data.format")
     delimiter: Text | None = Field(None, description="like data.delimiter")
     columns: list[Text] = Field(default_factory=list, description="like data.columns")
     encoding: Encoding | None = Field(None, description="like data.encoding")
@@ -251,6 +252,8 @@ class TaskPart:
     Attributes:
         name: None if the run has one task.
         keys: where in the recipe its data are named: ("data",) or ("task", "tasks", NAME).
+        train, eval: where its records come from, with all keys that these have.
+        fields: of records that are no data of the recipe.
         bad_budget: share of the records of a data set that may be left out as bad; None: not one.
         weight: its share of the micro-batches; None: rows ** (1 / temperature).
     """
@@ -258,17 +261,10 @@ class TaskPart:
     name: TaskName
     task: SingleTask
     keys: tuple[str, ...]
-    train: str | dict[str, str] | None
-    eval: str | dict[str, str] | None
+    train: tuple[DataSource, ...]
+    eval: tuple[DataSource, ...]
     fields: dict[str, str]
-    format: Literal["auto", "conll", "lines"]
-    delimiter: str | None
-    columns: list[str]
-    encoding: str | None
     detect: bool
-    hub_config: str | None
-    train_split: str
-    eval_split: str
     bad_budget: float | None = None
     weight: float | None = None
     temperature: float = 1.0

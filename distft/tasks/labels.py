@@ -8,7 +8,7 @@ from pathlib import Path
 
 from distft.data.bad_records import usable
 from distft.data.records import Record
-from distft.data.sources import Source, training_source
+from distft.data.sources import Source, sources_of
 from distft.errors import UserError
 from distft.process import pulse, stop_signals
 from distft.recipe.tasks import TaskName, TaskPart
@@ -74,16 +74,36 @@ def find(parts: Sequence[TaskPart]) -> dict[str, list[str]]:
     named = named_in(parts)
     found = {}
     for part in parts:
-        spec, key = spec_of(part).labels, key_of(part.name)
-        if spec is not None:
+        key = key_of(part.name)
+        data = [(spec_of(part, source.fields).labels, source) for source in sources_of(part, "train")]
+        read = [(spec, source) for spec, source in data if spec is not None]
+        if read:
             place = "task.labels" if part.name is None else f"task.tasks.{part.name}.task.labels"
-            found[key] = _all(spec, training_source(part), named.get(key), place)
+            found[key] = _all(read, named.get(key), place)
     return found
 
 
-def _all(spec: LabelSpec, source: Source, named: list[str] | None, key: str) -> list[str]:
+def _all(data: Sequence[tuple[LabelSpec, Source]], named: list[str] | None, key: str) -> list[str]:
+    """The labels of all sources, each with what finds its labels."""
     seen: dict[str, str] = {}  # label: where it came first
+    spec, name = data[0][0], " + ".join(source.name for _, source in data)
+    for finds, source in data:
+        _add(seen, finds, source, named, key)
+    spec.check(seen)
+    if named is not None:
+        if empty := [label for label in named if label not in seen]:
+            raise UserError(f"{key}: no record of {name} has label {empty[0]!r}; remove that label, or add records")
+        if unknown := [label for label in seen if label not in named]:
+            raise _unknown(unknown[0], seen[unknown[0]], key)
+    if not seen:
+        raise UserError(f"{name}: no record has a label; add labels, or name their column (data.fields)")
+    if len(seen) == 1 and spec.exclusive:
+        raise UserError(f"{name}: all records have the same label {next(iter(seen))!r}; at least two labels are needed")
+    # plain texts: transformers copies them, which a LabelText does not allow
+    return sorted(map(str, seen), key=_rank) if named is None else named
 
+
+def _add(seen: dict[str, str], spec: LabelSpec, source: Source, named: list[str] | None, key: str) -> None:
     def labels_of(record: Record) -> list[str]:
         labels = list(spec.find(record))
         for label in labels:
@@ -103,22 +123,6 @@ def _all(spec: LabelSpec, source: Source, named: list[str] | None, key: str) -> 
                     raise UserError(
                         f"{record.where}: this is label {MOST + 1} of at most {MOST}; check the column (data.fields)"
                     )
-    spec.check(seen)
-    if named is not None:
-        if empty := [label for label in named if label not in seen]:
-            raise UserError(
-                f"{key}: no record of {source.name} has label {empty[0]!r}; remove that label, or add records"
-            )
-        if unknown := [label for label in seen if label not in named]:
-            raise _unknown(unknown[0], seen[unknown[0]], key)
-    if not seen:
-        raise UserError(f"{source.name}: no record has a label; add labels, or name their column (data.fields)")
-    if len(seen) == 1 and spec.exclusive:
-        raise UserError(
-            f"{source.name}: all records have the same label {next(iter(seen))!r}; at least two labels are needed"
-        )
-    # plain texts: transformers copies them, which a LabelText does not allow
-    return sorted(map(str, seen), key=_rank) if named is None else named
 
 
 def _unknown(label: str, where: str, key: str) -> UserError:

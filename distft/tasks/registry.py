@@ -37,10 +37,13 @@ SPECS: dict[type[sections.TaskSection], MakeSpec] = {
 }
 
 
-def spec_of(part: TaskPart) -> TaskSpec:
-    """Raises UserError if the package that brings the task's section does not bring the task."""
+def spec_of(part: TaskPart, fields: Mapping[str, str] | None = None) -> TaskSpec:
+    """The task as it reads the records of a source with these `fields`; None: those of the part.
+
+    Raises UserError if the package that brings the task's section does not bring the task.
+    """
     make = SPECS.get(type(part.task)) or plugins.find(plugins.TASKS, part.task.type, "task")
-    spec: TaskSpec = make(part.task, part.fields)
+    spec: TaskSpec = make(part.task, part.fields if fields is None else fields)
     return spec
 
 

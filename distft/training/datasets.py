@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from distft.data import duplicates, row_index, token_cache
+import numpy as np
+import numpy.typing as npt
+
+from distft.data import row_index, token_cache
 from distft.data.bad_records import listing
-from distft.data.corpus import Corpus
+from distft.data.blend import Blend
+from distft.data.corpus import CacheFolder, Corpus
 from distft.data.cutting import cut_to_rows
-from distft.data.loader import Loader, RowLoader, Shuffle, Slots
-from distft.data.mixture import Ingredient, Mixture, weights_of
+from distft.data.loader import Loader, RowLoader, RowOrder, Shuffle, Slots
+from distft.data.mixture import CYCLE, Ingredient, Mixture, shares, weights_of
 from distft.data.packing import Rows, bucket, one_per_row, pack
 from distft.data.records import Cuts
-from distft.data.sources import Which, source_of
+from distft.data.sources import Source, sources_of
 from distft.errors import UserError
 from distft.model.context import RunContext
 from distft.process import distributed, pulse, stop_signals
 from distft.process.console import Console
 from distft.process.distributed import Ranks
 from distft.recipe.schema import Recipe
+from distft.recipe.sources import Which
 from distft.recipe.tasks import TaskName, TaskPart
 from distft.run.digest import of_parts
 from distft.tasks.protocol import ModelSpec
@@ -31,14 +36,37 @@ from distft.tasks.protocol import ModelSpec
 
 @dataclass(frozen=True)
 class Dataset:
-    """Encoded records and how they share rows. `folder`: of the cache; `digest`: of all tokens and their packing;
-    `content`: of what they are made from."""
+    """Encoded records and how they share rows.
+
+    Attributes:
+        digest: of all tokens and their packing.
+        folders: of the cache, one per source.
+        contents: of what the documents of each source are made from, see `token_cache.content_of`.
+        sources: their names; none if the recipe names one place only.
+        weights: shares of the sources, each of which has rows of its own then; else their documents share rows.
+        rows: of all documents, or of those of each source.
+    """
 
     corpus: Corpus
-    rows: Rows
+    rows: Sequence[Rows]
     digest: str
-    folder: Path = Path()
-    content: str = ""
+    folders: Sequence[Path] = ()
+    contents: Sequence[str] = ()
+    sources: Sequence[str] = ()
+    weights: Sequence[float] = ()
+
+    @property
+    def row_count(self) -> int:
+        return sum(map(len, self.rows))
+
+    def order(self, seed: int, batch: int | None = None, fixed: bool = False) -> RowOrder:
+        """The sequence of rows, see `Shuffle`."""
+        firsts = self.corpus.first_documents.tolist() if self.weights else [0]
+        orders = [
+            Shuffle(self.corpus, rows, seed, batch, fixed, first)
+            for rows, first in zip(self.rows, firsts, strict=False)
+        ]
+        return Blend(orders, self.weights, seed) if self.weights else orders[0]
 
 
 @dataclass(frozen=True)
@@ -46,7 +74,7 @@ class HeldOut:
     """Data to evaluate on. `steps`: passes of all ranks over one micro-batch each."""
 
     part: TaskName
-    corpus: Corpus
+    data: Dataset
     loader: Loader
     steps: int
 
@@ -60,27 +88,34 @@ def open_dataset(
 ) -> Dataset | None:
     """Documents from the cache, which rank 0 fills if need be, and the rows they share, which it computes for the
     others. Only rank 0 asks for the encoder, and with it for a tokenizer. None where the recipe names no such data."""
-    source, spec, recipe = source_of(part, which), context.model_spec, context.recipe
-    if source is None:
+    read, spec, recipe = sources_of(part, which), context.model_spec, context.recipe
+    if not read:
         return None
     name = name_of(part, which)
     first: list[Dataset] = []
 
-    def build_cache() -> tuple[str, str, int]:
-        with listing(context.run.bad_records, name, source) as bad:
-            folder = fill_cache(context, part, which, console, stop_signals.check)
-            bad += token_cache.left_out(folder, source)
-        encoder = context.encoder(part.name)
-        content = token_cache.content_of(source, encoder, recipe.data.cache, stop_signals.check)
-        first.append(arrange(opened(context, part, which, folder), folder, content, recipe, spec, packed))
-        return str(folder), content, len(bad)
+    def open_folders(folders: Sequence[Path], contents: Sequence[str]) -> Dataset:
+        return arrange(opened(context, part, which, folders), folders, contents, read, recipe, spec, packed)
 
-    path, content, bad = distributed.on_rank_0(ranks, f"tokens/{name}", build_cache)
+    def build_cache() -> tuple[list[str], list[str], int]:
+        folders, contents, bad = [], [], 0
+        for source in read:
+            with listing(context.run.bad_records, name_of(part, which, source), source) as listed:
+                folders.append(fill_cache(context, part, which, source, console, stop_signals.check))
+                listed += token_cache.left_out(folders[-1], source)
+                bad += len(listed)
+            encoder = context.encoder(part.name, source)
+            contents.append(token_cache.content_of(source, encoder, recipe.data.cache, stop_signals.check))
+        first.append(open_folders(folders, contents))
+        return list(map(str, folders)), contents, bad
+
+    paths, contents, bad = distributed.on_rank_0(ranks, f"tokens/{name}", build_cache)
     stop_signals.check()
-    folder = Path(path)
-    found = first[0] if first else arrange(opened(context, part, which, folder), folder, content, recipe, spec, packed)
+    found = first[0] if first else open_folders(list(map(Path, paths)), contents)
     corpus = found.corpus
-    console.say(describe_rows(name, corpus, found.rows, recipe))
+    console.say(describe_rows(name, found, recipe))
+    for line in describe_sources(name, found):
+        console.say(line)
     if bad:
         records = corpus.meta.records
         console.say(f"data.{name}: {bad:,} of {records:,} records left out, see {context.run.bad_records}")
@@ -89,77 +124,99 @@ def open_dataset(
     return found
 
 
-def name_of(part: TaskPart, which: Which) -> str:
-    """For people: "train", or "train of NAME" where there are several tasks."""
-    return f"{which} of {part.name}" if part.name else which
+def name_of(part: TaskPart, which: Which, source: Source | None = None) -> str:
+    """For people: "train", or "train of NAME" where there are several tasks; with the source, where it is one of
+    several."""
+    name = f"{which} of {part.name}" if part.name else which
+    several = len(part.train if which == "train" else part.eval) > 1
+    return f"{name}: {source.title}" if source is not None and several else name
 
 
 def fill_cache(
     context: RunContext,
     part: TaskPart,
     which: Which,
+    source: Source,
     console: Console,
     check_stop: Callable[[], None],
     workers: int | None = None,
     verify: bool = False,
 ) -> Path:
-    """The cache folder of these data, written first unless it is there already. See `token_cache.build_cache`."""
-    source, cache = source_of(part, which), context.recipe.data.cache
-    assert source is not None
-    with console.bar(f"data.{name_of(part, which)}: records", total=None) as bar:
+    """The cache folder of a source, written first unless it is there already. See `token_cache.build_cache`."""
+    cache = context.recipe.data.cache
+    with console.bar(f"data.{name_of(part, which, source)}: records", total=None) as bar:
 
         def show(number: int) -> None:
             pulse.moving()
             bar.at(number, "")
 
-        encoder = context.encoder(part.name)
+        encoder = context.encoder(part.name, source)
         whole = encoder.uncut if isinstance(encoder, Cuts) else encoder
         return token_cache.build_cache(source, whole, cache, check_stop, show, bar.expect, workers, console.say, verify)
 
 
-def opened(context: RunContext, part: TaskPart, which: Which, folder: Path) -> Corpus:
-    """The documents of a cache folder, cut to rows as the task does it. Raises UserError if there are none."""
+def opened(context: RunContext, part: TaskPart, which: Which, folders: Sequence[Path]) -> Corpus:
+    """The documents of cache folders, cut to rows as the task does it. Raises UserError if one of them has none."""
     data, cut_of = context.recipe.data, context.specs[part.name].cut
-    before: list[Corpus] | None = [] if which == "train" and data.duplicates == "drop" else None
-    corpus = cut_to_rows(Corpus.open(folder), folder, None if cut_of is None else cut_of(data), before)
-    corpus.meta.check_usable()
-    return corpus
+    found: list[CacheFolder] = []
+    for path in folders:
+        before = found if which == "train" and data.duplicates == "drop" else None
+        found.append(cut_to_rows(CacheFolder.open(path), path, None if cut_of is None else cut_of(data), before))
+        found[-1].meta.check_usable()
+    return Corpus(*found)
 
 
-def arrange(corpus: Corpus, folder: Path, content: str, recipe: Recipe, spec: ModelSpec, packed: bool) -> Dataset:
-    """Documents of a cache folder in rows. `content`: what they are made from; `packed`: several share one."""
-    data = recipe.data
-    if packed:
-        way = pack if spec.packs else bucket
-        rows = row_index.rows_of(folder, corpus.sizes, way, data.row_tokens, data.seed)
+def arrange(
+    corpus: Corpus,
+    folders: Sequence[Path],
+    contents: Sequence[str],
+    read: Sequence[Source],
+    recipe: Recipe,
+    spec: ModelSpec,
+    packed: bool,
+) -> Dataset:
+    """Documents of cache folders, one for each source, in rows. `packed`: several share one."""
+    names = [source.title for source in read] if len(read) > 1 else []
+    weights = [source.weight for source in read if source.weight is not None]
+    found = Dataset(corpus, (), "", folders, contents, names, weights if len(read) > 1 else ())
+    return arranged(found, recipe, spec, packed)
+
+
+def arranged(found: Dataset, recipe: Recipe, spec: ModelSpec, packed: bool) -> Dataset:
+    """The same documents in other rows."""
+    data, corpus = recipe.data, found.corpus
+    together = beside(found.folders)
+
+    def rows_of(folder: Path, sizes: npt.NDArray[np.int32]) -> Rows:
+        if not packed:
+            return one_per_row(len(sizes))
+        return row_index.rows_of(folder, sizes, pack if spec.packs else bucket, data.row_tokens, data.seed)
+
+    if found.weights:
+        sizes = np.split(corpus.sizes, corpus.first_documents[1:-1])
+        rows = [rows_of(folder, its) for folder, its in zip(found.folders, sizes, strict=True)]
     else:
-        rows = one_per_row(len(corpus))
-    known = f"{content} {data.row_tokens} {packed} {data.seed}{' without duplicates' * (data.duplicates == 'drop')}"
-    digest = hashlib.sha256(known.encode())
-    return Dataset(corpus, rows, digest.hexdigest(), folder, content)
+        rows = [rows_of(together, corpus.sizes)]
+    known = f"{'+'.join(found.contents)} {data.row_tokens} {packed} {data.seed}"
+    known += (f" {found.weights}" if found.weights else "") + " without duplicates" * (data.duplicates == "drop")
+    return replace(found, rows=rows, digest=hashlib.sha256(known.encode()).hexdigest())
+
+
+def beside(folders: Sequence[Path]) -> Path:
+    """What is kept beside these folders, for all of them together, is named after it."""
+    if len(folders) == 1:
+        return folders[0]
+    name = "+".join(folder.name for folder in folders)
+    return folders[0].with_name(hashlib.sha256(name.encode()).hexdigest())  # there is no such folder
 
 
 def apart(data: Mapping[TaskName, Dataset], recipe: Recipe, spec: ModelSpec) -> dict[TaskName, Dataset]:
     """The same documents, each in a row of its own."""
-    return {name: arrange(one.corpus, one.folder, one.content, recipe, spec, False) for name, one in data.items()}
-
-
-def tell_duplicates(
-    recipe: Recipe, train: Mapping[TaskName, Dataset], held: Mapping[TaskName, Dataset], console: Console
-) -> None:
-    """Says which documents the training data have more than once, and which the held-out data have too."""
-    for part in recipe.parts():
-        one, other = train[part.name], held.get(part.name)
-        said = [duplicates.tell_duplicates(name_of(part, "train"), one.corpus, one.folder)]
-        if other is not None:
-            said.append(duplicates.tell_twins(name_of(part, "eval"), other.corpus, one.corpus, one.folder))
-        for text in said:
-            if text is not None:
-                console.say(text)
+    return {name: arranged(one, recipe, spec, False) for name, one in data.items()}
 
 
 def rows_of(data: Mapping[TaskName, Dataset]) -> int:
-    return sum(len(one.rows) for one in data.values())
+    return sum(one.row_count for one in data.values())
 
 
 def digest_of(data: Mapping[TaskName, Dataset]) -> str:
@@ -172,13 +229,25 @@ def settled(recipe: Recipe, shares: bool) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"packing": shares})})
 
 
-def describe_rows(name: str, corpus: Corpus, rows: Rows, recipe: Recipe) -> str:
-    meta = corpus.meta
+def describe_rows(name: str, data: Dataset, recipe: Recipe) -> str:
+    meta, rows = data.corpus.meta, data.row_count
     text = f"data.{name}: {meta.documents:,} documents, {meta.size:,} tokens ({meta.targets:,} to predict)"
-    text += f" in {len(rows):,} rows"
-    if len(rows) < len(corpus):
-        text += f", {meta.size / (len(rows) * recipe.data.row_tokens):.0%} full"
+    text += f" in {rows:,} rows"
+    if rows < len(data.corpus):
+        text += f", {meta.size / (rows * recipe.data.row_tokens):.0%} full"
     return text + "".join(f"; {number:,} {note}" for note, number in meta.notes.items())
+
+
+def describe_sources(name: str, data: Dataset) -> Iterator[str]:
+    """A line for each of several: what it has, and how much of the training is from it."""
+    firsts, sizes = data.corpus.first_documents, data.corpus.sizes
+    for number, source in enumerate(data.sources):
+        own = sizes[firsts[number] : firsts[number + 1]]
+        text = f"data.{name}: {source}: {len(own):,} documents, {int(own.sum(dtype=np.int64)):,} tokens"
+        if data.weights:
+            share = shares(list(data.weights))[number] / CYCLE
+            text += f", {len(data.rows[number]):,} rows; {share:.1%} of the rows of each {CYCLE}"
+        yield text
 
 
 def training_loader(
@@ -187,13 +256,14 @@ def training_loader(
     """The stream of micro-batches; of several tasks they come in turn."""
     seed, by = recipe.data.seed, grouping(recipe, spec)
     batch, sorts = slots.global_batch if by == "stream" else None, by == "step"
-    shuffles = {part: Shuffle(one.corpus, one.rows, seed, batch) for part, one in data.items()}
+    shuffles = {part: one.order(seed, batch) for part, one in data.items()}
     if None in data:
-        return RowLoader(data[None].corpus, shuffles[None], slots, seed, total, sorts)
+        return RowLoader(data[None].corpus, shuffles[None], slots, seed, total, sorts, data[None].sources)
     parts = {part.name: part for part in recipe.parts() if part.name is not None}
-    drawn = weights_of({name: len(data[name].rows) for name in parts}, recipe.parts()[0].temperature)
+    drawn = weights_of({name: data[name].row_count for name in parts}, recipe.parts()[0].temperature)
     weights = {name: part.weight or drawn[name] for name, part in parts.items()}
-    return Mixture({n: Ingredient(data[n].corpus, shuffles[n], weights[n]) for n in parts}, slots, seed, sorts)
+    mixed = {n: Ingredient(data[n].corpus, shuffles[n], weights[n], data[n].sources) for n in parts}
+    return Mixture(mixed, slots, seed, sorts)
 
 
 def grouping(recipe: Recipe, spec: ModelSpec) -> Literal["stream", "step"] | None:
@@ -209,9 +279,9 @@ def grouping(recipe: Recipe, spec: ModelSpec) -> Literal["stream", "step"] | Non
 def held_out(recipe: Recipe, spec: ModelSpec, part: TaskName, data: Dataset, ranks: Ranks) -> HeldOut:
     """Micro-batches hold the same documents whatever the number of ranks, so that scores do not depend on it."""
     slots = Slots(recipe.train.micro_rows * ranks.world, recipe.train.micro_rows, ranks.rank, ranks.world)
-    shuffle = Shuffle(data.corpus, data.rows, 0, slots.micro_batch if grouping(recipe, spec) else None, fixed=True)
-    loader = RowLoader(data.corpus, shuffle, slots, 0, len(data.rows))
-    return HeldOut(part, data.corpus, loader, math.ceil(len(data.rows) / slots.global_batch))
+    order = data.order(0, slots.micro_batch if grouping(recipe, spec) else None, fixed=True)
+    loader = RowLoader(data.corpus, order, slots, 0, data.row_count)
+    return HeldOut(part, data, loader, math.ceil(data.row_count / slots.global_batch))
 
 
 def length(recipe: Recipe, rows: int) -> tuple[int, int | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from operator import itemgetter
 from typing import Any
@@ -20,7 +20,7 @@ from distft.process import distributed, pulse
 from distft.run.profile import EVALUATION
 from distft.tasks.multi_task import task_of, view_of
 from distft.tasks.protocol import Outcome, Task, collated
-from distft.training.datasets import HeldOut
+from distft.training.datasets import Dataset, HeldOut
 from distft.training.session import Session
 
 _numbers = itertools.count()
@@ -84,15 +84,28 @@ def evaluate(session: Session) -> dict[str, float] | None:
     def score() -> dict[str, float]:
         everyone = [json.loads(text) for text in gathered]
         found: dict[str, float] = {}
+        of_sources: dict[str, float] = {}
         for index, held in enumerate(session.held_out):
             in_order = sorted(itertools.chain(*(rank[index] for rank in everyone)), key=itemgetter(0))
             report = score_records(task_of(session.task, held.part), (rest for _, *rest in in_order))
-            found.update({f"{held.part}.{name}" if held.part else name: s for name, s in report.scores.items()})
+            prefix = f"{held.part}." if held.part else ""
+            found.update({f"{prefix}{name}": s for name, s in report.scores.items()})
+            of_sources.update({f"source.{prefix}{name}.loss": s for name, s in source_losses(held.data, in_order)})
         losses = [value for name, value in found.items() if name.rpartition(".")[2] == "loss"]
-        return {"loss": sum(losses) / len(losses), **found} if losses else found
+        found = {"loss": sum(losses) / len(losses), **found} if losses else found
+        return {**found, **of_sources}
 
     scores: dict[str, float] = distributed.on_rank_0(session.ranks, f"scores {next(_numbers)}", score, may_stop=False)
     return scores
+
+
+def source_losses(data: Dataset, outcomes: Sequence[tuple[int, int, Outcome]]) -> Iterator[tuple[str, float]]:
+    """The loss per target of each of several sources; of (index of the document, of its record, its outcome)."""
+    firsts = data.corpus.first_documents
+    for number, source in enumerate(data.sources):
+        own = [outcome for index, _, outcome in outcomes if firsts[number] <= index < firsts[number + 1]]
+        if targets := sum(outcome.get("targets", 0) for outcome in own):
+            yield source, math.fsum(outcome["loss"] for outcome in own if "loss" in outcome) / targets
 
 
 def predict_held_out(session: Session, held: HeldOut) -> list[tuple[int, int, Outcome]] | None:

@@ -244,10 +244,23 @@ def record_step(
             "epoch": session.epoch,
             "attempt": session.attempt,
             **session.allocator.figures(progress.step),
+            **(source_figures(session) if session.ranks.first else {}),
             **figures,
         }
     )
     bar.at(progress.step, f"loss {losses['loss']:.4f} · {figures['useful_tokens_per_s']:,.0f} useful tokens/s")
+
+
+def source_figures(session: Session) -> dict[str, int]:
+    """How much this step took of each of several sources."""
+    if not session.sources:
+        return {}
+    census = session.loader.census(session.progress.step - 1)
+    found: dict[str, int] = {}
+    for prefix, one in [("source", census), *((f"source.{task}", part) for task, part in census.parts.items())]:
+        for name, share in one.sources.items():
+            found |= {f"{prefix}.{name}.documents": share.documents, f"{prefix}.{name}.tokens": share.size}
+    return found
 
 
 def save(session: Session) -> None:

@@ -53,7 +53,8 @@ def handle(session: Session, trouble: Trouble) -> None:
     train, samples = session.recipe.train, culprits(trouble)
     count = session.progress.non_finite + 1
     named = ", ".join(map(str, samples[:MOST_IDS])) + (", ..." if len(samples) > MOST_IDS else "")
-    source = session.recipe.data.train or ", ".join(sorted({micro.part for micro in trouble.micros if micro.part}))
+    parts = {part.name: [str(one.path) for one in part.train] for part in session.recipe.parts()}
+    source = ", ".join(parts.get(None) or sorted({micro.part for micro in trouble.micros if micro.part}))
     said = f"{trouble} (documents of {source}, counted from 0: {named})"
     if train.non_finite == "stop" or math.isfinite(trouble.norm):
         session.writer.wait()  # the save that is under way is of a step before

@@ -4,36 +4,37 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from transformers.utils import logging
 
-from distft.data import duplicates, token_cache
-from distft.data.corpus import Corpus, Meta
-from distft.data.sources import source_of
+from distft.data import token_cache
+from distft.data.corpus import Meta
+from distft.data.sources import sources_of
 from distft.errors import Preempted
 from distft.model.context import RunContext
 from distft.process import stop_signals
 from distft.process.console import Console, duration
 from distft.recipe.schema import Recipe
+from distft.recipe.sources import Which
 from distft.run.folder import RunDir
+from distft.training import repetition
 from distft.training.datasets import fill_cache, name_of, opened
 from distft.training.preview import without_weights
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Encoded data. `bad`: records that were left out; `seconds`: it took; `said`: what people should know besides."""
+    """Encoded data of a source. `bad`: records that were left out; `seconds`: it took."""
 
     name: str
     folder: Path
     meta: Meta
     bad: int
     seconds: float
-    said: Sequence[str] = ()
 
     def __str__(self) -> str:
         meta = self.meta
@@ -44,11 +45,12 @@ class Prepared:
         if self.bad:
             text += f"; {self.bad:,} bad records left out"
         lines = [text, f"  in {self.folder} after {duration(self.seconds)}"]
-        return "\n".join([*lines, *(f"warning: {warning}" for warning in meta.warnings.values()), *self.said])
+        return "\n".join([*lines, *(f"warning: {warning}" for warning in meta.warnings.values())])
 
 
-def prepare(recipe: Recipe, workers: int | None, console: Console) -> Iterator[Prepared]:
-    """Encode the training and held-out data of all tasks, unless the token cache has them.
+def prepare(recipe: Recipe, workers: int | None, console: Console) -> Iterator[Prepared | str]:
+    """Encode the training and held-out data of all tasks, unless the token cache has them; then what is there more than
+    once, in sentences.
 
     Args:
         workers: processes at a time; None: one per core that this process may use.
@@ -63,19 +65,16 @@ def prepare(recipe: Recipe, workers: int | None, console: Console) -> Iterator[P
     with TemporaryDirectory(prefix="distft-encode-") as folder:
         context = RunContext(RunDir(Path(folder)), without_weights(recipe))
         for part in recipe.parts():
-            train: tuple[Corpus, Path] | None = None
-            for which in ("train", "eval"):
-                if (source := source_of(part, which)) is None:
-                    continue
-                begun, name = time.monotonic(), name_of(part, which)
-                found = fill_cache(context, part, which, console, _check_stop, workers, verify=True)
-                bad = len(token_cache.left_out(found, source))
-                corpus = opened(context, part, which, found)
-                if train is None:
-                    train, said = (corpus, found), duplicates.tell_duplicates(name, corpus, found)
-                else:
-                    said = duplicates.tell_twins(name, corpus, *train)
-                yield Prepared(name, found, corpus.meta, bad, time.monotonic() - begun, [said] if said else [])
+            folders: dict[Which, list[Path]] = {"train": [], "eval": []}
+            for which, its in folders.items():
+                for source in sources_of(part, which):
+                    begun = time.monotonic()
+                    its.append(fill_cache(context, part, which, source, console, _check_stop, workers, verify=True))
+                    bad, meta = len(token_cache.left_out(its[-1], source)), opened(context, part, which, its[-1:]).meta
+                    yield Prepared(name_of(part, which, source), its[-1], meta, bad, time.monotonic() - begun)
+            train = opened(context, part, "train", folders["train"])
+            held = opened(context, part, "eval", folders["eval"]) if folders["eval"] else None
+            yield from repetition.told(part, train, held, folders["train"])
 
 
 def _check_stop() -> None:

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from distft.data import sources
 from distft.data.packing import pack
 from distft.data.records import Broken, Document, Record, content_of
-from distft.data.sources import Which
+from distft.data.sources import Source, read_leniently, sources_of
 from distft.data.words import word_text
 from distft.errors import UserError
 from distft.model import base_model
 from distft.model.context import RunContext
 from distft.process.console import Console
 from distft.recipe.schema import Recipe
+from distft.recipe.sources import Which
 from distft.recipe.tasks import TaskName
 from distft.run.folder import RunDir
 from distft.tasks.protocol import Labels
@@ -112,23 +112,27 @@ def look(recipe: Recipe, part: TaskName, which: Which, show: int, most: int, con
     """
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed says that it has found none
     logging.disable_progress_bar()
-    source = sources.source_of(next(one for one in recipe.parts() if one.name == part), which)
-    if source is None:
+    read = sources_of(next(one for one in recipe.parts() if one.name == part), which)
+    if not read:
         raise UserError(f"the recipe names no data.{which}")
     with TemporaryDirectory(prefix="distft-data-") as folder:
         context = RunContext(RunDir(Path(folder)), without_weights(recipe))
         family = context.model_spec.family
-        encoder = context.encoder(part)
         labels = context.setting(part).labels
         tokenizer = getattr(context.processor, "tokenizer", context.processor)
-        found = Preview(source.name, "ms" if family.hears else "tokens", recipe.data.row_tokens)
-        found.bad_budget = source.bad_budget
+        encoder = context.encoder(part, read[0])
+        found = Preview(
+            " + ".join(source.name for source in read), "ms" if family.hears else "tokens", recipe.data.row_tokens
+        )
+        found.bad_budget = read[0].bad_budget
         found.learns_tokens = LEARNED["tokens"] in encoder.columns
         with console.bar(f"data.{which}: records", total=None) as bar:
-            for record in first(source, most, found):
-                found.read += 1
-                bar.at(found.read, "")
-                add(found, record, encoder, tokenizer, labels, show)
+            for number, source in enumerate(read, start=1):
+                encoder = context.encoder(part, source)
+                for record in first(source, -(-most // len(read)), found):
+                    found.read += 1
+                    bar.at(found.read, "")
+                    add(found, record, encoder, tokenizer, labels, show * number // len(read))
     if packs(recipe, context.model_spec) and context.model_spec.packs and found.sizes:
         found.rows = len(pack(np.array(found.sizes, np.int32), recipe.data.row_tokens, recipe.data.seed))
     return found
@@ -142,10 +146,10 @@ def without_weights(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"path": str(folder)})})
 
 
-def first(source: sources.Source, most: int, found: Preview) -> Iterator[Record | Broken]:
-    records = sources.read_leniently(source)
+def first(source: Source, most: int, found: Preview) -> Iterator[Record | Broken]:
+    records = read_leniently(source)
     yield from itertools.islice(records, most)
-    found.complete = next(records, None) is None
+    found.complete &= next(records, None) is None
 
 
 def add(found: Preview, record: Record | Broken, encoder: Any, tokenizer: Any, labels: Labels, show: int) -> None:

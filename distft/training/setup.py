@@ -38,7 +38,16 @@ from distft.tasks.multi_task import models_of, task_of
 from distft.tasks.protocol import Learned
 from distft.tasks.shared.chunked_head import is_told
 from distft.tasks.shared.position_limits import check_source, positions, source_positions
-from distft.training import attention_trial, datasets, head_chunks, planned, profile, reference_pass, row_sharing
+from distft.training import (
+    attention_trial,
+    datasets,
+    head_chunks,
+    planned,
+    profile,
+    reference_pass,
+    repetition,
+    row_sharing,
+)
 from distft.training import settled as settled_by
 from distft.training.datasets import Dataset
 from distft.training.feed import Feed
@@ -128,6 +137,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         rows=rows,
         total_rows=total_rows if None in train else None,  # of several tasks each goes on with its next epoch
         total_steps=total_steps,
+        sources=any(one.sources for one in train.values()),
         writer=Writer(run.checkpoints, identity, ranks, recipe.checkpoint.keep, fence),
         identity=identity,
         progress=progress,
@@ -149,7 +159,10 @@ def open_datasets(
         if other is not None:
             held[part.name] = other
     if ranks.first:
-        datasets.tell_duplicates(context.recipe, train, held, console)
+        for part in context.recipe.parts():
+            one, other = train[part.name], held.get(part.name)
+            for text in repetition.told(part, one.corpus, None if other is None else other.corpus, one.folders):
+                console.say(text)
     return train, held
 
 

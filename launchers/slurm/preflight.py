@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import re
 import secrets
@@ -16,6 +17,7 @@ from distft.errors import DONE, FAILED, UserError
 from distft.plan.config import cache
 from distft.recipe.load import check_sizes, dump
 from distft.recipe.schema import Recipe
+from distft.recipe.sources import is_pattern
 from distft.run import tracking
 from distft.run.batch import settled
 from distft.run.folder import RunDir
@@ -67,12 +69,24 @@ def data_of(recipe: Recipe) -> dict[str, str]:
     found = {}
     for part in recipe.parts():
         key = ".".join(part.keys)
-        for which, spec in (("train", part.train), ("eval", part.eval)):
-            paths = (
-                {"": spec} if isinstance(spec, str) else {f".{column}": path for column, path in (spec or {}).items()}
-            )
-            found.update({f"{key}.{which}{column}": path for column, path in paths.items()})
+        for which, sources in (("train", part.train), ("eval", part.eval)):
+            for number, source in enumerate(sources):
+                name = f"{key}.{which}" + (f".{number}" if len(sources) > 1 else "")
+                if isinstance(source.path, str):
+                    found[name] = folder_of(source.path)
+                else:
+                    found.update({f"{name}.{column}": path for column, path in source.path.items()})
+                if source.template is not None and source.template != recipe.data.template:
+                    found[f"{name}.template"] = source.template
     return found
+
+
+def folder_of(spec: str) -> str:
+    """What must be there: of a pattern the last folder without signs, else the place itself."""
+    if not is_pattern(spec) or os.path.exists(spec):
+        return spec
+    parts = Path(spec).parts
+    return str(Path(*itertools.takewhile(lambda part: not is_pattern(part), parts)))
 
 
 def missing(recipe: Recipe, site: Site) -> Iterator[str]:

@@ -41,15 +41,15 @@ def test_a_packaged_recipe_finds_the_sample_from_any_folder(name: str, tmp_path:
     written = tmp_path / f"{name}.yaml"
     written.write_text(starters.recipe(name))
     parts = load(written, []).parts()
-    found = [path for part in parts for where in (part.train, part.eval) for path in paths(where)]
+    found = [path for part in parts for source in (*part.train, *part.eval) for path in paths(source.path)]
     assert found
     if not name.startswith("gsm8k"):
         assert [path for path in found if not Path(path).is_file()] == []
     assert not re.search(r"(?<!/)\bdistft/sample", written.read_text())
 
 
-def paths(where: str | dict[str, str] | None) -> list[str]:
-    return list(where.values()) if isinstance(where, dict) else [where] if where else []
+def paths(where: str | dict[str, str]) -> list[str]:
+    return list(where.values()) if isinstance(where, dict) else [where]
 
 
 def test_a_path_with_odd_characters_stays_one_value() -> None:

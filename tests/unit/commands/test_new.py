@@ -49,9 +49,9 @@ def test_a_starter_is_for_the_sample(task: str) -> None:
     recipe, doubts = made(task)
     assert (recipe.task.type, recipe.name, doubts) == (task, task, "")
     for part in recipe.parts():
-        assert part.train is not None
+        [source] = part.train
         assert all(
-            Path(file).is_file() for file in (part.train.values() if isinstance(part.train, dict) else [part.train])
+            Path(file).is_file() for file in (source.path.values() if isinstance(source.path, dict) else [source.path])
         )
     text = Path(f"{task}.yaml").read_text()
     assert text.count("path: ./my-model") == 1

@@ -15,7 +15,7 @@ import pytest
 
 from distft.data import corpus as corpus_module
 from distft.data import cutting
-from distft.data.corpus import Corpus
+from distft.data.corpus import CacheFolder, Corpus
 from distft.data.cutting import cut_to_rows
 from distft.data.pieces import Cut, MarkedCut
 from distft.data.records import Cuts, Document, Encoded, Encoder, Record
@@ -52,6 +52,10 @@ class Marks:
             return split_to_rows(Marked(tokens, targets, notes), self.row, self.drop)
         whole = Document({"tokens": tokens, "targets": targets}, len(targets), int(targets.sum()))
         return Encoded([] if REJECTED in notes else [whole], notes)
+
+
+def cut_corpus(folder: Path, cut: Cut) -> Corpus:
+    return Corpus(cut_to_rows(CacheFolder.open(folder), folder, cut))
 
 
 def texts_of(kind: str, number: int = 100) -> list[str]:
@@ -99,10 +103,10 @@ def test_the_pieces_are_those_that_an_encoder_cuts(
                 expected = Corpus.open(build(source, Marks(row, drop)))
             except UserError as error:
                 with pytest.raises(UserError) as caught:
-                    cut_to_rows(Corpus.open(folder), folder, MarkedCut(row, drop)).meta.check_usable()
+                    cut_corpus(folder, MarkedCut(row, drop)).meta.check_usable()
                 assert sorted(re.split("; |: ", str(caught.value))) == sorted(re.split("; |: ", str(error)))  # noqa: PT017
                 continue
-            found = cut_to_rows(Corpus.open(folder), folder, MarkedCut(row, drop))
+            found = cut_corpus(folder, MarkedCut(row, drop))
             assert all_of(found) == all_of(expected)
             assert found.meta == expected.meta
             assert found.sizes.dtype == np.int32
@@ -124,65 +128,57 @@ def test_nothing_is_encoded_for_another_length_of_a_row(tmp_path: Path, monkeypa
 def test_documents_that_fit_are_the_corpus_itself(tmp_path: Path) -> None:
     source = written(tmp_path, ["0101", "011"])
     folder = build(source, Marks(None))
-    corpus = Corpus.open(folder)
-    assert cut_to_rows(corpus, folder, MarkedCut(4, False)) is corpus
+    whole = CacheFolder.open(folder)
+    assert cut_to_rows(whole, folder, MarkedCut(4, False)) is whole
 
 
 @pytest.mark.parametrize("drop", [False, True])
 def test_nothing_to_learn_is_told(tmp_path: Path, drop: bool) -> None:
     source = written(tmp_path, ["0000", "00000000"])
     folder = build(source, Marks(None))
-    found = cut_to_rows(Corpus.open(folder), folder, MarkedCut(4, drop))
+    found = cut_corpus(folder, MarkedCut(4, drop))
     long, empty = ("dropped", 1) if drop else ("split", 3)
     with pytest.raises(UserError, match=f"none of the 2 records .*: 1 longer than a row were {long}; {empty} without"):
         found.meta.check_usable()
 
 
 @pytest.fixture
-def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Corpus]:
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(cutting, "FEWEST", 1)
-    folder = build(written(tmp_path, texts_of("some")), Marks(None))
-    return folder, Corpus.open(folder)
+    return build(written(tmp_path, texts_of("some")), Marks(None))
 
 
-def test_the_index_is_found_once_for_each_way_to_cut(
-    kept: tuple[Path, Corpus], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, corpus = kept
+def test_the_index_is_found_once_for_each_way_to_cut(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cuts: list[Cut] = [MarkedCut(16, False), MarkedCut(17, False), MarkedCut(16, True)]
-    first = [all_of(cut_to_rows(corpus, folder, cut)) for cut in cuts]
-    assert len(list(folder.parent.glob("*.pieces-*"))) == 3
+    first = [all_of(cut_corpus(kept, cut)) for cut in cuts]
+    assert len(list(kept.parent.glob("*.pieces-*"))) == 3
     monkeypatch.setattr(cutting, "find_pieces", lambda *args: pytest.fail("it was there"))
-    assert [all_of(cut_to_rows(corpus, folder, cut)) for cut in cuts] == first
+    assert [all_of(cut_corpus(kept, cut)) for cut in cuts] == first
 
 
-def test_a_damaged_index_is_made_anew(kept: tuple[Path, Corpus]) -> None:
-    folder, corpus = kept
-    whole = cut_to_rows(corpus, folder, MarkedCut(16, False))
+def test_a_damaged_index_is_made_anew(kept: Path) -> None:
+    whole = cut_corpus(kept, MarkedCut(16, False))
     expected, notes = all_of(whole), whole.meta.notes
-    [path] = folder.parent.glob("*.pieces-*")
+    [path] = kept.parent.glob("*.pieces-*")
     content, draw = path.read_bytes(), random.Random(0)
     places = [*range(24), *(draw.randrange(len(content)) for _ in range(30)), len(content) - 1]
     damaged = [content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :] for place in places]
     for damage in [*damaged, b"", content[:7], content[:24], content[:-1], content[:-20], content + bytes(20)]:
         path.unlink()  # what is mapped stays as it is
         path.write_bytes(damage)
-        again = cut_to_rows(corpus, folder, MarkedCut(16, False))
+        again = cut_corpus(kept, MarkedCut(16, False))
         assert (all_of(again), again.meta.notes) == (expected, notes)
         assert path.read_bytes() == content
 
 
-def test_where_no_index_can_be_kept_each_finds_its_own(kept: tuple[Path, Corpus]) -> None:
-    folder, corpus = kept
-    elsewhere = folder / "nowhere" / "tokens"
-    assert all_of(cut_to_rows(corpus, elsewhere, MarkedCut(16, False))) == all_of(
-        cut_to_rows(corpus, folder, MarkedCut(16, False))
-    )
+def test_where_no_index_can_be_kept_each_finds_its_own(kept: Path) -> None:
+    elsewhere = kept / "nowhere" / "tokens"
+    found = Corpus(cut_to_rows(CacheFolder.open(kept), elsewhere, MarkedCut(16, False)))
+    assert all_of(found) == all_of(cut_corpus(kept, MarkedCut(16, False)))
 
 
-def test_a_corpus_of_pieces_says_what_it_is_about(kept: tuple[Path, Corpus]) -> None:
-    folder, corpus = kept
-    found = cut_to_rows(corpus, folder, MarkedCut(16, False))
+def test_a_corpus_of_pieces_says_what_it_is_about(kept: Path) -> None:
+    found, corpus = cut_corpus(kept, MarkedCut(16, False)), Corpus.open(kept)
     assert replace(found.meta, documents=0, size=0, targets=0, notes={}) == replace(
         corpus.meta, documents=0, size=0, targets=0, notes={}
     )

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distft.data import cutting, duplicates
-from distft.data.corpus import Corpus
+from distft.data.corpus import CacheFolder, Corpus
 from distft.data.cutting import cut_to_rows
 from distft.data.duplicates import Twins, count_duplicates, find_twins, repeated, tell_duplicates, tell_twins
 from distft.data.pieces import MarkedCut
@@ -37,6 +37,11 @@ def build(folder: Path, texts: Sequence[str], name: str = "a.jsonl") -> tuple[Co
     (folder / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     found = build_cache(Source(str(folder / name)), Words(), str(folder / "cache"), lambda: None, lambda done: None)
     return Corpus.open(found), found
+
+
+def cut_corpus(folder: Path, cut: MarkedCut | None, before: Sequence[Path] | None = None) -> Corpus:
+    others = None if before is None else list(map(CacheFolder.open, before))
+    return Corpus(cut_to_rows(CacheFolder.open(folder), folder, cut, others))
 
 
 def words_of(corpus: Corpus) -> list[str]:
@@ -78,7 +83,7 @@ def test_duplicates_are_counted_and_told(tmp_path: Path) -> None:
 def test_held_out_documents_that_are_trained_on_are_told(tmp_path: Path) -> None:
     train, folder = build(tmp_path, TEXTS)
     held, _ = build(tmp_path, ["new", "old ee", "see ee"], "held.jsonl")
-    assert find_twins(held, train, folder) == Twins(3, 1, 3)
+    assert find_twins(held, train, folder) == Twins(3, 2, 4)
     told = tell_twins("eval", held, train, folder)
     assert told is not None
     assert told.startswith("warning: data.eval: 3 of 5 documents are in the training data too")
@@ -92,35 +97,35 @@ def test_the_first_of_equal_documents_stays(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(cutting, "FEWEST", 1 if kept else 1000)
     corpus, folder = build(tmp_path, TEXTS)
     for _ in range(2):
-        found = cut_to_rows(corpus, folder, None, [])
+        found = cut_corpus(folder, None, [])
         assert words_of(found) == ["see", "sea", "ee", "seesea", "x"]
         assert [found.document(i).record for i in range(5)] == [0, 0, 3, 4, 5]
         assert found.meta.notes == {"that are duplicates of others were dropped": 5}
         assert (found.meta.documents, found.meta.size, found.meta.targets) == (5, 15, 10)
         assert count_duplicates(found, folder) == 0
         monkeypatch.setattr(cutting, "find_pieces", lambda *a: pytest.fail("it was there")) if kept else None
-    assert cut_to_rows(corpus, folder, None, None) is corpus
+    assert words_of(cut_corpus(folder, None)) == words_of(corpus)
 
 
 def test_what_other_sources_had_before_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, _ = build(tmp_path, TEXTS)
-    second, folder = build(tmp_path, ["sea", "saw", "ee saw"], "b.jsonl")
-    assert words_of(cut_to_rows(second, folder, None, [first])) == ["saw"]
+    _, other = build(tmp_path, TEXTS)
+    _, folder = build(tmp_path, ["sea", "saw", "ee saw"], "b.jsonl")
+    assert words_of(cut_corpus(folder, None, [other])) == ["saw"]
     monkeypatch.setattr(cutting, "FEWEST", 1)
-    assert words_of(cut_to_rows(second, folder, None, [first])) == ["saw"]
-    assert words_of(cut_to_rows(second, folder, None, [])) == ["sea", "saw", "ee"]
-    assert words_of(cut_to_rows(second, folder, None, [second])) == []
+    assert words_of(cut_corpus(folder, None, [other])) == ["saw"]
+    assert words_of(cut_corpus(folder, None, [])) == ["sea", "saw", "ee"]
+    assert words_of(cut_corpus(folder, None, [folder])) == []
 
 
 def test_whole_documents_are_compared_and_pieces_are_left_out_with_them(tmp_path: Path) -> None:
-    corpus, folder = build(tmp_path, ["abcd", "ab", "cd", "abcd", "x"])
-    cut = cut_to_rows(corpus, folder, MarkedCut(2, False))
+    _, folder = build(tmp_path, ["abcd", "ab", "cd", "abcd", "x"])
+    cut = cut_corpus(folder, MarkedCut(2, False))
     assert words_of(cut) == ["ab", "cd", "ab", "cd", "ab", "cd"]
     assert count_duplicates(cut, folder) == 1
     assert tell_duplicates("train", cut, folder) == (
         "data.train: 1 of 4 documents are duplicates of others (data.duplicates)"  # one has nothing to learn
     )
-    found = cut_to_rows(corpus, folder, MarkedCut(2, False), [])
+    found = cut_corpus(folder, MarkedCut(2, False), [])
     assert words_of(found) == ["ab", "cd", "ab", "cd"]
     assert [found.document(i).record for i in range(4)] == [0, 0, 1, 2]
     assert found.meta.notes == {

@@ -17,7 +17,7 @@ from distft.data.bad_records import Bad, BadRecords
 from distft.data.cache_writer import CacheWriter
 from distft.data.corpus import Corpus
 from distft.data.records import Document, Encoded
-from distft.data.sources import Source, read_leniently
+from distft.data.sources import Source, read_leniently, read_piece
 from distft.data.text_lines import WHOLE, Stretch, stretches
 from distft.data.token_cache import build_cache, left_out, root_of
 from distft.errors import RunFailed, UserError
@@ -91,7 +91,7 @@ def expected(build, monkeypatch, source: Source) -> dict[str, bytes]:
 @pytest.mark.parametrize("bad", [0, 7])
 def test_the_same_bytes_whatever_the_number_of_processes(tmp_path, build, monkeypatch, bad):
     source = written(tmp_path, lines_of(400, bad), bad_budget=0.5 if bad else None)
-    assert len(sources.stretches(source, 1000)) > 10
+    assert len(sources.pieces(source, 1000)) > 10
     whole = expected(build, monkeypatch, source)
     told, shown = [], []
     for workers in (1, 2, 4):
@@ -191,18 +191,18 @@ def test_a_child_that_is_killed_is_told_and_costs_nothing_that_was_done(tmp_path
     add = CacheWriter.add
 
     def killed(self, encoded):
-        if self.folder.name == f"part-{parts[5].begin}":
+        if self.folder.name == "part-5":
             os.kill(os.getpid(), signal.SIGKILL)
         add(self, encoded)
 
-    parts = sources.stretches(source, 1000)
+    pieces = sources.pieces(source, 1000)
     with monkeypatch.context() as patch:
         patch.setattr(CacheWriter, "add", killed)
         with pytest.raises(RunFailed, match="a child process was killed by SIGKILL"):
             build(source, 1)
     log = tmp_path / "log"
     assert of_files(build(source, 1, Words(log))) == whole
-    assert lines_in(log)[0] == next(read_leniently(source, parts[5])).where
+    assert lines_in(log)[0] == next(read_piece(pieces[5])).where
 
 
 def test_a_full_disk_in_a_child_is_one_sentence_and_leaves_nothing(tmp_path, build, monkeypatch):
@@ -232,7 +232,9 @@ def test_stretches_hold_the_records_of_the_whole(tmp_path, name, how, start, end
     lines[7], lines[20], lines[33] = b"", b"\xff{", b" "
     (tmp_path / name).write_bytes(start + ends.join(lines))
     source = Source(str(tmp_path / name), **how)
-    parts = sources.stretches(source, size)
+    pieces = sources.pieces(source, size)
+    assert all(len(piece) == 1 and piece[0][0] == source for piece in pieces)
+    parts = [piece[0][1] for piece in pieces]
     assert [row for part in parts for row in read_leniently(source, part)] == list(read_leniently(source))
     assert [part.begin for part in parts[1:]] == [part.end for part in parts[:-1]]
     assert [part.first for part in parts[1:]] == [part.last + 1 for part in parts[:-1]]
@@ -249,7 +251,9 @@ def test_what_cannot_be_cut_is_one_stretch(tmp_path):
         ("c.jsonl", b""),
     ]:
         (tmp_path / name).write_bytes(content)
-        assert sources.stretches(Source(str(tmp_path / name)), 1) == [WHOLE]
+        source = Source(str(tmp_path / name))
+        assert sources.pieces(source, 1) == [[(source, WHOLE)]]
     (tmp_path / "x").write_text("a\nb")
-    assert sources.stretches(Source({"a": str(tmp_path / "x"), "b": str(tmp_path / "x")}), 1) == [WHOLE]
+    source = Source({"a": str(tmp_path / "x"), "b": str(tmp_path / "x")})
+    assert sources.pieces(source, 1) == [[(source, WHOLE)]]
     assert stretches(tmp_path / "x", None, 1) == [Stretch(0, 2, 1, 1), Stretch(2, 3, 2, 1)]

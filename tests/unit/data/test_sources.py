@@ -145,9 +145,9 @@ def test_unknown_suffix_and_foreign_folder(tmp_path):
     (tmp_path / "a.doc").write_text("a")
     (tmp_path / "folder").mkdir()
     message = complaint("a.doc")
-    assert "known are .jsonl .json .parquet .conll .bio .iob .csv .tsv .txt .text, also with .gz" in message
+    assert "known are .jsonl .json .parquet .conll .bio .iob .csv .tsv .txt .text, also with .gz or .zst" in message
     assert all(key in message for key in ("data.format", "data.delimiter", "data.columns"))
-    assert "was not written by save_to_disk" in complaint("folder")
+    assert "nor was it written by save_to_disk" in complaint("folder")
 
 
 def test_hub_failure_is_one_sentence(monkeypatch):
@@ -191,7 +191,7 @@ def test_a_file_is_read_again_only_where_it_may_have_changed(tmp_path, monkeypat
     first = fingerprint(source(path), memory=tmp_path)
     assert first == fingerprint(source(path))
     reads = []
-    monkeypatch.setattr("distft.data.sources._hash_file", lambda file, digest: reads.append(file))
+    monkeypatch.setattr("distft.data.content._add", lambda file, found: reads.append(file))
     assert fingerprint(source(path), memory=tmp_path) == first
     assert reads == []
     os.utime(path, ns=(1, 1))

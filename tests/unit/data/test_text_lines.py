@@ -106,7 +106,7 @@ def test_a_line_that_does_not_decode_is_named(tmp_path: Path) -> None:
 
 def test_recipes_name_encodings_that_there_are() -> None:
     [part] = recipe(data={"train": "a.txt", "encoding": "gb18030"}).parts()
-    assert part.encoding == "gb18030"
+    assert part.train[0].encoding == "gb18030"
     for wrong in ("gb18080", "hex", ""):
         with pytest.raises((ValidationError, UserError), match="is no encoding of text"):
             recipe(data={"train": "a.txt", "encoding": wrong})

@@ -28,7 +28,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         return lambda outcomes: Report({"number": len(outcomes)})
 
     def make(*lines: Any, budget: float | None = 1.0, part: str | None = None) -> Pass:
-        work = Pass(RunDir(tmp_path), recipe(), Source("/d", bad_budget=budget), tmp_path, True, None, part)
+        work = Pass(RunDir(tmp_path), recipe(), [Source("/d", bad_budget=budget)], tmp_path, True, None, part)
         work.file(0).write_text("".join(json.dumps(line) + "\n" for line in lines))
         return work
 
@@ -70,7 +70,7 @@ def test_one_bad_record_ends_a_pass_only_where_none_may_be_left_out(
 ) -> None:
     (tmp_path / "d.jsonl").write_text('{broken\n{"text": "a"}\n')
     source = Source(str(tmp_path / "d.jsonl"), bad_budget=budget)
-    work = Pass(RunDir(tmp_path), recipe(), source, tmp_path, answered, None)
+    work = Pass(RunDir(tmp_path), recipe(), [source], tmp_path, answered, None)
     assert work.refuses is refuses
     if refuses:
         with pytest.raises(UserError, match=r"d\.jsonl:1 is not valid JSON"):

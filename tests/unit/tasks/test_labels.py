@@ -50,7 +50,10 @@ def nowhere(part: str | None) -> Source:
 
 
 def parts_of(wanted: Recipe, source_of: Callable[[str | None], Source]) -> list[TaskPart]:
-    return [replace(part, train=str(source_of(part.name).spec)) for part in wanted.parts()]
+    return [
+        replace(part, train=(part.train[0].model_copy(update={"path": str(source_of(part.name).spec)}),))
+        for part in wanted.parts()
+    ]
 
 
 def find(wanted: Recipe, source_of: Callable[[str | None], Source]) -> dict[str, list[str]]:

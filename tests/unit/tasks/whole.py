@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distft.data.corpus import Corpus
+from distft.data.corpus import CacheFolder, Corpus
 from distft.data.cutting import cut_to_rows
 from distft.data.records import Cuts, Encoder
 from distft.data.sources import Source
@@ -29,7 +29,7 @@ def check_cut(folder: Path, records: Sequence[dict[str, Any]], encoder: Encoder,
 
     assert isinstance(encoder, Cuts)
     whole, expected = build(encoder.uncut), Corpus.open(build(encoder))
-    found = cut_to_rows(Corpus.open(whole), whole, cut)
+    found = Corpus(cut_to_rows(CacheFolder.open(whole), whole, cut))
     assert documents_in(found) == documents_in(expected)
     assert found.meta == expected.meta
     return whole

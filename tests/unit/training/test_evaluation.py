@@ -21,7 +21,7 @@ from distft.recipe.schema import Recipe, Train
 from distft.recipe.tasks import CausalLM, SequenceClassification
 from distft.tasks import causal_lm, sequence_classification
 from distft.training import evaluation
-from distft.training.datasets import HeldOut, held_out
+from distft.training.datasets import Dataset, HeldOut, held_out
 from distft.training.evaluation import ended_early, is_due, report_of, score_records
 
 
@@ -156,12 +156,14 @@ def evaluated(rows: int, micro: int, world: int, spec: Any) -> list[tuple[int, l
         }
     )
     sizes = np.random.default_rng(0).permutation(rows).astype(np.int32) + 1
-    corpus: Any = SimpleNamespace(sizes=sizes, document=lambda i: Document({}, int(sizes[i]), record=i))
+    corpus: Any = SimpleNamespace(
+        sizes=sizes, first_documents=np.array([0, rows]), document=lambda i: Document({}, int(sizes[i]), record=i)
+    )
     found: list[MicroBatch] = []
     steps = set()
     for rank in range(world):
         ranks: Any = SimpleNamespace(rank=rank, world=world)
-        data: Any = SimpleNamespace(corpus=corpus, rows=one_per_row(rows))
+        data = Dataset(corpus, [one_per_row(rows)], "")
         held = held_out(recipe, spec, None, data, ranks)
         steps.add(held.steps)
         found += [one for step in range(held.steps) for one in held.loader.step(step)]
@@ -204,7 +206,10 @@ class Sizes:
 def test_an_evaluation_by_two_ranks_is_that_of_one(monkeypatch: pytest.MonkeyPatch, stopped: bool) -> None:
     """The other rank's outcomes are those that it would send."""
     corpus: Any = SimpleNamespace(
-        sizes=np.ones(5, np.int32), document=lambda i: Document({}, 1, record=4 - i), __len__=lambda: 5
+        sizes=np.ones(5, np.int32),
+        first_documents=np.array([0, 5]),
+        document=lambda i: Document({}, 1, record=4 - i),
+        __len__=lambda: 5,
     )
     model = torch.nn.Linear(1, 1)
 
@@ -213,7 +218,8 @@ def test_an_evaluation_by_two_ranks_is_that_of_one(monkeypatch: pytest.MonkeyPat
             corpus, Shuffle(corpus, one_per_row(5), 0, fixed=True), Slots(2 * world, 2, rank, world), 0, 5
         )
         ranks: Any = SimpleNamespace(rank=rank, world=world, device=torch.device("cpu"))
-        held = [HeldOut(None, corpus, loader, math.ceil(5 / (2 * world)))]
+        data: Any = SimpleNamespace(corpus=corpus, sources=())
+        held = [HeldOut(None, data, loader, math.ceil(5 / (2 * world)))]
         engine, stop = SimpleNamespace(model=model), lambda: stopped
         return SimpleNamespace(held_out=held, task=Sizes(), engine=engine, ranks=ranks, is_to_stop=stop)
 
