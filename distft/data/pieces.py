@@ -14,7 +14,7 @@ from distft.data.records import Column, Document
 SPLIT = "longer than a row were split"
 DROPPED = "longer than a row were dropped"
 EMPTY = "without anything to predict were dropped"
-REPEATED = "that are duplicates of others were dropped"
+REPEATED = "duplicates of others were dropped"
 PIECE = np.dtype([("document", "<i8"), ("begin", "<i4"), ("size", "<i4"), ("targets", "<i4")])
 MANY = 1 << 40  # pieces: as many as there are
 LONGEST = (1 << 31) - 1  # tokens: no document has more

@@ -95,7 +95,8 @@ def open_dataset(
     first: list[Dataset] = []
 
     def open_folders(folders: Sequence[Path], contents: Sequence[str]) -> Dataset:
-        return arrange(opened(context, part, which, folders), folders, contents, read, recipe, spec, packed)
+        corpus = Corpus(*opened(context, part, which, folders))
+        return arrange(corpus, folders, contents, read, recipe, spec, packed)
 
     def build_cache() -> tuple[list[str], list[str], int]:
         folders, contents, bad = [], [], 0
@@ -155,7 +156,7 @@ def fill_cache(
         return token_cache.build_cache(source, whole, cache, check_stop, show, bar.expect, workers, console.say, verify)
 
 
-def opened(context: RunContext, part: TaskPart, which: Which, folders: Sequence[Path]) -> Corpus:
+def opened(context: RunContext, part: TaskPart, which: Which, folders: Sequence[Path]) -> list[CacheFolder]:
     """The documents of cache folders, cut to rows as the task does it. Raises UserError if one of them has none."""
     data, cut_of = context.recipe.data, context.specs[part.name].cut
     found: list[CacheFolder] = []
@@ -163,7 +164,7 @@ def opened(context: RunContext, part: TaskPart, which: Which, folders: Sequence[
         before = found if which == "train" and data.duplicates == "drop" else None
         found.append(cut_to_rows(CacheFolder.open(path), path, None if cut_of is None else cut_of(data), before))
         found[-1].meta.check_usable()
-    return Corpus(*found)
+    return found
 
 
 def arrange(

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from transformers.utils import logging
 
 from distft.data import token_cache
-from distft.data.corpus import Meta
+from distft.data.corpus import Corpus, Meta
 from distft.data.sources import sources_of
 from distft.errors import Preempted
 from distft.model.context import RunContext
@@ -70,11 +70,10 @@ def prepare(recipe: Recipe, workers: int | None, console: Console) -> Iterator[P
                 for source in sources_of(part, which):
                     begun = time.monotonic()
                     its.append(fill_cache(context, part, which, source, console, _check_stop, workers, verify=True))
-                    bad, meta = len(token_cache.left_out(its[-1], source)), opened(context, part, which, its[-1:]).meta
+                    bad, meta = len(token_cache.left_out(its[-1], source)), opened(context, part, which, its)[-1].meta
                     yield Prepared(name_of(part, which, source), its[-1], meta, bad, time.monotonic() - begun)
-            train = opened(context, part, "train", folders["train"])
-            held = opened(context, part, "eval", folders["eval"]) if folders["eval"] else None
-            yield from repetition.told(part, train, held, folders["train"])
+            train, held = (opened(context, part, which, its) for which, its in folders.items())
+            yield from repetition.told(part, Corpus(*train), Corpus(*held) if held else None, folders["train"])
 
 
 def _check_stop() -> None:

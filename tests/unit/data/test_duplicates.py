@@ -92,6 +92,22 @@ def test_held_out_documents_that_are_trained_on_are_told(tmp_path: Path) -> None
     assert tell_twins("eval", other, train, folder) is None
 
 
+def test_several_sources_are_one(tmp_path: Path) -> None:
+    _, first = build(tmp_path, TEXTS)
+    _, second = build(tmp_path, ["saw sea", "saw"], "b.jsonl")
+    both = Corpus.open(first, second)
+    assert count_duplicates(both, first) == 7
+    held, _ = build(tmp_path, ["saw"], "held.jsonl")
+    assert find_twins(held, both, first) == Twins(1, 0, 10)
+    assert both.place(9) == f"record 6 of {tmp_path}/a.jsonl"
+    assert both.place(10) == f"record 1 of {tmp_path}/b.jsonl"
+    assert both.place(12) == f"record 2 of {tmp_path}/b.jsonl"
+    with pytest.raises(IndexError):
+        both.place(13)
+    dropped = cut_corpus(second, None, [first])
+    assert dropped.place(0) == f"record 1 of {tmp_path}/b.jsonl"
+
+
 @pytest.mark.parametrize("kept", [False, True])
 def test_the_first_of_equal_documents_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool) -> None:
     monkeypatch.setattr(cutting, "FEWEST", 1 if kept else 1000)
@@ -100,7 +116,7 @@ def test_the_first_of_equal_documents_stays(tmp_path: Path, monkeypatch: pytest.
         found = cut_corpus(folder, None, [])
         assert words_of(found) == ["see", "sea", "ee", "seesea", "x"]
         assert [found.document(i).record for i in range(5)] == [0, 0, 3, 4, 5]
-        assert found.meta.notes == {"that are duplicates of others were dropped": 5}
+        assert found.meta.notes == {"duplicates of others were dropped": 5}
         assert (found.meta.documents, found.meta.size, found.meta.targets) == (5, 15, 10)
         assert count_duplicates(found, folder) == 0
         monkeypatch.setattr(cutting, "find_pieces", lambda *a: pytest.fail("it was there")) if kept else None
@@ -131,7 +147,7 @@ def test_whole_documents_are_compared_and_pieces_are_left_out_with_them(tmp_path
     assert found.meta.notes == {
         "longer than a row were split": 2,
         "without anything to predict were dropped": 1,
-        "that are duplicates of others were dropped": 1,
+        "duplicates of others were dropped": 1,
     }
 
 
