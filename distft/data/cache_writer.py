@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
 from distft.data import bad_records
@@ -24,6 +23,7 @@ from distft.run.files import write_atomically
 
 NUMBERS = {"sizes": "int32", "targets": "int32", "records": "int64", "contents": "uint64"}  # one a document
 PROGRESS = "progress.json"
+_CODES = {"int32": "<i", "int64": "<q", "uint64": "<Q"}  # of `struct`, which is faster than numpy for one number
 _BAD = "bad records"  # the file that lists them, which is there only if there are any
 
 
@@ -120,12 +120,12 @@ class CacheWriter:
         for document in encoded.documents:
             columns = {name: np.ascontiguousarray(document[name], dtype) for name, dtype in self._columns.items()}
             for name, values in columns.items():
-                self._put(f"{name}.offsets", np.array([done.ends[name]], "int64"))
-                self._put(f"{name}.column", values)
+                self._put_number(f"{name}.offsets", "int64", done.ends[name])
+                self._files[f"{name}.column"].write(values.tobytes())
                 done.ends[name] += len(values)
             numbers = {"sizes": document.size, "targets": document.targets, "records": done.records}
             for name, number in {**numbers, "contents": content_of(columns)}.items():
-                self._put(name, np.array([number], NUMBERS[name]))
+                self._put_number(name, NUMBERS[name], number)
             done.documents += 1
             done.size += document.size
             done.targets += document.targets
@@ -162,8 +162,8 @@ class CacheWriter:
                     raise UserError(f"{path} is not what was written a moment ago; run the same command again")
                 self._files[name].write((np.frombuffer(chunk, "int64") + shift).tobytes() if shift else chunk)
 
-    def _put(self, name: str, values: npt.NDArray[Any]) -> None:
-        self._files[name].write(values.tobytes())
+    def _put_number(self, name: str, dtype: str, number: int) -> None:
+        self._files[name].write(struct.pack(_CODES[dtype], number))
 
     def keep(self) -> None:
         """Have all that was added on the disk, so that another writer can go on from here, or append it."""
@@ -173,7 +173,7 @@ class CacheWriter:
     def finish(self) -> Progress:
         """Complete the files, and leave nothing else beside them."""
         for name, end in self._done.ends.items():
-            self._put(f"{name}.offsets", np.array([end], "int64"))
+            self._put_number(f"{name}.offsets", "int64", end)
         self._sync()
         for left in (self.folder / PROGRESS, *self.folder.glob(f".{PROGRESS}.*")):  # a kill came while it was written
             left.unlink(missing_ok=True)

@@ -265,4 +265,4 @@ def index_of(meta: Meta) -> list[str]:
 def _mapped(path: Path, dtype: str) -> npt.NDArray[Any]:
     if path.stat().st_size == 0:  # a column that is empty in all documents; there is nothing to map
         return np.zeros(0, dtype)
-    return np.memmap(path, dtype, mode="r")
+    return np.asarray(np.memmap(path, dtype, mode="r"))  # a plain view of it is cut several times faster

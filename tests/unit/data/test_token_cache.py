@@ -381,7 +381,7 @@ def test_bad_record_leaves_nothing(data):
     assert left_over(settings) == []
 
 
-@pytest.mark.parametrize(("owner", "name"), [(CacheWriter, "_put"), (SummedFile, "sync")])
+@pytest.mark.parametrize(("owner", "name"), [(SummedFile, "write"), (SummedFile, "sync")])
 def test_full_disk_is_one_sentence_and_leaves_nothing(data, monkeypatch, owner, name):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
