@@ -78,11 +78,11 @@ def export(
     """
     from distft.model import export as exporter
     from distft.model.context import RunContext
-    from distft.recipe.load import load_resolved
+    from distft.run.commits import recipe_of
     from distft.run.folder import RunDir
 
     run = RunDir(run_dir)
     run.read()
     exporter.check_target(out)
-    exporter.write(RunContext(run, load_resolved(run.config)), out, merged)
+    exporter.write(RunContext(run, recipe_of(run)), out, merged)
     print(f"written: {out}")

@@ -20,7 +20,7 @@ from distft.plan.place import Place
 from distft.plan.prediction import Prediction
 from distft.recipe.load import check_sizes, load, load_resolved
 from distft.recipe.schema import Recipe
-from distft.run import batch
+from distft.run import batch, commits
 from distft.run.batch import is_open
 from distft.run.folder import Run, RunDir
 
@@ -116,7 +116,8 @@ def of_run(run: RunDir, resources: Resources, gpu: str | None, launcher: str | N
     prediction = None if asked else recorded(run, last)
     if prediction is None:
         place = with_gpu(place_of(run, stored, resources, launcher), gpu)
-        recipe = batch.settled(run, recipe.model_copy(update={"model": with_snapshot(recipe.model, place.hub)}))
+        model = with_snapshot(commits.settled(run, recipe).model, place.hub)
+        recipe = batch.settled(run, recipe.model_copy(update={"model": model}))
         check_sizes(recipe, place.nodes * place.per_node)
         estimator = Estimator(place.per_node, place.device, place.memory)
         recipe, chosen = without_auto(recipe, place, estimator)

@@ -52,6 +52,11 @@ def files(spec: str) -> list[Path] | None:
     return None
 
 
+def is_on_hub(spec: str) -> bool:
+    """Raises UserError where it must be a file that is not there."""
+    return files(spec) is None and not Path(spec).expanduser().exists()
+
+
 def missing(spec: str) -> UserError:
     if is_url(spec):
         return UserError(f"data {spec} is an address on the web; download it first, and give the file")

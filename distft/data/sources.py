@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from distft.data import class_names, conll, content, filters, parallel, readers, tables, text_lines
+from distft.data import class_names, conll, content, filters, hub, hub_datasets, parallel, readers, tables, text_lines
 from distft.data.places import SENTENCES, SUFFIXES, TABLES, TEXTS, files, suffix_of
 from distft.data.readers import RecordStream
 from distft.data.records import Broken, Record
@@ -20,6 +20,7 @@ from distft.data.text_lines import WHOLE, Stretch
 from distft.errors import UserError, first_line
 from distft.recipe.sources import Filter, Format, Which
 from distft.recipe.tasks import TaskPart
+from distft.run.commits import Repository
 
 Piece = list[tuple["Source", Stretch]]
 """Files, or parts of files, that are read one after the other."""
@@ -40,6 +41,7 @@ class Source:
             {column: file of lines}, where line i of each belongs to record i.
         split: matters where the source has several.
         hub_config: configuration name, on the hub only.
+        revision: branch, tag or commit, on the hub only; None: the main branch.
         delimiter: between the columns of a text file; None: by the suffix. If it is not a comma and cells are not in
             quotes, the first column may hold it.
         columns: names of the columns of a file that has no header line.
@@ -69,11 +71,17 @@ class Source:
     filter: Filter = field(default_factory=dict)
     title: str = "data"
     weight: float | None = None
+    revision: str | None = None
 
     @property
     def name(self) -> str:
         """For people."""
         return self.spec if isinstance(self.spec, str) else " + ".join(self.spec.values())
+
+    @property
+    def repository(self) -> Repository:
+        """If it is on the hub."""
+        return Repository("dataset", self.name, self.revision)
 
 
 def sources_of(part: TaskPart, which: Which) -> list[Source]:
@@ -94,6 +102,7 @@ def sources_of(part: TaskPart, which: Which) -> list[Source]:
             one.filter,
             one.name or "data",
             one.weight,
+            one.revision,
         )
         for one in (part.train if which == "train" else part.eval)
     ]
@@ -178,12 +187,13 @@ def _rows(source: Source, stretch: Stretch) -> RecordStream:
     if path.is_dir():
         return readers.numbered(str(path), _named(_load_folder(path, source.split)))
     if not path.exists():
-        return readers.numbered(source.spec, _named(_load_hub(source.spec, source)))
+        loaded = hub_datasets.load(source.repository, source.hub_config, source.split)
+        return readers.numbered(source.spec, _named(_undecoded(loaded)))
     return _reader(path, source)(path, **({} if stretch == WHOLE else {"stretch": stretch}))
 
 
 def fingerprint(source: Source, memory: Path | None = None) -> str:
-    """sha256 (hex) of the content (bytes of the files; the fingerprint of a hub data set) and of how it is read.
+    """sha256 (hex) of the content (bytes of the files; the commit of a hub data set) and of how it is read.
 
     Args:
         memory: a folder that remembers digests of sources on disk (see `remembered`).
@@ -206,7 +216,7 @@ def _described(source: Source, memory: Path | None) -> list[Any]:
     if path.is_dir():
         return ["folder", source.split, content.digest(path, memory)]
     if not path.exists():
-        return ["hub", str(_load_hub(source.spec, source)._fingerprint)]
+        return ["hub", source.spec, hub.commit_of(source.repository), source.hub_config, source.split]
     reader = _reader(path, source)  # another suffix, delimiter or column is another function or keyword
     how = dict(reader.keywords)
     if form := how.pop("form", None):
@@ -283,15 +293,3 @@ def _undecoded(loaded: Any) -> Any:
         if isinstance(feature, datasets.Audio):
             loaded = loaded.cast_column(name, datasets.Audio(decode=False))
     return loaded
-
-
-def _load_hub(spec: str, source: Source) -> Any:
-    import datasets
-
-    try:
-        return _undecoded(datasets.load_dataset(spec, source.hub_config, split=source.split))
-    except Exception as error:  # of datasets, the hub's client, its HTTP library, or the file formats
-        raise UserError(
-            f"data {spec!r} is neither a local file or folder nor a hub data set with split {source.split!r}: "
-            f"{first_line(error)}"
-        ) from error

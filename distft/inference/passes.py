@@ -33,8 +33,8 @@ from distft.metrics.scores import Report, merged
 from distft.process.console import Console
 from distft.process.devices import gpus
 from distft.process.lifetime import die_with_parent
-from distft.recipe.load import load_resolved
 from distft.recipe.schema import Recipe
+from distft.run.commits import recipe_of
 from distft.run.files import complete_file, write_atomically
 from distft.run.folder import RunDir
 from distft.tasks.shared.generation import Decoding
@@ -187,7 +187,7 @@ def predict_file(
     """Predict every record of `source` into `out`, a JSON object a line. Returns how many; None on other ranks."""
     run = RunDir(run_dir)
     run.read()
-    recipe = load_resolved(run.config)
+    recipe = recipe_of(run)
     checked_part(recipe, part)
     check_decoding(recipe, decoding)
     check_output(source, out)
@@ -238,9 +238,9 @@ def predict_one(run_dir: Path, text: str, part: str | None, decoding: Decoding, 
 
     run = RunDir(run_dir)
     run.read()
-    check_decoding(load_resolved(run.config), decoding)
+    check_decoding(recipe_of(run), decoding)
     with while_it_trains(run):
-        stored = None if base_only else checkpoint_of(run, load_resolved(run.config))
+        stored = None if base_only else checkpoint_of(run, recipe_of(run))
         predictor = Predictor(run_dir, stored, part, decoding)
     record = Record("--prompt", {column_of(predictor.recipe, part): text})
     [outcome] = predictor.outcomes([record], answered=False)
@@ -262,7 +262,7 @@ def evaluate_run(
     """
     run = RunDir(run_dir)
     run.read()
-    recipe = load_resolved(run.config)
+    recipe = recipe_of(run)
     parts = [one.name for one in recipe.parts()] if part is None else [part]
     for one in parts:
         checked_part(recipe, one)

@@ -20,10 +20,10 @@ from distft.metrics.scores import Report
 from distft.model import adapters, export
 from distft.model.context import RunContext
 from distft.process.devices import local_rank, take_device
-from distft.recipe.load import load_resolved
 from distft.recipe.schema import Recipe
 from distft.recipe.tasks import TaskName
 from distft.run.batch import rows_at_once
+from distft.run.commits import recipe_of
 from distft.run.folder import RunDir
 from distft.tasks.causal_lm import CausalEncoder
 from distft.tasks.multi_task import task_of, view_of
@@ -61,7 +61,7 @@ class Predictor:
         self._device = take_device(local_rank())
         run = RunDir(run_dir)
         run.read()
-        self.recipe = load_resolved(run.config)
+        self.recipe = recipe_of(run)
         context = RunContext(run, self.recipe)
         part = checked_part(self.recipe, part)
         if stored is None:

@@ -14,6 +14,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from distft.checkpoint.disk import checksum
+from distft.data import hub
 from distft.data.corpus import Corpus
 from distft.engine.deepspeed import fill
 from distft.errors import UserError, first_line
@@ -22,6 +23,7 @@ from distft.model.recomputation import recompute
 from distft.process import stop_signals
 from distft.recipe.schema import Engine, Model, ModelInit, Recipe
 from distft.recipe.tasks import TaskName
+from distft.run.commits import Repository
 from distft.run.digest import remembered_each
 from distft.run.folder import RunDir
 from distft.tasks.labels import key_of
@@ -47,31 +49,29 @@ def locate(model: Model, run: RunDir, make: Callable[[ModelInit, Path], None]) -
             make(model.init, run.base)
         return run.base
     assert model.path is not None
+    if is_on_hub(model):
+        return fetch(model)
     folder = Path(model.path).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").exists():
-            raise UserError(f"model.path: {folder} has no config.json, so it is not a transformers model")
-        return folder.absolute()
+    if not (folder / "config.json").exists():
+        raise UserError(f"model.path: {folder} has no config.json, so it is not a transformers model")
+    return folder.absolute()
+
+
+def is_on_hub(model: Model) -> bool:
+    """Raises UserError where it must be a folder that is not there."""
+    if model.path is None or (folder := Path(model.path).expanduser()).is_dir():
+        return False
     if folder.is_absolute() or model.path.startswith((".", "~")):
         raise UserError(f"model.path: folder {folder} does not exist; give a local model or a hub id (owner/name)")
-    return fetch(model)
+    return True
 
 
 def fetch(model: Model, weights: bool = True) -> Path:
     """The folder of a model of the hub, downloaded unless it is here already. Raises UserError if it cannot be."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     assert model.path is not None
-    try:
-        unwanted = None if weights else [f"*.{suffix}" for suffix in WEIGHTS]
-        return Path(snapshot_download(model.path, revision=model.revision, ignore_patterns=unwanted))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"model.path: '{model.path}' is not a local folder and cannot be downloaded from the hub ({reason}); "
-            "check the name, or download it on a machine with internet and give the folder"
-        ) from None
+    repository = Repository("model", model.path, model.revision)
+    unwanted = () if weights else [f"*.{suffix}" for suffix in WEIGHTS]
+    return hub.fetch(repository, hub.commit_of(repository), but=unwanted)
 
 
 def import_code(model: Model, auto_class: str) -> None:
@@ -79,12 +79,12 @@ def import_code(model: Model, auto_class: str) -> None:
     import transformers
     from transformers import CONFIG_MAPPING, AutoTokenizer  # noqa: F401
 
-    name = model.init.architecture if model.init is not None else _model_type(str(model.path))
+    name = model.init.architecture if model.init is not None else _model_type(str(model.path), model.revision)
     if name in CONFIG_MAPPING:
         getattr(transformers, auto_class)._model_mapping.get(CONFIG_MAPPING[name], None)
 
 
-def _model_type(path: str) -> str | None:
+def _model_type(path: str, revision: str | None) -> str | None:
     """In the words of transformers; None where it is not known."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -92,7 +92,7 @@ def _model_type(path: str) -> str | None:
     file: Any = Path(path).expanduser() / "config.json"
     try:
         if not file.exists():
-            file = try_to_load_from_cache(path, "config.json")
+            file = try_to_load_from_cache(path, "config.json", revision=revision)
         return str(json.loads(Path(file).read_text(encoding="utf-8"))["model_type"])
     except (HFValidationError, OSError, ValueError, TypeError, KeyError):
         return None

@@ -21,6 +21,7 @@ from distft.errors import UserError
 from distft.model import adapters, base_model
 from distft.model.context import RunContext
 from distft.recipe.adapters import AdaLora, Lora, NoAdapter, Partial
+from distft.run.commits import read_commits
 from distft.run.files import complete_folder
 from distft.tasks.multi_task import Shared
 from distft.tasks.shared.generation import parted_ends, stops
@@ -111,7 +112,10 @@ def write(
             processor.save_pretrained(folder)
         if context.labels:
             shutil.copy(run.labels, staged / run.labels.name)
-        (staged / MARK).write_text(json.dumps({"run": run.read().name, "step": stored.progress.step}) + "\n")
+        made: dict[str, Any] = {"run": run.read().name, "step": stored.progress.step}
+        if commits := read_commits(run):
+            made["hub"] = commits
+        (staged / MARK).write_text(json.dumps(made) + "\n")
         check_target(out)
         may_publish()
 

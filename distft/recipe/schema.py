@@ -35,7 +35,7 @@ class Model(Section):
 
     path: Place | None = Field(None, description="local folder or hub id of a model")
     init: ModelInit | None = Field(None, description="make a small random model instead of loading one")
-    revision: str | None = Field(None, description="hub revision of `path`")
+    revision: str | None = Field(None, description="hub revision of `path`, to be kept like data.revision")
     attention: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto",
         description="attention implementation; auto: the best that the model's class supports of flash attention (if "
@@ -94,6 +94,9 @@ class Data(Section):
         0.01, description="share of the records of a data set that may be left out as bad; more are refused"
     )
     hub_config: str | None = Field(None, description="name of a configuration of a data set on the hub")
+    revision: Text | None = Field(
+        None, description="hub revision of the data: a branch, tag or commit; the run keeps the commit it begins with"
+    )
     train_split: str = Field("train", description="split to train on, if the source has several")
     eval_split: str = Field("validation", description="split to evaluate on, if the source has several")
     template: Text | None = Field(
@@ -103,7 +106,7 @@ class Data(Section):
         None, description="the day that chat templates see as today (2026-01-31); default: the day the run begins"
     )
     row_tokens: Annotated[int, Field(ge=8)] = Field(
-        1024, description="length of a row in tokens (speech: in milliseconds)"
+        1024, description="length of a row in tokens (speech: milliseconds)"
     )
     packing: bool | None = Field(
         None,
@@ -118,9 +121,7 @@ class Data(Section):
     overlong: Overlong | None = Field(
         None, description="what to do with a record longer than a row; default: the first that the task supports"
     )
-    duplicates: Literal["keep", "drop"] = Field(
-        "keep", description="training documents that are equal to one before them; drop: leave them out"
-    )
+    duplicates: Literal["keep", "drop"] = Field("keep", description="equal training documents; drop: all but the first")
     seed: int = Field(0, description="seed of the order of rows")
     cache: Text | None = Field(None, description="folder of the token cache; default: $XDG_CACHE_HOME/distft")
 
@@ -313,7 +314,7 @@ def _read_by(own: Data | SubTask, data: Data) -> tuple[tuple[DataSource, ...], t
     """The sources to train and to evaluate on, with what they leave to the sections around them."""
     same = ("fields", "format", "delimiter", "columns", "encoding")
     around: dict[str, Any] = {key: getattr(own, key) for key in same}
-    around |= {"hub_config": data.hub_config, "template": data.template}
+    around |= {"hub_config": data.hub_config, "revision": data.revision, "template": data.template}
     return (
         tuple(completed(own.train, {**around, "split": data.train_split})),
         tuple(completed(own.eval, {**around, "split": data.eval_split})),

@@ -65,6 +65,7 @@ class DataSource(Section):
     )
     split: Text | None = Field(None, description="split, if the source has several; default: data.train_split")
     hub_config: str | None = Field(None, description="like data.hub_config")
+    revision: Text | None = Field(None, description="like data.revision")
     fields: dict[str, str] | None = Field(None, description="like data.fields")
     template: Text | None = Field(None, description="like data.template")
     format: Format | None = Field(None, description="like data.format")

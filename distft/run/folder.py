@@ -10,6 +10,7 @@
     logs/              attempt-001/rank-0.log, attempt-001/plan.json
     slurm/             what was sent to SLURM, and what the jobs said
     base/              the base model, where the recipe makes one (`model.init`)
+    hub.json           the commits of what is read from the hub (see commits.py)
     labels.json        the label set, where the task has one
     bad-records.jsonl  the records that were left out as bad (`data.bad_records: skip`)
     packing.json       that documents do not share rows, where the recipe leaves it open and a trial has shown it
@@ -105,6 +106,7 @@ class RunDir:
         self.chart = self.path / "loss.png"
         self.logs = self.path / "logs"
         self.base = self.path / "base"
+        self.hub = self.path / "hub.json"
         self.labels = self.path / "labels.json"
         self.packing = self.path / "packing.json"
         self.attention = self.path / "attention.json"

@@ -13,7 +13,7 @@ from distft.model.context import RunContext
 from distft.process import environment, lifetime, pulse, stop_signals
 from distft.process.console import Console
 from distft.process.lone_work import lone_work
-from distft.recipe.load import load_resolved
+from distft.run.commits import recipe_of
 from distft.run.folder import RunDir
 from distft.run.lease import Fence
 
@@ -32,8 +32,9 @@ def write_final(run_dir: Path) -> int:
     pulse.begin()
     pulse.at("the export")
     fence, last = Fence(run, os.environ.get(environment.TOKEN)), run.read().trained
+    context = RunContext(run, recipe_of(run))
     with lone_work():
-        export.write(RunContext(run, load_resolved(run.config)), run.final, last=last, may_publish=fence.check)
+        export.write(context, run.final, last=last, may_publish=fence.check)
     Console(first=True).say(f"finished after step {last}: {run.final}")
     return DONE
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from distft.process import environment, lifetime, stop_signals
 from distft.process.interpreter import running
-from distft.recipe.load import load_resolved
+from distft.run.commits import recipe_of
 from distft.run.folder import RunDir
 
 POLL_SECONDS = 0.02  # between two looks for ranks that have ended
@@ -67,7 +67,8 @@ def import_all(run_dir: Path) -> None:
     from distft.tasks.registry import specs_of
     from distft.training import final, loop  # noqa: F401
 
-    recipe = load_resolved(RunDir(run_dir).config)
+    run = RunDir(run_dir)
+    recipe = recipe_of(run)
     deepspeed.imported()
     for spec in specs_of(recipe).values():
         base_model.import_code(recipe.model, spec.model.auto_class)

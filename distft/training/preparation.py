@@ -20,8 +20,9 @@ from distft.process import stop_signals
 from distft.process.console import Console, duration
 from distft.recipe.schema import Recipe
 from distft.recipe.sources import Which
+from distft.run.commits import pinned
 from distft.run.folder import RunDir
-from distft.training import repetition
+from distft.training import hub_commits, repetition
 from distft.training.datasets import fill_cache, name_of, opened
 from distft.training.preview import without_weights
 
@@ -63,7 +64,9 @@ def prepare(recipe: Recipe, workers: int | None, console: Console) -> Iterator[P
     logging.disable_progress_bar()
     stop_signals.listen()
     with TemporaryDirectory(prefix="distft-encode-") as folder:
-        context = RunContext(RunDir(Path(folder)), without_weights(recipe))
+        run = RunDir(Path(folder))
+        recipe = pinned(recipe, hub_commits.settle_alone(run, recipe, console))
+        context = RunContext(run, without_weights(recipe))
         for part in recipe.parts():
             folders: dict[Which, list[Path]] = {"train": [], "eval": []}
             for which, its in folders.items():

@@ -25,9 +25,11 @@ from distft.process.console import Console
 from distft.recipe.schema import Recipe
 from distft.recipe.sources import Which
 from distft.recipe.tasks import TaskName
+from distft.run.commits import pinned
 from distft.run.folder import RunDir
 from distft.tasks.protocol import Labels
 from distft.tasks.shared.padding import unpack_json
+from distft.training import hub_commits
 from distft.training.datasets import packs
 
 MOST_FAULTS = 5
@@ -112,11 +114,13 @@ def look(recipe: Recipe, part: TaskName, which: Which, show: int, most: int, con
     """
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed says that it has found none
     logging.disable_progress_bar()
-    read = sources_of(next(one for one in recipe.parts() if one.name == part), which)
-    if not read:
-        raise UserError(f"the recipe names no data.{which}")
     with TemporaryDirectory(prefix="distft-data-") as folder:
-        context = RunContext(RunDir(Path(folder)), without_weights(recipe))
+        run = RunDir(Path(folder))
+        recipe = pinned(recipe, hub_commits.settle_alone(run, recipe, console))
+        read = sources_of(next(one for one in recipe.parts() if one.name == part), which)
+        if not read:
+            raise UserError(f"the recipe names no data.{which}")
+        context = RunContext(run, without_weights(recipe))
         family = context.model_spec.family
         labels = context.setting(part).labels
         tokenizer = getattr(context.processor, "tokenizer", context.processor)
@@ -140,7 +144,7 @@ def look(recipe: Recipe, part: TaskName, which: Which, show: int, most: int, con
 
 def without_weights(recipe: Recipe) -> Recipe:
     """The recipe with a base model that is here, of one on the hub the tokenizer and the configuration alone."""
-    if recipe.model.path is None or Path(recipe.model.path).expanduser().exists():
+    if not base_model.is_on_hub(recipe.model):
         return recipe
     folder = base_model.fetch(recipe.model, weights=False)
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"path": str(folder)})})

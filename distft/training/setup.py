@@ -42,6 +42,7 @@ from distft.training import (
     attention_trial,
     datasets,
     head_chunks,
+    hub_commits,
     planned,
     profile,
     reference_pass,
@@ -68,6 +69,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     """
     tracking.check(recipe)
     verified = verification(run, ranks)  # the disk works meanwhile
+    named, recipe = recipe, hub_commits.settle(run, recipe, ranks, console)
     context = RunContext(run, recipe, partial(distributed.on_rank_0, ranks), starts=True)
     pulse.at("the base model")
     spec = context.model_spec
@@ -98,7 +100,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     rows = datasets.rows_of(train)
     total_steps, total_rows = datasets.length(recipe, rows)
     if ranks.first:
-        row_counts.note(recipe, rows)
+        row_counts.note(named, rows)
     settled = datasets.settled(recipe, shares)
     held_out = [datasets.held_out(settled, spec, part, one, ranks) for part, one in held.items()]
     allocator = make_allocator(recipe, total_steps, engine)

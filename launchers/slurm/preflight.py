@@ -20,6 +20,7 @@ from distft.recipe.schema import Recipe
 from distft.recipe.sources import is_pattern
 from distft.run import tracking
 from distft.run.batch import settled
+from distft.run.commits import MAIN, Repository, read_commits, repositories
 from distft.run.folder import RunDir
 from launchers.slurm import scheduler, script
 from launchers.slurm.place import hub_of, kinds, place_of
@@ -40,7 +41,7 @@ def check(run: RunDir, recipe: Recipe, site: Site, request: Request) -> list[str
     Raises:
         UserError: it cannot work; all reasons, a line each.
     """
-    problems = [*unprintable(run.path), *missing(recipe, site), *unshared(run, recipe, site)]
+    problems = [*unprintable(run.path), *missing(run, recipe, site), *unshared(run, recipe, site)]
     try:
         check_sizes(settled(run, recipe), request.nodes * site.ranks_a_node)
         tracking.check(recipe)
@@ -89,25 +90,34 @@ def folder_of(spec: str) -> str:
     return str(Path(*itertools.takewhile(lambda part: not is_pattern(part), parts)))
 
 
-def missing(recipe: Recipe, site: Site) -> Iterator[str]:
-    """Files that are not there, and hub ids that the nodes, without internet, will not find in the cache."""
-    named = {"model.path": recipe.model.path, **data_of(recipe)}
-    for key, value in (named | {"data.template": recipe.data.template}).items():
-        if value is None:
-            continue
-        if os.path.isabs(value):
-            if not os.path.exists(value):
-                yield f"{key}: {value} does not exist"
-        elif site.offline and not in_cache(value, "models" if key == "model.path" else "datasets", site):
+def missing(run: RunDir, recipe: Recipe, site: Site) -> Iterator[str]:
+    """Files that are not there, and what the nodes, without internet, will not find in the hub's cache."""
+    named = {"model.path": recipe.model.path, **data_of(recipe), "data.template": recipe.data.template}
+    for key, value in named.items():
+        if value is not None and os.path.isabs(value) and not os.path.exists(value):
+            yield f"{key}: {value} does not exist"
+    kept = read_commits(run)
+    for key, repository in repositories(recipe) if site.offline else ():
+        commit = kept.get(str(repository))
+        if not in_cache(repository, commit, site):
+            kind = " --repo-type dataset" if repository.kind == "dataset" else ""
+            revision = commit or repository.revision
+            which, wanted = (f" --revision {revision}", f"revision {revision} of ") if revision else ("", "")
             yield (
-                f"{key}: {value} is not in the hub's cache, and the nodes have no internet; download it here first "
-                "(hf download), or set offline = false in the site profile"
+                f"{key}: {wanted}{repository.name} is not in the hub's cache, and the nodes have no internet; download "
+                f"it here first (hf download {repository.name}{kind}{which}), or set offline = false in the site's "
+                "profile"
             )
 
 
-def in_cache(name: str, kind: str, site: Site) -> bool:
-    hub = hub_of(site) or cache()
-    return any((hub / f"{kind}--{name.replace('/', '--')}").glob("snapshots/*/*"))
+def in_cache(repository: Repository, commit: str | None, site: Site) -> bool:
+    """Whether there is anything of a commit (None: of what the revision was when it was last downloaded)."""
+    folder = (hub_of(site) or cache()) / f"{repository.kind}s--{repository.name.replace('/', '--')}"
+    if commit is None:
+        revision = repository.revision or MAIN
+        noted = folder / "refs" / revision
+        commit = noted.read_text(encoding="utf-8").strip() if noted.is_file() else revision
+    return any((folder / "snapshots" / commit).glob("*"))
 
 
 def unshared(run: RunDir, recipe: Recipe, site: Site) -> Iterator[str]:

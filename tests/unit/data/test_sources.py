@@ -9,6 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from distft.data import hub, hub_datasets
 from distft.data.records import Broken
 from distft.data.sources import Source, fingerprint, read, read_leniently
 from distft.errors import UserError
@@ -136,7 +137,7 @@ def test_folder_of_one_dataset_and_of_splits(tmp_path):
     "spec", ["nowhere.jsonl", "sub/nowhere.CSV", "nowhere.en.gz", "./nowhere", "/nowhere/at/all", "~/nowhere-xyz"]
 )
 def test_a_missing_file_is_not_looked_for_on_the_hub(spec, monkeypatch):
-    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: pytest.fail("asked the hub"))
+    monkeypatch.setattr(hub, "commit_of", lambda repository: pytest.fail("asked the hub"))
     with pytest.raises(UserError, match="does not exist"):
         read(Source(spec))  # before the first record is asked for
 
@@ -150,23 +151,21 @@ def test_unknown_suffix_and_foreign_folder(tmp_path):
     assert "nor was it written by save_to_disk" in complaint("folder")
 
 
-def test_hub_failure_is_one_sentence(monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+def test_hub_failure_is_one_sentence():
     assert "data 'someone/something' is neither a local file or folder" in complaint("someone/something")
 
 
 def test_hub_data_set_is_loaded_by_name_config_and_split(monkeypatch):
     asked = []
 
-    def load_dataset(path, name, split):
-        asked.append((path, name, split))
+    def load(repository, config, split):
+        asked.append((str(repository), config, split))
         return datasets.Dataset.from_list([{"text": "a"}])
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    hub = Source("someone/something", "dev", "main")
-    assert [r.where for r in read(hub)] == ["someone/something[0]"]
-    assert len(fingerprint(hub)) == 64
-    assert asked == [("someone/something", "main", "dev")] * 2
+    monkeypatch.setattr(hub_datasets, "load", load)
+    source = Source("someone/something", "dev", "main", revision="v1")
+    assert [r.where for r in read(source)] == ["someone/something[0]"]
+    assert asked == [("datasets/someone/something@v1", "main", "dev")]
 
 
 def test_fingerprint_follows_content_not_name(tmp_path):
@@ -654,7 +653,7 @@ def test_what_reads_differently_has_another_fingerprint(tmp_path):
 def test_a_split_and_a_hub_data_set_have_fingerprints_of_their_own(tmp_path, monkeypatch):
     data = datasets.Dataset.from_list([{"text": "a"}, {"text": "b"}])
     datasets.DatasetDict({"train": data, "test": data.select([1])}).save_to_disk(tmp_path / "splits")
-    monkeypatch.setattr(datasets, "load_dataset", lambda spec, config, split: data.select([int(split)]))
+    monkeypatch.setattr(hub, "commit_of", lambda repository: "a")
     sources = [Source("splits"), Source("splits", "test"), Source("some/hub", "0"), Source("some/hub", "1")]
     assert len({fingerprint(one) for one in sources}) == 4
     assert fingerprint(sources[2]) == fingerprint(sources[2])

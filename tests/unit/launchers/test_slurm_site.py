@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -357,7 +358,35 @@ def test_a_hub_id_must_be_in_the_cache_of_nodes_without_internet(tmp_path: Path)
     snapshot = tmp_path / "hf" / "hub" / "models--org--name" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").touch()
+    with pytest.raises(UserError, match=r"hf download org/name\)"):  # the nodes could not tell what main is
+        checked(tmp_path, wanted, scratch=scratch)
+    main = snapshot.parents[1] / "refs" / "main"
+    main.parent.mkdir()
+    main.write_text("abc")
     assert checked(tmp_path, wanted, scratch=scratch) == []
+    data = wanted.model_copy(update={"data": wanted.data.model_copy(update={"train": "org/data", "revision": "v1"})})
+    with pytest.raises(UserError, match=r"hf download org/data --repo-type dataset --revision v1\)"):
+        checked(tmp_path, data, scratch=scratch)
+
+
+def test_nodes_without_internet_need_the_commit_that_a_run_began_with(tmp_path: Path) -> None:
+    wanted = recipe(tmp_path).model_copy(
+        update={"model": recipe(tmp_path).model.model_copy(update={"path": "org/name"})}
+    )
+    folder = tmp_path / "hf" / "hub" / "models--org--name"
+    for commit in ("old", "new"):
+        (folder / "snapshots" / commit).mkdir(parents=True)
+        (folder / "snapshots" / commit / "config.json").touch()
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("new")
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir(exist_ok=True)
+    run.hub.write_text('{"models/org/name@main": "old"}')
+    scratch = {"huggingface": str(tmp_path / "hf")}
+    assert checked(tmp_path, wanted, scratch=scratch) == []
+    shutil.rmtree(folder / "snapshots" / "old")
+    with pytest.raises(UserError, match=r"revision old of org/name is not in the hub's cache"):
+        checked(tmp_path, wanted, scratch=scratch)
 
 
 def test_tmp_is_not_shared_unless_the_profile_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
