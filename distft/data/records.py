@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from distft.errors import UserError
 
@@ -61,6 +64,15 @@ class Document:
         return self.columns[name]
 
 
+def content_of(columns: Mapping[str, Column]) -> int:
+    """A hash of the columns of a document: equal documents have the same one. 64 bits."""
+    content = xxhash.xxh3_64()
+    for name, values in columns.items():
+        content.update(f"{name} {len(values)} ".encode())
+        content.update(np.ascontiguousarray(values).data)
+    return content.intdigest()
+
+
 @dataclass(frozen=True)
 class Encoded:
     """What became of a record.
@@ -99,8 +111,25 @@ class Encoder(Protocol):
 
 
 @runtime_checkable
+class NamesFiles(Protocol):
+    """What an encoder has besides, if records name files that it reads, such as recordings."""
+
+    def files(self, record: Record) -> Sequence[Path]:
+        """Those that `encode` would read, whether they are there or not."""
+
+
+@runtime_checkable
+class Cuts(Protocol):
+    """What an encoder has besides, if it cuts documents that are longer than a row: they are kept whole."""
+
+    @property
+    def uncut(self) -> Encoder:
+        """Encodes the same records as whole documents, also those without anything to predict."""
+
+
+@runtime_checkable
 class BatchEncoder(Protocol):
-    """What an encoder has beside `Encoder` if many records at once take it less time."""
+    """What an encoder has besides, if many records at once take it less time."""
 
     def encode_many(self, records: Sequence[Record]) -> list[Encoded | UserError]:
         """For each record what `encode` returns or raises."""

@@ -105,9 +105,7 @@ class Data(Section):
     today: Day | None = Field(
         None, description="the day that chat templates see as today (2026-01-31); default: the day the run begins"
     )
-    row_tokens: Annotated[int, Field(ge=8)] = Field(
-        1024, description="length of a row in tokens (speech: in milliseconds)"
-    )
+    row_tokens: Annotated[int, Field(ge=8)] = Field(1024, description="tokens of a row (speech: milliseconds)")
     packing: bool | None = Field(
         None,
         description="pack several documents into one row; default: on when the model keeps them apart, which is tried",
@@ -121,6 +119,7 @@ class Data(Section):
     overlong: Overlong | None = Field(
         None, description="what to do with a record longer than a row; default: the first that the task supports"
     )
+    duplicates: Literal["keep", "drop"] = Field("keep", description="equal training documents; drop: keep one of them")
     seed: int = Field(0, description="seed of the order of rows")
     cache: Text | None = Field(None, description="folder of the token cache; default: $XDG_CACHE_HOME/distft")
 

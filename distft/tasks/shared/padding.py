@@ -11,6 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
+from distft.data.pieces import DROPPED as DROPPED
+from distft.data.pieces import SPLIT as SPLIT
 from distft.data.records import Column, Document
 from distft.errors import UserError
 from distft.run.digest import of_parts
@@ -20,9 +22,7 @@ from distft.tasks.shared.lengths import Lengths
 from distft.tasks.shared.position_limits import filler_position, positions
 from distft.tasks.shared.transfer import moved
 
-SPLIT = "longer than a row were split"
 TRUNCATED = "longer than a row were truncated"
-DROPPED = "longer than a row were dropped"
 WIDTH_STEP = 64  # tokens
 COLUMNS: Mapping[str, str] = {"tokens": "int32", "types": "uint8"}  # of a document that `padded` takes
 
