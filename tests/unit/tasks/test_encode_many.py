@@ -82,6 +82,7 @@ def test_all_formats_under_all_templates(template: str, tokenizer: str) -> None:
     found = check(causal(template, tokenizer), CASES)
     assert any(isinstance(one, str) for one in found)
     check(causal(template, tokenizer, 16, drop=True), CASES)
+    check(causal(template, tokenizer).uncut, CASES)
     assert check(causal(template, tokenizer), []) == []
 
 
@@ -112,6 +113,7 @@ def test_texts_of_encoders() -> None:
     for overlong in ("split", "truncate", "drop"):
         found = check(test_masked_lm.encoder(16, overlong), texts)
         assert [isinstance(one, str) for one in found] == [False] * 5 + [True, True, False]
+    check(test_masked_lm.encoder(16).uncut, texts)
     labelled = [{**text, "label": label} for text in texts for label in ("good", "none of them")]
     pairs = [{**one, "text_pair": pair} for one in labelled for pair in ("the cat", 4)]
     for row, drop in ((64, False), (8, False), (8, True)):
