@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import chain, zip_longest
 
@@ -48,7 +48,7 @@ class Frame:
         return [i for i, _ in self.places] == list(range(len(self.places)))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Joining:
     """Renders messages that hold a role and a text and nothing else.
 
@@ -63,6 +63,8 @@ class Joining:
 
     template: str
     render: Callable[[list[Message], bool], str]
+    _seen: set[Shape] = field(default_factory=set, init=False)
+    _holds: bool = field(default=True, init=False)
 
     def __call__(self, messages: Sequence[Message], prompt: bool) -> str | None:
         """What `render` returns for them; None: it has to be asked, or rejects them."""
@@ -70,13 +72,19 @@ class Joining:
             return None
         contents = [message["content"] for message in messages]
         empty = tuple(not content for content in contents)
-        frame = self.frame((tuple(message["role"] for message in messages), empty, prompt))
-        return None if frame is None else frame.text(contents)
+        shape = (tuple(message["role"] for message in messages), empty, prompt)
+        if (frame := self.frame(shape)) is None:
+            return None
+        text = frame.text(contents)
+        if shape not in self._seen:  # the first of each shape is rendered too: nothing is taken on trust alone
+            self._holds = self._holds and self.render(list(messages), prompt) == text
+            self._seen.add(shape)
+        return text if self._holds else None
 
     def joins(self, messages: Sequence[Message]) -> bool:
         """Whether it is known what the template does with them: all but reject them, it may be."""
         rules = self._rules
-        if rules is None or len(messages) > _MOST:
+        if rules is None or not self._holds or len(messages) > _MOST:
             return False
         for message in messages:
             content = message.get("content")

@@ -144,14 +144,27 @@ def test_what_messages_must_not_hold() -> None:
     assert read(THINKING) == Oblivious(frozenset({"</think>", "<r>", "</r>"}), True)
 
 
-def test_a_shape_is_rendered_once_and_what_else_a_message_holds_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shape_is_rendered_once_and_compared_once_and_what_else_a_message_holds_every_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rendered: list[Any] = []
     shown = Renderer._shown
     monkeypatch.setattr(Renderer, "_shown", lambda *given: rendered.append(given) or shown(*given))  # type: ignore[func-returns-value]
-    for template, named, calls in ((CHATML, {}, 2), (LLAMA3, {}, 2), (MISTRAL, {"name": "x"}, 9), (GENERATION, {}, 9)):
+    for template, named, calls in ((CHATML, {}, 4), (LLAMA3, {}, 4), (MISTRAL, {"name": "x"}, 9), (GENERATION, {}, 9)):
         renderer = Renderer(BYTES, template)
         for i in range(9):
             messages = [{"role": "user", "content": f"q{i}", **named}, {"role": "assistant", "content": "a" * i}]
             assert f"q{i}" in renderer.apply(messages, None, False)
         assert len(rendered) == calls
         rendered.clear()
+
+
+def test_a_template_that_is_misread_is_left_to_jinja(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distft.data.joining.read", lambda template: Oblivious(frozenset(), False))
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content | replace('a', 'b') }}{% endfor %}"
+    renderer = Renderer(BYTES, template)
+    for content in ("x", "a", "banana"):
+        messages = [{"role": "user", "content": content}]
+        assert renderer.apply(messages, None, False) == f"<user>{content.replace('a', 'b')}"
+        assert renderer.joining.joins(messages) is (content == "x")  # the first of its shape showed nothing
+        renderer.joining._seen.clear()
