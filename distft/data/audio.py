@@ -53,6 +53,20 @@ def samples_of(record: Record, fields: Mapping[str, str], rate: int) -> Int16s:
         raise UserError(f"{record.where}: {error}") from None
 
 
+def files_of(record: Record, fields: Mapping[str, str]) -> list[Path]:
+    """The file that the column `audio` of a record names, of a member its archive; none where it holds the sound."""
+    value = record.fields.get(fields.get("audio", "audio"))
+    if isinstance(value, dict):
+        value = None if value.get("array") is not None or value.get("bytes") is not None else value.get("path")
+    if not isinstance(value, str) or not value:
+        return []
+    try:
+        place = _place(value, base_of(record))
+    except Unheard:
+        return []
+    return [place if isinstance(place, Path) else place[0]]
+
+
 def to_int16(audio: Floats) -> Int16s:
     scaled: Floats = np.rint(audio * np.float32(_FULL_SCALE))
     return scaled.clip(-_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)

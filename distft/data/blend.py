@@ -29,10 +29,10 @@ class Blend:
         source, place = self._cycle.place(index)
         return self._orders[source].samples(place)
 
-    def widths(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def costs(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         found = np.empty(len(places), np.int64)
         for source, (at, theirs) in self._divided(places).items():
-            found[at] = self._orders[source].widths(theirs)
+            found[at] = self._orders[source].costs(theirs)
         return found
 
     def documents(self, rows: range) -> npt.NDArray[np.int64]:

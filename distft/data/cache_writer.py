@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
+import struct
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
+import xxhash
 
 from distft.data import bad_records
 from distft.data.bad_records import Bad
-from distft.data.records import Encoded
+from distft.data.checksums import SummedFile, Sums, sealed, unsealed
+from distft.data.records import Encoded, content_of
+from distft.errors import UserError
 from distft.run.files import write_atomically
 
-NUMBERS = {"sizes": "int32", "targets": "int32", "records": "int64"}  # one a document
+NUMBERS = {"sizes": "int32", "targets": "int32", "records": "int64", "contents": "uint64"}  # one a document
 PROGRESS = "progress.json"
-_CHUNK = 1 << 20  # bytes
+_CODES = {"int32": "<i", "int64": "<q", "uint64": "<Q"}  # of `struct`, which is faster than numpy for one number
 _BAD = "bad records"  # the file that lists them, which is there only if there are any
 
 
 @dataclass
 class Progress:
-    """What has been written of a cache folder, as far as it is on the disk. `lengths`: of the files, in bytes."""
+    """What has been written of a cache folder, as far as it is on the disk."""
 
     records: int = 0
     documents: int = 0
@@ -38,15 +38,16 @@ class Progress:
     notes: dict[str, int] = field(default_factory=dict)
     warnings: dict[str, str] = field(default_factory=dict)
     ends: dict[str, int] = field(default_factory=dict)  # values of each column
-    lengths: dict[str, int] = field(default_factory=dict)
+    sums: dict[str, Sums] = field(default_factory=dict)  # of each file
     parts: int = 0  # appended
 
     @classmethod
     def read(cls, folder: Path) -> Progress | None:
         """What a writer has kept there; None if there is nothing that can be read."""
         try:
-            return cls(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            known = json.loads(unsealed((folder / PROGRESS).read_text(encoding="utf-8")))
+            return cls(**{**known, "sums": {name: Sums(**one) for name, one in known["sums"].items()}})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
 
@@ -65,14 +66,9 @@ class CacheWriter:
         arrays = [*NUMBERS, *(f"{c}.{part}" for c in columns for part in ("offsets", "column"))]
         self._paths = {name: folder / f"{name}.bin" for name in arrays} | {_BAD: folder / bad_records.FILE}
         self._stack = ExitStack()
+        self._files: dict[str, SummedFile] = {}
         self._done = self._continued() or self._begun()
         self._notes = Counter(self._done.notes)
-        self._files: dict[str, BinaryIO] = {}
-        for name, path in self._paths.items():
-            file = self._stack.enter_context(path.open("r+b"))
-            file.truncate(self._done.lengths.get(name, 0))
-            file.seek(0, os.SEEK_END)
-            self._files[name] = file
 
     @property
     def records(self) -> int:
@@ -96,17 +92,25 @@ class CacheWriter:
         if found is None or found.ends.keys() != self._columns.keys():
             return None
         try:
-            whole = all(path.stat().st_size >= found.lengths[name] for name, path in self._paths.items())
-        except (OSError, KeyError):
+            self._open(found)
+        except (OSError, KeyError, ValueError):
+            self._stack.close()
             return None
-        return found if whole else None
+        return found
 
     def _begun(self) -> Progress:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
         for path in self._paths.values():
             path.touch()
-        return Progress(ends=dict.fromkeys(self._columns, 0))
+        done = Progress(ends=dict.fromkeys(self._columns, 0), sums=dict.fromkeys(self._paths, Sums(0, [])))
+        self._open(done)
+        return done
+
+    def _open(self, done: Progress) -> None:
+        for name, path in self._paths.items():
+            self._files[name] = SummedFile(path, done.sums[name])
+            self._stack.callback(self._files[name].close)
 
     def add(self, encoded: Encoded) -> None:
         """Add what became of one record."""
@@ -114,14 +118,14 @@ class CacheWriter:
         self._notes.update(encoded.notes)
         done.warnings = {**encoded.warnings, **done.warnings}
         for document in encoded.documents:
-            numbers = {"sizes": document.size, "targets": document.targets, "records": done.records}
-            for name, number in numbers.items():
-                self._put(name, np.array([number], NUMBERS[name]))
-            for name, dtype in self._columns.items():
-                values = np.ascontiguousarray(document[name], dtype)
-                self._put(f"{name}.offsets", np.array([done.ends[name]], "int64"))
-                self._put(f"{name}.column", values)
+            columns = {name: np.ascontiguousarray(document[name], dtype) for name, dtype in self._columns.items()}
+            for name, values in columns.items():
+                self._put_number(f"{name}.offsets", "int64", done.ends[name])
+                self._files[f"{name}.column"].write(values.tobytes())
                 done.ends[name] += len(values)
+            numbers = {"sizes": document.size, "targets": document.targets, "records": done.records}
+            for name, number in {**numbers, "contents": content_of(columns)}.items():
+                self._put_number(name, NUMBERS[name], number)
             done.documents += 1
             done.size += document.size
             done.targets += document.targets
@@ -139,7 +143,7 @@ class CacheWriter:
         shifts = {"records": done.records} | {f"{name}.offsets": end for name, end in done.ends.items()}
         for name, path in self._paths.items():
             if name != _BAD:
-                self._copy(part / path.name, more.lengths[name], name, shifts.get(name, 0))
+                self._copy(part / path.name, more.sums[name], name, shifts.get(name, 0))
         for bad in bad_records.listed(part / bad_records.FILE):
             self._files[_BAD].write(replace(bad, record=done.records + bad.record).line().encode())
         self._notes.update(more.notes)
@@ -149,42 +153,38 @@ class CacheWriter:
             setattr(done, name, getattr(done, name) + getattr(more, name))
         done.parts += 1
 
-    def _copy(self, path: Path, length: int, name: str, shift: int) -> None:
-        """`length` bytes of a file; numbers (int64) grow by `shift`."""
+    def _copy(self, path: Path, sums: Sums, name: str, shift: int) -> None:
+        """What a file has by its checksums; numbers (int64) grow by `shift`."""
         with path.open("rb") as file:
-            while length and (chunk := file.read(min(length, _CHUNK))):
-                length -= len(chunk)
+            for stretch, checksum in enumerate(sums.each):
+                chunk = file.read(sums.stretch_bytes(stretch))
+                if xxhash.xxh3_64_intdigest(chunk) != checksum:
+                    raise UserError(f"{path} is not what was written a moment ago; run the same command again")
                 self._files[name].write((np.frombuffer(chunk, "int64") + shift).tobytes() if shift else chunk)
-        if length:
-            raise OSError(errno.EIO, "the file is shorter than it was", str(path))
 
-    def _put(self, name: str, values: npt.NDArray[Any]) -> None:
-        self._files[name].write(values.tobytes())
+    def _put_number(self, name: str, dtype: str, number: int) -> None:
+        self._files[name].write(struct.pack(_CODES[dtype], number))
 
     def keep(self) -> None:
         """Have all that was added on the disk, so that another writer can go on from here, or append it."""
-        self._sync_all()
-        self._done.notes = dict(self._notes)
-        self._done.lengths = {name: file.tell() for name, file in self._files.items()}
-        write_atomically(self.folder / PROGRESS, json.dumps(asdict(self._done)))
+        self._sync()
+        write_atomically(self.folder / PROGRESS, sealed(json.dumps(asdict(self._done))))
 
     def finish(self) -> Progress:
         """Complete the files, and leave nothing else beside them."""
         for name, end in self._done.ends.items():
-            self._put(f"{name}.offsets", np.array([end], "int64"))
-        self._sync_all()
-        if self._files[_BAD].tell() == 0:
+            self._put_number(f"{name}.offsets", "int64", end)
+        self._sync()
+        for left in (self.folder / PROGRESS, *self.folder.glob(f".{PROGRESS}.*")):  # a kill came while it was written
+            left.unlink(missing_ok=True)
+        if self._done.sums[_BAD].bytes == 0:
             self._paths[_BAD].unlink()
-        (self.folder / PROGRESS).unlink(missing_ok=True)
-        self._done.notes = dict(self._notes)
+            del self._done.sums[_BAD]
+        self._done.sums = {self._paths[name].name: sums for name, sums in self._done.sums.items()}
         return self._done
 
-    def _sync_all(self) -> None:
+    def _sync(self) -> None:
         for file in self._files.values():
-            file.flush()
-            sync(file.fileno())
-
-
-def sync(descriptor: int) -> None:
-    # Without it a machine that dies after the rename may leave a whole folder of empty files.
-    os.fsync(descriptor)
+            file.sync()
+        self._done.notes = dict(self._notes)
+        self._done.sums = {name: file.sums for name, file in self._files.items()}

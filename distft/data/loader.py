@@ -93,8 +93,9 @@ class RowOrder(Protocol):
     def samples(self, index: int) -> list[int]:
         """Ids of the documents in row `index`."""
 
-    def widths(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The size of the largest document in each of some rows, int64 [n]; it is what the others are padded to."""
+    def costs(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """What tells apart how long some rows take, int64 [n], > 0: of padded ones the size of the largest document,
+        to which the others are padded; of packed ones the sum of the squared sizes of their documents."""
 
     def documents(self, rows: range) -> npt.NDArray[np.int64]:
         """Ids of all documents in some rows, int64 [k]."""
@@ -107,6 +108,8 @@ class Shuffle:
         batch: rows of similar lengths stand together, this many at a time; None: in any order.
         fixed: the same order in every epoch: that of the data, or by size (evaluation).
         first: id of the document that is number 0 in `rows`.
+        apart: documents of a row are one behind the other, and attention is within each; else all are padded to the
+            widest.
     """
 
     def __init__(
@@ -117,14 +120,25 @@ class Shuffle:
         batch: int | None = None,
         fixed: bool = False,
         first: int = 0,
+        apart: bool = False,
     ) -> None:
         self._sizes = corpus.sizes[first:]
         self._rows, self._seed, self._batch, self._fixed, self._first = rows, seed, batch, fixed, first
+        self._apart = apart
         self._order = lru_cache(maxsize=2)(self._make_order)
 
     @cached_property
     def _widths(self) -> npt.NDArray[np.int32]:
         return np.maximum.reduceat(self._sizes[self._rows.documents], self._rows.offsets[:-1])
+
+    @cached_property
+    def _costs(self) -> npt.NDArray[np.int64]:
+        """By row. A packed one takes a * (tokens) + b * (lengths squared), with attention in the second term. Such rows
+        are full but for a few, so that the first is the same for all, and the ratio a : b need not be known."""
+        if not self._apart:
+            return self._widths.astype(np.int64)
+        squares = self._sizes[self._rows.documents].astype(np.int64) ** 2
+        return np.add.reduceat(squares, self._rows.offsets[:-1])
 
     def _make_order(self, epoch: int) -> npt.NDArray[np.int64]:
         if self._fixed:
@@ -139,13 +153,13 @@ class Shuffle:
         found: list[int] = (self._rows.row(int(self._order(epoch)[position])) + self._first).tolist()
         return found
 
-    def widths(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def costs(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         epochs, positions = np.divmod(places, len(self._rows))
-        widths = np.empty(len(places), np.int64)
+        costs = np.empty(len(places), np.int64)
         for epoch in np.unique(epochs):
             there = epochs == epoch
-            widths[there] = self._widths[self._order(int(epoch))[positions[there]]]
-        return widths
+            costs[there] = self._costs[self._order(int(epoch))[positions[there]]]
+        return costs
 
     def documents(self, rows: range) -> npt.NDArray[np.int64]:
         """Row by row."""
@@ -159,12 +173,12 @@ class Shuffle:
         return self._rows.documents[at] + self._first
 
 
-def by_width(rows: RowOrder, places: Sequence[int], total: int | None = None) -> list[int]:
-    """Places in a sequence of rows, the widest row first; those from `total` on hold nothing, and come last."""
-    widths = rows.widths(np.asarray(places, np.int64))
+def by_cost(rows: RowOrder, places: Sequence[int], total: int | None = None) -> list[int]:
+    """Places in a sequence of rows, the one that takes longest first; those from `total` on, which are empty, last."""
+    costs = rows.costs(np.asarray(places, np.int64))
     if total is not None:
-        widths[np.asarray(places) >= total] = 0
-    return [places[at] for at in np.argsort(-widths, kind="stable")]
+        costs[np.asarray(places) >= total] = 0
+    return [places[at] for at in np.argsort(-costs, kind="stable")]
 
 
 class RowLoader:
@@ -174,8 +188,8 @@ class RowLoader:
 
     Args:
         total: rows to feed in all; what a last step lacks is padding. None: no end.
-        sorts: the micro-batches of a step hold its rows by width, the widest first, so that similar ones are padded
-            together and all ranks have such at the same time.
+        sorts: the micro-batches of a step hold its rows by what they take, the longest first, so that similar ones are
+            padded together and all ranks have such at the same time.
         sources: names of the sources of the corpus, if it has several.
     """
 
@@ -196,7 +210,7 @@ class RowLoader:
         size, first = self._slots.micro_batch, index * self._slots.global_batch
         rows: Sequence[int] = range(first, first + self._slots.global_batch)
         if self._sorts:
-            rows = by_width(self._shuffle, rows, self._total)
+            rows = by_cost(self._shuffle, rows, self._total)
         for micro in self._slots.mine():
             places = tuple(rows[micro * size : (micro + 1) * size])
             yield MicroBatch(micro, [self._samples(row) for row in places], places)

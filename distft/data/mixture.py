@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distft.data.corpus import Corpus
-from distft.data.loader import Census, MicroBatch, RowOrder, Slots, by_width, counted, drawn
+from distft.data.loader import Census, MicroBatch, RowOrder, Slots, by_cost, counted, drawn
 from distft.data.order import hashes
 from distft.data.records import Document
 
@@ -83,7 +83,7 @@ class Mixture:
             tasks[micro], rows = self._place(index, micro)
             places[tasks[micro]] += rows
         if self._sorts:  # the rows that a task has in this step, among its own micro-batches
-            places = {name: by_width(self._parts[name].shuffle, rows) for name, rows in places.items()}
+            places = {name: by_cost(self._parts[name].shuffle, rows) for name, rows in places.items()}
         mine = self._slots.mine()
         for micro, name in tasks.items():
             own, places[name] = tuple(places[name][:size]), places[name][size:]

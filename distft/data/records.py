@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import numpy.typing as npt
+import xxhash
+
+from distft.errors import UserError
 
 Column = npt.NDArray[Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,15 @@ class Document:
         return self.columns[name]
 
 
+def content_of(columns: Mapping[str, Column]) -> int:
+    """A hash of the columns of a document: equal documents have the same one. 64 bits."""
+    content = xxhash.xxh3_64()
+    for name, values in columns.items():
+        content.update(f"{name} {len(values)} ".encode())
+        content.update(np.ascontiguousarray(values).data)
+    return content.intdigest()
+
+
 @dataclass(frozen=True)
 class Encoded:
     """What became of a record.
@@ -93,3 +108,44 @@ class Encoder(Protocol):
         Raises:
             UserError: naming the record and what is wrong with it.
         """
+
+
+@runtime_checkable
+class NamesFiles(Protocol):
+    """What an encoder has besides, if records name files that it reads, such as recordings."""
+
+    def files(self, record: Record) -> Sequence[Path]:
+        """Those that `encode` would read, whether they are there or not."""
+
+
+@runtime_checkable
+class Cuts(Protocol):
+    """What an encoder has besides, if it cuts documents that are longer than a row: they are kept whole."""
+
+    @property
+    def uncut(self) -> Encoder:
+        """Encodes the same records as whole documents, also those without anything to predict."""
+
+
+@runtime_checkable
+class BatchEncoder(Protocol):
+    """What an encoder has besides, if many records at once take it less time."""
+
+    def encode_many(self, records: Sequence[Record]) -> list[Encoded | UserError]:
+        """For each record what `encode` returns or raises."""
+
+
+def encode_many(encoder: Encoder, records: Sequence[Record]) -> list[Encoded | UserError]:
+    """For each record what `encoder.encode` returns or raises."""
+    return encoder.encode_many(records) if isinstance(encoder, BatchEncoder) else each(records, encoder.encode)
+
+
+def each(records: Sequence[Record], make: Callable[[Record], T]) -> list[T | UserError]:
+    """What is made of each record; the UserError that this raises, for those it cannot be made of."""
+    made: list[T | UserError] = []
+    for record in records:
+        try:
+            made.append(make(record))
+        except UserError as error:
+            made.append(error)
+    return made

@@ -12,6 +12,7 @@ from itertools import product
 from typing import Any, Literal
 
 from distft.data.formats import Conversation
+from distft.data.joining import Joining
 from distft.data.messages import Message
 from distft.errors import UserError
 
@@ -141,6 +142,15 @@ class Renderer:
         return re.compile("|".join(map(re.escape, texts))) if texts else None
 
     def apply(self, messages: list[Message], tools: list[dict[str, Any]] | None, prompt: bool) -> str:
+        joined = self.joining(messages, prompt) if tools is None else None
+        return self._shown(messages, tools, prompt) if joined is None else joined
+
+    @cached_property
+    def joining(self) -> Joining:
+        """How messages become text without Jinja, where the template allows it and there are no tools."""
+        return Joining(self.text, lambda messages, prompt: self._shown(messages, None, prompt))
+
+    def _shown(self, messages: list[Message], tools: list[dict[str, Any]] | None, prompt: bool) -> str:
         text: str = self._rendered(messages, tools, prompt, False)[0][0]
         return text
 

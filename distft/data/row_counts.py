@@ -24,9 +24,10 @@ ELSEWHERE = {
     "eval_split",
     "cache",
     "group_by_length",
+    "balance",
     "today",
     "streaming",
-}  # keys of `data` that hardly change a row
+}  # of `data`: hardly change a row
 BYTES_PER_TOKEN = 4.0  # of English text, about
 
 

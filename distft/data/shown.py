@@ -28,7 +28,7 @@ def is_silent(message: Message) -> bool:
 def check_shown(message: Message, turn: Turn, text: str, stop: str) -> None:
     """Raises UserError unless a turn shows what the message says and calls."""
     shown = text[turn.start : turn.end]
-    if _words(said(message)) not in _words(shown):
+    if said(message) not in shown and _words(said(message)) not in _words(shown):
         raise UserError(
             f"the chat template does not show what message {turn.message} says, {_short(said(message))!r}; "
             f"use another one (data.template), or leave out the record"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,11 +17,12 @@ import numpy.typing as npt
 
 from distft.data.endings import Endings
 from distft.data.formats import Conversation, parse, unused
+from distft.data.framed_turns import FramedTurns
 from distft.data.messages import Message
 from distft.data.records import Record
 from distft.data.rendering import Renderer, Rendering, on_day
 from distft.data.shown import DIFFERS, ENDLESS, SILENT, check_shown, hidden, is_silent, other_prompt
-from distft.data.token_begins import with_begins
+from distft.data.token_begins import TokenBegins, Tokens
 from distft.data.turns import Finder, Turn
 from distft.errors import UserError
 from distft.recipe.schema import Data
@@ -52,6 +52,23 @@ class Marked:
 
     tokens: npt.NDArray[np.int32]
     targets: npt.NDArray[np.bool_]
+    notes: Mapping[str, int] = field(default_factory=dict)
+    warnings: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """A record as a text, which is to become tokens.
+
+    Attributes:
+        turns: of the assistant, in order; None: it is plain text, of which everything is learned.
+        learned: those of them that are.
+        notes, warnings: as of `Marked`.
+    """
+
+    text: str
+    turns: Sequence[Turn] | None
+    learned: Sequence[Turn] = ()
     notes: Mapping[str, int] = field(default_factory=dict)
     warnings: Mapping[str, str] = field(default_factory=dict)
 
@@ -97,22 +114,36 @@ class Template:
         Of a conversation every assistant turn is a target, up to and with its end-of-turn token; of plain text
         everything is. Raises UserError naming the record.
         """
-        parsed = parse(record, fields)
-        found = self.encode_parsed(parsed, record.where)
-        columns = unused(record, fields)
-        notes = Counter(found.notes)
-        if columns:
-            notes[f"with columns that nothing uses ({', '.join(columns)})"] = 1
-        return Marked(found.tokens, found.targets, notes, found.warnings)
+        return self.marked(self.draft(record, fields))
 
-    def encode_parsed(self, parsed: Conversation | str, where: str) -> Marked:
-        """As `encode`, what a record holds. `where`: the record, for people."""
+    def draft(self, record: Record, fields: Mapping[str, str]) -> Draft:
+        """What `encode` makes tokens of; raises as it does."""
+        draft = self.draft_of(parse(record, fields), record.where)
+        columns = unused(record, fields)
+        if not columns:
+            return draft
+        notes = Counter(draft.notes)
+        notes[f"with columns that nothing uses ({', '.join(columns)})"] = 1
+        return replace(draft, notes=notes)
+
+    def draft_of(self, parsed: Conversation | str, where: str) -> Draft:
+        """As `draft`, of what a record holds. `where`: the record, for people."""
         try:
-            return self._plain(parsed) if isinstance(parsed, str) else self._conversation(parsed, where)
+            draft = Draft(parsed, None) if isinstance(parsed, str) else self._conversation(parsed, where)
+            _check_whole(draft.text)
+            return draft
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         except UnicodeEncodeError as error:
             raise UserError(f"{where}: {half_a_pair(error)}") from error
+
+    def marked(self, draft: Draft) -> Marked:
+        return self._marked(draft, self._begins.one(draft.text))
+
+    def all_marked(self, drafts: Sequence[Draft]) -> list[Marked]:
+        """As `marked`, of each; in less time."""
+        tokens = self._begins.many([draft.text for draft in drafts])
+        return [self._marked(draft, its) for draft, its in zip(drafts, tokens, strict=True)]
 
     def prompt(self, conversation: Conversation) -> npt.NDArray[np.int32]:
         """What the model is given to answer these messages, int32 [n].
@@ -123,14 +154,16 @@ class Template:
         try:
             rendering, text = self._renderer.fit(conversation, True)
             turns = self._turns(rendering, conversation.messages, text, True)
-            return np.array(self._tokenize(text, [turn.start for turn in turns])[0], dtype=np.int32)
+            _check_whole(text)
+            return self._begins.at(text, self._begins.one(text), [turn.start for turn in turns])[0].ids
         except UnicodeEncodeError as error:
             raise UserError(half_a_pair(error)) from error
 
     def opening(self, text: str) -> npt.NDArray[np.int32]:
         """A plain text that is to be continued, as it begins in training, int32 [n]. Raises UserError as `prompt`."""
         try:
-            return np.array(self._beginning(text), dtype=np.int32)
+            _check_whole(text)
+            return self._beginning(self._begins.one(text).ids)
         except UnicodeEncodeError as error:
             raise UserError(half_a_pair(error)) from error
 
@@ -167,27 +200,48 @@ class Template:
         return Renderer(self.tokenizer, on_day(self.text, self.day))
 
     @cached_property
+    def _framed(self) -> FramedTurns:
+        return FramedTurns(self._renderer.joining, self._endings)
+
+    @cached_property
     def _endings(self) -> Endings:
         return Endings(self._renderer)
 
-    def _plain(self, text: str) -> Marked:
-        tokens = self._beginning(text)
-        ends = [end for end in (self.tokenizer.eos_token, self.end_of_turn.strip()) if end in self._added_texts]
-        if not text.rstrip().endswith(tuple(ends)):  # else a chat template has been at work before
-            tokens.append(self.tokenizer.eos_token_id)
-        targets = np.ones(len(tokens), dtype=np.bool_)
+    def _marked(self, draft: Draft, tokens: Tokens) -> Marked:
+        if draft.turns is None:
+            return self._plain(draft, tokens)
+        tokens, firsts = self._begins.at(draft.text, tokens, [turn.start for turn in draft.turns])
+        targets = np.zeros(len(tokens.ids), dtype=np.bool_)
+        for turn, first in zip(draft.turns, firsts, strict=True):
+            if turn in draft.learned:
+                targets[first : tokens.first_from(turn.end)] = True
         targets[:1] = False
-        return Marked(np.array(tokens, dtype=np.int32), targets)
+        return Marked(tokens.ids, targets, draft.notes, draft.warnings)
 
-    def _beginning(self, text: str) -> list[int]:
-        tokenizer, tokens = self.tokenizer, self._ids(text)[0]
-        twice = tokens[:1] == [tokenizer.bos_token_id]
-        return tokens if twice or not _adds_bos(tokenizer) else [tokenizer.bos_token_id, *tokens]
+    def _plain(self, draft: Draft, tokens: Tokens) -> Marked:
+        ids = self._beginning(tokens.ids)
+        ends = [end for end in (self.tokenizer.eos_token, self.end_of_turn.strip()) if end in self._added_texts]
+        if not draft.text.rstrip().endswith(tuple(ends)):  # else a chat template has been at work before
+            ids = np.append(ids, np.int32(self.tokenizer.eos_token_id))
+        targets = np.ones(len(ids), dtype=np.bool_)
+        targets[:1] = False
+        return Marked(ids, targets, draft.notes, draft.warnings)
 
-    def _conversation(self, conversation: Conversation, where: str) -> Marked:
+    def _beginning(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """Of a plain text: behind the bos token, if the tokenizer adds one."""
+        first = self.tokenizer.bos_token_id
+        if ids[:1].tolist() == [first] or not self._adds_bos:
+            return ids
+        return np.concatenate([np.array([first], np.int32), ids])
+
+    @cached_property
+    def _adds_bos(self) -> bool:
+        return _adds_bos(self.tokenizer)
+
+    def _conversation(self, conversation: Conversation, where: str) -> Draft:
         messages = conversation.messages
         if conversation.rejected:
-            return Marked(np.zeros(0, np.int32), np.zeros(0, np.bool_), {REJECTED: 1})
+            return Draft("", [], notes={REJECTED: 1})
         rendering, text = self._renderer.fit(conversation, False)
         turns = self._turns(rendering, messages, text, False)
         if turns and turns[-1].end == len(text) and messages[-1]["role"] == "assistant":
@@ -198,22 +252,17 @@ class Template:
         learned = [turn for turn in learned if turn not in silent]
         for turn in learned:
             check_shown(messages[turn.message], turn, text, self.end_of_turn.strip())
-        tokens, begins, firsts = self._tokenize(text, [turn.start for turn in turns])
-        targets = np.zeros(len(tokens), dtype=np.bool_)
-        for turn, first in zip(turns, firsts, strict=True):
-            if turn in learned:
-                targets[first : bisect_left(begins, turn.end)] = True
-        targets[:1] = False
         other = other_prompt(rendering, messages, learned, text)
         warnings = {DIFFERS: f"{where}: {other}"} if other else {}
         unseen = hidden(conversation, self.text, text)
         endless = [ENDLESS] if learned and not self.end_of_turn.strip() else []
         notes = dict.fromkeys([*warnings, *unseen, *endless, *([SILENT] if silent else [])], 1)
-        return Marked(np.array(tokens, dtype=np.int32), targets, notes, warnings)
+        return Draft(text, turns, learned, notes, warnings)
 
     def _turns(self, rendering: Rendering, messages: Sequence[Message], text: str, prompt: bool) -> list[Turn]:
         if not self._renderer.marks_turns:
-            return Finder(rendering, self._endings, messages, text, prompt).turns()
+            framed = self._framed(messages, text) if rendering.tools is None and not prompt else None
+            return framed or Finder(rendering, self._endings, messages, text, prompt).turns()
         spoken = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         blocks = [self._close(text, start, end) for start, end in rendering.blocks(messages, prompt)]
         if len(blocks) != len(spoken):
@@ -233,50 +282,17 @@ class Template:
             return start, end + len(mark)
         return start, end
 
-    def _tokenize(self, text: str, starts: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
-        """Tokens of `text`, the character each begins at, and for each of `starts` the first token from there on.
-
-        The text is encoded in one go, as models were trained on it. Where that would make the tokens before a start
-        differ from those of the prompt alone ("\\n" + "\\n..." merged), it is cut there, so that training and
-        inference see the same. No token reaches over an added token: what stands before it need not be looked at.
-        """
-        tokens, begins = self._ids(text)
-        firsts: list[int] = []
-        last = done = cut = cut_at = 0  # the last start and the last cut: characters and tokens
-        for start in starts:
-            near = bisect_left(begins, start)
-            hard = next((i for i in range(near - 1, done - 1, -1) if tokens[i] in self._added), None)
-            at, begin = (done, last) if hard is None else (hard, begins[hard])
-            alone, alone_begins = self._ids(text[begin:start], begin)
-            if (
-                hard is None and tokens[at : at + len(alone)] != alone
-            ):  # it treats the beginning of a text in its own way
-                at, (alone, alone_begins) = cut_at, self._ids(text[cut:start], cut)
-            done = at + len(alone)
-            if tokens[at:done] != alone:
-                end = next(
-                    (i for i in range(near, len(tokens)) if tokens[i] in self._added and begins[i] >= start), None
-                )
-                rest, rest_begins = self._ids(text[start : None if end is None else begins[end]], start)
-                tokens[at:end], begins[at:end] = alone + rest, alone_begins + rest_begins
-                cut, cut_at = start, done
-            firsts.append(done)
-            last = start
-        return tokens, begins, firsts
-
-    @cached_property
-    def _added(self) -> frozenset[int]:
-        return frozenset(self.tokenizer.get_added_vocab().values())
-
     @cached_property
     def _added_texts(self) -> frozenset[str]:
         return frozenset(self.tokenizer.get_added_vocab())
 
-    def _ids(self, text: str, base: int = 0) -> tuple[list[int], list[int]]:
-        """Tokens of `text`, and `base` + the character each begins at."""
-        text.encode()  # raises UnicodeEncodeError for half a surrogate pair, which tokenizers reject as no text at all
-        tokens, begins = with_begins(self.tokenizer, text)
-        return tokens, [base + begin for begin in begins] if base else begins
+    @cached_property
+    def _begins(self) -> TokenBegins:
+        return TokenBegins(self.tokenizer)
+
+
+def _check_whole(text: str) -> None:
+    text.encode()  # raises UnicodeEncodeError for half a surrogate pair, which tokenizers reject as no text at all
 
 
 def half_a_pair(error: UnicodeEncodeError) -> str:

@@ -16,15 +16,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from distft.data import bad_records, encoding, sources
+from distft.data import bad_records, checksums, encoding, mending, named_files, sources
 from distft.data.bad_records import Bad
-from distft.data.cache_writer import CacheWriter, sync
-from distft.data.corpus import META, Corpus, Meta
-from distft.data.records import Encoder
+from distft.data.cache_writer import CacheWriter
+from distft.data.corpus import META, Meta
+from distft.data.records import Encoder, NamesFiles
 from distft.data.sources import Source
 from distft.errors import UserError, no_space
+from distft.run.digest import of_parts
+from distft.run.files import write_atomically
 
-FORMAT = 2  # of the folder; raise it when its files change
+FORMAT = 3  # of the folder; raise it when its files change
+CONTENT = 2  # of what runs know their data by; raised, no run that was begun before goes on with the same data
 
 _DAY = 86400.0  # seconds
 _LONG = 30 * _DAY  # a job may wait in the queue
@@ -39,8 +42,10 @@ def build_cache(
     progress: Callable[[int], None],
     expect: Callable[[int], None] = lambda lines: None,
     workers: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    verify: bool = False,
 ) -> Path:
-    """The cache folder of a source as an encoder sees it, written first unless it is there already.
+    """The cache folder of a source as an encoder sees it, written first unless it is there already, and whole.
 
     `check_stop` raises to give up; the next call goes on from there, also after a kill, and a cache folder is never
     half written. `progress` takes the number of records done.
@@ -50,20 +55,25 @@ def build_cache(
 
     Args:
         workers: processes that encode a large file at a time; None: one per core that this process may use.
+        say: is told, in a sentence, what is damaged in a folder that is there already; that is made anew.
+        verify: look for damage in all of such a folder, also if it is large. See `mending.damage`.
     """
     root = root_of(cache)
-    key = key_of(source, encoder, root)
-    if (found := encoded(key, source, root)) is not None:
-        return found
+    key = _key(source, encoder, root, check_stop)
     folder = root / key
+    if folder.exists() and not mending.damage(folder, verify):
+        _check_bad(folder, source)
+        return folder
 
     def unchanged() -> bool:
-        return key_of(source, encoder, root) == key
+        return _key(source, encoder, root, check_stop) == key
 
     with writable(root):
         root.mkdir(parents=True, exist_ok=True)
         _remove_stale(root)
         with _locked(root / f"{folder.name}.lock", check_stop) as alone:
+            if folder.exists():  # another one may have mended it meanwhile
+                _mend(folder, source, encoder, check_stop, say, verify)
             if not folder.exists():
                 pieces = sources.pieces(source, encoding.PART_BYTES)
                 if (lines := sources.lines_of(pieces)) is not None:
@@ -84,23 +94,44 @@ def build_cache(
 def left_out(folder: Path, source: Source) -> list[Bad]:
     """The bad records that are not in a cache folder, with this source's name: another one with the same bytes may
     have filled it."""
-    if not (folder / bad_records.FILE).exists():
-        return []
-    return bad_records.listed(folder / bad_records.FILE, Corpus.open(folder).meta.source, source.name)
+    return bad_records.listed(folder / bad_records.FILE, Meta.read(folder).source, source.name)
 
 
-def encoded(key: str, source: Source, root: Path) -> Path | None:
-    """The cache folder of this name, if it is there. Raises BadRecords as `build_cache`."""
-    if not (root / key).exists():
+def encoded(source: Source, encoder: Encoder, cache: str | None, check_stop: Callable[[], None]) -> Path | None:
+    """The cache folder of a source as an encoder sees it, if it is there and sound. Raises BadRecords as
+    `build_cache`."""
+    root = root_of(cache)
+    folder = root / _key(source, encoder, root, check_stop)
+    if not folder.exists() or mending.damage(folder, False):
         return None
-    _check_bad(root / key, source)
-    return root / key
+    _check_bad(folder, source)
+    return folder
 
 
 def _check_bad(folder: Path, source: Source) -> None:
     """Of a folder that a run may have filled which allows for more."""
     if bad := left_out(folder, source):
-        bad_records.check(source, bad, Corpus.open(folder).meta.records)
+        bad_records.check(source, bad, Meta.read(folder).records)
+
+
+def _mend(
+    folder: Path,
+    source: Source,
+    encoder: Encoder,
+    check_stop: Callable[[], None],
+    say: Callable[[str], None],
+    verify: bool,
+) -> None:
+    """Makes what is damaged in a folder anew; puts the folder away where only all of it can be."""
+    if not (spots := mending.damage(folder, verify)):
+        return
+    more = f" and {len(spots) - 1:,} more places" if len(spots) > 1 else ""
+    say(f"token cache {folder} is damaged: {spots[0]}{more}; what was encoded there is made anew")
+    if not mending.mend(folder, spots, source, encoder, check_stop):
+        aside = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex}")
+        folder.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+    mending.forget(folder)
 
 
 def root_of(cache: str | None) -> Path:
@@ -109,10 +140,19 @@ def root_of(cache: str | None) -> Path:
     return found.expanduser() / "tokens"
 
 
-def key_of(source: Source, encoder: Encoder, root: Path) -> str:
-    """The name of the folder of a source as an encoder sees it. Raises UserError as `sources.fingerprint`."""
-    parts = [FORMAT, sources.fingerprint(source, memory=root), encoder.digest, sorted(encoder.columns.items())]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+def content_of(source: Source, encoder: Encoder, cache: str | None, check_stop: Callable[[], None]) -> str:
+    """sha256 (hex) of what the documents of a run are made from; the encoder may cut them. Runs know their data by it,
+    so it does not depend on how a folder is written."""
+    return _key(source, encoder, root_of(cache), check_stop, CONTENT)
+
+
+def _key(source: Source, encoder: Encoder, root: Path, check_stop: Callable[[], None], form: int = FORMAT) -> str:
+    parts = [form, sources.fingerprint(source, memory=root), encoder.digest, sorted(encoder.columns.items())]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    if isinstance(encoder, NamesFiles):
+        files = named_files.digest(source, encoder, of_parts(*parts[1:]), root, check_stop)
+        key = key if files is None else of_parts(key, files)
+    return key
 
 
 @contextmanager
@@ -189,11 +229,12 @@ def _write(
         }
         meta = Meta(source.name, columns, **counts)
         bad_records.check(source, bad_records.listed(part / bad_records.FILE), meta.records)
-        if meta.documents == 0:
-            raise UserError(_why_empty(meta, bool(source.filter)))
+        meta.check_usable()
         if not unchanged():
             raise UserError(f"data {source.name} changed while being read; run the same command again")
-        _dump(part / META, json.dumps(_entries(meta), indent=1))
+        text = json.dumps(_entries(meta), indent=1)
+        write_atomically(part / META, text)
+        checksums.write(part, {**written.sums, META: checksums.sums_of(text.encode())})
         part.rename(folder)
     except OSError as error:
         if no_space(error):
@@ -209,16 +250,3 @@ def _write(
 def _entries(meta: Meta) -> dict[str, Any]:
     """As JSON. What is new in it is left out where it says nothing, for other versions share the cache."""
     return {key: value for key, value in asdict(meta).items() if value or key != "warnings"}
-
-
-def _why_empty(meta: Meta, filtered: bool) -> str:
-    if meta.records == 0:
-        return f"data {meta.source} has no records" + (" that its filter takes" if filtered else "")
-    why = "; ".join(f"{number:,} {note}" for note, number in meta.notes.items())
-    return f"none of the {meta.records} records of {meta.source} can be used for training{why and ': '}{why}"
-
-
-def _dump(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        sync(file.fileno())

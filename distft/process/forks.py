@@ -64,7 +64,7 @@ class Forks:
         outcome, parent = os.memfd_create("outcome"), os.getpid()
         sys.stdout.flush()
         sys.stderr.flush()
-        with _without_tokenizer_threads():
+        with without_tokenizer_threads():
             child = os.fork()
             if child == 0:
                 code = 1
@@ -134,7 +134,7 @@ def _error(outcome: int, code: int) -> Exception | None:
 
 
 @contextmanager
-def _without_tokenizer_threads() -> Iterator[None]:
+def without_tokenizer_threads() -> Iterator[None]:
     """The library `tokenizers` looks at this variable when it is forked; its threads are lost too."""
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)

@@ -22,6 +22,7 @@ EARLIER: dict[tuple[str, str], object] = {
     ("data", "detect"): False,
     ("data", "today"): None,
     ("data", "group_by_length"): None,
+    ("data", "balance"): False,
 }
 """(section, key): what the key stood for in recipes that were resolved before there was such a key."""
 

@@ -195,6 +195,8 @@ def _contradictions_of_streaming(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     if recipe.task.type in ("ctc", "speech-seq2seq"):
         text = "whose recordings would all lie in memory, a thousand for each row of the batch; leave it out"
         yield key, f"cannot be used with task.type {recipe.task.type}, {text}"
+    if recipe.data.duplicates == "drop":
+        yield ("data", "duplicates"), "compares all documents, which data.streaming does not know; leave it out"
     if recipe.data.group_by_length is True:
         yield ("data", "group_by_length"), "sorts all rows, which data.streaming does not know; use step or false"
 

@@ -105,9 +105,7 @@ class Data(Section):
     today: Day | None = Field(
         None, description="the day that chat templates see as today (2026-01-31); default: the day the run begins"
     )
-    row_tokens: Annotated[int, Field(ge=8)] = Field(
-        1024, description="length of a row in tokens (speech: in milliseconds)"
-    )
+    row_tokens: Annotated[int, Field(ge=8)] = Field(1024, description="tokens of a row (speech: milliseconds)")
     packing: bool | None = Field(
         None,
         description="pack several documents into one row; default: on when the model keeps them apart, which is tried",
@@ -115,12 +113,13 @@ class Data(Section):
     group_by_length: Literal["step"] | bool | None = Field(
         "step",
         description="where rows are not packed, which of them stand together by length: step: those of each step, "
-        "among its micro-batches; true: rows of similar lengths share a step; false: none; null: as true where rows "
-        "are padded, the default of earlier versions",
+        "among its micro-batches; true: rows of similar lengths share a step; false: none; null: as earlier versions",
     )
+    balance: bool = Field(True, description="sort the packed rows of a step by cost, so that ranks take equally long")
     overlong: Overlong | None = Field(
         None, description="what to do with a record longer than a row; default: the first that the task supports"
     )
+    duplicates: Literal["keep", "drop"] = Field("keep", description="equal training documents; drop: keep one of them")
     seed: int = Field(0, description="seed of the order of rows")
     streaming: bool = Field(False, description="begin to train at once, and encode records while training runs")
     cache: Text | None = Field(None, description="folder of the token cache; default: $XDG_CACHE_HOME/distft")

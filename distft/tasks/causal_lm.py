@@ -15,10 +15,12 @@ from torch.nn import functional
 from distft.data.formats import Conversation, asked_by, parse, prompt_of
 from distft.data.loader import Census
 from distft.data.messages import texts_of
-from distft.data.records import Column, Document, Encoded, Record
-from distft.data.templates import REJECTED, Marked, Template
+from distft.data.pieces import EMPTY, MarkedCut
+from distft.data.records import Column, Document, Encoded, Record, each
+from distft.data.templates import REJECTED, Draft, Marked, Template
 from distft.errors import UserError
 from distft.metrics.scores import Report
+from distft.recipe.schema import Data
 from distft.recipe.tasks import CausalLM
 from distft.run.digest import of_parts
 from distft.tasks.protocol import MICRO_BATCHES, ModelSpec, Outcome, Setting, TaskSpec, mean, only
@@ -26,7 +28,6 @@ from distft.tasks.shared.boundaries import FLATTENED
 from distft.tasks.shared.causal_rows import CausalBatch, Rows
 from distft.tasks.shared.chunked_head import Call, ChunkedHead
 from distft.tasks.shared.generation import continued
-from distft.tasks.shared.padding import DROPPED, SPLIT
 from distft.tasks.shared.position_limits import positions
 from distft.tasks.shared.routers import ROUTER, Routers, balance, find_routers
 from distft.tasks.shared.token_scores import add_outcomes, report_token_scores, score_tokens, scores_of
@@ -51,7 +52,11 @@ def spec(settings: CausalLM, fields: Mapping[str, str]) -> TaskSpec:
         return Causal(model.forward, flatten, setting, positions(model), routers)
 
     model = ModelSpec("AutoModelForCausalLM", DECODER, peft_task="CAUSAL_LM", packs=True, tells_documents=True)
-    return TaskSpec(model, texts, encoder, build, takes_decoding=True)
+    return TaskSpec(model, texts, encoder, build, takes_decoding=True, cut=cut_of)
+
+
+def cut_of(data: Data) -> MarkedCut:
+    return MarkedCut(data.row_tokens, data.overlong == "drop")
 
 
 @dataclass(frozen=True)
@@ -60,13 +65,14 @@ class CausalEncoder:
 
     Args:
         fields: as in `Data`.
+        row_tokens: of a piece; None: whole documents.
         drop: leave a record out rather than cut it.
         continues: a text to predict from is continued, and not what a user says.
     """
 
     template: Template
     fields: Mapping[str, str]
-    row_tokens: int
+    row_tokens: int | None
     drop: bool
     continues: bool = False
 
@@ -75,6 +81,10 @@ class CausalEncoder:
     @property
     def digest(self) -> str:
         return of_parts("causal-lm", self.template.digest, sorted(self.fields.items()), self.row_tokens, self.drop)
+
+    @property
+    def uncut(self) -> CausalEncoder:
+        return replace(self, row_tokens=None, drop=False)
 
     def encode(self, record: Record, answered: bool = True) -> Encoded:
         if not answered:
@@ -86,7 +96,19 @@ class CausalEncoder:
             if len(tokens) == 0:
                 raise UserError(f"{record.where}: the prompt is empty")
             return Encoded([Document({"tokens": tokens, "targets": np.zeros(len(tokens), bool)}, len(tokens), 0)])
-        return split_to_rows(self.template.encode(record, self.fields), self.row_tokens, self.drop)
+        return self._encoded(self.template.encode(record, self.fields))
+
+    def _encoded(self, marked: Marked) -> Encoded:
+        if self.row_tokens is not None:
+            return split_to_rows(marked, self.row_tokens, self.drop)
+        if REJECTED in marked.notes:
+            return Encoded([], marked.notes)
+        return Encoded([_whole(marked)], marked.notes, marked.warnings)
+
+    def encode_many(self, records: Sequence[Record]) -> list[Encoded | UserError]:
+        drafts = each(records, lambda record: self.template.draft(record, self.fields))
+        marked = iter(self.template.all_marked([draft for draft in drafts if isinstance(draft, Draft)]))
+        return [draft if isinstance(draft, UserError) else self._encoded(next(marked)) for draft in drafts]
 
     def _opening(self, asked: Conversation | str) -> Column:
         if isinstance(asked, str) and self.continues:
@@ -94,25 +116,27 @@ class CausalEncoder:
         return self.template.prompt(asked_by(asked) if isinstance(asked, str) else asked)
 
 
+def _whole(marked: Marked) -> Document:
+    columns = {"tokens": marked.tokens, "targets": marked.targets}
+    return Document(columns, len(marked.tokens), int(marked.targets.sum()))
+
+
 def split_to_rows(marked: Marked, size: int, drop: bool) -> Encoded:
-    """A document, or several where it is longer than a row; those without anything to predict are left out."""
-    length = len(marked.tokens)
-    if length > size and drop:
-        return Encoded([], {**marked.notes, DROPPED: 1}, marked.warnings)
-    notes = {**marked.notes, SPLIT: 1} if length > size else dict(marked.notes)
+    """A document, or several where it is longer than a row; those without anything to predict are left out. What
+    `MarkedCut` makes of the whole document is the same."""
+    whole, cut = _whole(marked), MarkedCut(size, drop)
+    if whole.size > size and drop:
+        return Encoded([], {**marked.notes, cut.note: 1}, marked.warnings)
+    notes = {**marked.notes, cut.note: 1} if whole.size > size else dict(marked.notes)
     if REJECTED in notes:
         return Encoded([], notes)
     documents = []
-    for begin in range(0, max(length, 1), size):
-        targets = marked.targets[begin : begin + size].copy()
-        targets[:1] = False  # nothing comes before it in its row
-        count = int(targets.sum())
-        tokens = marked.tokens[begin : begin + size]
-        if count:
-            documents.append(Document({"tokens": tokens, "targets": targets}, len(tokens), count))
+    for begin in range(0, max(whole.size, 1), size):
+        columns = cut.columns(whole, begin, size)
+        if count := int(columns["targets"].sum()):
+            documents.append(Document(columns, len(columns["tokens"]), count))
         else:
-            note = "without anything to predict were dropped"
-            notes[note] = notes.get(note, 0) + 1
+            notes[EMPTY] = notes.get(EMPTY, 0) + 1
     return Encoded(documents, notes, marked.warnings)
 
 

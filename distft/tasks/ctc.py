@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from distft.data.audio import Floats, milliseconds, samples_of, to_float
+from distft.data.audio import Floats, files_of, milliseconds, samples_of, to_float
 from distft.data.formats import text_of
 from distft.data.processors import digest_of_files
 from distft.data.records import Column, Document, Encoded, Record
@@ -118,6 +118,9 @@ class CTCEncoder:
         letters = "".join(token for token in self.tokenizer.get_vocab() if len(token) == 1)
         upper, lower = any(map(str.isupper, letters)), any(map(str.islower, letters))
         return str.upper if upper and not lower else str.lower if lower and not upper else str
+
+    def files(self, record: Record) -> Sequence[Path]:
+        return files_of(record, self.fields)
 
     def encode(self, record: Record, answered: bool = True) -> Encoded:
         samples = samples_of(record, self.fields, self.rate)

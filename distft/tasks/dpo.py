@@ -15,8 +15,8 @@ from torch.nn import functional
 from distft.data.loader import Census
 from distft.data.messages import texts_of
 from distft.data.pairs import pair_of, pair_prompt_of
-from distft.data.records import Column, Document, Encoded, Record
-from distft.data.templates import Template
+from distft.data.records import Column, Document, Encoded, Record, each
+from distft.data.templates import Draft, Marked, Template
 from distft.errors import UserError
 from distft.metrics.scores import Report
 from distft.recipe.adapters import AdaLora, Lora
@@ -86,10 +86,23 @@ class DPOEncoder:
             prompt = self._prompt(record)
             columns = (prompt, np.zeros(len(prompt), bool), np.zeros(0, np.int32), np.zeros(0, bool))
             return Encoded([_document(columns, targets=0)])
+        chosen, rejected = map(self.template.marked, self._drafts(record))
+        return self._encoded(chosen, rejected)
+
+    def encode_many(self, records: Sequence[Record]) -> list[Encoded | UserError]:
+        drafts = each(records, self._drafts)
+        marked = iter(self.template.all_marked([one for two in drafts if isinstance(two, tuple) for one in two]))
+        return [two if isinstance(two, UserError) else self._encoded(next(marked), next(marked)) for two in drafts]
+
+    def _drafts(self, record: Record) -> tuple[Draft, Draft]:
+        """Of the chosen answer and the rejected one."""
         pair = pair_of(record, self.fields)
         chosen, rejected = (
-            self.template.encode_parsed(pair.answered(answer), record.where) for answer in (pair.chosen, pair.rejected)
+            self.template.draft_of(pair.answered(answer), record.where) for answer in (pair.chosen, pair.rejected)
         )
+        return chosen, rejected
+
+    def _encoded(self, chosen: Marked, rejected: Marked) -> Encoded:
         notes, warnings = {**rejected.notes, **chosen.notes}, {**rejected.warnings, **chosen.warnings}
         if np.array_equal(chosen.tokens, rejected.tokens):
             return Encoded([], {**notes, EQUAL: 1}, warnings)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional
 
 from distft.data.formats import text_of
 from distft.data.order import hashes
-from distft.data.records import Column, Document, Encoded, Record
+from distft.data.pieces import MANY, Whole, places_of
+from distft.data.records import Column, Document, Encoded, Record, each
 from distft.errors import UserError
 from distft.metrics.scores import Report
 from distft.recipe.tasks import MaskedLM
@@ -40,17 +42,51 @@ def spec(settings: MaskedLM, fields: Mapping[str, str]) -> TaskSpec:
         return Masked(settings.mask, Inputs(model, setting.processor()))
 
     model = ModelSpec("AutoModelForMaskedLM", ENCODER, tells_documents=True)
-    return TaskSpec(model, lambda record: [text_of(record, "text", fields)], encoder, build)
+    return TaskSpec(
+        model,
+        lambda record: [text_of(record, "text", fields)],
+        encoder,
+        build,
+        cut=lambda data: MaskedCut(data.row_tokens, data.overlong or "split", settings.mask),
+    )
+
+
+@dataclass(frozen=True)
+class MaskedCut:
+    """Cuts what stands between the first and the last token of a document, which each piece keeps."""
+
+    row_tokens: int
+    overlong: str
+    share: float
+
+    @property
+    def note(self) -> str:
+        return {"split": SPLIT, "truncate": TRUNCATED, "drop": DROPPED}[self.overlong]
+
+    def pieces(self, whole: Whole) -> npt.NDArray[Any]:
+        most = np.where(whole.sizes <= self.row_tokens, 1, {"split": MANY, "truncate": 1, "drop": 0}[self.overlong])
+        found = places_of(whole.sizes - _SPECIAL, self.row_tokens - _SPECIAL, most)
+        found["targets"] = np.maximum(1, np.rint(self.share * found["size"]))
+        found["size"] += _SPECIAL
+        return found
+
+    def columns(self, document: Document, begin: int, size: int) -> Mapping[str, Column]:
+        def part(name: str) -> Column:
+            values = document[name]
+            return np.concatenate([values[:1], values[begin + 1 : begin + size - 1], values[-1:]])
+
+        cut = {name: part(name) for name in ("tokens", "special")}
+        return {**cut, "types": document["types"][:size], "mask": document["mask"]}
 
 
 @dataclass(frozen=True)
 class MaskedEncoder:
-    """Texts as tokens; those longer than a row become several documents."""
+    """Texts as tokens; those longer than a row become several documents. `row_tokens` None: they stay whole."""
 
     tokenizer: Any
     share: float
     fields: Mapping[str, str]
-    row_tokens: int
+    row_tokens: int | None
     overlong: str
 
     columns = {**COLUMNS, "special": "bool", "mask": "int32"}  # noqa: RUF012 - a constant of the class
@@ -60,13 +96,27 @@ class MaskedEncoder:
         parts = [self.share, sorted(self.fields.items()), self.row_tokens, self.overlong]
         return of_parts("masked-lm", digest_of(self.tokenizer), *parts)
 
+    @property
+    def uncut(self) -> MaskedEncoder:
+        return replace(self, row_tokens=None, overlong="split")
+
     def encode(self, record: Record, answered: bool = True) -> Encoded:
         text = text_of(record, "text", self.fields)
-        tokens = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        room = self.row_tokens - _SPECIAL
-        long = len(tokens) > room
+        return self._encoded(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def encode_many(self, records: Sequence[Record]) -> list[Encoded | UserError]:
+        texts = each(records, lambda record: text_of(record, "text", self.fields))
+        good = [text for text in texts if isinstance(text, str)]
+        found = self.tokenizer(good, add_special_tokens=False, verbose=False)["input_ids"] if good else []
+        tokens = iter(found)
+        return [text if isinstance(text, UserError) else self._encoded(next(tokens)) for text in texts]
+
+    def _encoded(self, tokens: list[int]) -> Encoded:
+        """Of the tokens of a text."""
         if not tokens:
             return Encoded([], {"without any token were dropped": 1})
+        room = len(tokens) if self.row_tokens is None else self.row_tokens - _SPECIAL
+        long = len(tokens) > room
         if long and self.overlong == "drop":
             return Encoded([], {DROPPED: 1})
         pieces = [tokens[begin : begin + room] for begin in range(0, len(tokens), room)]

@@ -9,9 +9,10 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 
 from distft.data.loader import Census
+from distft.data.pieces import Cut
 from distft.data.records import Document, Encoder, Record
 from distft.metrics.scores import Report
-from distft.recipe.schema import Recipe
+from distft.recipe.schema import Data, Recipe
 from distft.tasks.shared.generation import Decoding
 from distft.tasks.shared.tokenizer_family import TokenizerFamily
 from distft.tasks.shared.transfer import moved
@@ -202,6 +203,7 @@ class TaskSpec:
         labels: None if it tells no labels apart.
         input_field: the field of a record that `predict` is given alone: a text, or the path of a recording.
         takes_decoding: `predict` chooses words as `Decoding` says.
+        cut: how it cuts documents that are longer than a row, if its encoder `Cuts`; None: its documents fit.
     """
 
     model: ModelSpec
@@ -211,3 +213,4 @@ class TaskSpec:
     labels: LabelSpec | None = None
     input_field: str = "text"
     takes_decoding: bool = False
+    cut: Callable[[Data], Cut] | None = None

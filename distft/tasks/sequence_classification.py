@@ -16,13 +16,23 @@ from torch.nn import functional
 from distft.data.class_names import NOT_LEARNED, label_text, place_of
 from distft.data.formats import text_of, value_of
 from distft.data.loader import Census
-from distft.data.records import Document, Encoded, Record
+from distft.data.records import Column, Document, Encoded, Record, each
 from distft.errors import UserError
 from distft.metrics.scores import Report, score_many_labels, score_numbers, score_one_label
 from distft.recipe.tasks import SequenceClassification
 from distft.run.digest import of_parts
 from distft.tasks.protocol import LABEL, Labels, LabelSpec, ModelSpec, Outcome, Setting, TaskSpec, mean, named, only
-from distft.tasks.shared.padding import COLUMNS, DROPPED, TRUNCATED, Inputs, Padded, column, digest_of, tokens_of
+from distft.tasks.shared.padding import (
+    COLUMNS,
+    DROPPED,
+    TRUNCATED,
+    Inputs,
+    Padded,
+    all_tokens_of,
+    column,
+    digest_of,
+    tokens_of,
+)
 from distft.tasks.shared.tokenizer_family import ENCODER
 
 SEQUENCES = "sequences"
@@ -188,13 +198,27 @@ class ClassificationEncoder:
 
     def encode(self, record: Record, answered: bool = True) -> Encoded:
         texts = texts_of(record, self.fields)
-        pair = texts[1] if len(texts) > 1 else None
-        whole = tokens_of(self.tokenizer, texts[0], pair)
+        return self._encoded(record, texts, all_tokens_of(self.tokenizer, [texts])[0], answered)
+
+    def encode_many(self, records: Sequence[Record]) -> list[Encoded | UserError]:
+        texts = each(records, lambda record: texts_of(record, self.fields))
+        whole = iter(all_tokens_of(self.tokenizer, [one for one in texts if not isinstance(one, UserError)]))
+        made: list[Encoded | UserError] = []
+        for record, one in zip(records, texts, strict=True):
+            if isinstance(one, UserError):
+                made.append(one)
+            else:
+                made += each([record], partial(self._encoded, texts=one, whole=next(whole), answered=True))
+        return made
+
+    def _encoded(self, record: Record, texts: Sequence[str], whole: Mapping[str, Column], answered: bool) -> Encoded:
+        """`whole`: the tokens of the texts."""
         if not len(whole["tokens"]):
             return Encoded([], {"without any token were dropped": 1})
         long = len(whole["tokens"]) > self.row_tokens
         if long and self.drop and answered:
             return Encoded([], {DROPPED: 1})
+        pair = texts[1] if len(texts) > 1 else None
         columns = tokens_of(self.tokenizer, texts[0], pair, self.row_tokens) if long else whole
         label = self._label(record) if answered else np.zeros(0)
         document = Document({**columns, "label": label}, len(columns["tokens"]))

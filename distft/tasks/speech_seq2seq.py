@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from distft.data.audio import milliseconds, samples_of, to_float
+from distft.data.audio import files_of, milliseconds, samples_of, to_float
 from distft.data.formats import text_of
 from distft.data.records import Document, Encoded, Record
 from distft.errors import UserError
@@ -106,6 +107,9 @@ class SpeechEncoder:
     def digest(self) -> str:
         heard = [self.extractor.n_samples, self.extractor.sampling_rate]
         return of_parts("speech-seq2seq", self.targets.digest, heard, sorted(self.fields.items()), self.drop)
+
+    def files(self, record: Record) -> Sequence[Path]:
+        return files_of(record, self.fields)
 
     def encode(self, record: Record, answered: bool = True) -> Encoded:
         samples = samples_of(record, self.fields, self.extractor.sampling_rate)

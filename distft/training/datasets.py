@@ -15,10 +15,12 @@ import numpy.typing as npt
 from distft.data import row_index, token_cache
 from distft.data.bad_records import listing
 from distft.data.blend import Blend
-from distft.data.corpus import Corpus
+from distft.data.corpus import CacheFolder, Corpus
+from distft.data.cutting import cut_to_rows
 from distft.data.loader import Loader, RowLoader, RowOrder, Shuffle, Slots
 from distft.data.mixture import CYCLE, Ingredient, Mixture, shares, weights_of
 from distft.data.packing import Rows, bucket, one_per_row, pack
+from distft.data.records import Cuts
 from distft.data.sources import Source, sources_of
 from distft.errors import UserError
 from distft.model.context import RunContext
@@ -39,6 +41,7 @@ class Dataset:
     Attributes:
         digest: of all tokens and their packing.
         folders: of the cache, one per source.
+        contents: of what the documents of each source are made from, see `token_cache.content_of`.
         sources: their names; none if the recipe names one place only.
         weights: shares of the sources, each of which has rows of its own then; else their documents share rows.
         rows: of all documents, or of those of each source.
@@ -48,6 +51,7 @@ class Dataset:
     rows: Sequence[Rows]
     digest: str
     folders: Sequence[Path] = ()
+    contents: Sequence[str] = ()
     sources: Sequence[str] = ()
     weights: Sequence[float] = ()
 
@@ -55,11 +59,11 @@ class Dataset:
     def row_count(self) -> int:
         return sum(map(len, self.rows))
 
-    def order(self, seed: int, batch: int | None = None, fixed: bool = False) -> RowOrder:
+    def order(self, seed: int, batch: int | None = None, fixed: bool = False, apart: bool = False) -> RowOrder:
         """The sequence of rows, see `Shuffle`."""
         firsts = self.corpus.first_documents.tolist() if self.weights else [0]
         orders = [
-            Shuffle(self.corpus, rows, seed, batch, fixed, first)
+            Shuffle(self.corpus, rows, seed, batch, fixed, first, apart)
             for rows, first in zip(self.rows, firsts, strict=False)
         ]
         return Blend(orders, self.weights, seed) if self.weights else orders[0]
@@ -90,22 +94,25 @@ def open_dataset(
     name = name_of(part, which)
     first: list[Dataset] = []
 
-    def open_folders(folders: Sequence[Path]) -> Dataset:
-        return arrange(Corpus.open(*folders), folders, read, recipe, spec, packed)
+    def open_folders(folders: Sequence[Path], contents: Sequence[str]) -> Dataset:
+        corpus = Corpus(*opened(context, part, which, folders))
+        return arrange(corpus, folders, contents, read, recipe, spec, packed)
 
-    def build_cache() -> tuple[list[str], int]:
-        folders, bad = [], 0
+    def build_cache() -> tuple[list[str], list[str], int]:
+        folders, contents, bad = [], [], 0
         for source in read:
             with listing(context.run.bad_records, name_of(part, which, source), source) as listed:
                 folders.append(fill_cache(context, part, which, source, console, stop_signals.check))
                 listed += token_cache.left_out(folders[-1], source)
                 bad += len(listed)
-        first.append(open_folders(folders))
-        return list(map(str, folders)), bad
+            encoder = context.encoder(part.name, source)
+            contents.append(token_cache.content_of(source, encoder, recipe.data.cache, stop_signals.check))
+        first.append(open_folders(folders, contents))
+        return list(map(str, folders)), contents, bad
 
-    paths, bad = distributed.on_rank_0(ranks, f"tokens/{name}", build_cache)
+    paths, contents, bad = distributed.on_rank_0(ranks, f"tokens/{name}", build_cache)
     stop_signals.check()
-    found = first[0] if first else open_folders(list(map(Path, paths)))
+    found = first[0] if first else open_folders(list(map(Path, paths)), contents)
     corpus = found.corpus
     console.say(describe_rows(name, found, recipe))
     for line in describe_sources(name, found):
@@ -134,6 +141,7 @@ def fill_cache(
     console: Console,
     check_stop: Callable[[], None],
     workers: int | None = None,
+    verify: bool = False,
 ) -> Path:
     """The cache folder of a source, written first unless it is there already. See `token_cache.build_cache`."""
     cache = context.recipe.data.cache
@@ -144,26 +152,41 @@ def fill_cache(
             bar.at(number, "")
 
         encoder = context.encoder(part.name, source)
-        return token_cache.build_cache(source, encoder, cache, check_stop, show, bar.expect, workers)
+        whole = encoder.uncut if isinstance(encoder, Cuts) else encoder
+        return token_cache.build_cache(source, whole, cache, check_stop, show, bar.expect, workers, console.say, verify)
+
+
+def opened(context: RunContext, part: TaskPart, which: Which, folders: Sequence[Path]) -> list[CacheFolder]:
+    """The documents of cache folders, cut to rows as the task does it. Raises UserError if one of them has none."""
+    data, cut_of = context.recipe.data, context.specs[part.name].cut
+    found: list[CacheFolder] = []
+    for path in folders:
+        before = found if which == "train" and data.duplicates == "drop" else None
+        found.append(cut_to_rows(CacheFolder.open(path), path, None if cut_of is None else cut_of(data), before))
+        found[-1].meta.check_usable()
+    return found
 
 
 def arrange(
-    corpus: Corpus, folders: Sequence[Path], read: Sequence[Source], recipe: Recipe, spec: ModelSpec, packed: bool
+    corpus: Corpus,
+    folders: Sequence[Path],
+    contents: Sequence[str],
+    read: Sequence[Source],
+    recipe: Recipe,
+    spec: ModelSpec,
+    packed: bool,
 ) -> Dataset:
     """Documents of cache folders, one for each source, in rows. `packed`: several share one."""
     names = [source.title for source in read] if len(read) > 1 else []
     weights = [source.weight for source in read if source.weight is not None]
-    found = Dataset(corpus, (), "", folders, names, weights if len(read) > 1 else ())
+    found = Dataset(corpus, (), "", folders, contents, names, weights if len(read) > 1 else ())
     return arranged(found, recipe, spec, packed)
 
 
 def arranged(found: Dataset, recipe: Recipe, spec: ModelSpec, packed: bool) -> Dataset:
     """The same documents in other rows."""
     data, corpus = recipe.data, found.corpus
-    name = "+".join(folder.name for folder in found.folders)
-    together = found.folders[0]
-    if len(found.folders) > 1:  # no such folder, but a name for what is kept beside them
-        together = together.with_name(hashlib.sha256(name.encode()).hexdigest())
+    together = beside(found.folders)
 
     def rows_of(folder: Path, sizes: npt.NDArray[np.int32]) -> Rows:
         if not packed:
@@ -175,8 +198,17 @@ def arranged(found: Dataset, recipe: Recipe, spec: ModelSpec, packed: bool) -> D
         rows = [rows_of(folder, its) for folder, its in zip(found.folders, sizes, strict=True)]
     else:
         rows = [rows_of(together, corpus.sizes)]
-    known = f"{name} {data.row_tokens} {packed} {data.seed}" + (f" {found.weights}" if found.weights else "")
+    known = f"{'+'.join(found.contents)} {data.row_tokens} {packed} {data.seed}"
+    known += (f" {found.weights}" if found.weights else "") + " without duplicates" * (data.duplicates == "drop")
     return replace(found, rows=rows, digest=hashlib.sha256(known.encode()).hexdigest())
+
+
+def beside(folders: Sequence[Path]) -> Path:
+    """What is kept beside these folders, for all of them together, is named after it."""
+    if len(folders) == 1:
+        return folders[0]
+    name = "+".join(folder.name for folder in folders)
+    return folders[0].with_name(hashlib.sha256(name.encode()).hexdigest())  # there is no such folder
 
 
 def apart(data: Mapping[TaskName, Dataset], recipe: Recipe, spec: ModelSpec) -> dict[TaskName, Dataset]:
@@ -224,8 +256,9 @@ def training_loader(
 ) -> Loader:
     """The stream of micro-batches; of several tasks they come in turn."""
     seed, by = recipe.data.seed, grouping(recipe, spec)
-    batch, sorts = slots.global_batch if by == "stream" else None, by == "step"
-    shuffles = {part: one.order(seed, batch) for part, one in data.items()}
+    balanced = balances(recipe, spec)
+    batch, sorts = slots.global_batch if by == "stream" else None, by == "step" or balanced
+    shuffles = {part: one.order(seed, batch, apart=balanced) for part, one in data.items()}
     if None in data:
         return RowLoader(data[None].corpus, shuffles[None], slots, seed, total, sorts, data[None].sources)
     parts = {part.name: part for part in recipe.parts() if part.name is not None}
@@ -233,6 +266,11 @@ def training_loader(
     weights = {name: part.weight or drawn[name] for name, part in parts.items()}
     mixed = {n: Ingredient(data[n].corpus, shuffles[n], weights[n], data[n].sources) for n in parts}
     return Mixture(mixed, slots, seed, sorts)
+
+
+def balances(recipe: Recipe, spec: ModelSpec) -> bool:
+    """Whether packed rows of a step are sorted by what attention within their documents takes."""
+    return recipe.data.balance and spec.packs and packs(recipe, spec)
 
 
 def grouping(recipe: Recipe, spec: ModelSpec) -> Literal["stream", "step"] | None:

@@ -180,7 +180,7 @@ def backward(session: Session, number: int, fed: Iterable[Fed], factors: Mapping
     passes = Passes(dict.fromkeys(factors, zero), Counter(dict.fromkeys(task.counted, 0)))
     for one in taken(session, fed):
         pulse.at(f"step {number}, a micro-batch")
-        seed_generators(session.recipe.train.seed, number, one.micro.index)
+        seed_generators(session.recipe.train.seed, number, one.micro.index, ranks.device)
         with out_of_memory.explained(session.recipe, one.batch):
             with session.profile.phase(FORWARD):
                 losses = task.loss(engine.model, one.batch)
@@ -208,10 +208,13 @@ def taken(session: Session, fed: Iterable[Fed]) -> Iterator[Fed]:
         yield one
 
 
-def seed_generators(seed: int, number: int, micro: int) -> None:
+def seed_generators(seed: int, number: int, micro: int, device: torch.device) -> None:
     """Dropout depends on the place in the run only: not on history, and not on which rank computes it."""
     digest = hashlib.sha256(f"{seed} {number} {micro}".encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    drawn = int.from_bytes(digest[:8], "little") >> 1
+    torch.default_generator.manual_seed(drawn)  # torch.manual_seed takes a millisecond: it asks all kinds of devices
+    if device.type == "cuda":
+        torch.cuda.manual_seed(drawn)
     np.random.seed(int.from_bytes(digest[8:12], "little"))  # some models of transformers draw masks from it
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import get_args
 
 from transformers.utils import logging
 
@@ -23,14 +22,14 @@ from distft.recipe.schema import Recipe
 from distft.recipe.sources import Which
 from distft.run.commits import pinned
 from distft.run.folder import RunDir
-from distft.training import hub_commits
-from distft.training.datasets import fill_cache, name_of
+from distft.training import hub_commits, repetition
+from distft.training.datasets import fill_cache, name_of, opened
 from distft.training.preview import without_weights
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Encoded data. `bad`: records that were left out; `seconds`: it took."""
+    """Encoded data of a source. `bad`: records that were left out; `seconds`: it took."""
 
     name: str
     folder: Path
@@ -50,8 +49,9 @@ class Prepared:
         return "\n".join([*lines, *(f"warning: {warning}" for warning in meta.warnings.values())])
 
 
-def prepare(recipe: Recipe, workers: int | None, console: Console) -> Iterator[Prepared]:
-    """Encode the training and held-out data of all tasks, unless the token cache has them.
+def prepare(recipe: Recipe, workers: int | None, console: Console) -> Iterator[Prepared | str]:
+    """Encode the training and held-out data of all tasks, unless the token cache has them; then what is there more than
+    once, in sentences.
 
     Args:
         workers: processes at a time; None: one per core that this process may use.
@@ -68,12 +68,15 @@ def prepare(recipe: Recipe, workers: int | None, console: Console) -> Iterator[P
         recipe = pinned(recipe, hub_commits.settle_alone(run, recipe, console))
         context = RunContext(run, without_weights(recipe))
         for part in recipe.parts():
-            for which in get_args(Which):
+            folders: dict[Which, list[Path]] = {"train": [], "eval": []}
+            for which, its in folders.items():
                 for source in sources_of(part, which):
                     begun = time.monotonic()
-                    found = fill_cache(context, part, which, source, console, _check_stop, workers)
-                    bad, meta = len(token_cache.left_out(found, source)), Corpus.open(found).meta
-                    yield Prepared(name_of(part, which, source), found, meta, bad, time.monotonic() - begun)
+                    its.append(fill_cache(context, part, which, source, console, _check_stop, workers, verify=True))
+                    bad, meta = len(token_cache.left_out(its[-1], source)), opened(context, part, which, its)[-1].meta
+                    yield Prepared(name_of(part, which, source), its[-1], meta, bad, time.monotonic() - begun)
+            train, held = (opened(context, part, which, its) for which, its in folders.items())
+            yield from repetition.told(part, Corpus(*train), Corpus(*held) if held else None, folders["train"])
 
 
 def _check_stop() -> None:

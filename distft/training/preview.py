@@ -15,7 +15,7 @@ import numpy as np
 from transformers.utils import logging
 
 from distft.data.packing import pack
-from distft.data.records import Broken, Document, Record
+from distft.data.records import Broken, Document, Record, content_of
 from distft.data.sources import Source, read_leniently, sources_of
 from distft.data.words import word_text
 from distft.errors import UserError
@@ -71,6 +71,7 @@ class Preview:
         faults: sentences about records that cannot be used, the first few; `faulty` is their number.
         bad_budget: share of the records that a run may leave out as bad; None: it refuses the first.
         notes: what was done to how many records; `warnings`: of some of these more, for the first record.
+        repeated: documents that are equal to one before them, by `contents`, a hash of each one.
         sizes: of all documents, in `unit`.
         rows: that the documents take when they share rows; None: they do not.
         learns_tokens: what is learned are some of the tokens.
@@ -87,6 +88,8 @@ class Preview:
     unusable: int = 0
     notes: Counter[str] = field(default_factory=Counter)
     warnings: dict[str, str] = field(default_factory=dict)
+    repeated: int = 0
+    contents: set[int] = field(default_factory=set)
     sizes: list[int] = field(default_factory=list)
     targets: int = 0
     rows: int | None = None
@@ -168,6 +171,9 @@ def add(found: Preview, record: Record | Broken, encoder: Any, tokenizer: Any, l
     found.unusable += not encoded.documents
     for document in encoded.documents:
         found.sizes.append(document.size)
+        content = content_of(document.columns)
+        found.repeated += content in found.contents
+        found.contents.add(content)
         found.targets += document.targets
         if len(found.shown) < show:
             found.shown.append(shown(record.where, document, tokenizer, labels))

@@ -66,6 +66,8 @@ def summary(found: Preview) -> Iterator[str]:
         yield f"{number:,} {note}"
         if note in found.warnings:
             yield f"  {found.warnings[note]}"
+    if found.repeated:
+        yield f"{found.repeated:,} of these documents are duplicates of others (data.duplicates)"
     if found.unusable:
         yield f"{found.unusable:,} records have nothing to learn and are left out"
     if found.faulty and found.refused:

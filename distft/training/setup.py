@@ -47,6 +47,7 @@ from distft.training import (
     planned,
     profile,
     reference_pass,
+    repetition,
     row_sharing,
     streaming,
 )
@@ -170,6 +171,11 @@ def open_datasets(
         other = datasets.open_dataset(context, part, "eval", shares, ranks, console)
         if other is not None:
             held[part.name] = other
+    if ranks.first:
+        for part in context.recipe.parts():
+            one, other = train[part.name], held.get(part.name)
+            for text in repetition.told(part, one.corpus, None if other is None else other.corpus, one.folders):
+                console.say(text)
     return train, held
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from distft.data import bad_records, record_index, token_cache
@@ -19,7 +20,7 @@ from distft.data.loader import Slots
 from distft.data.mixture import Cycle
 from distft.data.order import hashes
 from distft.data.packing import bucket, one_per_row, pack
-from distft.data.records import Document
+from distft.data.records import Cuts, Document
 from distft.data.sources import Source, files_of, sources_of
 from distft.data.stream import StreamLoader
 from distft.data.stream_documents import Encoded, Joined, Prepared
@@ -30,14 +31,14 @@ from distft.process.distributed import Ranks
 from distft.recipe.schema import Recipe
 from distft.run.folder import RunDir
 from distft.tasks.protocol import ModelSpec
-from distft.training.datasets import name_of
+from distft.training.datasets import name_of, opened
 
 Check = Callable[[Sequence[Document]], None]
 
 
 @dataclass(frozen=True)
 class Part:
-    """One source. `key`: of the token cache, for all its documents."""
+    """One source. `key`: of all that its documents are made from."""
 
     name: str
     source: Source
@@ -109,27 +110,30 @@ def open_stream(context: RunContext, ranks: Ranks, console: Console) -> Streamed
 def open_source(context: RunContext, name: str, source: Source, base: int, ranks: Ranks, console: Console) -> Part:
     """One of the sources, see `open_stream`."""
     cache, bad_list = context.recipe.data.cache, context.run.bad_records
-    files, root, encoder = files_of(source), token_cache.root_of(cache), context.encoder(None, source)
+    files, encoder = files_of(source), context.encoder(None, source)
+    [part] = context.recipe.parts()
 
     def prepare() -> list[Any]:
         with console.bar(f"data.{name}: records indexed", total=None) as bar:
             record_index.index_of(files, cache, stop_signals.check, lambda number: bar.at(number, ""))
-        key = token_cache.key_of(source, encoder, root)
+        key = token_cache.content_of(source, encoder, cache, stop_signals.check)
+        whole = encoder.uncut if isinstance(encoder, Cuts) else encoder
         with bad_records.listing(bad_list, name, source) as bad:
-            folder = token_cache.encoded(key, source, root)
+            folder = token_cache.encoded(source, whole, cache, stop_signals.check)
             bad += token_cache.left_out(folder, source) if folder else bad_records.noted(bad_list, name)
-        return [key, folder is not None, len(bad)]
+        return [key, None if folder is None else str(folder), len(bad)]
 
-    key, prepared, bad = distributed.on_rank_0(ranks, f"index/{name}", prepare)
+    key, folder, bad = distributed.on_rank_0(ranks, f"index/{name}", prepare)
     stop_signals.check()
     index = record_index.index_of(files, cache)
-    how = "are in the token cache" if prepared else "are encoded while training runs"
+    how = "are encoded while training runs" if folder is None else "are in the token cache"
     console.say(f"data.{name}: {index.records:,} records, which {how}")
     if bad:
-        console.say(f"data.{name}: {bad:,} of them left out{'' if prepared else ' so far'}, see {bad_list}")
-    if prepared:
-        return Part(name, source, Prepared(index, source, Corpus.open(root / key), base), key)
-    return Part(name, source, Encoded(index, source, encoder, base, console.say), key)
+        console.say(f"data.{name}: {bad:,} of them left out{' so far' if folder is None else ''}, see {bad_list}")
+    if folder is None:
+        return Part(name, source, Encoded(index, source, encoder, base, console.say), key)
+    corpus = Corpus(*opened(context, part, "train", [Path(folder)]))
+    return Part(name, source, Prepared(index, source, corpus, base), key)
 
 
 @dataclass

@@ -62,8 +62,9 @@ def test_data_that_were_encoded_ahead_are_found(
     how = ["encode", "recipe.yaml", f"data.cache={tmp_path}", f"data.eval={tmp_path / 'held.jsonl'}", "--workers", "2"]
     try:
         first, again = here(monkeypatch, capfd, *how), here(monkeypatch, capfd, *how)
+        shorter = here(monkeypatch, capfd, *how, "data.row_tokens=32")
         os.kill(os.getpid(), signal.SIGTERM)
-        stopped = here(monkeypatch, capfd, *how, "data.row_tokens=32")
+        stopped = here(monkeypatch, capfd, *how, "data.fields={prompt: prompt, completion: completion}")
     finally:
         for number, handler in listening:
             signal.signal(number, handler)
@@ -74,5 +75,11 @@ def test_data_that_were_encoded_ahead_are_found(
     assert "records" not in again.err
     folders = [Path(line.split()[1]) for line in again.out.splitlines() if line.startswith("  in ")]
     assert [Corpus.open(folder).meta.records for folder in folders] == [len(lines), 5]
+    assert "records" not in shorter.err  # nothing is encoded for another length of a row
+    assert [line.split()[1] for line in shorter.out.splitlines() if line.startswith("  in ")] == [*map(str, folders)]
+    twins = (
+        "data.eval: 5 of 5 documents are in the training data too, so scores on them say little; the first: record 1 of"
+    )
+    assert all(f"warning: {twins}" in one.out for one in (first, again, shorter))
     assert stopped.code == 75
     assert "stopped on request" in stopped.err

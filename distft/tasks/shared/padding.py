@@ -11,6 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
+from distft.data.pieces import DROPPED as DROPPED
+from distft.data.pieces import SPLIT as SPLIT
 from distft.data.records import Column, Document
 from distft.errors import UserError
 from distft.run.digest import of_parts
@@ -20,9 +22,7 @@ from distft.tasks.shared.lengths import Lengths
 from distft.tasks.shared.position_limits import filler_position, positions
 from distft.tasks.shared.transfer import moved
 
-SPLIT = "longer than a row were split"
 TRUNCATED = "longer than a row were truncated"
-DROPPED = "longer than a row were dropped"
 WIDTH_STEP = 64  # tokens
 COLUMNS: Mapping[str, str] = {"tokens": "int32", "types": "uint8"}  # of a document that `padded` takes
 
@@ -179,6 +179,17 @@ def tokens_of(tokenizer: Any, text: str, pair: str | None = None, limit: int | N
         verbose=False,
     )
     return {"tokens": np.array(found["input_ids"], np.int32), "types": np.array(found["token_type_ids"], np.uint8)}
+
+
+def all_tokens_of(tokenizer: Any, texts: Sequence[Sequence[str]]) -> list[dict[str, Column]]:
+    """As `tokens_of`, of several texts or pairs at once, which costs less than one after the other."""
+    if len({len(one) for one in texts}) != 1:  # none at all, or some are pairs
+        return [all_tokens_of(tokenizer, [one])[0] for one in texts]
+    found = tokenizer(*map(list, zip(*texts, strict=True)), return_token_type_ids=True, verbose=False)
+    return [
+        {"tokens": np.array(ids, np.int32), "types": np.array(types, np.uint8)}
+        for ids, types in zip(found["input_ids"], found["token_type_ids"], strict=True)
+    ]
 
 
 def pack_json(value: Any) -> Column:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from distft.data.blend import Blend
-from distft.data.loader import RowLoader, Share, Shuffle, Slots, by_width
+from distft.data.loader import RowLoader, Share, Shuffle, Slots, by_cost
 from distft.data.mixture import CYCLE, shares
 from distft.data.packing import pack
 
@@ -49,10 +49,10 @@ def test_widths_and_documents_are_those_of_the_rows() -> None:
     blend = Blend(orders(), WEIGHTS, 7)
     for rows in (range(0), range(3, 4), range(250, 300), range(CYCLE * 2 + 1)):
         ids = [blend.samples(index) for index in rows]
-        assert blend.widths(np.array(rows, np.int64)).tolist() == [int(SIZES[one].max()) for one in ids]
+        assert blend.costs(np.array(rows, np.int64)).tolist() == [int(SIZES[one].max()) for one in ids]
         assert sorted(blend.documents(rows).tolist()) == sorted(sample for one in ids for sample in one)
     places = list(range(40, 72))
-    widths = [int(SIZES[blend.samples(place)].max()) for place in by_width(blend, places)]
+    widths = [int(SIZES[blend.samples(place)].max()) for place in by_cost(blend, places)]
     assert widths == sorted(widths, reverse=True)
 
 

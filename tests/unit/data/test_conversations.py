@@ -488,12 +488,12 @@ def test_a_conversation_is_rendered_a_few_times_however_long_it_is(text: str, mo
 
     monkeypatch.setattr(Renderer, "apply", counting)
     counts = []
-    for turns in (3, 40):
+    for turns in (3, 40, 80):
         messages = [message for i in range(turns) for message in (user(f"q{i}"), assistant(f"a{i}"))]
         assert len(learned(encode(text, messages=messages))) == turns
         counts.append(len(rendered))
         rendered.clear()
-    assert counts[0] == counts[1] < 25
+    assert counts[0] <= counts[1] == counts[2] < 25
 
 
 def test_a_template_that_fails_without_tools_is_given_none() -> None:

@@ -16,7 +16,7 @@ from distft.data import encoding, sources
 from distft.data.bad_records import Bad, BadRecords
 from distft.data.cache_writer import CacheWriter
 from distft.data.corpus import Corpus
-from distft.data.records import Document, Encoded
+from distft.data.records import Document, Encoded, each
 from distft.data.sources import Source, read_leniently, read_piece
 from distft.data.text_lines import WHOLE, Stretch, stretches
 from distft.data.token_cache import build_cache, left_out, root_of
@@ -49,6 +49,18 @@ class Words:
             for i, word in enumerate(text.split())
         ]
         return Encoded(documents, {"of words": len(documents)}, {f"{len(documents)} words": f"{record.where} has them"})
+
+
+class Several(Words):
+    """Encodes some at once, and writes down how many."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        super().__init__()
+        self._sizes = sizes
+
+    def encode_many(self, records):
+        self._sizes.append(len(records))
+        return each(records, self.encode)
 
 
 def lines_of(number: int, bad: int = 0) -> list[str]:
@@ -134,6 +146,42 @@ def test_too_many_bad_records_are_counted_over_all_parts(tmp_path, build):
     assert (first.record, first.where) == (5, f"{source.spec}:7")
     assert (last.record, last.where) == (367, f"{source.spec}:399")
     assert isinstance(first, Bad)
+
+
+@pytest.mark.parametrize("bad", [0, 7])
+def test_records_are_encoded_many_at_a_time_and_none_changes_another(tmp_path, build, monkeypatch, bad):
+    source, sizes = written(tmp_path, lines_of(400, bad), bad_budget=0.5 if bad else None), []
+    monkeypatch.setattr(encoding, "PART_BYTES", 1 << 20)
+    whole = of_files(build(source, 1))
+    assert of_files(build(source, 1, Several(sizes), cache="several")) == whole
+    assert sizes[:5] == [1, 2, 4, 8, 16]
+    assert sum(sizes) == 369
+    lines = lines_of(400)
+    lines[101], lines[102], lines[103] = '{"text": "bad"}', "{", '{"text": "bad", "i": 2}'
+    source = written(tmp_path, lines)
+    with pytest.raises(UserError, match=r"a\.jsonl:102: is bad"):
+        build(source, 1, Several(sizes))
+
+
+def test_what_is_wrong_with_a_record_is_said_before_what_is_wrong_with_the_file_behind_it(tmp_path, build):
+    path, lines = tmp_path / "a.jsonl.gz", lines_of(400)
+    lines[390] = '{"text": "bad"}'
+    path.write_bytes(gzip.compress("\n".join(lines).encode())[:-8])  # without its end
+    with pytest.raises(UserError, match=r":391: is bad"):
+        build(Source(str(path)), 1, Several([]))
+    lines[390] = ""
+    path.write_bytes(gzip.compress("\n".join(lines).encode())[:-8])
+    with pytest.raises(UserError, match="is not a complete gzip file"):
+        build(Source(str(path)), 1, Several([]))
+
+
+def test_slow_records_are_encoded_few_at_a_time(tmp_path, build, monkeypatch):
+    sizes: list[int] = []
+    encoder = Several(sizes)
+    monkeypatch.setattr(encoding, "_EVERY", 0.004)
+    encoder._seconds = 0.001
+    build(written(tmp_path, ['{"text": "a"}'] * 90), 1, encoder)
+    assert max(sizes) <= 4
 
 
 def lines_in(log: Path) -> list[str]:

@@ -16,7 +16,7 @@ from distft.data.records import Document
 from distft.errors import UserError
 from distft.recipe.schema import Recipe
 from distft.tasks.registry import specs_of
-from distft.training.datasets import grouping, length
+from distft.training.datasets import balances, grouping, length
 
 BATCH, MICRO, ROWS = 8, 2, 13
 # document i is of i + 1 tokens
@@ -37,8 +37,9 @@ def loader(
     batch: int | None = None,
     fixed: bool = False,
     sorts: bool = False,
+    apart: bool = False,
 ) -> RowLoader:
-    shuffle = Shuffle(CORPUS, rows, seed, batch, fixed)
+    shuffle = Shuffle(CORPUS, rows, seed, batch, fixed, apart=apart)
     return RowLoader(CORPUS, shuffle, Slots(BATCH, MICRO, rank, world), seed, total, sorts)
 
 
@@ -71,6 +72,19 @@ def test_rows_sorted_within_a_step_are_its_rows_the_widest_first(total: int | No
         widths = [max(row, default=-1) for row in found]  # document i is of i + 1 tokens; padding comes last
         assert widths == sorted(widths, reverse=True)
     assert found != plain or total is not None
+
+
+@pytest.mark.parametrize("total", [None, 19])
+def test_packed_rows_sorted_within_a_step_come_by_the_squared_lengths_of_their_documents(total: int | None) -> None:
+    rows = Rows(np.array([0, 1, 4, 6, 7, *range(10, 27, 2)]), np.arange(2 * ROWS))  # 1 to 3 documents in each
+    for step in range(4):
+        plain, found = (
+            global_batch(step, 1, rows=rows, total=total, sorts=sorts, apart=True) for sorts in (False, True)
+        )
+        costs = [sum((sample + 1) ** 2 for sample in row) for row in found]
+        assert costs == sorted(costs, reverse=True)
+        assert sorted(found) == sorted(plain)
+        assert global_batch(step, 4, rows=rows, total=total, sorts=True, apart=True) == found
 
 
 def test_a_sorted_row_keeps_the_draws_of_its_place() -> None:
@@ -207,6 +221,17 @@ def test_what_stands_together_by_length(wanted: Any, padded: str | None, packed:
         return grouping(recipe, specs_of(recipe)[None].model)
 
     assert (found("sequence-classification"), found("causal-lm")) == (padded, packed)
+
+
+@pytest.mark.parametrize("balance", [True, False])
+def test_packed_rows_are_sorted_unless_the_recipe_says_no(balance: bool) -> None:
+    def found(task: str, **data: Any) -> bool:
+        values = {"task": {"type": task}, "model": {"path": "/m"}, "train": {"steps": 1}}
+        recipe = Recipe.model_validate({**values, "data": {"train": "/d", "balance": balance, **data}})
+        return balances(recipe, specs_of(recipe)[None].model)
+
+    assert (found("causal-lm"), found("causal-lm", packing=False)) == (balance, False)
+    assert not found("sequence-classification", packing=True)  # padded, several to a row
 
 
 def test_warm_up_must_leave_steps_of_the_epochs() -> None:

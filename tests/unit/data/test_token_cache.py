@@ -1,5 +1,6 @@
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import stat
@@ -12,13 +13,14 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from distft.data import cache_writer, encoding, token_cache
+from distft.data import encoding, sources, token_cache
 from distft.data.cache_writer import CacheWriter
+from distft.data.checksums import Damaged, SummedFile, sealed, unsealed
 from distft.data.corpus import Corpus
 from distft.data.records import Document, Encoded
 from distft.data.sources import Source
 from distft.data.templates import Template
-from distft.data.token_cache import build_cache, root_of
+from distft.data.token_cache import build_cache, content_of, root_of
 from distft.errors import UserError
 from distft.recipe.schema import Data
 from distft.tasks.causal_lm import CausalEncoder
@@ -196,6 +198,15 @@ def test_made_once_and_again_only_for_what_matters(data, tmp_path, monkeypatch):
     assert len({first, *others}) == 6
 
 
+def test_runs_know_their_data_as_before_the_folders_changed(data):
+    settings = data([{"text": "hello"}])
+    source = Source(settings.train)
+    known = [2, sources.fingerprint(source), "letters", sorted(Letters.columns.items())]
+    expected = hashlib.sha256(json.dumps(known).encode()).hexdigest()
+    assert content_of(source, Letters(), settings.cache, lambda: None) == expected
+    assert built(settings, Letters()).name != expected
+
+
 @pytest.fixture
 def each_record(monkeypatch):
     """Every record is a time to stop, and to keep what there is."""
@@ -289,26 +300,35 @@ def test_what_was_killed_goes_on_from_what_was_on_the_disk(data, monkeypatch, ea
     assert of_files(folder) == of_files(built(elsewhere, Letters()))
 
 
-@pytest.mark.parametrize("damage", ["cut off", "no JSON", "of other columns"])
-def test_what_cannot_be_gone_on_with_is_begun_anew(data, damage):
+@pytest.mark.parametrize("damage", ["cut off", "no JSON", "another number", "another byte", "of other columns"])
+def test_what_cannot_be_gone_on_with_is_begun_anew(data, each_record, damage):
     settings = data([{"text": "ab"}] * 100)
-    root = root_of(settings.cache)
+    root, calls = root_of(settings.cache), []
 
     def stop():
-        if list(root.glob("*.part/sizes.bin")):
+        calls.append(1)
+        if len(calls) == 50:
             raise Stop
 
     with pytest.raises(Stop):
         built(settings, Letters(), stop)
     [path] = root.glob("*.part/progress.json")
-    kept = json.loads(path.read_text())
+    kept = json.loads(unsealed(path.read_text()))
     if damage == "cut off":
-        path.write_text(json.dumps({**kept, "lengths": dict.fromkeys(kept["lengths"], 9)}))
+        path.with_name("real.column.bin").write_bytes(b"")
     elif damage == "no JSON":
         path.write_text("{")
+    elif damage == "another number":
+        path.write_text(path.read_text().replace('"records": ', '"records": 1'))
+    elif damage == "another byte":
+        content = bytearray(path.with_name("records.bin").read_bytes())
+        content[kept["sums"]["records"]["bytes"] - 5] ^= 1
+        path.with_name("records.bin").write_bytes(content)
     else:
-        path.write_text(json.dumps({**kept, "ends": {"others": 0}}))
-    assert len(Corpus.open(built(settings, Letters()))) == 200
+        path.write_text(sealed(json.dumps({**kept, "ends": {"others": 0}})))
+    encoder = Counting()
+    assert len(Corpus.open(built(settings, encoder))) == 200
+    assert encoder.encoded == 100
 
 
 def test_without_locks_nobody_goes_on_with_what_another_writes(data, monkeypatch):
@@ -328,9 +348,9 @@ def test_without_locks_nobody_goes_on_with_what_another_writes(data, monkeypatch
 
 def test_nothing_has_the_final_name_before_the_rename(data, monkeypatch):
     def killed(temporary, folder):
-        numbers = {f"{name}.bin" for name in ("sizes", "targets", "records")}
+        numbers = {f"{name}.bin" for name in ("sizes", "targets", "records", "contents")}
         columns = {f"{name}.{part}.bin" for name in ("tokens", "targets") for part in ("offsets", "column")}
-        assert {path.name for path in temporary.iterdir()} == {*numbers, *columns, "meta.json"}
+        assert {path.name for path in temporary.iterdir()} == {*numbers, *columns, "meta.json", "checksums.json"}
         raise Stop
 
     settings = data([{"text": "hello"}])
@@ -361,7 +381,7 @@ def test_bad_record_leaves_nothing(data):
     assert left_over(settings) == []
 
 
-@pytest.mark.parametrize(("owner", "name"), [(CacheWriter, "_put"), (cache_writer, "sync")])
+@pytest.mark.parametrize(("owner", "name"), [(SummedFile, "write"), (SummedFile, "sync")])
 def test_full_disk_is_one_sentence_and_leaves_nothing(data, monkeypatch, owner, name):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -465,10 +485,10 @@ def test_damaged_cache_is_noticed(data):
         folder = run(data([{"text": f"hello {name}"}]))
         with (folder / f"{name}.bin").open("ab") as file:
             file.write(bytes(8))
-        with pytest.raises(UserError, match="damaged"):
+        with pytest.raises(Damaged, match=rf"damaged \(.*{name}.*run the same command again"):
             Corpus.open(folder)
     (folder / "meta.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be opened"):
+    with pytest.raises(Damaged, match=r"meta\.json"):
         Corpus.open(folder)
-    with pytest.raises(UserError, match="cannot be opened"):
+    with pytest.raises(Damaged, match="No such file"):
         Corpus.open(folder / "nowhere")

@@ -21,6 +21,7 @@ TASKS = {name: {"task": {"type": "masked-lm"}, "train": f"/{name}"} for name in 
         ({"task": {"type": "dpo"}}, "streaming", "cannot be used with task.type dpo"),
         ({"task": {"type": "multi-task", "tasks": TASKS}}, "streaming", "cannot be used with task.type multi-task"),
         ({"data": {**STREAMS, "group_by_length": True}}, "group_by_length", "sorts all rows"),
+        ({"data": {**STREAMS, "duplicates": "drop"}}, "duplicates", "compares all documents"),
         ({}, None, ""),
         ({"data": {"train": "/d", "group_by_length": True}, "train": {"epochs": 1.0}}, None, ""),
     ],

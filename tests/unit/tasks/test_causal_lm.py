@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +27,7 @@ from distft.tasks import causal_lm
 from distft.tasks.causal_lm import TOKENS, Causal, CausalEncoder, split_to_rows
 from distft.tasks.protocol import Setting
 from distft.tasks.shared.generation import Decoding, continued
+from tests.unit.tasks.whole import check_cut
 
 CPU = torch.device("cpu")
 VOCABULARY = 64
@@ -273,6 +275,21 @@ def test_a_long_document_is_dropped_whole(length: int) -> None:
     found = split_to_rows(marked, 16, drop=True)
     assert [document.size for document in found.documents] == ([16] if length == 16 else [])
     assert found.notes == ({} if length == 16 else {"longer than a row were dropped": 1})
+
+
+def test_whole_documents_are_cut_as_the_encoder_cuts_them(tmp_path: Path) -> None:
+    texts: list[dict[str, Any]] = [{"text": "x" * n} for n in range(0, 70, 3)]
+    chats: list[dict[str, Any]] = [{"prompt": "p" * n, "completion": "c" * (n % 5)} for n in range(0, 70, 3)]
+    several = [{"messages": [{"role": r, "content": "abc" * n} for r in ("user", "assistant") * 2]} for n in range(9)]
+    silent = [{"messages": [{"role": "user", "content": "a" * 50}]}, {"prompt": "a", "completion": "b", "label": False}]
+    folders, cut = set(), causal_lm.spec(CausalLM(type="causal-lm"), {}).cut
+    assert cut is not None
+    for row in (8, 16, 17, 64):
+        for overlong in ("split", "drop"):
+            data = Data(row_tokens=row, overlong=overlong)
+            using = encoder(row, drop=overlong == "drop")
+            folders.add(check_cut(tmp_path, texts + chats + several + silent, using, cut(data)))
+    assert len(folders) == 1
 
 
 def test_a_record_that_is_to_be_answered_is_its_prompt_alone() -> None:

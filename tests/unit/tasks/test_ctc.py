@@ -21,6 +21,7 @@ from distft.run.digest import of_parts
 from distft.tasks import ctc
 from distft.tasks.ctc import FAST, UNKNOWN_CHARACTERS, UNSPELLABLE, USUAL, UTTERANCES, CTCEncoder, CTCTask, needed
 from distft.tasks.protocol import Setting
+from tests.unit.tasks.recordings import check_changed_recording
 
 CPU = torch.device("cpu")
 RATE = 16000
@@ -201,6 +202,10 @@ def test_recordings_shorter_than_a_mask() -> None:
     loss = task.loss(model.train(), batch)[UTTERANCES]
     assert np.isfinite(loss.item())
     assert len(task.predict(model.eval(), task.collate([short[:1]], CPU))) == 1
+
+
+def test_a_changed_recording_is_heard(tmp_path: Path) -> None:
+    check_changed_recording(tmp_path, SPEC.encoder(setting()), ("ab", "c"))
 
 
 def test_repeats_are_one_and_blanks_nothing() -> None:

@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from distft.tasks import masked_lm
 from distft.tasks.masked_lm import TOKENS, Masked, MaskedEncoder, hidden
 from distft.tasks.protocol import Setting
 from distft.tasks.shared.padding import DROPPED, TRUNCATED
+from tests.unit.tasks.whole import check_cut
 
 CPU = torch.device("cpu")
 TEXTS = ["a", "the old cat met the other cat", "no, no, no, it is not so", "what is it that it is not? " * 3]
@@ -44,6 +46,17 @@ def record(text: Any, **more: Any) -> Record:
 def only(encoded: Encoded) -> Document:
     [document] = encoded.documents
     return document
+
+
+@pytest.mark.parametrize("overlong", ["split", "truncate", "drop"])
+def test_whole_texts_are_cut_as_the_encoder_cuts_them(tmp_path: Path, overlong: str) -> None:
+    texts = [{"text": " ".join(TEXTS[i % 3] for i in range(n))} for n in range(1, 30)] + [{"text": ""}]
+    folders = set()
+    for row in (8, 9, 10, 33, 200):
+        recipe = setting().recipe.data.model_copy(update={"row_tokens": row, "overlong": overlong})
+        assert SPEC.cut is not None
+        folders.add(check_cut(tmp_path, texts, encoder(row, overlong), SPEC.cut(recipe)))
+    assert len(folders) == 1
 
 
 def documents() -> list[Document]:

@@ -22,6 +22,7 @@ from distft.tasks.protocol import Setting, TaskSpec
 from distft.tasks.shared.chunked_head import ChunkedHead, find
 from distft.tasks.shared.encoder_decoder import TOKENS, EncoderDecoder
 from distft.tasks.speech_seq2seq import WINDOW_DROPPED, WINDOW_TRUNCATED, SpeechEncoder
+from tests.unit.tasks.recordings import check_changed_recording
 
 CPU = torch.device("cpu")
 RATE = 16000
@@ -257,3 +258,7 @@ def test_bf16_models_have_a_loss_of_fp32() -> None:
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(exact, rel=0.02)
     assert len(task.predict(model, batch)) == 3
+
+
+def test_a_changed_recording_is_heard(tmp_path: Path) -> None:
+    check_changed_recording(tmp_path, spec().encoder(setting()), ("one", "two three"))
