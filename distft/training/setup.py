@@ -171,7 +171,7 @@ def open_datasets(
         other = datasets.open_dataset(context, part, "eval", shares, ranks, console)
         if other is not None:
             held[part.name] = other
-    if ranks.first:
+    if ranks.first and train:
         for part in context.recipe.parts():
             one, other = train[part.name], held.get(part.name)
             for text in repetition.told(part, one.corpus, None if other is None else other.corpus, one.folders):
