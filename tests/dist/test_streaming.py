@@ -46,6 +46,7 @@ def test_a_stop_and_a_lost_step_change_no_bit(folder: Path) -> None:
     assert len(set(fed)) > 300
 
 
+@pytest.mark.long
 def test_a_prepared_cache_changes_no_bit(folder: Path) -> None:
     ranks(folder, 2, "prepared")
     same_losses(folder, "prepared")
@@ -59,6 +60,7 @@ def test_one_rank_goes_on_with_the_samples_of_two(folder: Path) -> None:
     assert all(abs(whole[step][0] - other[step][0]) < 1e-4 for step in range(1, HALF + 3))
 
 
+@pytest.mark.long
 def test_documents_that_share_no_row(folder: Path) -> None:
     ranks(folder, 2, "padded")
     one, four = (scenario.samples(folder / f"padded-{micro}") for micro in (1, 4))
@@ -68,6 +70,7 @@ def test_documents_that_share_no_row(folder: Path) -> None:
         assert all(len(row) == 1 for row in rows[0])
 
 
+@pytest.mark.long
 def test_sources_with_weights(folder: Path) -> None:
     """Shards packed by gzip and zstd and a table of one, three quarters of the rows, a plain file of the other."""
     lines = Path(distft.sample.__file__).with_name("conversations.jsonl").read_bytes().splitlines(keepends=True)
@@ -92,6 +95,7 @@ def test_sources_with_weights(folder: Path) -> None:
     assert all(len({sample % (1 << PART) < 310 for sample in row}) == 1 for row in rows)
 
 
+@pytest.mark.long
 def test_bad_records_are_listed_once(folder: Path) -> None:
     data = Path(distft.sample.__file__).with_name("conversations.jsonl").read_text().splitlines()
     places = [3, 64, 65, 200, 401]
@@ -102,6 +106,7 @@ def test_bad_records_are_listed_once(folder: Path) -> None:
     ranks(folder, 2, "bad")
 
 
+@pytest.mark.long
 def test_a_rollback_feeds_the_same_rows(folder: Path) -> None:
     ranks(folder, 2, "rollback")
     same_losses(folder, "rollback")
