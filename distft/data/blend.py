@@ -44,11 +44,6 @@ class Blend:
             + [self._orders[source].documents(range(its[0], its[-1] + 1)) for source, (_, its) in parts.items()]
         )
 
-    def sources(self, rows: range) -> dict[int, range]:
-        """The rows that each source has among some, in its own sequence."""
-        parts = self._divided(np.arange(rows.start, rows.stop))
-        return {source: range(int(its[0]), int(its[-1]) + 1) for source, (_, its) in parts.items()}
-
     def _divided(self, places: npt.NDArray[np.int64]) -> dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
         """By source: which of the places are its, and where they are in its own sequence."""
         found = [self._cycle.place(int(place)) for place in places]

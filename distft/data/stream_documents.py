@@ -25,23 +25,11 @@ from distft.process import pulse
 
 
 @dataclass(eq=False)
-class Encoded:
-    """Documents that are made of records.
-
-    Attributes:
-        base: the number of the first record, where the source is one of several.
-        warn: is given a sentence on the first record of a kind about which there is more to say.
-        notes: how often what was done to records ("were truncated"), so far.
-    """
+class _Indexed:
+    """The records of a source by blocks."""
 
     index: RecordIndex
     source: Source
-    encoder: Encoder
-    base: int = 0
-    warn: Callable[[str], None] = lambda text: None
-    notes: Counter[str] = field(default_factory=Counter)
-    _warned: set[str] = field(default_factory=set)
-    _bad: list[Bad] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -52,6 +40,24 @@ class Encoded:
 
     def count(self, block: int) -> int:
         return self.index.count(block)
+
+
+@dataclass(eq=False)
+class Encoded(_Indexed):
+    """Documents that are made of records.
+
+    Attributes:
+        base: the number of the first record, where the source is one of several.
+        warn: is given a sentence on the first record of a kind about which there is more to say.
+        notes: how often what was done to records ("were truncated"), so far.
+    """
+
+    encoder: Encoder
+    base: int = 0
+    warn: Callable[[str], None] = lambda text: None
+    notes: Counter[str] = field(default_factory=Counter)
+    _warned: set[str] = field(default_factory=set)
+    _bad: list[Bad] = field(default_factory=list)
 
     def of(self, block: int, first: int = 0) -> Iterator[Sequence[Document]]:
         for number, row in enumerate(islice(self.index.read(block), first, None), self.index.first(block) + first):
@@ -84,25 +90,13 @@ class Encoded:
         return Document(columns, document.size, document.targets, self.base + record)
 
 
-@dataclass(frozen=True, eq=False)
-class Prepared:
+@dataclass(eq=False)
+class Prepared(_Indexed):
     """Documents of a folder of the token cache. `base`: as of `Encoded`."""
 
-    index: RecordIndex
-    source: Source
     corpus: Corpus
     base: int = 0
     notes: Mapping[str, int] = field(default_factory=dict)  # they were told when the folder was filled
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def count(self, block: int) -> int:
-        return self.index.count(block)
 
     def of(self, block: int, first: int = 0) -> Iterator[Sequence[Document]]:
         begin, end = self.index.first(block), self.index.first(block) + self.index.count(block)
