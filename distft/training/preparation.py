@@ -23,7 +23,8 @@ from distft.recipe.sources import Which
 from distft.run.commits import pinned
 from distft.run.folder import RunDir
 from distft.training import hub_commits, repetition
-from distft.training.datasets import fill_cache, name_of, opened
+from distft.training.datasets import opened
+from distft.training.filling import fill_cache, name_of
 from distft.training.preview import without_weights
 
 

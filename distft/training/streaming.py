@@ -31,7 +31,8 @@ from distft.process.distributed import Ranks
 from distft.recipe.schema import Recipe
 from distft.run.folder import RunDir
 from distft.tasks.protocol import ModelSpec
-from distft.training.datasets import name_of, opened
+from distft.training.datasets import opened
+from distft.training.filling import name_of
 
 Check = Callable[[Sequence[Document]], None]
 
