@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from distft.data.loader import Loader, MicroBatch
+from distft.data.loader import Census, Loader, MicroBatch
 from distft.errors import UserError
 from distft.process import pulse
 from distft.tasks.protocol import Learned, collated, foreseen
@@ -31,9 +31,15 @@ class Fed:
 
 @dataclass(frozen=True)
 class Totals:
-    """Comes before the micro-batches of a step: the counts of all ranks' ones; None if nobody can foresee them."""
+    """Comes before the micro-batches of a step.
+
+    Attributes:
+        counts: of all ranks' ones; None if nobody can foresee them.
+        census: what the loader's index says of them, if it says anything.
+    """
 
     counts: Mapping[str, int] | None
+    census: Census | None
 
 
 Item = Totals | Fed
@@ -54,9 +60,9 @@ class Feed:
         self._task, self._loader, self._device, self._steps = task, loader, device, steps
         self._line: _Line | None = None
 
-    def step(self, index: int) -> tuple[Mapping[str, float] | None, Iterable[Fed]]:
-        """Counts of the global batch of step `index`, counted from 0, if they are foreseen, and this rank's
-        micro-batches, which are taken to the end before another step."""
+    def step(self, index: int) -> tuple[Totals, Iterable[Fed]]:
+        """What is known of the global batch of step `index`, counted from 0, and this rank's micro-batches, which are
+        taken to the end before another step."""
         if self._line is None or self._line.next != index:
             self.close()
             self._line = _Line(self._prepared, index, max(self._steps, index + 1))
@@ -64,7 +70,7 @@ class Feed:
         pulse.at(place)
         totals = next(items)
         assert isinstance(totals, Totals)
-        return totals.counts, _announced(items, place)
+        return totals, _announced(items, place)
 
     def close(self) -> None:
         """End the thread. What it has prepared is forgotten."""
@@ -76,7 +82,7 @@ class Feed:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # each thread has its own
         census = self._loader.census(index)
-        yield Totals(None if census is None else foreseen(self._task, census))
+        yield Totals(None if census is None else foreseen(self._task, census), census)
         micros = list(self._loader.step(index))
         for micro in micros:
             batch = collated(self._task, self._loader.documents(micro), self._device)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distft.data.loader import MicroBatch
+from distft.data.loader import Census, MicroBatch
 from distft.engine.lr_schedule import learning_rate
 from distft.errors import DONE, PREEMPTED
 from distft.process import distributed, pulse, stop_signals
@@ -93,7 +93,8 @@ def step(session: Session, bar: Bar) -> bool:
     number = session.progress.step + 1
     note_saves(session)
     with session.profile.phase(DATA):
-        counts, fed = session.feed.step(session.progress.step)
+        totals, fed = session.feed.step(session.progress.step)
+        counts: Mapping[str, float] | None = totals.counts
         if counts is None:  # the task cannot tell before it has seen them all
             fed = list(fed)
     if counts is None:
@@ -111,12 +112,14 @@ def step(session: Session, bar: Bar) -> bool:
     with session.profile.phase(OPTIMIZER):
         session.allocator.before_step()
         losses, norm = passes.read(engine.step(rate))
-    read = session.stream.read(number) if session.stream is not None else 0.0
-    sums = distributed.sum_by_name(losses | passes.sums() | {"stop": float(session.is_to_stop()), "epochs": read})
+    taken = source_figures(totals.census)
+    streamed = session.stream.figures(number) if session.stream is not None else {}
+    sums = distributed.sum_by_name(losses | passes.sums() | {"stop": float(session.is_to_stop())} | streamed)
     mean, stop = sums["loss"], sums["stop"] > 0
     note_samples(session, number, passes.micros)
     if session.stream is not None:
         session.stream.epochs = sums["epochs"]
+        taken = {name: int(sums[name]) for name in streamed if name != "epochs"}
     if not (math.isfinite(mean) and math.isfinite(norm)):
         non_finite.handle(session, Trouble(number, mean, norm, passes.micros, passes.parts))
         return stop
@@ -130,7 +133,7 @@ def step(session: Session, bar: Bar) -> bool:
     )
     figures = session.meter.step(int(sums["useful_tokens"]), sums["flops"]) | session.memory.step()
     figures |= session.memory.compare(number, last=is_over(session))
-    record_step(session, bar, {name: sums[name] for name in losses}, rate, norm, figures)
+    record_step(session, bar, {name: sums[name] for name in losses}, rate, norm, taken | figures)
     if allocated:
         session.track.log({"step": number, **allocated, "attempt": session.attempt})
     return stop
@@ -234,7 +237,7 @@ def record_step(
 
     Args:
         losses: "loss", and what each named loss adds to it as "loss.NAME".
-        figures: what was measured.
+        figures: what was measured, and what it took of each source.
     """
     if session.ranks.first:
         session.fence.check()
@@ -250,16 +253,14 @@ def record_step(
             "epoch": session.epoch,
             "attempt": session.attempt,
             **session.allocator.figures(progress.step),
-            **(source_figures(session) if session.ranks.first else {}),
             **figures,
         }
     )
     bar.at(progress.step, f"loss {losses['loss']:.4f} · {figures['useful_tokens_per_s']:,.0f} useful tokens/s")
 
 
-def source_figures(session: Session) -> dict[str, int]:
-    """How much this step took of each of several sources."""
-    census = session.loader.census(session.progress.step - 1) if session.sources else None
+def source_figures(census: Census | None) -> dict[str, int]:
+    """How much a step takes of each of several sources."""
     if census is None:
         return {}
     found: dict[str, int] = {}

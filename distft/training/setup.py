@@ -148,7 +148,6 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         rows=rows,
         total_rows=total_rows if None in train else None,  # of several tasks each goes on with its next epoch
         total_steps=total_steps,
-        sources=any(one.sources for one in train.values()),
         writer=Writer(run.checkpoints, identity, ranks, recipe.checkpoint.keep, fence),
         identity=identity,
         progress=progress,

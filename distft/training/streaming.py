@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from distft.data import bad_records, record_index, token_cache
 from distft.data.bad_records import Bad
 from distft.data.block_order import BlockOrder
@@ -161,9 +163,19 @@ class Stream:
             cursors = [[replace(one, sizes="", ahead="") for one in own] for own in cursors]
         self.loader.seek(step, cursors if len(cursors[0]) == self.loader.sources else None)
 
-    def read(self, step: int) -> float:
-        """This rank's part of the epochs before a step."""
-        return self.loader.place(step).read / self.data.blocks
+    def figures(self, number: int) -> dict[str, float]:
+        """This rank's part of the epochs up to the end of a step, counted from 1, and of what the step took of each of
+        several sources."""
+        found = {"epochs": self.loader.place(number).read / self.data.blocks}
+        parts = self.data.parts
+        if len(parts) > 1:
+            records, sizes = self.loader.given(number - 1)
+            of = np.searchsorted([part.documents.base for part in parts[1:]], records, side="right")
+            for which, part in enumerate(parts):
+                own = f"source.{part.source.title}"
+                found[f"{own}.documents"] = float((of == which).sum())
+                found[f"{own}.tokens"] = float(sizes[of == which].sum())
+        return found
 
     def where(self, step: int, run: RunDir, ranks: Ranks, console: Console) -> dict[str, Any]:
         """Where the lanes of all ranks are before a step. What any of them has left out is listed. Collective.
