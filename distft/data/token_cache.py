@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from distft.data import bad_records, checksums, encoding, mending, named_files, parts, sources
+from distft.data import bad_records, checksums, encoding, leftovers, mending, named_files, parts, sources
 from distft.data.bad_records import Bad
 from distft.data.cache_writer import CacheWriter
 from distft.data.corpus import META, Meta
@@ -31,8 +31,6 @@ from distft.run.files import write_atomically
 FORMAT = 3  # of the folder; raise it when its files change
 CONTENT = 2  # of what runs know their data by; raised, no run that was begun before goes on with the same data
 
-_DAY = 86400.0  # seconds
-_LONG = 30 * _DAY  # a job may wait in the queue
 _POLL = 0.5  # seconds between two tries for the lock
 
 
@@ -74,7 +72,7 @@ def build_cache(
 
     with writable(root):
         root.mkdir(parents=True, exist_ok=True)
-        _remove_stale(root)
+        leftovers.remove(root)
         with _locked(root / f"{folder.name}.lock", check_stop) as alone:
             if folder.exists():  # another one may have mended it meanwhile
                 _mend(folder, source, encoder, check_stop, say, verify)
@@ -213,18 +211,6 @@ def _locked(path: Path, check_stop: Callable[[], None]) -> Iterator[bool]:
                 alone = False
                 break
         yield alone
-
-
-def _remove_stale(root: Path) -> None:
-    """Removes what writers that were killed have left, and nobody has gone on with for long."""
-    limits = dict.fromkeys(root.glob("*.tmp-*"), _DAY) | dict.fromkeys(root.glob("*.part"), _LONG)
-    for folder, limit in limits.items():
-        try:
-            newest = max(path.stat().st_mtime for path in [folder, *folder.rglob("*")])
-        except OSError:  # its writer is at work
-            continue
-        if newest < time.time() - limit:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(

@@ -18,6 +18,7 @@ from distft.data.blend import Blend
 from distft.data.corpus import CacheFolder, Corpus
 from distft.data.crew import Crew
 from distft.data.cutting import cut_to_rows
+from distft.data.leftovers import SEVERAL
 from distft.data.loader import Loader, RowLoader, RowOrder, Shuffle, Slots
 from distft.data.mixture import CYCLE, Ingredient, Mixture, shares, weights_of
 from distft.data.packing import Rows, bucket, one_per_row, pack
@@ -180,7 +181,7 @@ def beside(folders: Sequence[Path]) -> Path:
     if len(folders) == 1:
         return folders[0]
     name = "+".join(folder.name for folder in folders)
-    return folders[0].with_name(hashlib.sha256(name.encode()).hexdigest())  # there is no such folder
+    return folders[0].with_name(SEVERAL + hashlib.sha256(name.encode()).hexdigest())  # there is no such folder
 
 
 def apart(data: Mapping[TaskName, Dataset], recipe: Recipe, spec: ModelSpec) -> dict[TaskName, Dataset]:

@@ -39,25 +39,31 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--nodes", action="store_true")
     args = parser.parse_args()
-    args.folder.mkdir(parents=True, exist_ok=True)
-    place, chance = Workplace(args.folder.absolute()), random.Random(args.seed)
-    first = place.folder / "first"
+    kills, wrong = trials(args.folder.absolute(), args.seed, args.kills, args.nodes)
+    print(json.dumps({"seed": args.seed, "nodes": args.nodes, "kills": kills, "wrong": wrong}))
+    return 1 if wrong else 0
+
+
+def trials(folder: Path, seed: int, most: int, nodes: bool) -> tuple[int, list[int]]:
+    """So many kills. Returns how many hit, and the numbers of the data sets that did not come out right."""
+    folder.mkdir(parents=True, exist_ok=True)
+    place, chance, first = Workplace(folder), random.Random(seed), folder / "first"
     if not first.exists():
         assert place.run("train", "recipe.yaml", "train.steps=1", "--run-dir", first).code == 0
-    kills, number, wrong = 0, 0, 0
-    while kills < args.kills:
+    kills, number, wrong = 0, 0, []
+    while kills < most:
         number += 1
-        place.write_records("many.jsonl", RECORDS, seed=args.seed * 1000 + number)
+        place.write_records("many.jsonl", RECORDS, seed=seed * 1000 + number)
         settings = ("data.train=many.jsonl", f"model={{path: {first / 'base'}}}", "train.steps=1")
         expected = of_files(encoded(place, settings, "undisturbed"))
-        hit = (by_nodes if args.nodes else by_command)(place, settings, chance, args.kills - kills)
-        same = of_files(encoded(place, settings, "killed")) == expected
-        kills, wrong = kills + hit, wrong + (not same)
-        print(f"{number}: {hit} kills: {'the same bytes' if same else 'OTHER BYTES'}", flush=True)
+        hit = (by_nodes if nodes else by_command)(place, settings, chance, most - kills)
+        if of_files(encoded(place, settings, "killed")) != expected:
+            wrong.append(number)
+        kills += hit
+        print(f"{number}: {hit} kills: {'OTHER BYTES' if number in wrong else 'the same bytes'}", flush=True)
         for name in ("undisturbed", "killed"):
-            shutil.rmtree(place.folder / name)
-    print(json.dumps({"seed": args.seed, "nodes": args.nodes, "data sets": number, "kills": kills, "wrong": wrong}))
-    return 1 if wrong else 0
+            shutil.rmtree(folder / name)
+    return kills, wrong
 
 
 def cache_of(place: Workplace, name: str) -> str:
