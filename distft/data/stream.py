@@ -92,8 +92,8 @@ class StreamLoader:
             first = index * self._slots.global_batch
             self._rows = rows = {first + lane: self._row(first + lane) for lane in self._mine}
             every = [document for row in rows.values() for _, document in row]
-            records, sizes = ([getattr(one, name) for one in every] for name in ("record", "size"))
-            self._given[index] = np.array(records, np.int64), np.array(sizes, np.int64)
+            sources, sizes = ([getattr(one, name) for one in every] for name in ("source", "size"))
+            self._given[index] = np.array(sources, np.int64), np.array(sizes, np.int64)
             self._next += 1
             self._take_down()
         size = self._slots.micro_batch
@@ -116,8 +116,8 @@ class StreamLoader:
         """What a step holds is known when its records are encoded."""
 
     def given(self, step: int) -> tuple[Numbers, Numbers]:
-        """The documents that this rank was given in a step, one of the last: the number of each one's record, counted
-        over all sources, and its size; int64 [N] each."""
+        """The documents that this rank was given in a step, one of the last: which source each is from, and its size;
+        int64 [N] each."""
         return self._given[step]
 
     def place(self, step: int) -> Place:

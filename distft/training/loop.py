@@ -24,13 +24,14 @@ from distft.recipe.load import load_resolved
 from distft.run.chart import draw_chart
 from distft.run.folder import RunDir
 from distft.run.profile import BACKWARD, CHECKPOINT, DATA, FORWARD, OPTIMIZER
-from distft.tasks.protocol import Learned
+from distft.tasks.protocol import Learned, TellsEach
 from distft.training import determinism, feed, non_finite, out_of_memory
 from distft.training.evaluation import ended_early, evaluate_if_due, is_due
 from distft.training.feed import Fed
 from distft.training.non_finite import Trouble
 from distft.training.session import Session
 from distft.training.setup import prepare
+from distft.training.source_losses import SourceLosses, losses_of
 
 
 def run_attempt(run_dir: Path) -> int:
@@ -111,10 +112,11 @@ def step(session: Session, bar: Bar) -> bool:
     rate = learning_rate(session.recipe.train, number, session.total_steps)
     with session.profile.phase(OPTIMIZER):
         session.allocator.before_step()
-        losses, norm = passes.read(engine.step(rate))
+        losses, of_sources, norm = passes.read(engine.step(rate))
     taken = source_figures(totals.census)
     streamed = session.stream.figures(number) if session.stream is not None else {}
-    sums = distributed.sum_by_name(losses | passes.sums() | {"stop": float(session.is_to_stop())} | streamed)
+    stops = {"stop": float(session.is_to_stop())}
+    sums = distributed.sum_by_name(losses | passes.sums() | stops | streamed | of_sources)
     mean, stop = sums["loss"], sums["stop"] > 0
     note_samples(session, number, passes.micros)
     if session.stream is not None:
@@ -133,7 +135,8 @@ def step(session: Session, bar: Bar) -> bool:
     )
     figures = session.meter.step(int(sums["useful_tokens"]), sums["flops"]) | session.memory.step()
     figures |= session.memory.compare(number, last=is_over(session))
-    record_step(session, bar, {name: sums[name] for name in losses}, rate, norm, taken | figures)
+    told = taken | (passes.sources.means(sums) if passes.sources is not None else {})
+    record_step(session, bar, {name: sums[name] for name in losses}, rate, norm, told | figures)
     if allocated:
         session.track.log({"step": number, **allocated, "attempt": session.attempt})
     return stop
@@ -155,20 +158,28 @@ class Passes:
         named: what each named loss adds to the loss, scalars on the device.
         parts: of the loss, one a micro-batch; scalars, fp32, on the device.
         counts: of targets, by name.
+        sources: the losses of each of several sources, if the task tells them apart.
     """
 
     named: dict[str, torch.Tensor]
     counts: Counter[str]
+    sources: SourceLosses | None = None
     micros: list[MicroBatch] = field(default_factory=list)
     parts: list[torch.Tensor] = field(default_factory=list)
     useful_tokens: int = 0
     flops: float = 0.0
 
-    def read(self, norm: torch.Tensor) -> tuple[dict[str, float], float]:
-        """The losses, "loss" first, and the norm: all at once, the only time in a step that we wait for the device."""
+    def read(self, norm: torch.Tensor) -> tuple[dict[str, float], dict[str, float], float]:
+        """The losses, "loss" first, those of sources, and the norm: all at once, the only time in a step that we wait
+        for the device."""
         scalars = [sum(self.parts, start=torch.zeros_like(self.parts[0])), *self.named.values()]
-        values = torch.stack([*(scalar.to(norm.dtype) for scalar in scalars), norm.to(scalars[0].device)]).tolist()
-        return dict(zip(["loss", *(f"loss.{name}" for name in self.named)], values[:-1], strict=True)), values[-1]
+        together = torch.stack([*(scalar.to(norm.dtype) for scalar in scalars), norm.to(scalars[0].device)])
+        if self.sources is not None:
+            together = torch.cat([together.double(), self.sources.sums.flatten()])
+        values: list[float] = together.tolist()
+        losses = dict(zip(["loss", *(f"loss.{name}" for name in self.named)], values, strict=False))
+        of_sources = {} if self.sources is None else self.sources.by_name(values[len(scalars) + 1 :])
+        return losses, of_sources, values[len(scalars)]
 
     def sums(self) -> dict[str, float]:
         """What the ranks add up beside the loss."""
@@ -181,12 +192,14 @@ def backward(session: Session, number: int, fed: Iterable[Fed], factors: Mapping
     task, engine, ranks = session.task, session.engine, session.ranks
     zero = torch.zeros((), device=ranks.device)
     passes = Passes(dict.fromkeys(factors, zero), Counter(dict.fromkeys(task.counted, 0)))
+    if session.feed.sources and isinstance(task, TellsEach):
+        passes.sources = SourceLosses(session.feed.sources, ranks.device)
     for one in taken(session, fed):
         pulse.at(f"step {number}, a micro-batch")
         seed_generators(session.recipe.train.seed, number, one.micro.index, ranks.device)
         with out_of_memory.explained(session.recipe, one.batch):
             with session.profile.phase(FORWARD):
-                losses = task.loss(engine.model, one.batch)
+                losses = losses_of(task, engine.model, one.batch, passes.sources, one.sources)
                 weighted = {name: losses[name] * factors[name] for name in losses}
                 part = sum(weighted.values(), start=zero)
             with session.profile.phase(BACKWARD):  # DeepSpeed divides by the world size

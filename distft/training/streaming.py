@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from distft.data import bad_records, record_index, token_cache
 from distft.data.bad_records import Bad
 from distft.data.block_order import BlockOrder
@@ -61,6 +59,11 @@ class Streamed:
         return [part.source.weight for part in self.parts if part.source.weight is not None and len(self.parts) > 1]
 
     @property
+    def sources(self) -> list[str]:
+        """Their names, if there are several."""
+        return [part.source.title for part in self.parts] if len(self.parts) > 1 else []
+
+    @property
     def blocks(self) -> int:
         return sum(len(part.documents) for part in self.parts)
 
@@ -106,12 +109,14 @@ def open_stream(context: RunContext, ranks: Ranks, console: Console) -> Streamed
     parts: list[Part] = []
     for source in sources_of(part, "train"):
         base = sum(before.documents.index.records for before in parts)
-        parts.append(open_source(own, name_of(part, "train", source), source, base, ranks, console))
+        parts.append(open_source(own, name_of(part, "train", source), source, (base, len(parts)), ranks, console))
     return Streamed(parts)
 
 
-def open_source(context: RunContext, name: str, source: Source, base: int, ranks: Ranks, console: Console) -> Part:
-    """One of the sources, see `open_stream`."""
+def open_source(
+    context: RunContext, name: str, source: Source, place: tuple[int, int], ranks: Ranks, console: Console
+) -> Part:
+    """One of the sources, see `open_stream`. `place`: records, and sources, before it."""
     cache, bad_list = context.recipe.data.cache, context.run.bad_records
     files, encoder = files_of(source), context.encoder(None, source)
     [part] = context.recipe.parts()
@@ -134,9 +139,9 @@ def open_source(context: RunContext, name: str, source: Source, base: int, ranks
     if bad:
         console.say(f"data.{name}: {bad:,} of them left out{' so far' if folder is None else ''}, see {bad_list}")
     if folder is None:
-        return Part(name, source, Encoded(index, source, encoder, base, console.say), key)
+        return Part(name, source, Encoded(index, source, encoder, *place, console.say), key)
     corpus = Corpus(*opened(context, part, "train", [Path(folder)]))
-    return Part(name, source, Prepared(index, source, corpus, base), key)
+    return Part(name, source, Prepared(index, source, corpus, *place), key)
 
 
 @dataclass
@@ -167,14 +172,10 @@ class Stream:
         """This rank's part of the epochs up to the end of a step, counted from 1, and of what the step took of each of
         several sources."""
         found = {"epochs": self.loader.place(number).read / self.data.blocks}
-        parts = self.data.parts
-        if len(parts) > 1:
-            records, sizes = self.loader.given(number - 1)
-            of = np.searchsorted([part.documents.base for part in parts[1:]], records, side="right")
-            for which, part in enumerate(parts):
-                own = f"source.{part.source.title}"
-                found[f"{own}.documents"] = float((of == which).sum())
-                found[f"{own}.tokens"] = float(sizes[of == which].sum())
+        of, sizes = self.loader.given(number - 1)
+        for which, name in enumerate(self.data.sources):
+            found[f"source.{name}.documents"] = float((of == which).sum())
+            found[f"source.{name}.tokens"] = float(sizes[of == which].sum())
         return found
 
     def where(self, step: int, run: RunDir, ranks: Ranks, console: Console) -> dict[str, Any]:

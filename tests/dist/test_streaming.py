@@ -98,6 +98,8 @@ def test_sources_with_weights(folder: Path) -> None:
             taken = [value for name, value in record.items() if re.fullmatch(r"source\..*\.documents", name)]
             assert taken == [sum(fed), len(fed) - sum(fed)]
             assert sum(value for name, value in record.items() if re.fullmatch(r"source\..*\.tokens", name)) > 0
+            of_sources = [value for name, value in record.items() if re.fullmatch(r"source\..*\.loss", name)]
+            assert min(of_sources) - 1e-5 <= record["loss"] <= max(of_sources) + 1e-5
     rows = [row for step in range(1, 17) for micro in one[step] for row in micro]  # 256
     assert sum(row[0] % (1 << PART) < 310 for row in rows) == 192
     assert all(len({sample % (1 << PART) < 310 for sample in row}) == 1 for row in rows)
