@@ -125,6 +125,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         stream = Stream(streamed, streamed.loader(settled, spec, slots, limits.check), identity.rows)
         stream.go_on(progress.step, progress.stream)
     loader = stream.loader if stream is not None else datasets.training_loader(settled, spec, train, slots, total_rows)
+    sources = train[None].sources if None in train else ()  # of one task
     fence = Fence(run, os.environ.get(environment.TOKEN))
     meter, memory = make_meter(context, engine, task, ranks, console), MemoryMeter(ranks.device)
     return Session(
@@ -143,12 +144,11 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         memory=memory,
         profile=profile.asked_for(profile.Subject(run, attempt, ranks, console, engine.model, meter, memory)),
         loader=loader,
-        feed=Feed(task, loader, ranks.device, total_steps),
+        feed=Feed(task, loader, ranks.device, total_steps, streamed.sources if streamed is not None else sources),
         held_out=held_out,
         rows=rows,
         total_rows=total_rows if None in train else None,  # of several tasks each goes on with its next epoch
         total_steps=total_steps,
-        sources=any(one.sources for one in train.values()),
         writer=Writer(run.checkpoints, identity, ranks, recipe.checkpoint.keep, fence),
         identity=identity,
         progress=progress,

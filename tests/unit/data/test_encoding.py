@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distft.data import encoding, sources
+from distft.data import encoding, parts, sources
 from distft.data.bad_records import Bad, BadRecords
 from distft.data.cache_writer import CacheWriter
 from distft.data.corpus import Corpus
@@ -71,7 +71,7 @@ def lines_of(number: int, bad: int = 0) -> list[str]:
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
     monkeypatch.setattr(encoding, "PART_BYTES", 1000)
-    monkeypatch.setattr(encoding, "_POLL", 0.001)
+    monkeypatch.setattr(parts, "_POLL", 0.001)
 
 
 @pytest.fixture
