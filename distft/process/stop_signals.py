@@ -62,6 +62,11 @@ def requested() -> bool:
     return bool(_received)
 
 
+def seconds_ago() -> float | None:
+    """How long ago the first stop was requested of this process; None: there was none."""
+    return max(0.0, time.time() - _received[0][1]) if _received else None
+
+
 def check() -> None:
     """Leave at once if a stop was requested; for start-up, where there is no step to save.
 

@@ -1,0 +1,143 @@
+"""A model put together without its weights, which are then made one after the other, each as far as it is needed.
+
+transformers reads all weights of a model at once. Here each rank reads of a weight only the stretch that it will hold
+(`engine.shards`), and nothing of one that a checkpoint will give its value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distft.engine.shards import Fill, Shards
+from distft.model.weight_files import WeightFiles
+from distft.process import pulse, stop_signals
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where weights go, and whence they come.
+
+    Attributes:
+        shards: how ranks share them out; None: each is whole, in host memory.
+        restored: names of those that are not read: a checkpoint gives them their values before they are used.
+    """
+
+    shards: Shards | None = None
+    restored: Collection[str] = frozenset()
+
+    @property
+    def matter(self) -> bool:
+        """Whether there is anything that transformers would not do by itself."""
+        return self.shards is not None or bool(self.restored)
+
+    def below(self, prefix: str) -> Places:
+        """Of a model that becomes a part of another one, with this before its names."""
+        return Places(self.shards, {name.removeprefix(prefix) for name in self.restored if name.startswith(prefix)})
+
+
+WHOLE = Places()
+
+
+def build(
+    folder: Path, make: Callable[[], Any], dtype: torch.dtype, places: Places
+) -> tuple[Any, frozenset[str]] | None:
+    """The model of a folder in evaluation mode, and the names of parameters that its files lack: these are still to be
+    given values. None if this cannot be done: the files hold other things than the model, or its code comes with it and
+    may compute as it is put together.
+
+    Args:
+        make: puts it together, without weights where tensors are made on the device "meta".
+        dtype: of its weights.
+    """
+    with torch.device("meta"):
+        model = make()
+    files = None if model.is_remote_code() else WeightFiles.of(folder, model)
+    if files is None or (places.shards is None and model._keep_in_fp32_modules_strict and dtype != torch.float32):
+        return None
+    missing = _missing(model, files)
+    if missing is None:
+        return None
+    _make_parameters(model, files, dtype, places)
+    _make_buffers(model, files, places.shards.device if places.shards is not None else torch.device("cpu"))
+    _find_generation(model, folder)
+    return model.eval(), missing
+
+
+def _missing(model: Any, files: WeightFiles) -> frozenset[str] | None:
+    """What is to be made anew; None if transformers itself would make some of that."""
+    import re
+
+    names = frozenset(name for name, _ in model.named_parameters()) & files.missing
+    quiet = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
+    return None if any(pattern.search(name) for name in names for pattern in quiet) else names
+
+
+def _make_parameters(model: Any, files: WeightFiles, dtype: torch.dtype, places: Places) -> None:
+    """Put parameters into the places of those on "meta"; tied ones stay one."""
+    made: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
+    for name, module, key, old in _parameters(model):
+        if old not in made:
+            stop_signals.check()
+            pulse.moving()
+            fill = _filler(files, name, places)
+            # ZeRO-3 takes weights of one dtype only
+            kind = dtype if places.shards is not None and old.is_floating_point() else old.dtype
+            if places.shards is not None:
+                new = places.shards.parameter(old.shape, kind, fill)
+            else:
+                new = torch.nn.Parameter(torch.empty(old.shape, dtype=kind, device="cpu"))
+                fill(new.detach().view(-1), 0)
+            made[old] = new.requires_grad_(old.requires_grad)
+        module.register_parameter(key, made[old])
+
+
+def _parameters(model: Any) -> Iterator[tuple[str, Any, str, torch.nn.Parameter]]:
+    """(name, its module, its name there, the parameter itself), tied ones under each of their names."""
+    for prefix, module in model.named_modules():
+        for key, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            yield f"{prefix}.{key}" if prefix else key, module, key, parameter
+
+
+def _filler(files: WeightFiles, name: str, places: Places) -> Fill:
+    def fill(stretch: torch.Tensor, offset: int) -> None:
+        if name in files.names and name not in places.restored:
+            stretch.copy_(files.read_flat(name, offset, stretch.numel()))
+        else:
+            stretch.fill_(math.nan)  # if nothing gave it a value after all, nobody could overlook it
+
+    return fill
+
+
+def _make_buffers(model: Any, files: WeightFiles, device: torch.device) -> None:
+    """Read those that are in the files, and have the model compute the others."""
+    for parameter in model.parameters():
+        parameter._is_hf_initialized = True  # transformers leaves it alone then
+    for prefix, module in model.named_modules():
+        for key, old in list(module.named_buffers(recurse=False, remove_duplicate=False)):
+            name = f"{prefix}.{key}" if prefix else key
+            value = torch.empty_like(old, device=device)
+            if name in files.names and key not in module._non_persistent_buffers_set:
+                value.copy_(files.read(name))
+                value._is_hf_initialized = True  # type: ignore[attr-defined]
+            setattr(module, key, value)
+    model.initialize_weights()
+
+
+def _find_generation(model: Any, folder: Path) -> None:
+    """How the model's folder says that it generates."""
+    from transformers import GenerationConfig
+
+    if not model.can_generate():
+        return
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    except OSError:  # it is older than such files
+        model.generation_config = GenerationConfig.from_pretrained(
+            folder, config_file_name="config.json", _from_model_config=True
+        )
