@@ -58,9 +58,9 @@ class HostMemory:
 
 
 def _new_room(numel: int) -> torch.Tensor:
-    """fp32 [numel], at least one. Not by torch's allocators. On a CPU: for huge pages the kernel may move others about,
-    seconds per gigabyte, while training waits for its first save. Of pinned memory: it takes the next power of two, 34.4
-    GB for 26.5."""
+    """fp32 [numel], at least one. Not by torch's allocators: for huge pages on a CPU the kernel may move others about,
+    seconds per gigabyte, while training waits for its first save; and that of pinned memory takes the next power of two
+    bytes, 34.4 GB for 26.5."""
     return torch.frombuffer(mmap.mmap(-1, 4 * max(1, numel)), dtype=torch.float32)
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -18,10 +16,10 @@ from huggingface_hub.errors import StrictDataclassError
 from distft.data import hub
 from distft.engine.deepspeed import fill
 from distft.errors import UserError, first_line
-from distft.model import attention, skeleton
+from distft.model import attention, skeleton, whole_loading
 from distft.model.recomputation import recompute
 from distft.model.skeleton import WHOLE, Places
-from distft.recipe.schema import Engine, Model, ModelInit, Recipe
+from distft.recipe.schema import Model, ModelInit, Recipe
 from distft.recipe.tasks import TaskName
 from distft.run.commits import Repository
 from distft.run.folder import RunDir
@@ -189,14 +187,14 @@ def _load(
     places: Places,
 ) -> Any:
     chosen, dtype = attention.offered(folder, recipe, spec, by_document), DTYPES[recipe.engine.dtype]
-    with _in_a_sentence(folder, recipe):
+    with whole_loading.in_a_sentence(folder, recipe):
         found = None
         if places.matter and not quantized:
             make = partial(_without_weights, folder, recipe, spec, labels, dtype=dtype, attn_implementation=chosen)
             found = skeleton.build(folder, make, dtype, places)
         if found is None:
             with places.shards.announced() if places.shards is not None else nullcontext():
-                found = _by_transformers(folder, recipe, spec, labels, quantized, chosen)
+                found = whole_loading.load(folder, recipe, spec, labels, quantized, chosen, dtype)
     loaded, missing = found
     may_lack = spec.trains_head or spec.family.may_lack_head
     lost = sorted(name for name in missing if not (may_lack and is_head(loaded, name)))
@@ -209,57 +207,6 @@ def _load(
         if id(parameter) not in known:
             parameter.data = parameter.data.to(dtype)
     return loaded
-
-
-def _by_transformers(
-    folder: Path, recipe: Recipe, spec: ModelSpec, labels: Labels, quantized: bool, chosen: str
-) -> tuple[Any, frozenset[str]]:
-    """The model, and the names of what its files lack, or have of another shape."""
-    import transformers
-
-    loaded, info = getattr(transformers, spec.auto_class).from_pretrained(
-        folder,
-        dtype=DTYPES[recipe.engine.dtype],
-        attn_implementation=chosen,
-        **(_four_bits(recipe.engine) if quantized else {}),
-        **spec.head(labels),
-        ignore_mismatched_sizes=spec.trains_head,
-        trust_remote_code=recipe.model.trust_remote_code,
-        output_loading_info=True,
-    )
-    return loaded, frozenset([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
-
-
-@contextmanager
-def _in_a_sentence(folder: Path, recipe: Recipe) -> Iterator[None]:
-    """What transformers cannot load, as a UserError."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except RuntimeError as error:
-        if "ignore_mismatched_sizes" in str(error):
-            raise UserError(
-                f"model.path: the weights in {folder} do not match its config.json; download it again"
-            ) from None
-        if "size mismatch" not in str(error):
-            raise
-        raise UserError(
-            f"model.path: {folder} has a head of another size, which ZeRO-3 cannot replace during loading; "
-            "use engine.zero_stage 0, 1 or 2, or a model without that head"
-        ) from None
-    except (
-        OSError,
-        ValueError,
-        ImportError,
-        KeyError,
-        SafetensorError,
-        UnpicklingError,
-        StrictDataclassError,
-    ) as error:
-        raise UserError(
-            f"model.path: {folder} cannot be loaded for task.type {recipe.task.type}: {first_line(error)}"
-        ) from None
 
 
 def check_architecture(folder: Path, recipe: Recipe, spec: ModelSpec) -> None:
@@ -305,20 +252,3 @@ def renew(parameters: dict[str, torch.nn.Parameter], seed: int) -> None:
         if len(shape) > 1:
             value.normal_(0.0, 0.02, generator=source)
         fill(parameter, value)
-
-
-def _four_bits(engine: Engine) -> dict[str, Any]:
-    """QLoRA's own settings (Dettmers et al. 2023, arXiv:2305.14314): NF4, scales quantised once more."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            "adapter.quantize: nf4 needs the library bitsandbytes; install distft[qlora], or leave adapter.quantize out"
-        )
-    from transformers import BitsAndBytesConfig
-
-    settings = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=DTYPES[engine.dtype],
-    )
-    return {"quantization_config": settings}

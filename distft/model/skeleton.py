@@ -65,6 +65,8 @@ def build(
         return None
     _make_parameters(model, files, dtype, places)
     _make_buffers(model, files, places.shards.device if places.shards is not None else torch.device("cpu"))
+    if files.transforms:
+        model._weight_conversions = files.transforms
     _find_generation(model, folder)
     return model.eval(), missing
 
@@ -93,7 +95,8 @@ def _make_parameters(model: Any, files: WeightFiles, dtype: torch.dtype, places:
             else:
                 new = torch.nn.Parameter(torch.empty(old.shape, dtype=kind, device="cpu"))
                 fill(new.detach().view(-1), 0)
-            made[old] = new.requires_grad_(old.requires_grad)
+            new.requires_grad_(old.requires_grad)
+            made[old] = new
         module.register_parameter(key, made[old])
 
 
@@ -121,10 +124,10 @@ def _make_buffers(model: Any, files: WeightFiles, device: torch.device) -> None:
     for prefix, module in model.named_modules():
         for key, old in list(module.named_buffers(recurse=False, remove_duplicate=False)):
             name = f"{prefix}.{key}" if prefix else key
-            value = torch.empty_like(old, device=device)
+            value: Any = torch.empty_like(old, device=device)
             if name in files.names and key not in module._non_persistent_buffers_set:
                 value.copy_(files.read(name))
-                value._is_hf_initialized = True  # type: ignore[attr-defined]
+                value._is_hf_initialized = True
             setattr(module, key, value)
     model.initialize_weights()
 

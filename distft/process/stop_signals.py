@@ -23,7 +23,7 @@ _received: list[tuple[signal.Signals, float]] = []
 
 
 def _on_signal(signum: int, _frame: FrameType | None) -> None:
-    _received.append((signal.Signals(signum), time.time()))
+    _received.append((signal.Signals(signum), time.monotonic()))
 
 
 def listen() -> None:
@@ -64,7 +64,7 @@ def requested() -> bool:
 
 def seconds_ago() -> float | None:
     """How long ago the first stop was requested of this process; None: there was none."""
-    return max(0.0, time.time() - _received[0][1]) if _received else None
+    return time.monotonic() - _received[0][1] if _received else None
 
 
 def check() -> None:

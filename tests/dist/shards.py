@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distft.model import base_model, skeleton
+from distft.model import skeleton, whole_loading
 from distft.model.weight_files import WeightFiles
 from distft.process import distributed
 from distft.process.distributed import Ranks
@@ -65,7 +65,7 @@ class Reading:
 
     @contextmanager
     def watched(self) -> Iterator[Reading]:
-        read_flat, by_transformers = WeightFiles.read_flat, base_model._by_transformers
+        read_flat, by_transformers = WeightFiles.read_flat, whole_loading.load
 
         def reading(files: WeightFiles, name: str, offset: int, numel: int) -> torch.Tensor:
             self.elements += numel
@@ -75,11 +75,11 @@ class Reading:
             self.loads += 1
             return by_transformers(*arguments)
 
-        WeightFiles.read_flat, base_model._by_transformers = reading, loading  # type: ignore[method-assign]
+        WeightFiles.read_flat, whole_loading.load = reading, loading  # type: ignore[method-assign]
         try:
             yield self
         finally:
-            WeightFiles.read_flat, base_model._by_transformers = read_flat, by_transformers  # type: ignore[method-assign]
+            WeightFiles.read_flat, whole_loading.load = read_flat, by_transformers  # type: ignore[method-assign]
 
 
 def base_for_heads(folder: Path, ranks: Ranks) -> Path:
