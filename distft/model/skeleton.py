@@ -63,8 +63,8 @@ def build(
     missing = _missing(model, files)
     if missing is None:
         return None
-    _make_parameters(model, files, dtype, places)
     _make_buffers(model, files, places.shards.device if places.shards is not None else torch.device("cpu"))
+    _make_parameters(model, files, dtype, places)
     if files.transforms:
         model._weight_conversions = files.transforms
     _find_generation(model, folder)
@@ -78,6 +78,21 @@ def _missing(model: Any, files: WeightFiles) -> frozenset[str] | None:
     names = frozenset(name for name, _ in model.named_parameters()) & files.missing
     quiet = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
     return None if any(pattern.search(name) for name in names for pattern in quiet) else names
+
+
+def _make_buffers(model: Any, files: WeightFiles, device: torch.device) -> None:
+    """Read those that are in the files, and have the model compute the others; it still sees whole parameters."""
+    for parameter in model.parameters():
+        parameter._is_hf_initialized = True  # transformers leaves it alone then
+    for prefix, module in model.named_modules():
+        for key, old in list(module.named_buffers(recurse=False, remove_duplicate=False)):
+            name = f"{prefix}.{key}" if prefix else key
+            value: Any = torch.empty_like(old, device=device)
+            if name in files.names and key not in module._non_persistent_buffers_set:
+                value.copy_(files.read(name))
+                value._is_hf_initialized = True
+            setattr(module, key, value)
+    model.initialize_weights()
 
 
 def _make_parameters(model: Any, files: WeightFiles, dtype: torch.dtype, places: Places) -> None:
@@ -115,21 +130,6 @@ def _filler(files: WeightFiles, name: str, places: Places) -> Fill:
             stretch.fill_(math.nan)  # if nothing gave it a value after all, nobody could overlook it
 
     return fill
-
-
-def _make_buffers(model: Any, files: WeightFiles, device: torch.device) -> None:
-    """Read those that are in the files, and have the model compute the others."""
-    for parameter in model.parameters():
-        parameter._is_hf_initialized = True  # transformers leaves it alone then
-    for prefix, module in model.named_modules():
-        for key, old in list(module.named_buffers(recurse=False, remove_duplicate=False)):
-            name = f"{prefix}.{key}" if prefix else key
-            value: Any = torch.empty_like(old, device=device)
-            if name in files.names and key not in module._non_persistent_buffers_set:
-                value.copy_(files.read(name))
-                value._is_hf_initialized = True
-            setattr(module, key, value)
-    model.initialize_weights()
 
 
 def _find_generation(model: Any, folder: Path) -> None:
