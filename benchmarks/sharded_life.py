@@ -1,4 +1,4 @@
-"""The life of a model that no rank holds whole: load, three steps, save, kill, resume, evaluate, under ZeRO-3 on 2 ranks.
+"""The life of a model that no rank holds whole: load, three steps, save, kill, resume, evaluate; ZeRO-3 on 2 ranks.
 
     python -m benchmarks.sharded_life FOLDER [--lora 1.3] [--full 0.5] [--code WORKTREE]     by hand; minutes
 
@@ -37,7 +37,7 @@ NOTHING = "0.0"
 RECIPE = """\
 task: {{type: causal-lm}}
 model: {{path: {model}, attention: sdpa}}
-data: {{train: {data}, eval: {data}, row_tokens: 32, cache: {cache}}}
+data: {{train: {data}, eval: {held}, row_tokens: 32, cache: {cache}}}
 adapter: {adapter}
 train: {{steps: 4, lr: 1.0e-5, global_batch: 2, micro_batch: 1}}
 engine: {{zero_stage: 3, dtype: bf16}}
@@ -191,9 +191,10 @@ def life(folder: Path, size: str, adapter: str, code: Path) -> list[dict[str, ob
     model, run, recipe = make(folder, size), folder / f"{adapter}-{size}", folder / f"{adapter}-{size}.yaml"
     shutil.rmtree(run, ignore_errors=True)
     (model / "distft-checksums.json").unlink(missing_ok=True)
-    data = folder / "lines.jsonl"
-    data.write_text("".join(json.dumps({"text": "of all that is read here " * 2}) + "\n" for _ in range(8)))
-    text = RECIPE.format(model=model, data=data, cache=folder / "cache", adapter=ADAPTERS[adapter])
+    data, held = folder / "lines.jsonl", folder / "held.jsonl"
+    for path, lines in ((data, 8), (held, RANKS)):
+        path.write_text("".join(json.dumps({"text": f"{'x' * line} of what is read"}) + "\n" for line in range(lines)))
+    text = RECIPE.format(model=model, data=data, held=held, cache=folder / "cache", adapter=ADAPTERS[adapter])
     recipe.write_text(text)
     found = []
     for phases in (FIRST, SECOND):  # what is done with a trained run (export, merge, predict) may follow here
@@ -210,7 +211,8 @@ def table(adapter: str, size: str, rows: Sequence[dict[str, object]], nothing: S
             values = []
             for rank in range(RANKS):
                 own, other = row[str(rank)], least[str(rank)]
-                assert isinstance(own, dict) and isinstance(other, dict)
+                assert isinstance(own, dict)
+                assert isinstance(other, dict)
                 values.append(f"{(own[key] - other[key]) / 1e6:,.0f}")
             cells.append(" / ".join(values))
         print(f"| {' | '.join(cells)} |", flush=True)

@@ -6,7 +6,6 @@ import mmap
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -28,7 +27,6 @@ class HostMemory:
 
     def __init__(self) -> None:
         self._room = torch.empty(0)
-        self._pinned = False
 
     def copy(self, tensors: Sequence[Named], stream: torch.cuda.Stream | None = None) -> Copies:
         """When this returns, the copies are made.
@@ -40,7 +38,7 @@ class HostMemory:
         sizes = [tensor.numel() for _, tensor in tensors]
         with torch.cuda.stream(stream) if stream is not None else nullcontext():  # a new thread is on GPU 0
             if len(self._room) < sum(sizes):
-                self._grow(sum(sizes), pinned=stream is not None)
+                self._room = _new_room(sum(sizes), pinned=stream is not None)
             whole = self._room[: sum(sizes)]
             held = list(torch.split(whole, sizes))
             with torch.no_grad():
@@ -49,32 +47,13 @@ class HostMemory:
             stream.synchronize()
         return Copies([(name, copy) for (name, _), copy in zip(tensors, held, strict=True)], whole)
 
-    def _grow(self, numel: int, pinned: bool) -> None:
-        if self._pinned:
-            _unpin(self._room)
-        self._room, self._pinned = _new_room(numel), pinned
-        if pinned:
-            _pin(self._room)
 
-
-def _new_room(numel: int) -> torch.Tensor:
-    """fp32 [numel], at least one. Not by torch's allocators: for huge pages on a CPU the kernel may move others about,
-    seconds per gigabyte, while training waits for its first save; and that of pinned memory takes the next power of two
-    bytes, 34.4 GB for 26.5."""
-    return torch.frombuffer(mmap.mmap(-1, 4 * max(1, numel)), dtype=torch.float32)
-
-
-def _pin(room: torch.Tensor) -> None:
-    """Have the GPU copy into this memory by itself. Not run on a GPU yet: the machines that this was written on have
-    none. Raises torch.cuda.CudaError."""
-    runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    torch.cuda.check_error(int(runtime.cudaHostRegister(room.data_ptr(), room.nbytes, 0)))
-
-
-def _unpin(room: torch.Tensor) -> None:
-    """Before it is given back."""
-    runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    torch.cuda.check_error(int(runtime.cudaHostUnregister(room.data_ptr())))
+def _new_room(numel: int, pinned: bool) -> torch.Tensor:
+    """fp32 [numel]. Not by torch's allocator on a CPU: for huge pages the kernel may move others about, seconds per
+    gigabyte, while training waits for its first save."""
+    if pinned:
+        return torch.empty(numel, pin_memory=True)
+    return torch.frombuffer(mmap.mmap(-1, 4 * numel), dtype=torch.float32)
 
 
 def after_what_is_queued(tensors: Iterable[torch.Tensor]) -> torch.cuda.Stream | None:
