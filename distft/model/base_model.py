@@ -191,7 +191,7 @@ def _load(
         found = None
         if places.matter and not quantized:
             make = partial(_without_weights, folder, recipe, spec, labels, dtype=dtype, attn_implementation=chosen)
-            found = skeleton.build(folder, make, dtype, places)
+            found = skeleton.build(folder, make, dtype, places, is_head if spec.trains_head else lambda *_: False)
         if found is None:
             with places.shards.announced() if places.shards is not None else nullcontext():
                 found = whole_loading.load(folder, recipe, spec, labels, quantized, chosen, dtype)

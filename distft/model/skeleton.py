@@ -7,8 +7,10 @@ transformers reads all weights of a model at once. Here each rank reads of a wei
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,11 @@ WHOLE = Places()
 
 
 def build(
-    folder: Path, make: Callable[[], Any], dtype: torch.dtype, places: Places
+    folder: Path,
+    make: Callable[[], Any],
+    dtype: torch.dtype,
+    places: Places,
+    replaces: Callable[[Any, str], bool],
 ) -> tuple[Any, frozenset[str]] | None:
     """The model of a folder in evaluation mode, and the names of parameters that its files lack: these are still to be
     given values. None if this cannot be done: the files hold other things than the model, or its code comes with it and
@@ -54,64 +60,68 @@ def build(
     Args:
         make: puts it together, without weights where tensors are made on the device "meta".
         dtype: of its weights.
+        replaces: whether a parameter of the model counts as lacking if it is stored in another shape.
     """
     with torch.device("meta"):
         model = make()
-    files = None if model.is_remote_code() else WeightFiles.of(folder, model)
+    files = None if model.is_remote_code() else WeightFiles.of(folder, model, partial(replaces, model))
     if files is None or (places.shards is None and model._keep_in_fp32_modules_strict and dtype != torch.float32):
         return None
-    missing = _missing(model, files)
-    if missing is None:
-        return None
-    _make_buffers(model, files, places.shards.device if places.shards is not None else torch.device("cpu"))
+    missing = frozenset(name for name, _ in model.named_parameters()) & files.missing
+    computed = _computed(model, missing)
+    _compute(model, files, computed, places.shards.device if places.shards is not None else torch.device("cpu"))
     _make_parameters(model, files, dtype, places)
     if files.transforms:
         model._weight_conversions = files.transforms
     _find_generation(model, folder)
-    return model.eval(), missing
+    return model.eval(), missing - computed
 
 
-def _missing(model: Any, files: WeightFiles) -> frozenset[str] | None:
-    """What is to be made anew; None if transformers itself would make some of that."""
-    import re
-
-    names = frozenset(name for name, _ in model.named_parameters()) & files.missing
+def _computed(model: Any, missing: frozenset[str]) -> frozenset[str]:
+    """Names of parameters that no file of such a model holds, since it computes them: Marian's positions."""
     quiet = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
-    return None if any(pattern.search(name) for name in names for pattern in quiet) else names
+    return frozenset(name for name in missing if any(pattern.search(name) for pattern in quiet))
 
 
-def _make_buffers(model: Any, files: WeightFiles, device: torch.device) -> None:
-    """Read those that are in the files, and have the model compute the others; it still sees whole parameters."""
-    for parameter in model.parameters():
-        parameter._is_hf_initialized = True  # transformers leaves it alone then
+def _compute(model: Any, files: WeightFiles, computed: frozenset[str], device: torch.device) -> None:
+    """Read the buffers that are in the files, and have the model compute the others, and these parameters. It does so
+    while all are whole, if only in shape."""
+    for name, module, key, parameter in list(_parameters(model)):
+        if name in computed:
+            value: Any = torch.nn.Parameter(torch.empty_like(parameter, device="cpu"), parameter.requires_grad)
+            module.register_parameter(key, value)
+        else:
+            parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # transformers leaves it alone then
     for prefix, module in model.named_modules():
         for key, old in list(module.named_buffers(recurse=False, remove_duplicate=False)):
             name = f"{prefix}.{key}" if prefix else key
-            value: Any = torch.empty_like(old, device=device)
+            value = torch.empty_like(old, device=device)
             if name in files.names and key not in module._non_persistent_buffers_set:
                 value.copy_(files.read(name))
                 value._is_hf_initialized = True
             setattr(module, key, value)
-    model.initialize_weights()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the same on all ranks, if anything is drawn
+        model.initialize_weights()
 
 
 def _make_parameters(model: Any, files: WeightFiles, dtype: torch.dtype, places: Places) -> None:
-    """Put parameters into the places of those on "meta"; tied ones stay one."""
+    """Put parameters into the places of those that have a shape only; tied ones stay one."""
     made: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
     for name, module, key, old in _parameters(model):
         if old not in made:
             stop_signals.check()
             pulse.moving()
-            fill = _filler(files, name, places)
-            # ZeRO-3 takes weights of one dtype only
-            kind = dtype if places.shards is not None and old.is_floating_point() else old.dtype
+            fill = _filler(files, name, old, places)
+            # As transformers does it: in shards what is fixed stays fixed (Marian's positions), and whole it does not.
             if places.shards is not None:
-                new = places.shards.parameter(old.shape, kind, fill)
+                kind = dtype if old.is_floating_point() else old.dtype  # ZeRO-3 takes weights of one dtype only
+                made[old] = places.shards.parameter(old.shape, kind, fill)
+                made[old].requires_grad_(old.requires_grad)
             else:
-                new = torch.nn.Parameter(torch.empty(old.shape, dtype=kind, device="cpu"))
-                fill(new.detach().view(-1), 0)
-            new.requires_grad_(old.requires_grad)
-            made[old] = new
+                value = torch.empty(old.shape, dtype=old.dtype, device="cpu")
+                fill(value.view(-1), 0)
+                made[old] = torch.nn.Parameter(value, requires_grad=old.is_floating_point())
         module.register_parameter(key, made[old])
 
 
@@ -122,9 +132,13 @@ def _parameters(model: Any) -> Iterator[tuple[str, Any, str, torch.nn.Parameter]
             yield f"{prefix}.{key}" if prefix else key, module, key, parameter
 
 
-def _filler(files: WeightFiles, name: str, places: Places) -> Fill:
+def _filler(files: WeightFiles, name: str, computed: torch.nn.Parameter, places: Places) -> Fill:
+    """`computed`: the parameter before; it has values only if it is not on "meta"."""
+
     def fill(stretch: torch.Tensor, offset: int) -> None:
-        if name in files.names and name not in places.restored:
+        if not computed.is_meta:
+            stretch.copy_(computed.detach().view(-1).narrow(0, offset, stretch.numel()))
+        elif name in files.names and name not in places.restored:
             stretch.copy_(files.read_flat(name, offset, stretch.numel()))
         else:
             stretch.fill_(math.nan)  # if nothing gave it a value after all, nobody could overlook it
