@@ -149,7 +149,7 @@ def attempt(recipe: Path, run: Path, code: Path, phases: Sequence[Phase]) -> lis
     """Start or continue a run, measure the phases, and kill it."""
     command = [sys.executable, "-m", "distft", "train", str(recipe), f"--run-dir={run}", f"--nproc={RANKS}"]
     variables = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MALLOC_MMAP_THRESHOLD_": "1048576"}
-    log, rows = run.with_suffix(".log"), []
+    log, rows = run.with_name(f"{run.name}.log"), []
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
