@@ -28,6 +28,8 @@ class Shards:
         self._ranks = ranks
         self._settings = configuration(recipe, ranks, trainable=0, total=0)
         self._zero: Any = deepspeed.connected().zero.Init(config_dict_or_path=self._settings)
+        if self._zero.mem_efficient_linear:  # as within the context: torch's own layer would keep what was gathered
+            self._zero._enable_mem_efficient_linear()
         self.device: torch.device = self._zero.local_device
 
     @classmethod

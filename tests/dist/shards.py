@@ -56,6 +56,23 @@ def frozen(session: Any) -> dict[str, np.ndarray[Any, Any]]:
     return found
 
 
+@contextmanager
+def no_gathered_weight_is_kept(session: Any) -> Iterator[None]:
+    """By what autograd keeps for a backward pass. A view of a gathered weight there would keep it whole until then."""
+    weights = [weight for weight in session.engine.module.parameters() if not weight.ds_persist]
+    kept = 0
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal kept
+        gathered = {weight.untyped_storage().data_ptr() for weight in weights if weight.numel()}
+        kept += not isinstance(tensor, torch.nn.Parameter) and tensor.untyped_storage().data_ptr() in gathered
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield
+    assert kept == 0
+
+
 class Reading:
     """What was asked of the files of base models meanwhile: elements of weights, by reading a stretch, and loads by
     transformers, which reads all."""
@@ -103,7 +120,8 @@ def equal(folder: Path, names: Sequence[str], ranks: Ranks) -> None:
                 opened = scenario.open_run(run, config, ranks, *overrides)
             assert bool(reading.loads) == (loading == "old")
             start = {**opened.state(), **buffers(opened.session), **frozen(opened.session)}
-            opened.advance(3)
+            with no_gathered_weight_is_kept(opened.session):
+                opened.advance(3)
             end = opened.state()
             opened.close()
             found.append((start, end, scenario.losses(run)))
