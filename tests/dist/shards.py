@@ -1,6 +1,6 @@
 """Ranks that compare models made in shards, a stretch of each weight on each rank, with those that transformers loads.
 
-    python -m tests.dist.shards equal|resume FOLDER [--only NAME ...]
+    python -m tests.dist.shards digest|equal|resume FOLDER [--only NAME ...]
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distft.model import skeleton, whole_loading
+from distft.model import base_digest, skeleton, whole_loading
 from distft.model.weight_files import WeightFiles
 from distft.process import distributed
 from distft.process.distributed import Ranks
@@ -165,14 +165,40 @@ def resume(folder: Path, ranks: Ranks) -> None:
         broken.close()
 
 
+def digest(folder: Path, ranks: Ranks) -> None:
+    """Each file is read by one rank, and all know the digest that one process finds alone."""
+    model, read, checksum = folder / "model", list[str](), base_digest.checksum
+    if ranks.first:
+        model.mkdir()
+        for number in range(5):
+            (model / f"model-{number}.safetensors").write_bytes(bytes([number]) * (number + 1))
+    distributed.barrier()
+
+    def noted(path: Path) -> str:
+        read.append(path.name)
+        return checksum(path)
+
+    base_digest.checksum = noted
+    together = base_digest.digest(model, ranks)
+    base_digest.checksum = checksum
+    assert distributed.sum_over_ranks([len(read)]) == [5]
+    assert 2 <= len(read) <= 3
+    assert len((model / base_digest.MEMORY).read_text().splitlines()) > 5
+    distributed.barrier()
+    (model / base_digest.MEMORY).unlink(missing_ok=True)
+    assert base_digest.digest(model) == together
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["equal", "resume"])
+    parser.add_argument("what", choices=["digest", "equal", "resume"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="*", default=list(CASES))
     options = parser.parse_args()
     ranks = scenario.join()
-    if options.what == "resume":
+    if options.what == "digest":
+        digest(options.folder, ranks)
+    elif options.what == "resume":
         resume(options.folder, ranks)
     else:
         equal(options.folder, options.only, ranks)
