@@ -225,6 +225,19 @@ class Stored:
             raise UserError(f"{self.folder} belongs to another model or adapter: {names[0][0]} and others differ")
 
 
+def restored_by(folders: Iterable[Path]) -> frozenset[str]:
+    """Names of weights which every one of these checkpoints holds: none of them need be read from elsewhere, whichever
+    checkpoint turns out to be the newest that verifies. None where one cannot be read, or where there is none."""
+    found: list[frozenset[str]] = []
+    for folder in folders:
+        try:
+            described = json.loads((folder / STATE).read_bytes())
+            found.append(frozenset([*described["parameters"], *described["aliases"]]))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return frozenset()
+    return frozenset.intersection(*found) if found else frozenset()
+
+
 def newest(
     checkpoints: Path, folders: Iterable[Path] | None = None, check: Callable[[Path], str | None] = store.flaw
 ) -> tuple[Path | None, list[str]]:

@@ -18,7 +18,7 @@ from distft.checkpoint.best import choose_checkpoint
 from distft.checkpoint.state import Stored
 from distft.data.templates import Template
 from distft.errors import UserError
-from distft.model import adapters, base_model
+from distft.model import adapters, base_digest
 from distft.model.context import RunContext
 from distft.recipe.adapters import AdaLora, Lora, NoAdapter, Partial
 from distft.run.commits import read_commits
@@ -39,7 +39,7 @@ def load_trained(context: RunContext, stored: Stored, quantized: bool = False) -
         UserError: the base model, or the label set, is not the one of the run any more.
     """
     run, recipe = context.run, context.recipe
-    if base_model.digest(context.base, run.path / "base.json") != stored.identity.base:
+    if base_digest.digest(context.base) != stored.identity.base:
         raise UserError(f"{context.base} is not the base model that {run.path} was trained with; restore that one")
     total_steps = int(stored.adapter.get("total", 0))
     loaded = context.load_model(quantized).eval()

@@ -301,6 +301,8 @@ def note_saves(session: Session) -> None:
         session.clock.saved(saved.seconds)
         figures = {"save_seconds": saved.seconds, "stall_seconds": saved.stall}
         session.track.log({"step": saved.step, **figures, "attempt": session.attempt})
+        for note in saved.notes:
+            session.console.say(note)
 
 
 def tell_how_it_went(session: Session) -> None:
