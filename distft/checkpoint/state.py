@@ -109,11 +109,16 @@ def describe_state(engine: Engine, progress: Progress, identity: Identity, adapt
 
 
 class Stored:
-    """A verified checkpoint opened for reading; tensors are read memory-mapped, slice by slice."""
+    """A verified checkpoint opened for reading; tensors are read slice by slice."""
 
-    def __init__(self, folder: Path) -> None:
-        """Raises UserError where the files are as they were written, and still not what distft writes."""
-        self.folder = folder
+    def __init__(self, folder: Path, mapped: bool = True) -> None:
+        """Raises UserError where the files are as they were written, and still not what distft writes.
+
+        Args:
+            mapped: files are mapped into memory; what was read of them counts as this process's until the system wants
+                it back. Otherwise each slice is a copy.
+        """
+        self.folder, self._backend = folder, "mmap" if mapped else "pread"
         try:
             self._open(folder)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError) as error:
@@ -130,7 +135,7 @@ class Stored:
         self._pieces: dict[tuple[str, str], list[tuple[int, str, Any]]] = {}
         shards = [name for name in store.files_of(folder) if name != STATE]  # others that lie there were not verified
         for shard in shards:
-            file = safe_open(folder / shard, framework="pt")
+            file = safe_open(folder / shard, framework="pt", backend=self._backend)
             for key in file.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118 - a safetensors handle is no dict
                 name, offset, kind = key.rsplit("|", 2)
                 self._pieces.setdefault((name, kind), []).append((int(offset), key, file))
@@ -166,10 +171,16 @@ class Stored:
 
     def buffers(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Buffers by name, as they were."""
-        for (name, kind), pieces in self._pieces.items():
-            if kind == "buffer":
-                _, key, file = pieces[0]
-                yield name, file.get_tensor(key)
+        for name in self.buffer_names():
+            yield name, self.buffer(name)
+
+    def buffer_names(self) -> list[str]:
+        return [name for name, kind in self._pieces if kind == "buffer"]
+
+    def buffer(self, name: str) -> torch.Tensor:
+        _, key, file = self._pieces[name, "buffer"][0]
+        value: torch.Tensor = file.get_tensor(key)
+        return value
 
     def load_into(self, engine: Engine) -> None:
         """Set masters, moments, the optimizer's count, live weights and buffers of this rank.

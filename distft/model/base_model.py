@@ -121,6 +121,7 @@ def load(
     labels: Mapping[str, Labels],
     quantized: bool = False,
     by_document: bool = True,
+    bare: bool = False,
 ) -> Any:
     """The base model in the run's dtype, on the CPU (or in shards, see `engine.deepspeed.sharded_loading`).
 
@@ -130,6 +131,7 @@ def load(
         labels: the label sets by their names in labels.json.
         quantized: hold the weights of its linear layers as 4-bit NormalFloat.
         by_document: see `attention.choose`.
+        bare: on the device "meta", the same model but for its weights, which are not read.
 
     Raises:
         UserError: transformers cannot load it as a model for this task, or weights are missing in it.
@@ -142,7 +144,7 @@ def load(
     loaded = join_models(
         {
             name: _load(
-                folder, recipe, spec.model, labels.get(key_of(name), ()), quantized and name is None, by_document
+                folder, recipe, spec.model, labels.get(key_of(name), ()), quantized and name is None, by_document, bare
             )
             for name, spec in specs.items()
         }
@@ -166,7 +168,9 @@ def shape(folder: Path, recipe: Recipe, specs: Mapping[TaskName, TaskSpec], labe
     return join_models({name: make(spec.model, labels.get(key_of(name), ())) for name, spec in specs.items()})
 
 
-def _load(folder: Path, recipe: Recipe, spec: ModelSpec, labels: Labels, quantized: bool, by_document: bool) -> Any:
+def _load(
+    folder: Path, recipe: Recipe, spec: ModelSpec, labels: Labels, quantized: bool, by_document: bool, bare: bool
+) -> Any:
     import transformers
     from safetensors import SafetensorError
 
@@ -178,6 +182,7 @@ def _load(folder: Path, recipe: Recipe, spec: ModelSpec, labels: Labels, quantiz
             dtype=DTYPES[engine.dtype],
             attn_implementation=chosen,
             **(_four_bits(engine) if quantized else {}),
+            **({"device_map": "meta"} if bare else {}),
             **spec.head(labels),
             ignore_mismatched_sizes=spec.trains_head,
             trust_remote_code=recipe.model.trust_remote_code,

@@ -126,10 +126,10 @@ class RunContext:
             {name: spec.build(self.setting(name, decoding), models[name]) for name, spec in self.specs.items()}
         )
 
-    def load_model(self, quantized: bool = False) -> Any:
+    def load_model(self, quantized: bool = False, bare: bool = False) -> Any:
         """The base model, see `base_model.load`."""
         by_document = self.once("attention", lambda: attention.takes_documents(self.run, self.starts))
-        return base_model.load(self.base, self.recipe, self.specs, self.labels, quantized, by_document)
+        return base_model.load(self.base, self.recipe, self.specs, self.labels, quantized, by_document, bare)
 
     def shape(self) -> Any:
         """The model without its weights, see `base_model.shape`."""
