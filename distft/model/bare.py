@@ -16,7 +16,7 @@ from distft.model.context import RunContext
 from distft.model.weight_files import WeightFiles
 from distft.recipe.adapters import AdaLora, Adapter, Lora
 
-STRETCH = 1 << 24  # elements that are read at a time
+STRETCH = 1 << 22  # elements that are read at a time
 
 
 class NeedsWhole(Exception):
@@ -30,10 +30,11 @@ class Weights:
     A tensor of the model stands for itself, whatever it is called after modules were wrapped or replaced.
     """
 
-    def __init__(self, model: Any, stored: Stored, files: WeightFiles, in_files: dict[int, str]) -> None:
+    def __init__(self, model: Any, stored: Stored, files: WeightFiles | None, in_files: dict[int, str]) -> None:
         """
         Args:
             model: with its adapter.
+            files: None: they do not hold the model's weights one to one.
             in_files: what the files call a tensor of the base model, by its id.
         """
         self._model = model  # ids are of tensors that live
@@ -46,6 +47,11 @@ class Weights:
             for layer in model.modules()
             for fixed in getattr(layer, "ranknum", {}).values()
         }  # numbers that AdaLoRA multiplies with; PEFT keeps them as parameters
+
+    def check_files(self) -> None:
+        """Raises NeedsWhole if weights of the base model cannot be read one at a time."""
+        if self._files is None:
+            raise NeedsWhole("the base model's weights have other names or forms in its files than in memory")
 
     def knows(self, tensor: torch.Tensor) -> bool:
         known = (self._trained, self._buffers, self._ranks, self._in_files)
@@ -75,6 +81,7 @@ class Weights:
             return torch.full((numel,), self._ranks[own])
         if not tensor.is_meta:  # a task has made it
             return tensor.detach().reshape(-1)[offset : offset + numel]
+        assert self._files is not None
         return self._files.read_flat(self._in_files[own], offset, numel)
 
 
@@ -87,22 +94,17 @@ def load_bare(context: RunContext, stored: Stored) -> tuple[Any, Weights]:
     """
     if len(context.specs) > 1:
         raise NeedsWhole("the run has several tasks")
-    if not list(context.base.glob("*.safetensors")):
+    if not list(context.base.glob("*.safetensors")):  # transformers would read others to the end
         raise NeedsWhole("the weights of the base model are not in safetensors files")
     if "quantization_config" in json.loads((context.base / "config.json").read_text(encoding="utf-8")):
         raise NeedsWhole("the base model is quantised")
     base = context.load_model(bare=True).eval()
+    base.tie_weights(recompute_mapping=False)  # transformers has not where only values tell, which are looked at below
     files = WeightFiles.of(context.base, base)
-    if files is None:
-        raise NeedsWhole("the base model's weights have other names or forms in its files than in memory")
-    check_ties(base)
     tensors = [*base.named_parameters(remove_duplicate=False), *base.named_buffers(remove_duplicate=False)]
-    in_files = {
-        id(tensor): name for name, tensor in tensors if name in files.names and files.shape(name) == tuple(tensor.shape)
-    }
-    model = adapters.attach(
-        base, unstarted(context.recipe.adapter), context.model_spec, str(context.base), int(stored.adapter.get("total", 0))
-    )
+    in_files = {id(tensor): name for name, tensor in tensors if files is not None and name in files.names}
+    adapter, total_steps = unstarted(context.recipe.adapter), int(stored.adapter.get("total", 0))
+    model = adapters.attach(base, adapter, context.model_spec, str(context.base), total_steps)
     check_fits(context, stored, model)
     return model.eval(), Weights(model, stored, files, in_files)
 
@@ -140,14 +142,6 @@ def fill_adapter(model: Any, weights: Weights, stored: Stored) -> None:
     model.load_state_dict(values, strict=False, assign=True)
     if lacking := [name for name, tensor in get_peft_model_state_dict(model).items() if tensor.is_meta]:
         raise NeedsWhole(f"{lacking[0]} is written with the adapter")
-
-
-def check_ties(base: Any) -> None:
-    """Raises NeedsWhole if only the values of weights tell whether they are one: transformers compares those that
-    should be tied and lie in the files twice."""
-    for pair in base.all_tied_weights_keys.items():
-        if len({id(base.get_parameter(name)) for name in pair}) > 1:
-            raise NeedsWhole(f"{pair[0]} and {pair[1]} should be one weight, and the base model's files have both")
 
 
 def mergeable(model: Any) -> dict[str, Any]:

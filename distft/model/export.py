@@ -180,8 +180,8 @@ def check_memory(context: RunContext) -> None:
     needed, given = elements * base_model.DTYPES[context.recipe.engine.dtype].itemsize, memory_given()
     if needed > given:
         raise UserError(
-            f"the export of this model needs {needed / 1e9:,.1f} GB of host memory and {given / 1e9:,.1f} GB may be used "
-            f"here; on a machine with more: distft export {context.run.path} OUT"
+            f"the export of this model needs {needed / 1e9:,.1f} GB of host memory and {given / 1e9:,.1f} GB may be "
+            f"used here; on a machine with more: distft export {context.run.path} OUT"
         )
 
 

@@ -47,13 +47,13 @@ class Piece:
         return self.entries[-1].end if self.entries else len(self.header)
 
 
-def pieces_of(layouts: Sequence[Layout], most: int = PIECE_BYTES) -> list[Piece]:
+def pieces_of(layouts: Sequence[Layout]) -> list[Piece]:
     """All of them, in the order of the files."""
     found: list[Piece] = []
     for layout in layouts:
         header, held = layout.header, list[Entry]()
         for entry in layout.entries:
-            if held and entry.end - held[0].begin > most:
+            if held and entry.end - held[0].begin > PIECE_BYTES:
                 found.append(Piece(len(found), layout.file, header, held))
                 header, held = b"", []
             held.append(entry)

@@ -12,7 +12,7 @@ import torch
 
 from distft.checkpoint.layout import Layout, lay_out
 from distft.checkpoint.state import Stored
-from distft.model.bare import NeedsWhole, Weights, load_bare, mergeable, merge
+from distft.model.bare import NeedsWhole, Weights, load_bare, merge, mergeable
 from distft.model.context import RunContext
 from distft.model.shared_weights import check_merges, untied_copies
 
@@ -82,6 +82,7 @@ def plan_export(context: RunContext, stored: Stored, merged: bool, max_file: int
         UserError: an adapter cannot be merged, or the checkpoint is of another model.
     """
     model, weights = load_bare(context, stored)
+    weights.check_files()
     layers: dict[str, Any] = {}
     if merged:
         check_merges(model)
@@ -106,7 +107,7 @@ def saved(model: Any) -> dict[str, torch.Tensor]:
 
     if type(model).save_pretrained is not PreTrainedModel.save_pretrained:
         raise NeedsWhole("its architecture has a way of its own to be saved")
-    state = dict(model.state_dict(keep_vars=True))
+    state: dict[str, torch.Tensor] = dict(model.state_dict(keep_vars=True))
     own = {id(tensor) for tensor in state.values()}
     for name in model._keys_to_ignore_on_save or ():
         state.pop(name, None)
@@ -130,8 +131,10 @@ def files(model: Any, outputs: Mapping[str, torch.Tensor], max_file: int | str) 
     split = split_torch_state_dict_into_shards(
         dict(outputs), filename_pattern="model{suffix}.safetensors", max_shard_size=max_file
     )
-    layouts = [lay_out(file, {name: outputs[name] for name in names}) for file, names in split.filename_to_tensors.items()]
+    named = split.filename_to_tensors.items()
+    layouts = [lay_out(file, {name: outputs[name] for name in names}) for file, names in named]
     if not split.is_sharded:
         return layouts, None
     about = {"total_parameters": model.num_parameters(), **split.metadata}
-    return layouts, json.dumps({"metadata": about, "weight_map": split.tensor_to_filename}, indent=2, sort_keys=True) + "\n"
+    index = {"metadata": about, "weight_map": split.tensor_to_filename}
+    return layouts, json.dumps(index, indent=2, sort_keys=True) + "\n"

@@ -37,9 +37,9 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def complete_folder(path: Path, content: str | None = None) -> Iterator[Path]:
-    """A folder beside `path` to fill. It takes the place of `path`, which may be absent or a folder, when the block ends
-    without an exception. The next call for the same `path` removes what a killed process left, and what one that was
-    given up still writes, which then fails.
+    """A folder beside `path` to fill. It takes the place of `path`, which may be absent or a folder, when the block
+    ends without an exception. The next call for the same `path` removes what a killed process left, and what one that
+    was given up still writes, which then fails.
 
     Args:
         content: a short name of what is written. What a process left that wrote the same is there again, to be

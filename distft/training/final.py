@@ -1,4 +1,4 @@
-"""The export at the end of a run: a process of its own, when no rank is left that could wait for it. It starts others."""
+"""The export at the end of a run: a process of its own, which starts others, when no rank is left that could wait."""
 
 from __future__ import annotations
 

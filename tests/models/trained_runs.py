@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -64,7 +65,10 @@ def write_checkpoint(context: RunContext, seed: int) -> None:
             pattern[name.partition(".lora_E.")[0]] = kept.tolist()
         shapes[name] = list(value.shape)
         flat = value.view(-1)
-        tensors += [(f"{name}|0|master", flat[: len(flat) // 2]), (f"{name}|{len(flat) // 2}|master", flat[len(flat) // 2 :])]
+        tensors += [
+            (f"{name}|0|master", flat[: len(flat) // 2]),
+            (f"{name}|{len(flat) // 2}|master", flat[len(flat) // 2 :]),
+        ]
     kept_buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)} & model.state_dict().keys()
     tensors += [(f"{name}|0|buffer", model.get_buffer(name)) for name in sorted(kept_buffers)]
     state = {
@@ -79,6 +83,7 @@ def write_checkpoint(context: RunContext, seed: int) -> None:
         "parameters": shapes,
         "aliases": {},
     }  # fmt: skip
+    shutil.rmtree(store.folder_of(run.checkpoints, STEP), ignore_errors=True)
     store.prepare_stage(run.checkpoints, STEP, 0)
     staged = store.stage_folder(run.checkpoints, STEP)
     digests = [

@@ -14,8 +14,8 @@ from transformers import AutoConfig
 
 from distft.errors import UserError
 from distft.model.export import check_loads
-from distft.model.shared_weights import untied_copies
 from distft.model.reached import Reached
+from distft.model.shared_weights import untied_copies
 from distft.recipe.adapters import Adapter
 from distft.tasks.multi_task import Shared
 
