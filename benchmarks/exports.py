@@ -29,6 +29,7 @@ from distft.checkpoint.state import Stored
 from distft.engine import deepspeed
 from distft.model import adapters, export
 from distft.model.context import RunContext
+from distft.model.export_pieces import drop_notes
 from distft.recipe.adapters import Lora
 from distft.recipe.load import load_resolved
 from distft.run.folder import RunDir
@@ -96,6 +97,7 @@ def measure(run_dir: Path, way: str, out: Path) -> dict[str, Any]:
         export.whole(context, stored, merged).save(out, 1)
     else:
         export.apart(context, Stored(stored.folder, mapped=False), merged).save(out, int(way))
+        drop_notes(out)
     os.sync()
     seconds = time.monotonic() - before
     peaks.over.set()

@@ -21,11 +21,11 @@ from distft.checkpoint import store
 from distft.checkpoint.best import choose_checkpoint
 from distft.checkpoint.state import Stored
 from distft.data.templates import Template
-from distft.errors import UserError
+from distft.errors import UserError, first_line
 from distft.model import adapters, base_model
 from distft.model.bare import NeedsWhole, check_fits, fill_adapter, load_bare, unstarted
 from distft.model.context import RunContext
-from distft.model.export_pieces import write_weights
+from distft.model.export_pieces import drop_notes, write_weights
 from distft.model.export_plan import ExportPlan, plan_export
 from distft.model.shared_weights import check_merges, untied_copies
 from distft.process.memory import memory_given
@@ -113,6 +113,7 @@ def write(
         (staged / MARK).write_text(json.dumps(made) + "\n")
         check_target(out)
         may_publish()
+        drop_notes(staged)
 
 
 @dataclass(frozen=True)
@@ -141,12 +142,16 @@ class Ready:
 def prepare(context: RunContext, stored: Stored, merged: bool, say: Callable[[str], None]) -> Ready:
     """The model to write: without the weights of the base, if that can be; this is where it is decided."""
     try:
-        ready = apart(context, Stored(stored.folder, mapped=False), merged)
-    except NeedsWhole as reason:
-        say(f"the export loads the whole model into memory: {reason}")
-        check_memory(context)
-        ready = whole(context, stored, merged)
-    # a task writes into the configuration what the base leaves open: the filler of a decoder that classifies
+        return configured(context, apart(context, Stored(stored.folder, mapped=False), merged))
+    except (NeedsWhole, NotImplementedError, RuntimeError) as reason:  # torch's, of what cannot be done on "meta"
+        say(f"the export loads the whole model into memory: {first_line(reason)}")
+    check_memory(context)
+    return configured(context, whole(context, stored, merged))
+
+
+def configured(context: RunContext, ready: Ready) -> Ready:
+    """With what the base leaves open and a task writes into the configuration: the filler of a decoder that
+    classifies."""
     context.task(ready.model.get_base_model() if hasattr(ready.model, "get_base_model") else ready.model)
     return ready
 

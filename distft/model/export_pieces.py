@@ -85,7 +85,11 @@ def write_weights(folder: Path, plan: ExportPlan, ranks: int) -> None:
             watch(forks, folder / NOTES)
     if plan.index is not None:
         write_atomically(folder / "model.safetensors.index.json", plan.index)
-    shutil.rmtree(folder / NOTES)
+
+
+def drop_notes(folder: Path) -> None:
+    """When the files are whole and nobody writes them any more."""
+    shutil.rmtree(folder / NOTES, ignore_errors=True)
 
 
 def make_files(folder: Path, layouts: Sequence[Layout]) -> None:
