@@ -3,7 +3,8 @@
     python -m benchmarks.exports FOLDER [--runs N]
 
 The whole model in one process beside a tensor at a time by one and by two processes: full fine-tuning, and a LoRA of
-rank 16 on all linear layers that is merged. JSON lines. Memory is VmHWM of the fullest process, less what imports take.
+rank 16 on all linear layers that is merged. JSON lines. Memory is what all processes have together, less what imports
+take; mapped files count.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,25 +55,27 @@ def make(folder: Path, adapter: str) -> None:
     write_checkpoint(RunContext(run, load_resolved(run.config)), seed=0)
 
 
-def megabytes(pid: int | str, key: str) -> float:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1000 * 1.024 for line in lines if line.startswith(f"{key}:")), 0.0)
+def together(children: list[str]) -> float:
+    """MB of memory of this process and its children; what they share counts once (Pss)."""
+    found = 0.0
+    for pid in ("self", *children):
+        with suppress(OSError):  # it has ended
+            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            found += next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")) * 1.024e-3
+    return found
 
 
-class Peaks(threading.Thread):
-    """Looks at the child processes until it is told to stop: their highest VmHWM, in MB, by process id."""
+class Peak(threading.Thread):
+    """Looks at this process and its children until it is told to stop; `most`: MB that they had together at most."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.over, self.most, self._task = threading.Event(), dict[str, float](), threading.get_native_id()
+        self.over, self.most, self._task = threading.Event(), 0.0, threading.get_native_id()
 
     def run(self) -> None:
         while not self.over.wait(POLL_SECONDS):
-            for child in Path(f"/proc/self/task/{self._task}/children").read_text().split():
-                self.most[child] = max(self.most.get(child, 0.0), megabytes(child, "VmHWM"))
+            children = Path(f"/proc/self/task/{self._task}/children").read_text().split()
+            self.most = max(self.most, together(children))
 
 
 def transferred(key: str) -> int:
@@ -88,10 +92,9 @@ def measure(run_dir: Path, way: str, out: Path) -> dict[str, Any]:
     transformers.LlamaForCausalLM  # noqa: B018 - imported now
     stored, merged = choose_checkpoint(run, recipe), isinstance(recipe.adapter, Lora)
     context = RunContext(run, recipe)
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
-    imports, peaks = megabytes("self", "VmRSS"), Peaks()
+    imports, peak = together([]), Peak()
     read, written, before = transferred("rchar"), transferred("wchar"), time.monotonic()
-    peaks.start()
+    peak.start()
     out.mkdir(parents=True)
     if way == "whole":
         export.whole(context, stored, merged).save(out, 1)
@@ -100,12 +103,12 @@ def measure(run_dir: Path, way: str, out: Path) -> dict[str, Any]:
         drop_notes(out)
     os.sync()
     seconds = time.monotonic() - before
-    peaks.over.set()
+    peak.over.set()
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return {
         "seconds": round(seconds, 1),
         "cpu_seconds": round(sum(one.ru_utime + one.ru_stime for one in used), 1),  # with imports
-        "memory_MB": round(max(megabytes("self", "VmHWM"), *peaks.most.values(), 0.0) - imports),
+        "memory_MB": round(peak.most - imports),
         "read_GB": round((transferred("rchar") - read) / 1e9, 2),  # not what is mapped
         "written_GB": round((transferred("wchar") - written) / 1e9, 2),
     }
