@@ -194,7 +194,7 @@ def _load(
             found = skeleton.build(folder, make, dtype, places, is_head if spec.trains_head else lambda *_: False)
         if found is None:
             with places.shards.announced() if places.shards is not None else nullcontext():
-                found = whole_loading.load(folder, recipe, spec, labels, quantized, chosen, dtype)
+                found = whole_loading.load(folder, recipe, spec, labels, quantized, chosen, dtype, places.nowhere)
     loaded, missing = found
     may_lack = spec.trains_head or spec.family.may_lack_head
     lost = sorted(name for name in missing if not (may_lack and is_head(loaded, name)))

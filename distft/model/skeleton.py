@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,12 @@ class Places:
     Attributes:
         shards: how ranks share them out; None: each is whole, in host memory.
         restored: names of those that are not read: a checkpoint gives them their values before they are used.
+        nowhere: nothing is read, and the model stays on the device "meta".
     """
 
     shards: Shards | None = None
     restored: Collection[str] = frozenset()
+    nowhere: bool = False
 
     @property
     def matter(self) -> bool:
@@ -40,10 +42,11 @@ class Places:
 
     def below(self, prefix: str) -> Places:
         """Of a model that becomes a part of another one, with this before its names."""
-        return Places(self.shards, {name.removeprefix(prefix) for name in self.restored if name.startswith(prefix)})
+        restored = {name.removeprefix(prefix) for name in self.restored if name.startswith(prefix)}
+        return replace(self, restored=restored)
 
 
-WHOLE = Places()
+WHOLE, NOWHERE = Places(), Places(nowhere=True)
 
 
 def build(

@@ -25,11 +25,13 @@ def load(
     quantized: bool,
     chosen: str,
     dtype: torch.dtype,
+    nowhere: bool = False,
 ) -> tuple[Any, frozenset[str]]:
     """The model, and the names of what its files lack, or have of another shape.
 
     Args:
         chosen: the implementation of attention.
+        nowhere: on the device "meta", the same model but for its weights, which are not read.
     """
     import transformers
 
@@ -38,6 +40,7 @@ def load(
         dtype=dtype,
         attn_implementation=chosen,
         **(_four_bits(dtype) if quantized else {}),
+        **({"device_map": "meta"} if nowhere else {}),
         **spec.head(labels),
         ignore_mismatched_sizes=spec.trains_head,
         trust_remote_code=recipe.model.trust_remote_code,
