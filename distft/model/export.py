@@ -22,7 +22,7 @@ from distft.checkpoint.best import choose_checkpoint
 from distft.checkpoint.state import Stored
 from distft.data.templates import Template
 from distft.errors import UserError, first_line
-from distft.model import adapters, base_digest
+from distft.model import adapters, base_digest, base_model
 from distft.model.bare import NeedsWhole, check_fits, fill_adapter, load_bare, unstarted
 from distft.model.context import RunContext
 from distft.model.export_pieces import drop_notes, write_weights
