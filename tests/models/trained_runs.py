@@ -11,7 +11,7 @@ import torch
 import distft.sample
 from distft.checkpoint import store
 from distft.checkpoint.state import STATE
-from distft.model import adapters, base_model
+from distft.model import adapters, base_digest
 from distft.model.context import RunContext
 from distft.recipe.adapters import AdaLora
 from distft.recipe.load import dump, load
@@ -75,7 +75,7 @@ def write_checkpoint(context: RunContext, seed: int) -> None:
         "format": 1,
         "progress": {"step": STEP, "next_row": 0, "useful_tokens": 0, "last_eval": 0},
         "identity": {
-            "base": base_model.digest(base, run.path / "base.json"), "rows": "", "tokenizer": "", "versions": {}
+            "base": base_digest.digest(base), "rows": "", "tokenizer": "", "versions": {}
         },
         "optimizer": {"id": "adamw", "step": STEP, "tensors": []},
         "adapter": {"total": total, "pattern": pattern} if pattern else {},
