@@ -188,7 +188,7 @@ def test_the_first_bad_record_is_named_whoever_meets_it(tmp_path, helpers):
 
 
 def test_who_sees_other_data_or_another_disk_takes_no_part(tmp_path, monkeypatch):
-    source = written(tmp_path, lines_of(LINES))
+    source = written(tmp_path, lines_of(100))
     monkeypatch.setattr(parts, "help_out", lambda *_: pytest.fail("it helps"))
     offers: list[Offer] = []
 
@@ -207,7 +207,7 @@ def test_who_sees_other_data_or_another_disk_takes_no_part(tmp_path, monkeypatch
 def test_a_part_counts_when_all_of_it_is_seen(tmp_path, whole, monkeypatch):
     """A file system shows what another node has written somewhat later."""
     monkeypatch.setattr(parts, "SILENCE_SECONDS", 0.05)
-    source, crew = written(tmp_path, lines_of(LINES)), Crew(HashStore())
+    source, crew = written(tmp_path, lines_of(100)), Crew(HashStore())
     crew.take()
     crew.tell(0, Told(records=10))  # of which nothing is there yet
     encoder = Words(tmp_path / "log")
