@@ -216,7 +216,7 @@ class TaskSpec:
     Attributes:
         texts: the texts of a record, to train a tokenizer on.
         encoder: turns records into documents; raises UserError if the tokenizer is not fit for it.
-        build: the task over a model; raises UserError if the model is not fit for it.
+        build: the task over a model, whose weights may have no values yet; raises UserError if it is not fit for it.
         labels: None if it tells no labels apart.
         input_field: the field of a record that `predict` is given alone: a text, or the path of a recording.
         takes_decoding: `predict` chooses words as `Decoding` says.
