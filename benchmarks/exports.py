@@ -51,7 +51,6 @@ def make(folder: Path, adapter: str) -> None:
     """A run, with a base in bf16 as most models have it."""
     run = trained_run(folder, "causal", adapter, "bf16", MODEL).run
     transformers.AutoModelForCausalLM.from_pretrained(run.base, dtype=torch.bfloat16).save_pretrained(run.base)
-    (run.path / "base.json").unlink()
     write_checkpoint(RunContext(run, load_resolved(run.config)), seed=0)
 
 
