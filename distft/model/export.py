@@ -38,32 +38,52 @@ def load_trained(context: RunContext, stored: Stored, quantized: bool = False) -
     Raises:
         UserError: the base model, or the label set, is not the one of the run any more.
     """
-    run, recipe = context.run, context.recipe
-    if base_model.digest(context.base, run.path / "base.json") != stored.identity.base:
-        raise UserError(f"{context.base} is not the base model that {run.path} was trained with; restore that one")
-    total_steps = int(stored.adapter.get("total", 0))
-    loaded = context.load_model(quantized).eval()
-    adapter = recipe.adapter
-    if isinstance(adapter, Lora | AdaLora):  # the checkpoint has all its weights, wherever they came from
-        adapter = adapter.model_copy(update={"start": None})
-    model = adapters.attach(loaded, adapter, context.model_spec, str(context.base), total_steps)
-    parameters = dict(model.named_parameters())
-    if missing := sorted(stored.shapes.keys() - parameters.keys()):
-        raise UserError(f"{stored.folder} has weights that the model lacks: {missing[0]} and others")
+    check_base(context, stored)
+    model = attach(context, context.load_model(quantized).eval(), stored)
+    check_weights(context, model, stored)
     with torch.no_grad():
+        parameters = dict(model.named_parameters())
         for name, value in stored.weights():
-            if (shape := parameters[name].shape) != value.shape:
-                raise UserError(
-                    f"{name} has the shape {list(value.shape)} in {stored.folder} and {list(shape)} in the model; "
-                    f"check that {run.labels} was not changed"
-                )
             parameters[name].copy_(value)
-        buffers = dict(model.named_buffers())
-        for name, value in stored.buffers():
-            buffers[name].copy_(value)
-    if isinstance(recipe.adapter, AdaLora):
+    fill_buffers(model, stored)
+    if isinstance(context.recipe.adapter, AdaLora):
         adapters.prune(model, stored.adapter.get("pattern", {}))
     return model.eval()
+
+
+def check_base(context: RunContext, stored: Stored) -> None:
+    """Raises UserError if the base model is not the one of the run any more."""
+    run = context.run
+    if base_model.digest(context.base, run.path / "base.json") != stored.identity.base:
+        raise UserError(f"{context.base} is not the base model that {run.path} was trained with; restore that one")
+
+
+def attach(context: RunContext, model: Any, stored: Stored) -> Any:
+    """The model with the run's adapter, if it has one, whose weights are still to come from the checkpoint."""
+    adapter, total_steps = context.recipe.adapter, int(stored.adapter.get("total", 0))
+    if isinstance(adapter, Lora | AdaLora):  # the checkpoint has all its weights, wherever they came from
+        adapter = adapter.model_copy(update={"start": None})
+    return adapters.attach(model, adapter, context.model_spec, str(context.base), total_steps)
+
+
+def check_weights(context: RunContext, model: Any, stored: Stored) -> None:
+    """Raises UserError if the checkpoint's weights are not those of the model."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    if missing := sorted(stored.shapes.keys() - shapes.keys()):
+        raise UserError(f"{stored.folder} has weights that the model lacks: {missing[0]} and others")
+    for name, shape in stored.shapes.items():
+        if shapes[name] != shape:
+            raise UserError(
+                f"{name} has the shape {list(shape)} in {stored.folder} and {list(shapes[name])} in the model; "
+                f"check that {context.run.labels} was not changed"
+            )
+
+
+def fill_buffers(model: Any, stored: Stored) -> None:
+    buffers = dict(model.named_buffers())
+    with torch.no_grad():
+        for name, value in stored.buffers():
+            buffers[name].copy_(value)
 
 
 def write(
