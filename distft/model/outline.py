@@ -12,13 +12,12 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from distft.checkpoint.state import Stored
-from distft.errors import UserError
 from distft.model import adapters, attention, base_model, export
 from distft.model.context import RunContext
 from distft.model.weight_files import WeightFiles
 from distft.recipe.adapters import AdaLora
 from distft.tasks.labels import key_of
-from distft.tasks.multi_task import Shared, join_models
+from distft.tasks.multi_task import join_models
 from distft.tasks.protocol import Labels, ModelSpec
 
 BESIDE = ("base_layer", "original_module")  # what PEFT calls a module that has got something beside it
@@ -62,10 +61,10 @@ class Outline:
         place = self._place(name)
         assert place is not None
         files, inner = place
-        shape = self.model.get_parameter(name).shape
-        if inner in files.names and tuple(files.shape(inner)) == tuple(shape):
+        if inner in files.names:
             return files.read_flat(inner, offset, numel)
-        return base_model.fresh(inner, shape, self.seed).view(-1)[offset : offset + numel]
+        whole = base_model.fresh(inner, self.model.get_parameter(name).shape, self.seed)
+        return whole.view(-1)[offset : offset + numel]
 
     def _is_stored(self, name: str) -> bool:
         return self.stored is not None and name in self.stored.shapes
@@ -130,10 +129,9 @@ def _part(context: RunContext, spec: ModelSpec, labels: Labels) -> tuple[Any, We
     if made.can_generate() and (folder / "generation_config.json").exists():
         made.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     if (files := WeightFiles.of(folder, made)) is None:
-        raise Indivisible("the names in its files are not those of its weights, or they are no safetensors")
-    shapes = {name: tuple(weight.shape) for name, weight in made.named_parameters()}
-    other = {name for name, shape in shapes.items() if name in files.names and tuple(files.shape(name)) != shape}
-    base_model.check_missing(folder, made, {*files.missing, *other}, spec)
+        raise Indivisible("its files are no safetensors, or hold other weights than it computes with")
+    weights = {name for name, _ in made.named_parameters(remove_duplicate=False)}
+    base_model.check_missing(folder, made, files.missing & weights, spec)
     known = {id(parameter) for parameter in made.parameters()}
     spec.extend(made, labels)
     for parameter in made.parameters():
