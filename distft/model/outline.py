@@ -1,4 +1,4 @@
-"""A trained model without memory for its weights, and where stretches of each weight are read, for ranks that share it."""
+"""A trained model without memory for its weights, and where stretches of each are read, for ranks that share it."""
 
 from __future__ import annotations
 

@@ -67,7 +67,9 @@ def load(context: RunContext, made: Outline) -> Any:
         Indivisible: transformers has divided it in a way that is not known here.
     """
     import transformers
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     recipe, spec = context.recipe, context.model_spec
     by_document = attention.takes_documents(context.run, context.starts)
     model: Any = getattr(transformers, spec.auto_class).from_pretrained(
