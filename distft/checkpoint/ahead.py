@@ -27,6 +27,11 @@ class Verification:
         if folders:
             self._thread.start()
 
+    @property
+    def place(self) -> float:
+        """The middle of this rank among all, from 0 to 1."""
+        return (self._ranks.rank + 0.5) / self._ranks.world
+
     def flaw(self, folder: Path) -> str | None:
         """What this rank found wrong with a checkpoint; see `store.flaw`."""
         if folder != self.folders[0]:

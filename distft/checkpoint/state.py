@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,28 +110,46 @@ def describe_state(engine: Engine, progress: Progress, identity: Identity, adapt
 
 
 class Stored:
-    """A verified checkpoint opened for reading; tensors are read memory-mapped, slice by slice."""
+    """A verified checkpoint opened for reading; tensors are read memory-mapped, slice by slice.
 
-    def __init__(self, folder: Path) -> None:
-        """Raises UserError where the files are as they were written, and still not what distft writes."""
+    Files are opened as they are needed: of a checkpoint that hundreds of ranks wrote, a rank that has the place of one
+    of them reads that one's file alone.
+    """
+
+    def __init__(self, folder: Path, place: float = 0.0) -> None:
+        """
+        Args:
+            place: the middle of this rank among all, from 0 to 1: files of ranks that had about the same one are looked
+                into first.
+
+        Raises UserError where the files are as they were written, and still not what distft writes.
+        """
         self.folder = folder
-        try:
-            self._open(folder)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError) as error:
-            raise UserError(f"{folder} is not a valid checkpoint ({error}); use another checkpoint") from None
-
-    def _open(self, folder: Path) -> None:
-        self.state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
-        if self.state.get("format") != FORMAT:
-            raise UserError(f"{folder} has checkpoint format {self.state.get('format')}; this version reads {FORMAT}")
-        self.progress = Progress(**self.state["progress"])
-        self.identity = Identity(**self.state["identity"])
-        self.adapter = dict(self.state["adapter"])
-        self.shapes = {name: tuple(shape) for name, shape in self.state["parameters"].items()}
         self._pieces: dict[tuple[str, str], list[tuple[int, str, Any]]] = {}
-        shards = [name for name in store.files_of(folder) if name != STATE]  # others that lie there were not verified
-        for shard in shards:
-            file = safe_open(folder / shard, framework="pt")
+        with self._valid():
+            self.state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
+            if (format := self.state.get("format")) != FORMAT:
+                raise UserError(f"{folder} has checkpoint format {format}; this version reads {FORMAT}")
+            self.progress = Progress(**self.state["progress"])
+            self.identity = Identity(**self.state["identity"])
+            self.adapter = dict(self.state["adapter"])
+            self.shapes = {name: tuple(shape) for name, shape in self.state["parameters"].items()}
+            # others that lie there were not verified
+            shards = sorted(name for name in store.files_of(folder) if name != STATE)
+            away = {shard: abs((number + 0.5) / len(shards) - place) for number, shard in enumerate(shards)}
+            self._unopened = sorted(shards, key=lambda shard: away[shard], reverse=True)  # the nearest last
+
+    @contextmanager
+    def _valid(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError) as error:
+            raise UserError(f"{self.folder} is not a valid checkpoint ({error}); use another checkpoint") from None
+
+    def _open(self, shard: str) -> None:
+        self._unopened.remove(shard)
+        with self._valid():
+            file = safe_open(self.folder / shard, framework="pt")
             for key in file.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118 - a safetensors handle is no dict
                 name, offset, kind = key.rsplit("|", 2)
                 self._pieces.setdefault((name, kind), []).append((int(offset), key, file))
@@ -147,13 +166,19 @@ class Stored:
 
     def read_into(self, target: torch.Tensor, name: str, kind: str, offset: int) -> None:
         """Fill `target`, [numel], with what `read` returns; at once, for memory that is new is slow."""
-        numel, found = target.numel(), 0
-        for start, key, file in self._pieces.get((name, kind), []):
-            piece = file.get_slice(key)
-            low, high = max(offset, start), min(offset + numel, start + piece.get_shape()[0])
-            if low < high:
-                target[low - offset : high - offset].copy_(piece[low - start : high - start])
-                found += high - low
+        numel, found, seen = target.numel(), 0, 0
+        while True:
+            pieces = self._pieces.get((name, kind), [])
+            for start, key, file in pieces[seen:]:
+                piece = file.get_slice(key)
+                low, high = max(offset, start), min(offset + numel, start + piece.get_shape()[0])
+                if low < high:
+                    target[low - offset : high - offset].copy_(piece[low - start : high - start])
+                    found += high - low
+            seen = len(pieces)
+            if found >= numel or not self._unopened:
+                break
+            self._open(self._unopened[-1])
         if found != numel:
             raise UserError(
                 f"{self.folder} has only {found} of {numel} elements of {name} ({kind}); use another checkpoint"
@@ -165,7 +190,9 @@ class Stored:
             yield name, self.read(name, "master", 0, torch.Size(shape).numel()).view(shape)
 
     def buffers(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Buffers by name, as they were."""
+        """Buffers by name, as they were: rank 0 wrote them."""
+        if file_of(0) in self._unopened:
+            self._open(file_of(0))
         for (name, kind), pieces in self._pieces.items():
             if kind == "buffer":
                 _, key, file = pieces[0]

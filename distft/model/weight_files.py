@@ -15,6 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -169,7 +171,8 @@ def _read(place: Place, offset: int, numel: int) -> torch.Tensor:
     if offset < 0 or offset + numel > place.numel:
         raise IndexError(f"elements {offset} to {offset + numel} of {place.numel}")
     result = torch.empty(numel, dtype=place.dtype)
-    room = memoryview(result.view(torch.uint8).numpy()) if numel else memoryview(bytearray())
+    array: npt.NDArray[np.uint8] = result.view(torch.uint8).numpy()
+    room = array.data
     at = place.begin + offset * place.dtype.itemsize
     with open(place.file, "rb", buffering=0) as file:
         while room:

@@ -115,7 +115,7 @@ def restore(
         console.say(sentence)
     if folder is None:
         return Progress(step=0, next_row=0, useful_tokens=0, last_eval=0)
-    stored = state.Stored(folder)
+    stored = state.Stored(folder, verified.place)
     changes.agree(differences(stored.identity, identity), allowed_here(), f"{folder} does not match this run")
     stored.load_into(engine)
     allocator.load(stored.adapter)

@@ -55,7 +55,7 @@ def test_a_manifest_that_was_made_to_fit_does_not_help(tmp_path: Path, canary: b
     chosen, _ = state.newest(tmp_path / "checkpoints")
     assert chosen == folder
     with pytest.raises(UserError, match="is not a valid checkpoint") as caught:
-        state.Stored(folder)
+        list(state.Stored(folder).weights())
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "sung").exists()
 
