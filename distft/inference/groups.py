@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from distft.errors import RunFailed, UserError
-from distft.inference.workers import wait_for
+from distft.errors import FAILED, RunFailed, UserError
+from distft.inference.workers import STARTED_HERE, wait_for
 from distft.process import environment
 
 PATIENCE_SECONDS = 1800  # with a rank that reads its weights, or computes, while the others wait for it
@@ -96,6 +96,8 @@ def joined(rank: int, world: int, size: int) -> Iterator[Group | None]:
     except RuntimeError as error:
         if (said := lost(error)) is None:
             raise
+        if STARTED_HERE in os.environ and "imed out" not in str(error):
+            raise SystemExit(FAILED) from None  # the parent says which one has ended, or that one has said why
         raise RunFailed(said) from None
 
 

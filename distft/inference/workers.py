@@ -140,7 +140,7 @@ def check_codes(codes: Sequence[int | None]) -> None:
             "so all ranks have ended; run the same command again, which goes on where it was"
         )
     if bad := [code for code in codes if code]:
-        raise SystemExit(bad[0])
+        raise SystemExit(max(bad))  # of one that lost another it is 1
 
 
 def wait_for(happened: Callable[[], bool]) -> bool:
