@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distft.engine import deepspeed
 from distft.engine.deepspeed import Engine
+from distft.engine.shards import Shards
 from distft.model import base_model
+from distft.model.skeleton import Places
 from distft.plan.duration import gathered_again
 from distft.plan.shapes import architecture_of
 from distft.process.distributed import Ranks
@@ -60,11 +61,10 @@ def wanted(layers: int, again: bool) -> Recipe:
 
 
 def counted(made: Recipe, folder: Path, ranks: Ranks) -> float:
-    keep_alive = deepspeed.sharded_loading(made, ranks)
-    model = base_model.load(folder, made, specs_of(made), {})
+    shards = Shards.of(made, ranks)
+    model = base_model.load(folder, made, specs_of(made), {}, places=Places(shards))
     model.train()
     engine = Engine(model, made, ranks)
-    del keep_alive
     ids, found = torch.arange(TOKENS).view(1, -1), Gathered()
     for _ in range(3):
         found = Gathered()

@@ -30,7 +30,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from distft.engine import configuration, deepspeed
 from distft.engine.deepspeed import Engine
+from distft.engine.shards import Shards
 from distft.model import adapters, base_model
+from distft.model.skeleton import Places
 from distft.process.distributed import Ranks
 from distft.recipe.schema import Recipe
 from distft.tasks.registry import specs_of
@@ -99,13 +101,12 @@ def count(made: Recipe, folder: Path, ranks: Ranks) -> dict[str, Any]:
     before = set(storages(everything()))
     live = Live()
     spec = specs_of(made)
-    keep_alive = deepspeed.sharded_loading(made, ranks)
-    model = base_model.load(folder, made, spec, {})
+    shards = Shards.of(made, ranks)
+    model = base_model.load(folder, made, spec, {}, places=Places(shards))
     model = adapters.attach(model, made.adapter, spec[None].model, str(folder), 10)
     model.train()
     with live.watched(before):
         engine = Engine(model, made, ranks)
-    del keep_alive
     sizes = [(p.requires_grad, int(getattr(p, "ds_numel", p.numel()))) for p in model.parameters()]
     found: dict[str, Any] = {
         "trained": [size for trained, size in sizes if trained],

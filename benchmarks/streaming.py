@@ -1,8 +1,9 @@
 """Streaming measured: random stops and resumes over shards of all formats, seconds of a resume, quality of the shuffle.
 
-    python benchmarks/streaming.py runs/streaming [--trials 1000] [--only positions resume shuffle]
+    python -m benchmarks.streaming runs/streaming [--trials 1000] [--only positions resume shuffle tokenizer]
 
 An encoder that makes a token of each word takes the place of a tokenizer: what is measured is the stream, not that.
+Only `tokenizer` resumes with a real one, on the chats of `benchmarks.encoding`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,23 @@ import pyarrow
 import pyarrow.parquet
 from scipy.stats import spearmanr
 
+from benchmarks.encoding import chats, make_tokenizer, sentences
 from distft.data.block_order import BlockOrder
+from distft.data.block_order import begin as blocks_before
 from distft.data.lanes import Cursor, Stock
 from distft.data.loader import Slots
 from distft.data.packing import one_per_row, pack
 from distft.data.record_index import RecordIndex, index_of
-from distft.data.records import Document, Encoded, Record
+from distft.data.records import Document, Encoded, Encoder, Record
 from distft.data.sources import Source
 from distft.data.stream import Cursors, StreamLoader
 from distft.data.stream_documents import Encoded as Documents
+from distft.data.templates import Template
+from distft.recipe.schema import Data
+from distft.tasks.causal_lm import CausalEncoder
 
 SHARDS, LANES, SEED, ROW = 37, 16, 0, 2048
+STEPS = 100  # behind a million documents, before a stop
 FORMATS = ("jsonl", "jsonl.gz", "jsonl.zst", "parquet")
 
 
@@ -83,7 +90,7 @@ def _write(path: Path, records: Sequence[dict[str, Any]]) -> None:
 
 
 def ranks(
-    index: RecordIndex, world: int, micro: int = 1, packed: bool = True, encoder: Words | None = None
+    index: RecordIndex, world: int, micro: int = 1, packed: bool = True, encoder: Encoder | None = None
 ) -> list[StreamLoader]:
     arrange = partial(pack, row_tokens=ROW, seed=SEED) if packed else lambda sizes: one_per_row(len(sizes))
     stock = Stock(Documents(index, Source("shards"), encoder or Words()), BlockOrder(SEED, len(index), LANES), arrange)
@@ -147,15 +154,59 @@ def resume(folder: Path) -> None:
         seen[target] = (step, cursors(loaders, step))
     for target, (at, places) in seen.items():
         for world in (1, 4):
-            begun = time.monotonic()
-            again = index_of([file_source(file) for file in index.files], str(folder / "cache"))
             encoder = Words()
-            one = ranks(again, world, encoder=encoder)[0]
-            one.seek(at, places)
-            opened = time.monotonic()
-            list(one.step(at))
-            seconds = {"index": opened - begun, "first rows": time.monotonic() - opened}
+            seconds = resumed(folder, index, world, encoder, at, places)
             report("resume", {"documents": target, "ranks": world, "records encoded": encoder.encoded, **seconds})
+
+
+def resumed(
+    folder: Path, index: RecordIndex, world: int, encoder: Encoder, step: int, places: Cursors
+) -> dict[str, float]:
+    """Seconds of rank 0."""
+    begun = time.monotonic()
+    again = index_of([file_source(file) for file in index.files], str(folder / "cache"))
+    one = ranks(again, world, encoder=encoder)[0]
+    one.seek(step, places)
+    opened = time.monotonic()
+    list(one.step(step))
+    return {"index": opened - begun, "first rows": time.monotonic() - opened}
+
+
+def tokenizer(folder: Path) -> None:
+    """`resume` behind a million documents, with a tokenizer and a template. The lanes begin with the windows that are
+    there, and go on for some steps, so that cursors have what those of a checkpoint have."""
+    from transformers import AutoTokenizer
+
+    known = sentences()
+    path = folder / "chats.jsonl"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        make_tokenizer(folder, known)
+        path.write_text("".join(chats(known, 100 << 20)))
+    index = index_of([Source(str(path))], str(folder / "cache"))
+    window = next(k for k in count() if LANES * blocks_before(k) * 64 >= 10**6)
+    template = Template.load(AutoTokenizer.from_pretrained(folder / "chatml"), Data(train="x"))
+    encoder = Counted(CausalEncoder(template, {}, ROW, False))
+    [whole] = ranks(index, 1, encoder=encoder)
+    whole.seek(0, [[Cursor(window=window)]] * LANES)
+    for step in range(STEPS):
+        list(whole.step(step))
+    places, documents = cursors([whole], STEPS), round(whole.place(STEPS).read * 64)
+    for world in (1, 4):
+        encoder.encoded = 0
+        seconds = resumed(folder, index, world, encoder, STEPS, places)
+        report("tokenizer", {"documents": documents, "ranks": world, "records encoded": encoder.encoded, **seconds})
+
+
+class Counted:
+    """An encoder. `encoded`: records so far."""
+
+    def __init__(self, encoder: CausalEncoder) -> None:
+        self._encoder, self.columns, self.digest, self.encoded = encoder, encoder.columns, encoder.digest, 0
+
+    def encode(self, record: Record, answered: bool = True) -> Encoded:
+        self.encoded += 1
+        return self._encoder.encode(record, answered)
 
 
 def file_source(file: Any) -> Source:
@@ -226,7 +277,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--documents", type=int, default=50_000)
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--only", nargs="*", default=["positions", "resume", "shuffle"])
+    parser.add_argument("--only", nargs="*", default=["positions", "resume", "shuffle", "tokenizer"])
     args = parser.parse_args()
     if "positions" in args.only:
         positions(args.folder, args.documents, args.steps, args.trials)
@@ -234,6 +285,8 @@ def main() -> None:
         resume(args.folder)
     if "shuffle" in args.only:
         shuffle(args.folder)
+    if "tokenizer" in args.only:
+        tokenizer(args.folder)
 
 
 if __name__ == "__main__":

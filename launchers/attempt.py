@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from distft.errors import DONE, FAILED, PREEMPTED, no_space
 from distft.process import stop_signals
 from distft.recipe.schema import Recipe
-from distft.run.folder import Attempt, Run, RunDir, State, this_host
+from distft.run.folder import Attempt, Run, RunDir, State, only_export, this_host
 from distft.run.lease import Held
 from distft.run.room import keep_room
 
@@ -100,6 +100,8 @@ def recorded(run: RunDir, recipe: Recipe, held: Held, hosts: list[str], world: i
             close(run, attempt, verdict, end=time.time())
             record.state = state_after(record, verdict)
             run.write(record)
+            if record.state == "trained":
+                print(f"distft: {only_export(run.path)}", flush=True)
         except OSError as error:
             # No space even for this: what filled the disk was said already, and the next attempt closes this one.
             if not no_space(error) or verdict.code == DONE:

@@ -181,7 +181,7 @@ def start_over(run: RunDir, new: Recipe, changed: list[str]) -> None:
         run.metrics.rename(run.attempt_logs(record.attempts[-1].number) / run.metrics.name)
     for folder in (run.base, run.path / "tensorboard"):
         shutil.rmtree(folder, ignore_errors=True)
-    for made in (run.labels, run.batch, run.bad_records, run.reference, run.path / "base.json", run.chart):
+    for made in (run.labels, run.batch, run.bad_records, run.reference, run.chart):
         made.unlink(missing_ok=True)
     run.write(dataclasses.replace(record, name=new.name or record.name, wandb_id=new_wandb_id(), trained=0))
 

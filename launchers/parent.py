@@ -74,20 +74,20 @@ class Household:
     """What a light parent keeps from one attempt to the next: the fork server of its node."""
 
     def __init__(self, run: RunDir, nproc: int) -> None:
-        self._run, self._nproc = run, nproc
+        self._run, self.nproc = run, nproc
         self._server: ForkServer | None = None
 
     def server(self, attempt: int, index: int) -> ForkServer:
         """The fork server; a new one where there is none that works. It starts importing at once."""
         if self._server is None or not self._server.usable:
-            threads = str(max(1, len(os.sched_getaffinity(0)) // self._nproc))
+            threads = str(max(1, len(os.sched_getaffinity(0)) // self.nproc))
             # NumPy's library starts its threads when it is imported, and they do not survive a fork.
             own = {"OMP_NUM_THREADS": threads, **allocator_settings(os.environ)}
             common = {**own, **os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
             log = self._run.attempt_logs(attempt) / f"node-{index}.log"
             self._server = ForkServer(self._run, log, common)
-        first = index * self._nproc
-        read_ahead(self._run, range(first, first + self._nproc))  # the disk works while the fork server imports
+        first = index * self.nproc
+        read_ahead(self._run, range(first, first + self.nproc))  # the disk works while the fork server imports
         return self._server
 
     def end(self) -> None:
@@ -127,8 +127,8 @@ def run_ranks(run: RunDir, node: Node, claim: Claim, look_around: LookAround, ho
 
 def export(run: RunDir, recipe: Recipe, claim: Claim, look_around: LookAround, home: Household) -> Verdict:
     """Start and watch the process that writes `final/`, on the first node, when all ranks have ended."""
-    variables = {environment.WORK: "export", "RANK": "0", environment.ATTEMPT: str(claim.attempt)}
-    variables[environment.TOKEN] = claim.token
+    variables = {environment.WORK: "export", "RANK": "0", "LOCAL_WORLD_SIZE": str(home.nproc)}
+    variables |= {environment.ATTEMPT: str(claim.attempt), environment.TOKEN: claim.token}
     log = run.attempt_logs(claim.attempt) / "export.log"
     with forking(home, claim, index=0) as server:
         child = server.fork(run, "the export", 0, log, variables, shared_files(claim, first=True))

@@ -110,21 +110,23 @@ def describe_state(engine: Engine, progress: Progress, identity: Identity, adapt
 
 
 class Stored:
-    """A verified checkpoint opened for reading; tensors are read memory-mapped, slice by slice.
+    """A verified checkpoint opened for reading; tensors are read slice by slice.
 
     Files are opened as they are needed: of a checkpoint that hundreds of ranks wrote, a rank that has the place of one
     of them reads that one's file alone.
     """
 
-    def __init__(self, folder: Path, place: float = 0.0) -> None:
+    def __init__(self, folder: Path, place: float = 0.0, mapped: bool = True) -> None:
         """
         Args:
             place: the middle of this rank among all, from 0 to 1: files of ranks that had about the same one are looked
                 into first.
+            mapped: files are mapped into memory; what was read of them counts as this process's until the system wants
+                it back. Otherwise each slice is a copy.
 
         Raises UserError where the files are as they were written, and still not what distft writes.
         """
-        self.folder = folder
+        self.folder, self._backend = folder, "mmap" if mapped else "pread"
         self._pieces: dict[tuple[str, str], list[tuple[int, str, Any]]] = {}
         with self._valid():
             self.state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
@@ -149,7 +151,7 @@ class Stored:
     def _open(self, shard: str) -> None:
         self._unopened.remove(shard)
         with self._valid():
-            file = safe_open(self.folder / shard, framework="pt")
+            file = safe_open(self.folder / shard, framework="pt", backend=self._backend)
             for key in file.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118 - a safetensors handle is no dict
                 name, offset, kind = key.rsplit("|", 2)
                 self._pieces.setdefault((name, kind), []).append((int(offset), key, file))
@@ -190,13 +192,20 @@ class Stored:
             yield name, self.read(name, "master", 0, torch.Size(shape).numel()).view(shape)
 
     def buffers(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Buffers by name, as they were: rank 0 wrote them."""
-        if file_of(0) in self._unopened:
+        """Buffers by name, as they were."""
+        for name in self.buffer_names():
+            yield name, self.buffer(name)
+
+    def buffer_names(self) -> list[str]:
+        if file_of(0) in self._unopened:  # rank 0 wrote them
             self._open(file_of(0))
-        for (name, kind), pieces in self._pieces.items():
-            if kind == "buffer":
-                _, key, file = pieces[0]
-                yield name, file.get_tensor(key)
+        return [name for name, kind in self._pieces if kind == "buffer"]
+
+    def buffer(self, name: str) -> torch.Tensor:
+        """One of `buffer_names`, as it was."""
+        _, key, file = self._pieces[name, "buffer"][0]
+        value: torch.Tensor = file.get_tensor(key)
+        return value
 
     def load_into(self, engine: Engine) -> None:
         """Set masters, moments, the optimizer's count, live weights and buffers of this rank.
@@ -223,6 +232,19 @@ class Stored:
         if self.shapes != engine.shapes:
             names = sorted(set(self.shapes.items()) ^ set(engine.shapes.items()))
             raise UserError(f"{self.folder} belongs to another model or adapter: {names[0][0]} and others differ")
+
+
+def restored_by(folders: Iterable[Path]) -> frozenset[str]:
+    """Names of weights which every one of these checkpoints holds: none of them need be read from elsewhere, whichever
+    checkpoint turns out to be the newest that verifies. None where one cannot be read, or where there is none."""
+    found: list[frozenset[str]] = []
+    for folder in folders:
+        try:
+            described = json.loads((folder / STATE).read_bytes())
+            found.append(frozenset([*described["parameters"], *described["aliases"]]))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return frozenset()
+    return frozenset.intersection(*found) if found else frozenset()
 
 
 def newest(

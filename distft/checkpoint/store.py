@@ -8,10 +8,12 @@ before its checksum was compared.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -162,8 +164,9 @@ def files_of(folder: Path) -> list[str]:
     return [str(entry["name"]) for entry in json.loads((folder / MANIFEST).read_bytes())["files"]]
 
 
-def prune(folders: Sequence[Path], keep: int, newest: Path, best: int = 0) -> None:
-    """Remove of `folders` all but `newest`, just committed, the `keep` - 1 before it, and that of step `best`.
+def prune(folders: Sequence[Path], keep: int, newest: Path, best: int = 0, hours: float = 0.0) -> None:
+    """Remove of `folders` all but `newest`, just committed, the `keep` - 1 before it, those that were committed in the
+    last `hours`, and that of step `best`.
 
     Those with a higher step go too: they did not verify when this attempt began, or it would have continued there.
 
@@ -171,9 +174,29 @@ def prune(folders: Sequence[Path], keep: int, newest: Path, best: int = 0) -> No
         folders: that existed before the commit, newest first; a later one is of an attempt that has taken over.
     """
     before = [folder for folder in folders if step_of(folder) < step_of(newest)]
-    kept = {newest, *before[: keep - 1], folder_of(newest.parent, best)}
+    young = [folder for folder in before if hours and _age(folder) < 3600 * hours]
+    kept = {newest, *before[: keep - 1], *young, folder_of(newest.parent, best)}
     for folder in [folder for folder in folders if folder not in kept]:
         discard(folder)
+
+
+def _age(folder: Path) -> float:
+    """Seconds since a checkpoint was committed; of a damaged one any number."""
+    try:
+        return time.time() - (folder / MANIFEST).stat().st_mtime
+    except OSError:
+        return math.inf
+
+
+def lacking_room(checkpoints: Path, needed: int) -> str | None:
+    """What to say where the file system has not the bytes for one more checkpoint; None: it has."""
+    free = shutil.disk_usage(checkpoints).free
+    if free >= needed:
+        return None
+    return (
+        f"the next checkpoint will not fit: it takes {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free in "
+        f"{checkpoints}; free some space before it is due"
+    )
 
 
 def committed(checkpoints: Path) -> list[Path]:

@@ -27,6 +27,7 @@ from distft.engine.deepspeed import Engine
 from distft.errors import RunFailed
 from distft.process.distributed import Ranks
 from distft.process.memory import memory_of_rank
+from distft.recipe.checkpoint import Checkpoint
 from distft.run.lease import Fence
 
 LONGEST_SAVE = timedelta(days=7)
@@ -35,11 +36,18 @@ CACHED = 1 / 8  # of a rank's share of the memory, which its part of the newest 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that exists: its step, the seconds from request to commit, and those that training stood still."""
+    """A checkpoint that exists.
+
+    Attributes:
+        seconds: from request to commit.
+        stall: for which training stood still.
+        notes: sentences about it that a user must know.
+    """
 
     step: int
     seconds: float
     stall: float
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,9 +66,21 @@ class PendingSave:
 class Writer:
     """Saves one checkpoint after the other. All ranks must ask for the same steps in the same order."""
 
-    def __init__(self, checkpoints: Path, identity: Identity, ranks: Ranks, keep: int, fence: Fence) -> None:
+    def __init__(
+        self,
+        checkpoints: Path,
+        identity: Identity,
+        ranks: Ranks,
+        settings: Checkpoint,
+        fence: Fence,
+        hurries: Callable[[float], bool] = lambda seconds: False,
+    ) -> None:
+        """
+        Args:
+            hurries: whether this process may not live for so many seconds more.
+        """
         self._checkpoints, self._identity, self._ranks = checkpoints, identity, ranks
-        self._keep, self._fence = keep, fence
+        self._settings, self._fence, self._hurries = settings, fence, hurries
         store_of_ranks: Any = ranks.store  # its type stub lacks `clone`
         self._store = store_of_ranks.clone()
         self._memory = HostMemory()
@@ -145,12 +165,14 @@ class Writer:
                 copied = self._memory.copy(part.tensors, stream)
             finally:
                 self._copied.set()
-            self._write(part, copied)
-            self._done = Saved(part.step, time.monotonic() - began, self._stood)
+            notes = self._write(part, copied)
+            self._done = Saved(part.step, time.monotonic() - began, self._stood, notes)
         except BaseException as error:  # noqa: BLE001 - it is raised in the training thread
             self._failure = error
 
-    def _write(self, part: PendingSave, copied: Copies) -> None:
+    def _write(self, part: PendingSave, copied: Copies) -> tuple[str, ...]:
+        """Rank 0 returns what there is to say."""
+        notes: list[str] = []
         checkpoints, step, rank = self._checkpoints, part.step, self._ranks.rank
         owner = self._fence.token or ""
         staged = store.stage_folder(checkpoints, step, owner)
@@ -159,36 +181,45 @@ class Writer:
             self._tell(part, "staged")
         else:
             self._hear(part, "staged")
-        digest = self._write_tensors(staged / state.file_of(rank), part, copied)
-        self._tell(part, f"rank {rank}", json.dumps(asdict(digest)))
+        digest, verified = self._write_tensors(staged / state.file_of(rank), part, copied)
+        self._tell(part, f"rank {rank}", json.dumps([asdict(digest), verified]))
         if part.description is not None:
-            everyone = [self._hear(part, f"rank {other}") for other in range(self._ranks.world)]
-            digests = [Digest(**json.loads(one)) for one in everyone]
+            everyone = [json.loads(self._hear(part, f"rank {other}")) for other in range(self._ranks.world)]
+            digests = [Digest(**one) for one, _ in everyone]
             text = json.dumps(part.description, indent=1)
             digests.append(store.write_text(staged / state.STATE, text))
             # An attempt that was given up may come back to life at any line: it must not touch what is newer.
             before = store.committed(checkpoints)
             newest = store.commit(checkpoints, step, digests, owner, self._fence.check)
             self._fence.check()
-            store.prune(before, self._keep, newest, part.best)
+            if all(verified for _, verified in everyone):
+                store.prune(before, self._settings.keep, newest, part.best, self._settings.keep_hours)
+            else:
+                notes.append(f"{newest.name} was not read back, for want of time: the next start does, so others stay")
+            notes += filter(None, [store.lacking_room(checkpoints, part.needed)])
             self._tell(part, "committed")
         else:
             self._hear(part, "committed")
         if self._newest is not None:
             disk.forget(self._newest)
         self._newest = store.folder_of(checkpoints, step) / state.file_of(rank)
+        return tuple(notes)
 
-    def _write_tensors(self, path: Path, part: PendingSave, copied: Copies) -> Digest:
+    def _write_tensors(self, path: Path, part: PendingSave, copied: Copies) -> tuple[Digest, bool]:
+        """What the file must be, and whether it was read back."""
         if not finite(copied.whole):
             name = next(name for name, tensor in copied.tensors if not finite(tensor))
             raise RunFailed(f"{name} is not finite after step {part.step}, so nothing was saved; use a lower train.lr")
+        began = time.monotonic()
         try:
             digest = store.write_tensors(path, copied.tensors + part.buffers, copied.whole)
         except OSError:
             path.unlink(missing_ok=True)  # on a full disk: the room which the record of the failure needs
             raise
+        if self._hurries(time.monotonic() - began):  # to read takes about as long as to write
+            return digest, False
         store.read_back(path, digest, keep=digest.bytes <= CACHED * memory_of_rank())
-        return digest
+        return digest, True
 
     def _tell(self, part: PendingSave, what: str, value: str = "") -> None:
         self._store.set(f"save {part.number}: {what}", value)

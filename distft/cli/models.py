@@ -81,18 +81,23 @@ def export(
     run_dir: RunFolder,
     out: Annotated[Path, typer.Argument(help="folder to create")],
     merged: Annotated[bool, typer.Option("--merged", help="merge the adapter into the base model")] = False,
+    nproc: Ranks = None,
 ) -> None:
     """Write the trained adapter or model.
 
-    In the format of PEFT or transformers, from the best or newest checkpoint.
+    In the format of PEFT or transformers, from the best or newest checkpoint. Uses no GPU.
+    After a kill, the same command continues.
     """
+    from distft.inference.workers import alone_in
     from distft.model import export as exporter
     from distft.model.context import RunContext
+    from distft.process.devices import gpus
     from distft.run.commits import recipe_of
     from distft.run.folder import RunDir
 
     run = RunDir(run_dir)
     run.read()
     exporter.check_target(out)
-    exporter.write(RunContext(run, recipe_of(run)), out, merged)
+    with alone_in(out.resolve().with_name(f".{out.resolve().name}.export")):
+        exporter.write(RunContext(run, recipe_of(run)), out, merged, ranks=nproc or gpus() or 1)
     print(f"written: {out}")

@@ -17,7 +17,7 @@ from distft.recipe.load import load_resolved
 from distft.recipe.schema import Recipe
 from distft.run import lease
 from distft.run.file_system import refusal
-from distft.run.folder import Attempt, Run, RunDir
+from distft.run.folder import Attempt, Run, RunDir, only_export
 
 RECENT = 20  # steps over which the speed is averaged
 WAITS = {"pending": "queued", "held": "queued", "blocked": "blocked"}  # the states of runs whose jobs wait
@@ -134,10 +134,18 @@ def status_of(run: RunDir, content: Run, outlook: Outlook | None) -> Status:
             )
             for attempt in content.attempts
         ],
-        reason=content.reason if state == "held" else refusal(run.path) if state != "done" else None,
+        reason=reason_of(run, content, state),
         excluded=content.excluded,
         job=outlook,
     )
+
+
+def reason_of(run: RunDir, content: Run, state: str) -> str | None:
+    """Why a run is held, what keeps it from going on, or that only its export is missing."""
+    if state == "done":
+        return None
+    missing = only_export(run.path) if content.trained and state in ("trained", "held", "cancelled", "lost") else None
+    return "; ".join(filter(None, [content.reason if state == "held" else refusal(run.path), missing])) or None
 
 
 def averaged(records: list[dict[str, Any]], key: str) -> float | None:

@@ -10,14 +10,25 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from distft.data.hub_errors import about, broke_off, is_out_of_reach, remedy, root_of, status_of, told, why
+from distft.data.hub_errors import (
+    about,
+    broke_off,
+    is_out_of_reach,
+    is_silent,
+    remedy,
+    root_of,
+    status_of,
+    told,
+    why,
+)
 from distft.errors import UserError
 from distft.process import pulse, stop_signals
 from distft.run.commits import MAIN, Repository
 
 WAITS = (1.0, 2.0, 4.0)  # seconds before another try, where the hub names no other time
 PATIENCE = 360.0  # seconds to wait in all; the hub counts requests in windows of five minutes
-TIMEOUT = 30.0  # seconds for an answer
+TIMEOUT = 30.0  # seconds for an answer, or for the next bytes of it
+SILENCE = 60.0  # seconds of waiting in vain for answers, after which the hub is not asked again
 COMMIT = re.compile(r"[0-9a-f]{40}")
 BUSY = (408, 429, 500, 502, 503, 504)
 
@@ -121,15 +132,33 @@ def patiently(repository: Repository, work: Callable[[], Result]) -> Result:
     """Work that talks to the hub, again after a pause where the hub is busy or the connection broke."""
     begun = time.monotonic()
     for wait in WAITS:
+        _limit_waiting()
         try:
             return work()
         except Exception as error:
-            pause = _pause_after(error, wait)
-            if pause is None or time.monotonic() + pause - begun > PATIENCE:
+            pause, spent = _pause_after(error, wait), time.monotonic() - begun
+            if pause is None or spent + pause > PATIENCE or (is_silent(error) and spent > SILENCE):
                 raise
             _say(repository, f"{why(error)}; next try in {pause:.0f} s")
         _sleep(pause)
     return work()
+
+
+def _limit_waiting() -> None:
+    """Have no request of the hub's client wait without an end, as some of them do; each one shows that this process
+    gets on."""
+    from huggingface_hub import get_session
+
+    session = get_session()
+    if _limited not in session.event_hooks["request"]:
+        session.event_hooks = {**session.event_hooks, "request": [*session.event_hooks["request"], _limited]}
+
+
+def _limited(request: Any) -> None:
+    pulse.moving()
+    given = request.extensions.get("timeout", {})
+    names = ("connect", "read", "write", "pool")
+    request.extensions["timeout"] = {name: min(given.get(name) or TIMEOUT, TIMEOUT) for name in names}
 
 
 def _sleep(seconds: float) -> None:

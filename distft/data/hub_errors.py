@@ -37,6 +37,13 @@ def broke_off(error: BaseException) -> bool:
     return isinstance(error, kinds) or str(error).startswith("Consistency check failed")
 
 
+def is_silent(error: BaseException) -> bool:
+    """Whether it takes a connection and does not answer."""
+    import httpx2
+
+    return isinstance(root_of(error), httpx2.ReadTimeout)
+
+
 def is_out_of_reach(error: BaseException) -> bool:
     """Whether there is no hub to be talked to, or none that works."""
     import httpx2
@@ -58,6 +65,8 @@ def why(error: BaseException) -> str:
     root = root_of(error)
     if (status := status_of(root)) is not None:
         return f"the hub answers {status}"
+    if is_silent(root):
+        return f"the hub does not answer ({type(root).__name__})"
     if broke_off(root):
         return f"the connection broke off ({first_line(root)})"
     if constants.is_offline_mode() or isinstance(root, OfflineModeIsEnabled | LocalEntryNotFoundError):
@@ -96,6 +105,10 @@ def _sentence(error: Exception, repository: Repository, commit: str | None) -> s
         return "cannot be asked for: HF_TOKEN has characters that no token has; set it again"
     if isinstance(root, ValueError | KeyError):
         return f"cannot be had: the answer is none of a hub ({type(root).__name__}); check HF_ENDPOINT and the network"
+    if is_silent(root):
+        return (
+            f"could not be downloaded: {why(root)}; check HF_ENDPOINT and the network, and run the same command again"
+        )
     if broke_off(root):
         return f"could not be downloaded: {why(root)}; run the same command again"
     if is_out_of_reach(root):

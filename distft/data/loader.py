@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -248,7 +249,8 @@ def shares_of(corpus: Corpus, documents: npt.NDArray[np.int64], sources: Sequenc
 
 def drawn(corpus: Corpus, micro: MicroBatch, seed: int) -> list[list[Document]]:
     """The documents of a micro-batch, each with the number that its place in the stream draws."""
+    ends = corpus.first_documents[1:-1].tolist()  # of all sources but the last
     return [
-        [replace(corpus.document(sample), draw=draw ^ sample) for sample in ids]
+        [replace(corpus.document(sample), draw=draw ^ sample, source=bisect(ends, sample)) for sample in ids]
         for draw, ids in zip(order.draws(seed, micro.places), micro.samples, strict=True)
     ]

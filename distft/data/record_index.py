@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distft.data import filters, record_blocks
+from distft.data.leftovers import used
 from distft.data.record_blocks import Form, Piece
 from distft.data.records import Broken, Record
 from distft.data.sources import Source
@@ -156,6 +157,8 @@ def _file_index(source: Source, root: Path, show: Callable[[int], None]) -> File
                 raise UserError(f"data {source.name} changed while being read; run the same command again")
             with complete_file(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, **{name: known[name] for name in _NAMES}, allow_pickle=False)
+    for kept in {path, copy}:
+        used(kept)
     return FileIndex(form, stamp, store, **known)
 
 

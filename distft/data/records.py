@@ -49,6 +49,7 @@ class Document:
         targets: how much is to be predicted in it, for the counts that are shown.
         record: index of its record in the source.
         part: which of several tasks it is for.
+        source: which of several it is from, counted from 0.
         draw: a number for this place in the run. Whatever is random in a batch starts from it, so that it depends
             neither on history nor on the rank.
     """
@@ -59,6 +60,7 @@ class Document:
     record: int = 0
     part: str | None = None
     draw: int = 0
+    source: int = 0
 
     def __getitem__(self, name: str) -> Column:
         return self.columns[name]

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from distft.data.leftovers import used
 from distft.data.packing import Rows
 from distft.run.files import complete_file
 
@@ -38,6 +39,7 @@ def rows_of(folder: Path, sizes: Sizes, way: Way, row_tokens: int, seed: int) ->
         return way(sizes, row_tokens, seed)
     path = path_of(folder, sizes, way, row_tokens, seed)
     found = read(path)
+    used(path)
     if found is None:
         found = way(sizes, row_tokens, seed)
         with suppress(OSError):  # the folder is somebody else's, or full

@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Lock
 
+import numpy as np
+import numpy.typing as npt
+
 from distft.data import order
 from distft.data.lanes import Cursor, Lane, Mark, Row, Stock
 from distft.data.loader import MicroBatch, Slots
@@ -18,6 +21,7 @@ from distft.data.records import Document
 _KEPT = 4  # steps before which places are known: the feed is ahead of training by two at most
 
 Cursors = Sequence[Sequence[Cursor]]  # by lane and source
+Numbers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class StreamLoader:
     def _go_to(self, step: int, cursors: Mapping[int, Sequence[Cursor]]) -> None:
         self._next = step
         self._rows: dict[int, Row] = {}  # of the newest step, by their numbers in the stream
+        self._given: dict[int, tuple[Numbers, Numbers]] = {}
         self._lanes = {
             lane: [Lane(stock, lane, cursor) for stock, cursor in zip(self._stocks, own, strict=True)]
             for lane, own in cursors.items()
@@ -77,6 +82,7 @@ class StreamLoader:
         self._places[self._next] = Place({lane: [one.mark() for one in own] for lane, own in self._lanes.items()})
         for old in [step for step in self._places if step < self._next - _KEPT]:
             del self._places[old]
+            self._given.pop(old, None)
 
     def step(self, index: int) -> Iterator[MicroBatch]:
         """Raises RuntimeError if it is neither the next one nor one of the last."""
@@ -85,6 +91,9 @@ class StreamLoader:
                 self._go_to(index, self.place(index).cursors())
             first = index * self._slots.global_batch
             self._rows = rows = {first + lane: self._row(first + lane) for lane in self._mine}
+            every = [document for row in rows.values() for _, document in row]
+            sources, sizes = ([getattr(one, name) for one in every] for name in ("source", "size"))
+            self._given[index] = np.array(sources, np.int64), np.array(sizes, np.int64)
             self._next += 1
             self._take_down()
         size = self._slots.micro_batch
@@ -105,6 +114,11 @@ class StreamLoader:
 
     def census(self, index: int) -> None:
         """What a step holds is known when its records are encoded."""
+
+    def given(self, step: int) -> tuple[Numbers, Numbers]:
+        """The documents that this rank was given in a step, one of the last: which source each is from, and its size;
+        int64 [N] each."""
+        return self._given[step]
 
     def place(self, step: int) -> Place:
         """Where this rank's lanes are before a step, the next one or one of the last; else raises RuntimeError."""

@@ -48,12 +48,14 @@ class Encoded(_Indexed):
 
     Attributes:
         base: the number of the first record, where the source is one of several.
+        number: of the source then, counted from 0.
         warn: is given a sentence on the first record of a kind about which there is more to say.
         notes: how often what was done to records ("were truncated"), so far.
     """
 
     encoder: Encoder
     base: int = 0
+    number: int = 0
     warn: Callable[[str], None] = lambda text: None
     notes: Counter[str] = field(default_factory=Counter)
     _warned: set[str] = field(default_factory=set)
@@ -87,15 +89,16 @@ class Encoded(_Indexed):
     def _stored(self, document: Document, record: int) -> Document:
         """As the token cache would give it."""
         columns = {name: np.ascontiguousarray(document[name], dtype) for name, dtype in self.encoder.columns.items()}
-        return Document(columns, document.size, document.targets, self.base + record)
+        return Document(columns, document.size, document.targets, self.base + record, source=self.number)
 
 
 @dataclass(eq=False)
 class Prepared(_Indexed):
-    """Documents of a folder of the token cache. `base`: as of `Encoded`."""
+    """Documents of a folder of the token cache. `base`, `number`: as of `Encoded`."""
 
     corpus: Corpus
     base: int = 0
+    number: int = 0
     notes: Mapping[str, int] = field(default_factory=dict)  # they were told when the folder was filled
 
     def of(self, block: int, first: int = 0) -> Iterator[Sequence[Document]]:
@@ -103,7 +106,7 @@ class Prepared(_Indexed):
         ends = self.corpus.places(range(begin + first, end + 1))
         for begin, end in pairwise(ends):
             found = map(self.corpus.document, range(begin, end))
-            yield [replace(document, record=self.base + document.record) for document in found]
+            yield [replace(one, record=self.base + one.record, source=self.number) for one in found]
 
     def left_out(self) -> list[Bad]:
         """The folder lists its own."""

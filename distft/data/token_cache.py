@@ -16,21 +16,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from distft.data import bad_records, checksums, encoding, mending, named_files, sources
+from distft.data import bad_records, checksums, encoding, leftovers, mending, named_files, parts, sources
 from distft.data.bad_records import Bad
 from distft.data.cache_writer import CacheWriter
 from distft.data.corpus import META, Meta
+from distft.data.crew import Crew, Offer
 from distft.data.records import Encoder, NamesFiles
 from distft.data.sources import Source
 from distft.errors import UserError, no_space
+from distft.process.cores import cores
 from distft.run.digest import of_parts
 from distft.run.files import write_atomically
 
 FORMAT = 3  # of the folder; raise it when its files change
 CONTENT = 2  # of what runs know their data by; raised, no run that was begun before goes on with the same data
 
-_DAY = 86400.0  # seconds
-_LONG = 30 * _DAY  # a job may wait in the queue
 _POLL = 0.5  # seconds between two tries for the lock
 
 
@@ -44,6 +44,7 @@ def build_cache(
     workers: int | None = None,
     say: Callable[[str], None] = lambda text: None,
     verify: bool = False,
+    crew: Crew | None = None,
 ) -> Path:
     """The cache folder of a source as an encoder sees it, written first unless it is there already, and whole.
 
@@ -57,6 +58,7 @@ def build_cache(
         workers: processes that encode a large file at a time; None: one per core that this process may use.
         say: is told, in a sentence, what is damaged in a folder that is there already; that is made anew.
         verify: look for damage in all of such a folder, also if it is large. See `mending.damage`.
+        crew: processes that may take parts, see `help_build`.
     """
     root = root_of(cache)
     key = _key(source, encoder, root, check_stop)
@@ -70,7 +72,7 @@ def build_cache(
 
     with writable(root):
         root.mkdir(parents=True, exist_ok=True)
-        _remove_stale(root)
+        leftovers.remove(root)
         with _locked(root / f"{folder.name}.lock", check_stop) as alone:
             if folder.exists():  # another one may have mended it meanwhile
                 _mend(folder, source, encoder, check_stop, say, verify)
@@ -81,14 +83,30 @@ def build_cache(
                 # alone, it may go on with what another one left; if not, that one may be at work
                 begun = f"{key}.part" if len(pieces) == 1 else f"{key}.by-{encoding.PART_BYTES}.part"
                 part = root / (begun if alone else f"{key}.tmp-{uuid.uuid4().hex}")
-                work = encoding.Work(source, encoder, pieces, workers or encoding.cores(), check_stop, progress)
+                work = encoding.Work(source, encoder, pieces, workers or cores(), check_stop, progress)
                 try:
-                    _write(part, folder, work, unchanged)
+                    _write(part, folder, work, crew or Crew(), unchanged)
                 finally:
                     if not alone:
                         shutil.rmtree(part, ignore_errors=True)
     _check_bad(folder, source)
     return folder
+
+
+def help_build(
+    source: Source,
+    encoder: Encoder,
+    cache: str | None,
+    check_stop: Callable[[], None],
+    progress: Callable[[int], None],
+    offer: Offer,
+    crew: Crew,
+) -> None:
+    """Encode parts of a source for the process that writes its cache folder, until none is left; none if this one sees
+    other data, or another disk."""
+    pieces = parts.pieces_of(offer, source)
+    if pieces is not None and _key(source, encoder, root_of(cache), check_stop) == offer.key:
+        parts.help_out(encoding.Work(source, encoder, pieces, cores(), check_stop, progress), offer, crew)
 
 
 def left_out(folder: Path, source: Source) -> list[Bad]:
@@ -147,10 +165,10 @@ def content_of(source: Source, encoder: Encoder, cache: str | None, check_stop: 
 
 
 def _key(source: Source, encoder: Encoder, root: Path, check_stop: Callable[[], None], form: int = FORMAT) -> str:
-    parts = [form, sources.fingerprint(source, memory=root), encoder.digest, sorted(encoder.columns.items())]
-    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    known = [form, sources.fingerprint(source, memory=root), encoder.digest, sorted(encoder.columns.items())]
+    key = hashlib.sha256(json.dumps(known).encode()).hexdigest()
     if isinstance(encoder, NamesFiles):
-        files = named_files.digest(source, encoder, of_parts(*parts[1:]), root, check_stop)
+        files = named_files.digest(source, encoder, of_parts(*known[1:]), root, check_stop)
         key = key if files is None else of_parts(key, files)
     return key
 
@@ -195,22 +213,11 @@ def _locked(path: Path, check_stop: Callable[[], None]) -> Iterator[bool]:
         yield alone
 
 
-def _remove_stale(root: Path) -> None:
-    """Removes what writers that were killed have left, and nobody has gone on with for long."""
-    limits = dict.fromkeys(root.glob("*.tmp-*"), _DAY) | dict.fromkeys(root.glob("*.part"), _LONG)
-    for folder, limit in limits.items():
-        try:
-            newest = max(path.stat().st_mtime for path in [folder, *folder.rglob("*")])
-        except OSError:  # its writer is at work
-            continue
-        if newest < time.time() - limit:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 def _write(
     part: Path,
     folder: Path,
     work: encoding.Work,
+    crew: Crew,
     unchanged: Callable[[], bool],
 ) -> None:
     """Writes into `part` and publishes it by one rename, so that a folder by its final name is always whole.
@@ -221,7 +228,7 @@ def _write(
     source, columns = work.source, dict(work.encoder.columns)
     try:
         with CacheWriter(part, columns) as writer:
-            work.do(writer)
+            parts.encode(work, writer, crew, folder.name)
             written = writer.finish()
         work.progress(written.records)
         counts = {

@@ -25,16 +25,6 @@ from distft.recipe.schema import Recipe
 _unreduced: list[AbstractContextManager[None]] = []
 
 
-def sharded_loading(recipe: Recipe, ranks: Ranks) -> object:
-    """Under stage 3, makes transformers load a model straight into shards as long as the result is alive."""
-    if stage(recipe, ranks.world) != 3:
-        return None
-    _connect(imported())
-    from transformers.integrations import HfDeepSpeedConfig
-
-    return HfDeepSpeedConfig(configuration(recipe, ranks, trainable=0, total=0))
-
-
 def _without_muon() -> None:
     """Have modules that are not used here stand empty.
 
@@ -63,8 +53,11 @@ def imported() -> Any:
     return deepspeed
 
 
-def _connect(deepspeed: Any) -> None:
+def connected() -> Any:
+    """The package, which knows the ranks then."""
+    deepspeed = imported()
     deepspeed.init_distributed(auto_mpi_discovery=False)
+    return deepspeed
 
 
 class Engine:
@@ -83,8 +76,7 @@ class Engine:
         Args:
             rate_of: what a parameter's learning rate is multiplied by.
         """
-        deepspeed = imported()
-        _connect(deepspeed)
+        deepspeed = connected()
         self.module = module
         self._ranks = ranks
         self._stage = stage(recipe, ranks.world)

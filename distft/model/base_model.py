@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from distft.checkpoint.disk import checksum
 from distft.data import hub
 from distft.engine.deepspeed import fill
 from distft.errors import UserError, first_line
-from distft.model import attention
+from distft.model import attention, skeleton, whole_loading
 from distft.model.recomputation import recompute
-from distft.process import stop_signals
-from distft.recipe.schema import Engine, Model, ModelInit, Recipe
+from distft.model.skeleton import WHOLE, Places
+from distft.recipe.schema import Model, ModelInit, Recipe
 from distft.recipe.tasks import TaskName
 from distft.run.commits import Repository
-from distft.run.digest import remembered_each
 from distft.run.folder import RunDir
 from distft.tasks.labels import key_of
 from distft.tasks.multi_task import join_models, whole
@@ -121,8 +119,9 @@ def load(
     labels: Mapping[str, Labels],
     quantized: bool = False,
     by_document: bool = True,
+    places: Places = WHOLE,
 ) -> Any:
-    """The base model in the run's dtype, on the CPU (or in shards, see `engine.deepspeed.sharded_loading`).
+    """The base model in the run's dtype, on the CPU or in shards.
 
     What a head lacks is made anew, the same on every rank and at every start.
 
@@ -130,6 +129,7 @@ def load(
         labels: the label sets by their names in labels.json.
         quantized: hold the weights of its linear layers as 4-bit NormalFloat.
         by_document: see `attention.choose`.
+        places: where weights go; those of 4 bits by transformers, which then has to know of shards.
 
     Raises:
         UserError: transformers cannot load it as a model for this task, or weights are missing in it.
@@ -142,7 +142,13 @@ def load(
     loaded = join_models(
         {
             name: _load(
-                folder, recipe, spec.model, labels.get(key_of(name), ()), quantized and name is None, by_document
+                folder,
+                recipe,
+                spec.model,
+                labels.get(key_of(name), ()),
+                quantized and name is None,
+                by_document,
+                places if name is None else places.below(f"parts.{name}."),
             )
             for name, spec in specs.items()
         }
@@ -153,59 +159,50 @@ def load(
 
 def shape(folder: Path, recipe: Recipe, specs: Mapping[TaskName, TaskSpec], labels: Mapping[str, Labels]) -> Any:
     """The model without its weights; to be called where tensors are made on the device "meta"."""
-    import transformers
-
-    trusted = recipe.model.trust_remote_code
 
     def make(spec: ModelSpec, own: Labels) -> Any:
-        settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trusted, **spec.head(own))
-        made = getattr(transformers, spec.auto_class).from_config(settings, trust_remote_code=trusted)
+        made = _without_weights(folder, recipe, spec, own)
         spec.extend(made, own)
         return made
 
     return join_models({name: make(spec.model, labels.get(key_of(name), ())) for name, spec in specs.items()})
 
 
-def _load(folder: Path, recipe: Recipe, spec: ModelSpec, labels: Labels, quantized: bool, by_document: bool) -> Any:
+def _without_weights(folder: Path, recipe: Recipe, spec: ModelSpec, labels: Labels, **settings: Any) -> Any:
+    """Where tensors are made on the device "meta". `settings`: of transformers' `from_config`."""
     import transformers
-    from safetensors import SafetensorError
 
-    engine, damaged = recipe.engine, (SafetensorError, UnpicklingError, StrictDataclassError)
-    chosen = attention.offered(folder, recipe, spec, by_document)
-    try:
-        loaded, info = getattr(transformers, spec.auto_class).from_pretrained(
-            folder,
-            dtype=DTYPES[engine.dtype],
-            attn_implementation=chosen,
-            **(_four_bits(engine) if quantized else {}),
-            **spec.head(labels),
-            ignore_mismatched_sizes=spec.trains_head,
-            trust_remote_code=recipe.model.trust_remote_code,
-            output_loading_info=True,
-        )
-    except RuntimeError as error:
-        if "ignore_mismatched_sizes" in str(error):
-            raise UserError(
-                f"model.path: the weights in {folder} do not match its config.json; download it again"
-            ) from None
-        if "size mismatch" not in str(error):
-            raise
-        raise UserError(
-            f"model.path: {folder} has a head of another size, which ZeRO-3 cannot replace during loading; "
-            "use engine.zero_stage 0, 1 or 2, or a model without that head"
-        ) from None
-    except (OSError, ValueError, ImportError, KeyError, *damaged) as error:
-        raise UserError(
-            f"model.path: {folder} cannot be loaded for task.type {recipe.task.type}: {first_line(error)}"
-        ) from None
-    missing = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    trusted = recipe.model.trust_remote_code
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trusted, **spec.head(labels))
+    return getattr(transformers, spec.auto_class).from_config(config, trust_remote_code=trusted, **settings)
+
+
+def _load(
+    folder: Path,
+    recipe: Recipe,
+    spec: ModelSpec,
+    labels: Labels,
+    quantized: bool,
+    by_document: bool,
+    places: Places,
+) -> Any:
+    chosen, dtype = attention.offered(folder, recipe, spec, by_document), DTYPES[recipe.engine.dtype]
+    with whole_loading.in_a_sentence(folder, recipe):
+        found = None
+        if places.matter and not quantized:
+            make = partial(_without_weights, folder, recipe, spec, labels, dtype=dtype, attn_implementation=chosen)
+            found = skeleton.build(folder, make, dtype, places, is_head if spec.trains_head else lambda *_: False)
+        if found is None:
+            with places.shards.announced() if places.shards is not None else nullcontext():
+                found = whole_loading.load(folder, recipe, spec, labels, quantized, chosen, dtype, places.nowhere)
+    loaded, missing = found
     check_missing(folder, loaded, missing, spec)
     renew({name: parameter for name, parameter in loaded.named_parameters() if name in missing}, recipe.train.seed)
     known = {id(parameter) for parameter in loaded.parameters()}
     spec.extend(loaded, labels)
     for parameter in loaded.parameters():  # ZeRO-3 takes parameters of one dtype only
         if id(parameter) not in known:
-            parameter.data = parameter.data.to(DTYPES[engine.dtype])
+            parameter.data = parameter.data.to(dtype)
     return loaded
 
 
@@ -259,38 +256,3 @@ def fresh(name: str, shape: torch.Size, seed: int) -> torch.Tensor:
     source = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     value = torch.full(shape, 0.0 if name.endswith("bias") else 1.0)
     return value.normal_(0.0, 0.02, generator=source) if len(shape) > 1 else value
-
-
-def _four_bits(engine: Engine) -> dict[str, Any]:
-    """QLoRA's own settings (Dettmers et al. 2023, arXiv:2305.14314): NF4, scales quantised once more."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            "adapter.quantize: nf4 needs the library bitsandbytes; install distft[qlora], or leave adapter.quantize out"
-        )
-    from transformers import BitsAndBytesConfig
-
-    settings = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=DTYPES[engine.dtype],
-    )
-    return {"quantization_config": settings}
-
-
-def digest(folder: Path, memory: Path) -> str:
-    """sha256 over names and checksums of the files that make a base model: weights and config.json, in order.
-
-    Args:
-        memory: see `remembered_each`.
-    """
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin") or p.name == "config.json")
-
-    def compute(path: Path) -> str:
-        stop_signals.check()
-        return checksum(path)
-
-    whole = hashlib.sha256()
-    for path, found in zip(files, remembered_each(files, memory, compute), strict=True):
-        whole.update(f"{path.name} {found}\n".encode())
-    return whole.hexdigest()

@@ -12,6 +12,7 @@ from typing import Any
 from distft.data.records import Encoder
 from distft.data.sources import Source, sources_of
 from distft.model import attention, base_model, random_init
+from distft.model.skeleton import WHOLE, Places
 from distft.recipe.schema import ModelInit, Recipe
 from distft.recipe.tasks import TaskName
 from distft.run.folder import RunDir
@@ -126,10 +127,10 @@ class RunContext:
             {name: spec.build(self.setting(name, decoding), models[name]) for name, spec in self.specs.items()}
         )
 
-    def load_model(self, quantized: bool = False) -> Any:
+    def load_model(self, quantized: bool = False, places: Places = WHOLE) -> Any:
         """The base model, see `base_model.load`."""
         by_document = self.once("attention", lambda: attention.takes_documents(self.run, self.starts))
-        return base_model.load(self.base, self.recipe, self.specs, self.labels, quantized, by_document)
+        return base_model.load(self.base, self.recipe, self.specs, self.labels, quantized, by_document, places)
 
     def shape(self) -> Any:
         """The model without its weights, see `base_model.shape`."""

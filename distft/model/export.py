@@ -1,32 +1,42 @@
 """Export of a trained run to the formats of PEFT and transformers, from a checkpoint alone.
 
-No process group is needed: the checkpoint holds whole tensors whatever ZeRO stage wrote it.
+No process group is needed: the checkpoint holds whole tensors whatever ZeRO stage wrote it. A model is written a tensor
+at a time, or loaded whole where that cannot be done; which way it is makes no difference to a byte.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from distft.checkpoint import store
 from distft.checkpoint.best import choose_checkpoint
 from distft.checkpoint.state import Stored
 from distft.data.templates import Template
-from distft.errors import UserError
-from distft.model import adapters, base_model
+from distft.errors import UserError, first_line
+from distft.model import adapters, base_digest, base_model
+from distft.model.bare import NeedsWhole, check_fits, fill_adapter, load_bare, unstarted
 from distft.model.context import RunContext
-from distft.recipe.adapters import AdaLora, Lora, NoAdapter, Partial
+from distft.model.export_pieces import drop_notes, write_weights
+from distft.model.export_plan import ExportPlan, plan_export
+from distft.model.shared_weights import check_merges, untied_copies
+from distft.process.memory import memory_given
+from distft.recipe.adapters import AdaLora, NoAdapter, Partial
 from distft.run.commits import read_commits
 from distft.run.files import complete_folder
 from distft.tasks.multi_task import Shared
 from distft.tasks.shared.generation import parted_ends, stops
 
 MARK = "distft.json"  # in every export: which run and step it is of, and that it may be written over
+LIBRARIES = ("distft", "torch", "transformers", "peft", "safetensors")  # whose versions decide what is written
 
 
 def load_trained(context: RunContext, stored: Stored, quantized: bool = False) -> Any:
@@ -39,51 +49,28 @@ def load_trained(context: RunContext, stored: Stored, quantized: bool = False) -
         UserError: the base model, or the label set, is not the one of the run any more.
     """
     check_base(context, stored)
-    model = attach(context, context.load_model(quantized).eval(), stored)
-    check_weights(context, model, stored)
+    loaded = context.load_model(quantized).eval()
+    total_steps = int(stored.adapter.get("total", 0))
+    adapter = unstarted(context.recipe.adapter)
+    model = adapters.attach(loaded, adapter, context.model_spec, str(context.base), total_steps)
+    check_fits(context, stored, model)
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     with torch.no_grad():
-        parameters = dict(model.named_parameters())
         for name, value in stored.weights():
             parameters[name].copy_(value)
-    fill_buffers(model, stored)
-    if isinstance(context.recipe.adapter, AdaLora):
+        for name, value in stored.buffers():
+            buffers[name].copy_(value)
+    if isinstance(adapter, AdaLora):
         adapters.prune(model, stored.adapter.get("pattern", {}))
     return model.eval()
 
 
 def check_base(context: RunContext, stored: Stored) -> None:
-    """Raises UserError if the base model is not the one of the run any more."""
-    run = context.run
-    if base_model.digest(context.base, run.path / "base.json") != stored.identity.base:
-        raise UserError(f"{context.base} is not the base model that {run.path} was trained with; restore that one")
-
-
-def attach(context: RunContext, model: Any, stored: Stored) -> Any:
-    """The model with the run's adapter, if it has one, whose weights are still to come from the checkpoint."""
-    adapter, total_steps = context.recipe.adapter, int(stored.adapter.get("total", 0))
-    if isinstance(adapter, Lora | AdaLora):  # the checkpoint has all its weights, wherever they came from
-        adapter = adapter.model_copy(update={"start": None})
-    return adapters.attach(model, adapter, context.model_spec, str(context.base), total_steps)
-
-
-def check_weights(context: RunContext, model: Any, stored: Stored) -> None:
-    """Raises UserError if the checkpoint's weights are not those of the model."""
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    if missing := sorted(stored.shapes.keys() - shapes.keys()):
-        raise UserError(f"{stored.folder} has weights that the model lacks: {missing[0]} and others")
-    for name, shape in stored.shapes.items():
-        if shapes[name] != shape:
-            raise UserError(
-                f"{name} has the shape {list(shape)} in {stored.folder} and {list(shapes[name])} in the model; "
-                f"check that {context.run.labels} was not changed"
-            )
-
-
-def fill_buffers(model: Any, stored: Stored) -> None:
-    buffers = dict(model.named_buffers())
-    with torch.no_grad():
-        for name, value in stored.buffers():
-            buffers[name].copy_(value)
+    """Raises UserError if the base model is not the one that the checkpoint belongs to."""
+    if base_digest.digest(context.base) != stored.identity.base:
+        raise UserError(
+            f"{context.base} is not the base model that {context.run.path} was trained with; restore that one"
+        )
 
 
 def write(
@@ -92,44 +79,33 @@ def write(
     merged: bool = False,
     last: int = 0,
     may_publish: Callable[[], None] = lambda: None,
+    ranks: int = 1,
+    say: Callable[[str], None] = print,
 ) -> None:
     """A folder `out` that plain `peft` (adapter) or `transformers` (full or `merged` model) load; all or nothing.
 
-    An adapter that was trained over 4 bits is merged into the base as it was before.
+    An adapter that was trained over 4 bits is merged into the base as it was before. A whole model that was begun and
+    not finished is continued.
 
     Args:
         last: see `choose_checkpoint`.
         may_publish: is called when all is written, and raises if it must not take its place.
+        ranks: processes that write a whole model, at most.
+        say: is told why a model has to be loaded whole.
 
     Raises:
-        UserError: `out` holds something else, or there is nothing to merge.
+        UserError: `out` holds something else, there is nothing to merge, or the model does not fit into memory.
     """
     run, recipe = context.run, context.recipe
     if merged and isinstance(recipe.adapter, NoAdapter | Partial):
         raise UserError("--merged: this run trained the model itself, so there is no adapter to merge; leave it out")
     stored = choose_checkpoint(run, recipe, last)
-    model = load_trained(context, stored)
-    if merged and (tied := tied_target(model)) is not None:
-        raise UserError(f"--merged: {tied} shares its weight with another layer, which would change too; leave it out")
-    untied = merged and untied_copies(model)
-    if merged:
-        model = model.merge_and_unload()
-    # a task writes into the configuration what the base leaves open: the filler of a decoder that classifies
-    context.task(model.get_base_model() if hasattr(model, "get_base_model") else model)
-    with complete_folder(out.resolve()) as staged:
-        model.save_pretrained(staged)
+    check_base(context, stored)
+    ready = prepare(context, stored, merged, say)
+    with complete_folder(out.resolve(), content_of(stored, merged) if ready.plan else None) as staged:
+        ready.save(staged, ranks)
         _refuse_empty(staged)
-        if untied:
-            check_loads(model, staged)
-        processor = context.fresh_processor()  # a task may have set its own to a language
-        if context.model_spec.family.chats:
-            template = Template.load(processor, recipe.data)
-            if processor.chat_template is None or recipe.data.template:
-                processor.chat_template = template.text
-            end_turns(staged, model, template)
-        whole = [path.parent for path in staged.glob("*/config.json")]  # of several tasks each is complete by itself
-        for folder in [staged, *whole]:
-            processor.save_pretrained(folder)
+        add_processor(context, ready.model, staged)
         if context.labels:
             shutil.copy(run.labels, staged / run.labels.name)
         made: dict[str, Any] = {"run": run.read().name, "step": stored.progress.step}
@@ -138,20 +114,100 @@ def write(
         (staged / MARK).write_text(json.dumps(made) + "\n")
         check_target(out)
         may_publish()
+        drop_notes(staged)
 
 
-def tied_target(model: Any) -> str | None:
-    """A layer with an adapter whose weight is another layer's too (embeddings and the head)."""
-    owners = Counter(id(weight) for module in model.modules() for weight in module._parameters.values())
-    layers = ((name, module) for name, module in model.named_modules() if hasattr(module, "lora_A"))
-    return next((name for name, layer in layers if owners[id(layer.base_layer.weight)] > 1), None)
+@dataclass(frozen=True)
+class Ready:
+    """What is about to be written.
+
+    Attributes:
+        model: as transformers or PEFT save it; with the weights that are written, unless there is a plan for them.
+        untied: whether transformers may make another model of what is written.
+    """
+
+    model: Any
+    plan: ExportPlan | None = None
+    untied: bool = False
+
+    def save(self, folder: Path, ranks: int) -> None:
+        if self.plan is None:
+            self.model.save_pretrained(folder)
+        else:
+            self.model.save_pretrained(folder, state_dict={})  # all but the weights
+            write_weights(folder, self.plan, ranks)
+        if self.untied:
+            check_loads(self.model, folder)
 
 
-def untied_copies(model: Any) -> bool:
-    """Whether a module was trained as a copy (`modules_to_save`) and shares a weight with another one in the base."""
-    owners = Counter(id(weight) for module in model.modules() for weight in module._parameters.values())
-    copied = (module.original_module for module in model.modules() if hasattr(module, "original_module"))
-    return any(owners[id(weight)] > 1 for module in copied for weight in module.parameters())
+def prepare(context: RunContext, stored: Stored, merged: bool, say: Callable[[str], None]) -> Ready:
+    """The model to write: without the weights of the base, if that can be; this is where it is decided."""
+    try:
+        return configured(context, apart(context, Stored(stored.folder, mapped=False), merged))
+    except (NeedsWhole, NotImplementedError, RuntimeError) as reason:  # torch's, of what cannot be done on "meta"
+        say(f"the export loads the whole model into memory: {first_line(reason)}")
+    check_memory(context)
+    return configured(context, whole(context, stored, merged))
+
+
+def configured(context: RunContext, ready: Ready) -> Ready:
+    """With what the base leaves open and a task writes into the configuration: the filler of a decoder that
+    classifies."""
+    context.task(ready.model.get_base_model() if hasattr(ready.model, "get_base_model") else ready.model)
+    return ready
+
+
+def apart(context: RunContext, stored: Stored, merged: bool) -> Ready:
+    """With an adapter in memory, or nothing. Raises NeedsWhole, or UserError if the adapter cannot be merged."""
+    if merged or isinstance(context.recipe.adapter, NoAdapter | Partial):
+        plan = plan_export(context, stored, merged)
+        return Ready(plan.model, plan)
+    model, weights = load_bare(context, stored)
+    fill_adapter(model, weights, stored)
+    if isinstance(context.recipe.adapter, AdaLora):
+        adapters.prune(model, stored.adapter.get("pattern", {}))
+    return Ready(model)
+
+
+def whole(context: RunContext, stored: Stored, merged: bool) -> Ready:
+    """With all weights in memory. Raises UserError if the adapter cannot be merged."""
+    model = load_trained(context, stored)
+    if not merged:
+        return Ready(model)
+    check_merges(model)
+    untied = untied_copies(model)
+    return Ready(model.merge_and_unload(), untied=untied)
+
+
+def check_memory(context: RunContext) -> None:
+    """Raises UserError if the whole model needs more than this process may use, instead of being killed."""
+    with torch.device("meta"):
+        elements = sum(parameter.numel() for parameter in context.shape().parameters())
+    needed, given = elements * base_model.DTYPES[context.recipe.engine.dtype].itemsize, memory_given()
+    if needed > given:
+        raise UserError(
+            f"the export of this model needs {needed / 1e9:,.1f} GB of host memory and {given / 1e9:,.1f} GB may be "
+            f"used here; on a machine with more: distft export {context.run.path} OUT"
+        )
+
+
+def content_of(stored: Stored, merged: bool) -> str:
+    """A short name of all that decides the bytes of an export."""
+    manifest = (stored.folder / store.MANIFEST).read_text(encoding="utf-8")
+    parts = [manifest, stored.identity.base, str(merged), *map(version, LIBRARIES)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def add_processor(context: RunContext, model: Any, folder: Path) -> None:
+    """The tokenizer, with the template that the run was trained with, beside each model that is complete by itself."""
+    processor = context.fresh_processor()  # a task may have set its own to a language
+    if context.model_spec.family.chats:
+        template = Template.load(processor, context.recipe.data)
+        if processor.chat_template is None or context.recipe.data.template:
+            processor.chat_template = template.text
+        end_turns(folder, model, template)
+    for place in [folder, *(path.parent for path in folder.glob("*/config.json"))]:
+        processor.save_pretrained(place)
 
 
 def check_loads(model: Any, folder: Path) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from distft.checkpoint.state import Stored
-from distft.model import adapters, attention, base_model, export
+from distft.model import adapters, attention, bare, base_model, export
 from distft.model.context import RunContext
 from distft.model.weight_files import WeightFiles
 from distft.recipe.adapters import AdaLora
@@ -99,15 +99,18 @@ def outline(context: RunContext, stored: Stored | None) -> Outline:
             parts[name], files["" if name is None else f"parts.{name}."] = part, found
         model = join_models(parts)
         if stored is not None:
-            model = export.attach(context, model, stored)
+            adapter, steps = bare.unstarted(recipe.adapter), int(stored.adapter.get("total", 0))
+            model = adapters.attach(model, adapter, context.model_spec, str(context.base), steps)
     for name, buffer in _persistent(model):
         for prefix, held in files.items():
             inner = name.removeprefix(adapters.PREFIX).removeprefix(prefix)
             if inner in held.names:
                 buffer.copy_(held.read(inner))
     if stored is not None:
-        export.check_weights(context, model, stored)
-        export.fill_buffers(model, stored)
+        bare.check_fits(context, stored, model)
+        buffers = dict(model.named_buffers())
+        for name, value in stored.buffers():
+            buffers[name].copy_(value)
     ranks = recipe.adapter.init_r if isinstance(recipe.adapter, AdaLora) else 0
     made = Outline(model.eval(), files, stored, ranks, recipe.train.seed)
     made.check()

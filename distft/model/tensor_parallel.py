@@ -15,7 +15,7 @@ import torch.distributed as td
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from distft.checkpoint.state import Stored
-from distft.model import adapters, attention, base_model, export
+from distft.model import adapters, attention, base_model, shared_weights
 from distft.model.context import RunContext
 from distft.model.outline import Indivisible, Outline
 from distft.recipe.adapters import Lora, NoAdapter, Partial
@@ -48,7 +48,7 @@ def check(context: RunContext, made: Outline, ranks: int) -> None:
     plain = isinstance(adapter, NoAdapter | Partial) or (isinstance(adapter, Lora) and not adapter.dora)
     if made.stored is not None and not plain:
         raise Indivisible("its adapter cannot be merged part by part")
-    if (tied := export.tied_target(made.model)) is not None or export.untied_copies(made.model):
+    if (tied := shared_weights.tied_target(made.model)) is not None or shared_weights.untied_copies(made.model):
         raise Indivisible(f"an adapter is on {tied or 'a layer'} that shares its weight with another layer")
     settings = base.config.get_text_config()
     for name in ("num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,12 +62,13 @@ class WeightFiles:
         self.places, self.missing, self.transforms = dict(places), frozenset(missing), transforms
 
     @classmethod
-    def of(cls, folder: Path, model: Any) -> WeightFiles | None:
+    def of(cls, folder: Path, model: Any, replaces: Callable[[str], bool] = lambda name: False) -> WeightFiles | None:
         """None where files and names do not correspond one to one: other files than safetensors, weights that are
         quantised, or that transformers fuses or divides, or that have other shapes than in the model.
 
         Args:
             model: one of transformers' models; only its names and shapes are looked at, so it may be on "meta".
+            replaces: whether what is stored under a name, in another shape than the model's, counts as missing.
         """
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
@@ -86,9 +87,11 @@ class WeightFiles:
                 name, fused = rename_source_key(key, [], [], prefix, tensors)
             if name not in tensors and fused is None:
                 continue  # transformers leaves it out too, such as the head of another task
-            if fused is not None or name in places or place.shape != _shape_of(tensors[name]):
+            fits = fused is None and place.shape == _shape_of(tensors[name])
+            if name in places or not (fits or (fused is None and replaces(name))):
                 return None
-            places[name] = place
+            if fits:
+                places[name] = place
         if not _tie(tensors, places):
             return None
         return cls(places, tensors.keys() - places.keys(), [one for one in transforms if one.was_used()])

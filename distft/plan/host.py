@@ -1,4 +1,4 @@
-"""Moments of host memory: of one rank whose device is a GPU, and of the export, a process of its own.
+"""Moments of host memory: of one rank whose device is a GPU, and of the export, whose processes come later.
 
 The file of the base model is mapped. Its pages are shared by the ranks of a node and given back when others want them,
 so they count only where a process needs them all at once.
@@ -12,10 +12,12 @@ from distft.plan.case import Case
 from distft.plan.moments import FILE, copies
 from distft.plan.placement import pinned
 from distft.plan.prediction import EXPORT, Moment
-from distft.plan.process import IMPORTS, process_bytes
+from distft.plan.process import IMPORTS, OWN, process_bytes
 from distft.recipe.adapters import Layers
 
 Terms = dict[str, int]
+STRETCH = 1 << 22  # elements that an export reads at a time
+PIECE = 256 << 20  # bytes that one of its processes writes at a time, at least
 
 
 def host_moments(case: Case) -> Iterator[Moment]:
@@ -36,6 +38,29 @@ def _loaded(case: Case) -> int:
 
 
 def _export(case: Case) -> Terms:
+    """The weights of an adapter; of a whole model what each process that writes holds of it at a time."""
+    if _is_loaded_whole(case):
+        return _whole_export(case)
+    process, width, trained = process_bytes(case, "end"), case.sharding.weight_bytes, case.sizes[0]
+    if isinstance(case.recipe.adapter, Layers):
+        return {"process": process, "trained weights": width * sum(trained), "pieces": _pieces(width)}
+    writers = min(case.per_node, -(-width * case.model.parameters // PIECE))
+    return {"process": process, "pieces": writers * (_pieces(width) + (OWN["loading"] if writers > 1 else 0))}
+
+
+def _pieces(width: int) -> int:
+    """A stretch of a weight as it is read, in fp32 from the checkpoint, and as it is written."""
+    return (4 + 4 + width) * STRETCH
+
+
+def _is_loaded_whole(case: Case) -> bool:
+    """Where the model cannot be written a tensor at a time. Experts are fused when they are loaded; an adapter beside
+    them is written without them."""
+    fused = any(many.feed_forward.experts for stack in case.model.stacks for many in stack.layers)
+    return len(case.recipe.parts()) > 1 or (fused and not isinstance(case.recipe.adapter, Layers))
+
+
+def _whole_export(case: Case) -> Terms:
     """The base model in the run's numbers, unless nobody reads it as it is, and the checkpoint's trained weights."""
     width, elements = case.sharding.weight_bytes, case.model.parameters
     converted = width != case.file_width

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
+
+from distft.process import stop_signals
 
 MARGIN = 1.5  # of the slowest step and the slowest save seen
 RECENT_STEPS = 20
+GRACE_SECONDS = 20.0  # that a stop leaves at least: SLURM kills 30 seconds after it, unless told otherwise
 LEAVE_SECONDS = 15.0  # to draw the chart, to let W&B finish, and for the batch script to ask for the next attempt
 
 
@@ -35,6 +39,15 @@ class Clock:
     def room(self) -> float:
         """Seconds that a step, a save and the way out take, generously."""
         return MARGIN * (max(self._steps, default=0.0) + self._save) + LEAVE_SECONDS
+
+    def leaves_less_than(self, seconds: float) -> bool:
+        """Whether this process may be killed before what takes so long is done: its time is nearly over, or a stop was
+        requested, of which nobody says how long it leaves."""
+        stopped = stop_signals.seconds_ago()
+        ends = [] if self._ends is None else [self._ends - time.monotonic() - LEAVE_SECONDS]
+        return (
+            min([*ends, *([] if stopped is None else [GRACE_SECONDS - stopped])], default=math.inf) < MARGIN * seconds
+        )
 
     def out_of_time(self) -> bool:
         """Whether to stop now."""

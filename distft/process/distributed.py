@@ -157,7 +157,13 @@ def barrier() -> None:
     td.barrier()
 
 
-def on_rank_0(ranks: Ranks, key: str, work: Callable[[], Any], may_stop: bool = True) -> Any:
+def on_rank_0(
+    ranks: Ranks,
+    key: str,
+    work: Callable[[], Any],
+    may_stop: bool = True,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Any:
     """Rank 0 works, the others wait for its result; no collective, so nothing times out however long it takes.
 
     The others show that they live as long as the work gets on, and those on other nodes somewhat longer: if it hangs,
@@ -167,6 +173,7 @@ def on_rank_0(ranks: Ranks, key: str, work: Callable[[], Any], may_stop: bool = 
         key: a name used once in an attempt.
         work: returns something JSON can hold.
         may_stop: whether a rank that waits leaves when a stop is requested; not where there are steps to save first.
+        meanwhile: what a rank that waits does again and again; it moves by itself if that takes long.
 
     Raises:
         Preempted: a stop was requested of this process while it waited.
@@ -179,16 +186,20 @@ def on_rank_0(ranks: Ranks, key: str, work: Callable[[], Any], may_stop: bool = 
         pulse.at(f"the end of rank 0's work on {key}")
         return result
     pulse.at(f"the end of rank 0's work on {key}")
-    wait_for_rank_0(ranks, key, moved, 0.0 if ranks.rank == ranks.local_rank else HEAD_START_SECONDS, may_stop)
+    head_start = 0.0 if ranks.rank == ranks.local_rank else HEAD_START_SECONDS
+    wait_for_rank_0(ranks, key, moved, head_start, may_stop, meanwhile)
     return json.loads(ranks.store.get(key))
 
 
-def wait_for_rank_0(ranks: Ranks, key: str, moved: str, head_start: float, may_stop: bool) -> None:
+def wait_for_rank_0(
+    ranks: Ranks, key: str, moved: str, head_start: float, may_stop: bool, meanwhile: Callable[[], None]
+) -> None:
     """Until there is a value under `key`; moves as the number under `moved` does, and `head_start` seconds longer."""
     last, changed, pause = b"", time.monotonic(), POLL_SECONDS
     while not ranks.store.check([key]):
         if may_stop:
             stop_signals.check()
+        meanwhile()
         if ranks.store.check([moved]) and (now := ranks.store.get(moved)) != last:
             last, changed = now, time.monotonic()
             pulse.moving()

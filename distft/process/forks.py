@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from distft.errors import RunFailed, UserError
-from distft.process import environment, lifetime, stop_signals
+from distft.process import environment, lifetime, pulse, stop_signals
 
 GRACE_SECONDS = 10.0  # between the word to stop and a kill
 POLL_SECONDS = 0.01
@@ -80,6 +80,7 @@ class Forks:
             os.environ[environment.PARENT] = str(parent)
             lifetime.die_with_parent()
             lifetime.name("distft-child")
+            pulse.silence()
             gc.freeze()  # what was made before stays: to look at it would copy the memory that is shared
             for number in stop_signals.SIGNALS:
                 signal.signal(number, signal.SIG_IGN)

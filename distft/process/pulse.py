@@ -85,6 +85,12 @@ def begin() -> None:
     _pulse.begin()
 
 
+def silence() -> None:
+    """For a forked process, which is no rank: nobody sees what it counts. A lock of its parent may be held for ever."""
+    global _pulse
+    _pulse = _Pulse()
+
+
 def at(place: str) -> None:
     """This rank has come to `place`. All ranks must pass the same places in the same order."""
     _pulse.at(place)

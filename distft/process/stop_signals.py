@@ -23,7 +23,7 @@ _received: list[tuple[signal.Signals, float]] = []
 
 
 def _on_signal(signum: int, _frame: FrameType | None) -> None:
-    _received.append((signal.Signals(signum), time.time()))
+    _received.append((signal.Signals(signum), time.monotonic()))
 
 
 def listen() -> None:
@@ -60,6 +60,11 @@ def received() -> list[signal.Signals]:
 def requested() -> bool:
     """Whether a stop was requested of this process."""
     return bool(_received)
+
+
+def seconds_ago() -> float | None:
+    """How long ago the first stop was requested of this process; None: there was none."""
+    return time.monotonic() - _received[0][1] if _received else None
 
 
 def check() -> None:

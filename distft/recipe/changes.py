@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distft.errors import UserError
-from distft.recipe.schema import Checkpoint, Data, Engine, Track, Train
+from distft.recipe.checkpoint import Checkpoint
+from distft.recipe.schema import Data, Engine, Track, Train
 
 Rule = Literal["harmless", "to be allowed", "refused"]
 

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from distft.recipe.adapters import Adapter, NoAdapter
 from distft.recipe.batch import AUTO, Checkpointing, RowsAtOnce
+from distft.recipe.checkpoint import Checkpoint
 from distft.recipe.section import Day, Encoding, Fraction, Place, Positive, Scalar, Section, Text
 from distft.recipe.sources import DataSource, Format, Spec, completed
 from distft.recipe.tasks import AnyTask, CausalLM, MultiTask, Overlong, SubTask, TaskPart
@@ -248,11 +249,6 @@ class Engine(Section):
         if self.reduce == "step" and self.offload_optimizer:
             raise ValueError("reduce: step keeps whole gradients on the device; it does not go with offload_optimizer")
         return self
-
-
-class Checkpoint(Section):
-    every: Positive = Field(100, description="steps between checkpoints")
-    keep: Positive = Field(2, description="number of newest checkpoints to keep")
 
 
 class Track(Section):

@@ -17,27 +17,6 @@ def of_parts(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def remembered_each(files: Sequence[Path], memory: Path, compute: Callable[[Path], str]) -> list[str]:
-    """What `compute` returns for each of these files; from `memory` where its name, size and time are as they were.
-
-    Each is remembered when it is there, so a process that was stopped among tens of gigabytes is continued.
-    """
-    known: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        read = json.loads(memory.read_text(encoding="utf-8"))
-        known = read if isinstance(read, dict) else {}
-    digests = []
-    for path in files:
-        signature = [path.stat().st_size, path.stat().st_mtime_ns]
-        entry = known.get(str(path))
-        if not (isinstance(entry, list) and entry[:2] == signature):
-            entry = known[str(path)] = [*signature, compute(path)]
-            with suppress(OSError):  # an economy only
-                write_atomically(memory, json.dumps(known, indent=1))
-        digests.append(str(entry[-1]))
-    return digests
-
-
 def remembered(files: Sequence[Path], memory: Path, compute: Callable[[], str]) -> str:
     """What `compute` returns for these files; from `memory` where name, size and time of each are as they were.
 

@@ -36,15 +36,20 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 @contextmanager
-def complete_folder(path: Path) -> Iterator[Path]:
-    """An empty folder beside `path` to fill. It takes the place of `path`, which may be absent or a folder, when the
-    block ends without an exception. The next call for the same `path` removes what a killed process left, and what one
-    that was given up still writes, which then fails.
+def complete_folder(path: Path, content: str | None = None) -> Iterator[Path]:
+    """A folder beside `path` to fill. It takes the place of `path`, which may be absent or a folder, when the block
+    ends without an exception. The next call for the same `path` removes what a killed process left, and what one that
+    was given up still writes, which then fails.
+
+    Args:
+        content: a short name of what is written. What a process left that wrote the same is there again, to be
+            continued. Default: the folder is empty.
     """
+    staged = path.with_name(f".{path.name}.staged-{content or secrets.token_hex(4)}")
     for left in path.parent.glob(f".{glob.escape(path.name)}.staged-*"):
-        shutil.rmtree(left, ignore_errors=True)
-    staged = path.with_name(f".{path.name}.staged-{secrets.token_hex(4)}")
-    staged.mkdir(parents=True)
+        if left != staged:
+            shutil.rmtree(left, ignore_errors=True)
+    staged.mkdir(parents=True, exist_ok=content is not None)
     yield staged
     staged.stat()  # raises if another writer has removed it; what is in its place then is newer
     if path.exists():

@@ -68,6 +68,11 @@ class Attempt:
     failed_on: str | None = None  # the host whose processes failed first, where it may be the host's doing
 
 
+def only_export(path: Path) -> str:
+    """What there is to do with a run that is trained and has no export."""
+    return f"all steps are done and saved; final/ alone is missing: distft resume {path}, or distft export {path} OUT"
+
+
 def new_id() -> str:
     return secrets.token_hex(8)
 

@@ -23,14 +23,14 @@ from distft.metrics.scores import Report
 from distft.recipe.schema import Data
 from distft.recipe.tasks import CausalLM
 from distft.run.digest import of_parts
-from distft.tasks.protocol import MICRO_BATCHES, ModelSpec, Outcome, Setting, TaskSpec, mean, only
+from distft.tasks.protocol import MICRO_BATCHES, Each, ModelSpec, Outcome, Setting, TaskSpec, mean, only
 from distft.tasks.shared.boundaries import FLATTENED
 from distft.tasks.shared.causal_rows import CausalBatch, Rows
 from distft.tasks.shared.chunked_head import Call, ChunkedHead
 from distft.tasks.shared.generation import continued
 from distft.tasks.shared.position_limits import positions
 from distft.tasks.shared.routers import ROUTER, Routers, balance, find_routers
-from distft.tasks.shared.token_scores import add_outcomes, report_token_scores, score_tokens, scores_of
+from distft.tasks.shared.token_scores import add_outcomes, report_token_scores, score_tokens, scores_of, sum_and_each
 from distft.tasks.shared.tokenizer_family import DECODER
 
 TOKENS = "tokens"  # the name of the loss and of its count
@@ -195,18 +195,30 @@ class Causal:
         return self._routers if self._routers is not None and self._routers.weight else None
 
     def loss(self, model: Any, batch: CausalBatch) -> dict[str, torch.Tensor]:
-        routers = self._balanced
-        optional = {} if routers is None else {"output_router_logits": True}
         if self.head is not None:
-            output = self.head.sum_of_losses(self._call(model, batch, optional))
-            losses = {TOKENS: output.loss}
-        else:
-            output = self._output(model, batch, {**self._kept(batch), **optional})
-            logits = output.logits.flatten(0, 1)[batch.at]
-            losses = {TOKENS: functional.cross_entropy(logits.float(), batch.targets, reduction="sum")}
-        if routers is not None:
-            losses[ROUTER] = balance(output.router_logits, routers.chosen, batch.real)
-        return losses
+            return self.loss_and_each(model, batch)[0]
+        output = self._output(model, batch, {**self._kept(batch), **self._asked})
+        logits = output.logits.flatten(0, 1)[batch.at]
+        total = functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
+        return {TOKENS: total, **self._terms(output, batch)}
+
+    def loss_and_each(self, model: Any, batch: CausalBatch) -> tuple[dict[str, torch.Tensor], Each]:
+        if self.head is not None:
+            output, each = self.head.sum_and_each(self._call(model, batch, self._asked))
+            return {TOKENS: output.loss, **self._terms(output, batch)}, Each(each, batch.owners)
+        output = self._output(model, batch, {**self._kept(batch), **self._asked})
+        total, each = sum_and_each(output.logits.flatten(0, 1)[batch.at].float(), batch.targets)
+        return {TOKENS: total, **self._terms(output, batch)}, Each(each, batch.owners)
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        """What the model is asked for besides."""
+        return {} if self._balanced is None else {"output_router_logits": True}
+
+    def _terms(self, output: Any, batch: CausalBatch) -> dict[str, torch.Tensor]:
+        if (routers := self._balanced) is None:
+            return {}
+        return {ROUTER: balance(output.router_logits, routers.chosen, batch.real)}
 
     def each_loss(self, model: Any, batch: CausalBatch, optional: Mapping[str, Any]) -> torch.Tensor:
         """Of each target, fp32 [N]. `optional`: what else the model is given."""

@@ -20,11 +20,18 @@ from distft.errors import UserError
 from distft.metrics.scores import Report
 from distft.recipe.tasks import MaskedLM
 from distft.run.digest import of_parts
-from distft.tasks.protocol import ModelSpec, Outcome, Setting, TaskSpec, mean
+from distft.tasks.protocol import Each, ModelSpec, Outcome, Setting, TaskSpec, mean
 from distft.tasks.shared.chunked_head import Call, ChunkedHead
 from distft.tasks.shared.lengths import Lengths
 from distft.tasks.shared.padding import COLUMNS, DROPPED, SPLIT, TRUNCATED, Inputs, Padded, digest_of
-from distft.tasks.shared.token_scores import add_outcomes, perplexity, report_token_scores, score_tokens, scores_of
+from distft.tasks.shared.token_scores import (
+    add_outcomes,
+    perplexity,
+    report_token_scores,
+    score_tokens,
+    scores_of,
+    sum_and_each,
+)
 from distft.tasks.shared.tokenizer_family import ENCODER
 
 TOKENS = "tokens"
@@ -206,8 +213,15 @@ class Masked:
 
     def loss(self, model: Any, batch: MaskedBatch) -> dict[str, torch.Tensor]:
         if self.head is not None:
-            return {TOKENS: self.head.sum_of_losses(self._call(model, batch)).loss}
+            return self.loss_and_each(model, batch)[0]
         return {TOKENS: functional.cross_entropy(self._logits(model, batch), batch.targets, reduction="sum")}
+
+    def loss_and_each(self, model: Any, batch: MaskedBatch) -> tuple[dict[str, torch.Tensor], Each]:
+        if self.head is not None:
+            output, each = self.head.sum_and_each(self._call(model, batch))
+            return {TOKENS: output.loss}, Each(each, batch.owners)
+        total, each = sum_and_each(self._logits(model, batch), batch.targets)
+        return {TOKENS: total}, Each(each, batch.owners)
 
     def predict(self, model: Any, batch: MaskedBatch) -> list[Outcome]:
         if self.head is not None:

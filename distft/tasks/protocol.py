@@ -71,6 +71,23 @@ class Foresees(Protocol):
         """The sum of `counts` over all micro-batches of a step. None: only the batches tell."""
 
 
+@dataclass(frozen=True)
+class Each:
+    """The parts of a loss, without gradients: of each target its loss, fp32 [N], and the document of the batch that it
+    is of, int64 [N]."""
+
+    losses: torch.Tensor
+    owners: torch.Tensor
+
+
+@runtime_checkable
+class TellsEach(Protocol):
+    """What a task may have besides, so that a run records the loss of each of several sources."""
+
+    def loss_and_each(self, model: Any, batch: Any) -> tuple[dict[str, torch.Tensor], Each]:
+        """What `loss` gives, to the bit, and the parts of its first term."""
+
+
 def foreseen(task: Learned[Any], census: Census) -> dict[str, int] | None:
     """As far as the task can."""
     return task.foreseen(census) if isinstance(task, Foresees) else None
@@ -199,7 +216,7 @@ class TaskSpec:
     Attributes:
         texts: the texts of a record, to train a tokenizer on.
         encoder: turns records into documents; raises UserError if the tokenizer is not fit for it.
-        build: the task over a model; raises UserError if the model is not fit for it.
+        build: the task over a model, whose weights may have no values yet; raises UserError if it is not fit for it.
         labels: None if it tells no labels apart.
         input_field: the field of a record that `predict` is given alone: a text, or the path of a recording.
         takes_decoding: `predict` chooses words as `Decoding` says.

@@ -18,6 +18,7 @@ from distft.process import distributed
 from distft.process.console import Console
 from distft.process.distributed import Ranks
 from distft.recipe.schema import Recipe
+from distft.run.folder import RunDir
 from distft.tasks.causal_lm import Causal
 from distft.tasks.dpo import Preference
 from distft.tasks.protocol import Learned
@@ -28,6 +29,11 @@ from distft.training import encoder_trial, pair_trial
 _SIZES = (6, 5, 1, 3)  # tokens of the documents of a trial
 _WRONG = "varlen does not give this model what it makes of each document alone"
 _WINDOWS = ("sliding_window", "attention_chunk_size")  # how transformers' configurations name the reach of attention
+
+
+def is_ahead(run: RunDir, recipe: Recipe) -> bool:
+    """Whether there may still be a trial in a run that has a checkpoint: one that had none when it began."""
+    return recipe.model.attention == VARLEN and not run.attention.exists()
 
 
 def settle(context: RunContext, task: Learned[Any], engine: Engine, ranks: Ranks, console: Console) -> None:

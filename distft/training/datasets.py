@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -16,15 +16,16 @@ from distft.data import row_index, token_cache
 from distft.data.bad_records import listing
 from distft.data.blend import Blend
 from distft.data.corpus import CacheFolder, Corpus
+from distft.data.crew import Crew
 from distft.data.cutting import cut_to_rows
+from distft.data.leftovers import SEVERAL
 from distft.data.loader import Loader, RowLoader, RowOrder, Shuffle, Slots
 from distft.data.mixture import CYCLE, Ingredient, Mixture, shares, weights_of
 from distft.data.packing import Rows, bucket, one_per_row, pack
-from distft.data.records import Cuts
 from distft.data.sources import Source, sources_of
 from distft.errors import UserError
 from distft.model.context import RunContext
-from distft.process import distributed, pulse, stop_signals
+from distft.process import distributed, stop_signals
 from distft.process.console import Console
 from distft.process.distributed import Ranks
 from distft.recipe.schema import Recipe
@@ -32,6 +33,7 @@ from distft.recipe.sources import Which
 from distft.recipe.tasks import TaskName, TaskPart
 from distft.run.digest import of_parts
 from distft.tasks.protocol import ModelSpec
+from distft.training.filling import Helper, fill_cache, name_of
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,13 @@ def packs(recipe: Recipe, spec: ModelSpec) -> bool:
 def open_dataset(
     context: RunContext, part: TaskPart, which: Which, packed: bool, ranks: Ranks, console: Console
 ) -> Dataset | None:
-    """Documents from the cache, which rank 0 fills if need be, and the rows they share, which it computes for the
-    others. Only rank 0 asks for the encoder, and with it for a tokenizer. None where the recipe names no such data."""
+    """Documents from the cache, which rank 0 fills if need be, with help of other ranks, and the rows they share, which
+    it computes for the others. None where the recipe names no such data."""
     read, spec, recipe = sources_of(part, which), context.model_spec, context.recipe
     if not read:
         return None
     name = name_of(part, which)
-    first: list[Dataset] = []
+    key, first = f"tokens/{name}", list[Dataset]()
 
     def open_folders(folders: Sequence[Path], contents: Sequence[str]) -> Dataset:
         corpus = Corpus(*opened(context, part, which, folders))
@@ -100,9 +102,10 @@ def open_dataset(
 
     def build_cache() -> tuple[list[str], list[str], int]:
         folders, contents, bad = [], [], 0
-        for source in read:
+        for number, source in enumerate(read):
             with listing(context.run.bad_records, name_of(part, which, source), source) as listed:
-                folders.append(fill_cache(context, part, which, source, console, stop_signals.check))
+                crew = Crew(ranks.store, key, number)
+                folders.append(fill_cache(context, part, which, source, console, stop_signals.check, crew=crew))
                 listed += token_cache.left_out(folders[-1], source)
                 bad += len(listed)
             encoder = context.encoder(part.name, source)
@@ -110,7 +113,8 @@ def open_dataset(
         first.append(open_folders(folders, contents))
         return list(map(str, folders)), contents, bad
 
-    paths, contents, bad = distributed.on_rank_0(ranks, f"tokens/{name}", build_cache)
+    meanwhile = Helper(context, part, which, ranks, Crew(ranks.store, key)).help_out
+    paths, contents, bad = distributed.on_rank_0(ranks, key, build_cache, meanwhile=meanwhile)
     stop_signals.check()
     found = first[0] if first else open_folders(list(map(Path, paths)), contents)
     corpus = found.corpus
@@ -123,37 +127,6 @@ def open_dataset(
     for warning in corpus.meta.warnings.values():
         console.say(f"warning: {warning}")
     return found
-
-
-def name_of(part: TaskPart, which: Which, source: Source | None = None) -> str:
-    """For people: "train", or "train of NAME" where there are several tasks; with the source, where it is one of
-    several."""
-    name = f"{which} of {part.name}" if part.name else which
-    several = len(part.train if which == "train" else part.eval) > 1
-    return f"{name}: {source.title}" if source is not None and several else name
-
-
-def fill_cache(
-    context: RunContext,
-    part: TaskPart,
-    which: Which,
-    source: Source,
-    console: Console,
-    check_stop: Callable[[], None],
-    workers: int | None = None,
-    verify: bool = False,
-) -> Path:
-    """The cache folder of a source, written first unless it is there already. See `token_cache.build_cache`."""
-    cache = context.recipe.data.cache
-    with console.bar(f"data.{name_of(part, which, source)}: records", total=None) as bar:
-
-        def show(number: int) -> None:
-            pulse.moving()
-            bar.at(number, "")
-
-        encoder = context.encoder(part.name, source)
-        whole = encoder.uncut if isinstance(encoder, Cuts) else encoder
-        return token_cache.build_cache(source, whole, cache, check_stop, show, bar.expect, workers, console.say, verify)
 
 
 def opened(context: RunContext, part: TaskPart, which: Which, folders: Sequence[Path]) -> list[CacheFolder]:
@@ -208,7 +181,7 @@ def beside(folders: Sequence[Path]) -> Path:
     if len(folders) == 1:
         return folders[0]
     name = "+".join(folder.name for folder in folders)
-    return folders[0].with_name(hashlib.sha256(name.encode()).hexdigest())  # there is no such folder
+    return folders[0].with_name(SEVERAL + hashlib.sha256(name.encode()).hexdigest())  # there is no such folder
 
 
 def apart(data: Mapping[TaskName, Dataset], recipe: Recipe, spec: ModelSpec) -> dict[TaskName, Dataset]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from distft.data.loader import Loader, MicroBatch
+from distft.data.loader import Census, Loader, MicroBatch
+from distft.data.records import Document
 from distft.errors import UserError
 from distft.process import pulse
 from distft.tasks.protocol import Learned, collated, foreseen
@@ -22,18 +23,30 @@ END_SECONDS = 5.0  # that the end of a run waits for a thread that is in the mid
 
 @dataclass(frozen=True)
 class Fed:
-    """A micro-batch on the device; `last`: of this rank's in the step."""
+    """A micro-batch on the device.
+
+    Attributes:
+        last: of this rank's in the step.
+        sources: which of several each of its documents is from, int64 [documents], there too; None: there is one.
+    """
 
     micro: MicroBatch
     batch: Any
     last: bool
+    sources: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Comes before the micro-batches of a step: the counts of all ranks' ones; None if nobody can foresee them."""
+    """Comes before the micro-batches of a step.
+
+    Attributes:
+        counts: of all ranks' ones; None if nobody can foresee them.
+        census: what the loader's index says of them, if it says anything.
+    """
 
     counts: Mapping[str, int] | None
+    census: Census | None
 
 
 Item = Totals | Fed
@@ -48,15 +61,19 @@ class Feed:
 
     Args:
         steps: how many there are.
+        sources: names of the sources of the data, if there are several.
     """
 
-    def __init__(self, task: Learned[Any], loader: Loader, device: torch.device, steps: int) -> None:
+    def __init__(
+        self, task: Learned[Any], loader: Loader, device: torch.device, steps: int, sources: Sequence[str] = ()
+    ) -> None:
         self._task, self._loader, self._device, self._steps = task, loader, device, steps
+        self.sources = sources
         self._line: _Line | None = None
 
-    def step(self, index: int) -> tuple[Mapping[str, float] | None, Iterable[Fed]]:
-        """Counts of the global batch of step `index`, counted from 0, if they are foreseen, and this rank's
-        micro-batches, which are taken to the end before another step."""
+    def step(self, index: int) -> tuple[Totals, Iterable[Fed]]:
+        """What is known of the global batch of step `index`, counted from 0, and this rank's micro-batches, which are
+        taken to the end before another step."""
         if self._line is None or self._line.next != index:
             self.close()
             self._line = _Line(self._prepared, index, max(self._steps, index + 1))
@@ -64,7 +81,7 @@ class Feed:
         pulse.at(place)
         totals = next(items)
         assert isinstance(totals, Totals)
-        return totals.counts, _announced(items, place)
+        return totals, _announced(items, place)
 
     def close(self) -> None:
         """End the thread. What it has prepared is forgotten."""
@@ -76,11 +93,17 @@ class Feed:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # each thread has its own
         census = self._loader.census(index)
-        yield Totals(None if census is None else foreseen(self._task, census))
+        yield Totals(None if census is None else foreseen(self._task, census), census)
         micros = list(self._loader.step(index))
         for micro in micros:
-            batch = collated(self._task, self._loader.documents(micro), self._device)
-            yield Fed(micro, batch, last=micro is micros[-1])
+            rows = self._loader.documents(micro)
+            yield Fed(micro, collated(self._task, rows, self._device), micro is micros[-1], self._sources_of(rows))
+
+    def _sources_of(self, rows: Sequence[Sequence[Document]]) -> torch.Tensor | None:
+        if not self.sources:
+            return None
+        every = [document.source for row in rows for document in row]
+        return torch.tensor(every, dtype=torch.int64).to(self._device, non_blocking=True)
 
 
 def _announced(fed: Iterator[Item], place: str) -> Iterator[Fed]:

@@ -1,4 +1,4 @@
-"""The export at the end of a run: a process of its own, when no rank is left that could wait for it."""
+"""The export at the end of a run: a process of its own, which starts others, when no rank is left that could wait."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ def write_final(run_dir: Path) -> int:
     pulse.at("the export")
     fence, last = Fence(run, os.environ.get(environment.TOKEN)), run.read().trained
     context = RunContext(run, recipe_of(run))
+    console, ranks = Console(first=True), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     with lone_work():
-        export.write(context, run.final, last=last, may_publish=fence.check)
-    Console(first=True).say(f"finished after step {last}: {run.final}")
+        export.write(context, run.final, last=last, may_publish=fence.check, ranks=ranks, say=console.say)
+    console.say(f"finished after step {last}: {run.final}")
     return DONE
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distft.data.loader import MicroBatch
+from distft.data.loader import Census, MicroBatch
 from distft.engine.lr_schedule import learning_rate
 from distft.errors import DONE, PREEMPTED
 from distft.process import distributed, pulse, stop_signals
@@ -24,13 +24,14 @@ from distft.recipe.load import load_resolved
 from distft.run.chart import draw_chart
 from distft.run.folder import RunDir
 from distft.run.profile import BACKWARD, CHECKPOINT, DATA, FORWARD, OPTIMIZER
-from distft.tasks.protocol import Learned
+from distft.tasks.protocol import Learned, TellsEach
 from distft.training import determinism, feed, non_finite, out_of_memory
 from distft.training.evaluation import ended_early, evaluate_if_due, is_due
 from distft.training.feed import Fed
 from distft.training.non_finite import Trouble
 from distft.training.session import Session
 from distft.training.setup import prepare
+from distft.training.source_losses import SourceLosses, losses_of
 
 
 def run_attempt(run_dir: Path) -> int:
@@ -93,7 +94,8 @@ def step(session: Session, bar: Bar) -> bool:
     number = session.progress.step + 1
     note_saves(session)
     with session.profile.phase(DATA):
-        counts, fed = session.feed.step(session.progress.step)
+        totals, fed = session.feed.step(session.progress.step)
+        counts: Mapping[str, float] | None = totals.counts
         if counts is None:  # the task cannot tell before it has seen them all
             fed = list(fed)
     if counts is None:
@@ -110,13 +112,16 @@ def step(session: Session, bar: Bar) -> bool:
     rate = learning_rate(session.recipe.train, number, session.total_steps)
     with session.profile.phase(OPTIMIZER):
         session.allocator.before_step()
-        losses, norm = passes.read(engine.step(rate))
-    read = session.stream.read(number) if session.stream is not None else 0.0
-    sums = distributed.sum_by_name(losses | passes.sums() | {"stop": float(session.is_to_stop()), "epochs": read})
+        losses, of_sources, norm = passes.read(engine.step(rate))
+    taken = source_figures(totals.census)
+    streamed = session.stream.figures(number) if session.stream is not None else {}
+    stops = {"stop": float(session.is_to_stop())}
+    sums = distributed.sum_by_name(losses | passes.sums() | stops | streamed | of_sources)
     mean, stop = sums["loss"], sums["stop"] > 0
     note_samples(session, number, passes.micros)
     if session.stream is not None:
         session.stream.epochs = sums["epochs"]
+        taken = {name: int(sums[name]) for name in streamed if name != "epochs"}
     if not (math.isfinite(mean) and math.isfinite(norm)):
         non_finite.handle(session, Trouble(number, mean, norm, passes.micros, passes.parts))
         return stop
@@ -130,7 +135,8 @@ def step(session: Session, bar: Bar) -> bool:
     )
     figures = session.meter.step(int(sums["useful_tokens"]), sums["flops"]) | session.memory.step()
     figures |= session.memory.compare(number, last=is_over(session))
-    record_step(session, bar, {name: sums[name] for name in losses}, rate, norm, figures)
+    told = taken | (passes.sources.means(sums) if passes.sources is not None else {})
+    record_step(session, bar, {name: sums[name] for name in losses}, rate, norm, told | figures)
     if allocated:
         session.track.log({"step": number, **allocated, "attempt": session.attempt})
     return stop
@@ -152,20 +158,28 @@ class Passes:
         named: what each named loss adds to the loss, scalars on the device.
         parts: of the loss, one a micro-batch; scalars, fp32, on the device.
         counts: of targets, by name.
+        sources: the losses of each of several sources, if the task tells them apart.
     """
 
     named: dict[str, torch.Tensor]
     counts: Counter[str]
+    sources: SourceLosses | None = None
     micros: list[MicroBatch] = field(default_factory=list)
     parts: list[torch.Tensor] = field(default_factory=list)
     useful_tokens: int = 0
     flops: float = 0.0
 
-    def read(self, norm: torch.Tensor) -> tuple[dict[str, float], float]:
-        """The losses, "loss" first, and the norm: all at once, the only time in a step that we wait for the device."""
+    def read(self, norm: torch.Tensor) -> tuple[dict[str, float], dict[str, float], float]:
+        """The losses, "loss" first, those of sources, and the norm: all at once, the only time in a step that we wait
+        for the device."""
         scalars = [sum(self.parts, start=torch.zeros_like(self.parts[0])), *self.named.values()]
-        values = torch.stack([*(scalar.to(norm.dtype) for scalar in scalars), norm.to(scalars[0].device)]).tolist()
-        return dict(zip(["loss", *(f"loss.{name}" for name in self.named)], values[:-1], strict=True)), values[-1]
+        together = torch.stack([*(scalar.to(norm.dtype) for scalar in scalars), norm.to(scalars[0].device)])
+        if self.sources is not None:
+            together = torch.cat([together.double(), self.sources.sums.flatten()])
+        values: list[float] = together.tolist()
+        losses = dict(zip(["loss", *(f"loss.{name}" for name in self.named)], values, strict=False))
+        of_sources = {} if self.sources is None else self.sources.by_name(values[len(scalars) + 1 :])
+        return losses, of_sources, values[len(scalars)]
 
     def sums(self) -> dict[str, float]:
         """What the ranks add up beside the loss."""
@@ -178,12 +192,14 @@ def backward(session: Session, number: int, fed: Iterable[Fed], factors: Mapping
     task, engine, ranks = session.task, session.engine, session.ranks
     zero = torch.zeros((), device=ranks.device)
     passes = Passes(dict.fromkeys(factors, zero), Counter(dict.fromkeys(task.counted, 0)))
+    if session.feed.sources and isinstance(task, TellsEach):
+        passes.sources = SourceLosses(session.feed.sources, ranks.device)
     for one in taken(session, fed):
         pulse.at(f"step {number}, a micro-batch")
         seed_generators(session.recipe.train.seed, number, one.micro.index, ranks.device)
         with out_of_memory.explained(session.recipe, one.batch):
             with session.profile.phase(FORWARD):
-                losses = task.loss(engine.model, one.batch)
+                losses = losses_of(task, engine.model, one.batch, passes.sources, one.sources)
                 weighted = {name: losses[name] * factors[name] for name in losses}
                 part = sum(weighted.values(), start=zero)
             with session.profile.phase(BACKWARD):  # DeepSpeed divides by the world size
@@ -234,7 +250,7 @@ def record_step(
 
     Args:
         losses: "loss", and what each named loss adds to it as "loss.NAME".
-        figures: what was measured.
+        figures: what was measured, and what it took of each source.
     """
     if session.ranks.first:
         session.fence.check()
@@ -250,16 +266,14 @@ def record_step(
             "epoch": session.epoch,
             "attempt": session.attempt,
             **session.allocator.figures(progress.step),
-            **(source_figures(session) if session.ranks.first else {}),
             **figures,
         }
     )
     bar.at(progress.step, f"loss {losses['loss']:.4f} · {figures['useful_tokens_per_s']:,.0f} useful tokens/s")
 
 
-def source_figures(session: Session) -> dict[str, int]:
-    """How much this step took of each of several sources."""
-    census = session.loader.census(session.progress.step - 1) if session.sources else None
+def source_figures(census: Census | None) -> dict[str, int]:
+    """How much a step takes of each of several sources."""
     if census is None:
         return {}
     found: dict[str, int] = {}
@@ -287,6 +301,8 @@ def note_saves(session: Session) -> None:
         session.clock.saved(saved.seconds)
         figures = {"save_seconds": saved.seconds, "stall_seconds": saved.stall}
         session.track.log({"step": saved.step, **figures, "attempt": session.attempt})
+        for note in saved.notes:
+            session.console.say(note)
 
 
 def tell_how_it_went(session: Session) -> None:

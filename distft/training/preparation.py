@@ -23,7 +23,8 @@ from distft.recipe.sources import Which
 from distft.run.commits import pinned
 from distft.run.folder import RunDir
 from distft.training import hub_commits, repetition
-from distft.training.datasets import fill_cache, name_of, opened
+from distft.training.datasets import opened
+from distft.training.filling import fill_cache, name_of
 from distft.training.preview import without_weights
 
 
@@ -60,6 +61,15 @@ def prepare(recipe: Recipe, workers: int | None, console: Console) -> Iterator[P
         UserError: as a run would that reads these data.
         Preempted: a stop was requested; the next call goes on.
     """
+    try:
+        yield from _prepared(recipe, workers, console)
+    except Preempted:  # whoever noticed it; there is no attempt here, and no step
+        raise Preempted(
+            "stopped on request; what was encoded is kept, and the same command goes on from there"
+        ) from None
+
+
+def _prepared(recipe: Recipe, workers: int | None, console: Console) -> Iterator[Prepared | str]:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed says that it has found none
     logging.disable_progress_bar()
     stop_signals.listen()
@@ -72,13 +82,10 @@ def prepare(recipe: Recipe, workers: int | None, console: Console) -> Iterator[P
             for which, its in folders.items():
                 for source in sources_of(part, which):
                     begun = time.monotonic()
-                    its.append(fill_cache(context, part, which, source, console, _check_stop, workers, verify=True))
+                    its.append(
+                        fill_cache(context, part, which, source, console, stop_signals.check, workers, verify=True)
+                    )
                     bad, meta = len(token_cache.left_out(its[-1], source)), opened(context, part, which, its)[-1].meta
                     yield Prepared(name_of(part, which, source), its[-1], meta, bad, time.monotonic() - begun)
             train, held = (opened(context, part, which, its) for which, its in folders.items())
             yield from repetition.told(part, Corpus(*train), Corpus(*held) if held else None, folders["train"])
-
-
-def _check_stop() -> None:
-    if stop_signals.requested():
-        raise Preempted("stopped on request; what was encoded is kept, and the same command goes on from there")

@@ -8,7 +8,8 @@ from pathlib import Path
 from distft.data.corpus import Corpus
 from distft.data.duplicates import tell_duplicates, tell_twins
 from distft.recipe.tasks import TaskPart
-from distft.training.datasets import beside, name_of
+from distft.training.datasets import beside
+from distft.training.filling import name_of
 
 
 def told(part: TaskPart, train: Corpus, held: Corpus | None, folders: Sequence[Path]) -> Iterator[str]:

@@ -58,7 +58,6 @@ class Session:
     feed: Feed
     held_out: Sequence[HeldOut]
     rows: int  # in an epoch
-    sources: bool  # there are several, of one task at least
     total_rows: int | None  # after which steps are filled up with empty rows; None: never
     total_steps: int
     writer: Writer

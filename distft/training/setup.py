@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -12,18 +13,22 @@ from typing import Any
 
 import torch
 
+from distft.checkpoint import state
+from distft.checkpoint.ahead import Verification
 from distft.checkpoint.state import Identity
 from distft.checkpoint.writer import Writer
 from distft.data import row_counts, templates
 from distft.data.corpus import Corpus
 from distft.data.loader import Slots
-from distft.engine import configuration, deepspeed
+from distft.engine import configuration
 from distft.engine.deepspeed import Engine
+from distft.engine.shards import Shards
 from distft.errors import UserError
-from distft.model import adapters, attention, base_model
+from distft.model import adapters, attention, base_digest, base_model
 from distft.model.adalora import Allocator, NoAllocator, RankAllocator
 from distft.model.context import RunContext
 from distft.model.reached import Reached
+from distft.model.skeleton import Places
 from distft.model.vocabulary import Limits
 from distft.process import distributed, environment, pulse, stop_signals
 from distft.process.console import Console
@@ -91,7 +96,8 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     identity = identify(context, rows_digest(streamed, train, recipe, shares), ranks)
     stop_signals.check()
     pulse.at("the model")
-    engine, task = build_engine(context, ranks, datasets.length(recipe, datasets.rows_of(train))[0], console)
+    total_steps = datasets.length(recipe, datasets.rows_of(train))[0]
+    engine, task = build_engine(context, ranks, total_steps, restored_here(context, verified, ranks), console)
     corpora = [one.corpus for one in (*train.values(), *held.values())]
     limits = Limits.of(context.processor, engine.module, spec.family)
     check_corpora(limits, corpora)
@@ -101,7 +107,6 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         shares = False
         train, held = datasets.apart(train, recipe, spec), datasets.apart(held, recipe, spec)
         identity = replace(identity, rows=rows_digest(streamed, train, recipe, shares))
-    head_chunks.settle(recipe, task, engine, ranks, console)
     rows = datasets.rows_of(train)
     total_steps, total_rows = datasets.length(recipe, rows)
     if ranks.first and streamed is None:
@@ -110,10 +115,11 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
     held_out = [datasets.held_out(settled, spec, part, one, ranks) for part, one in held.items()]
     allocator = make_allocator(recipe, total_steps, engine)
     trainable, total = adapters.parameter_counts(engine.module)
-    tell_zero_stage(recipe, engine, ranks, console)
     console.say(f"model {context.base}: {trainable:,} of {total:,} parameters are trained")
     pulse.at("the checkpoint to continue from")
     progress = restore(run, engine, allocator, identity, verified, console)
+    head_chunks.settle(recipe, task, engine, ranks, console)  # only now does every weight have its value
+    tell_zero_stage(recipe, engine, ranks, console)
     micro_rows = recipe.train.micro_rows
     reference_pass.record_reference(
         run, task, engine, corpora, micro_rows, progress.step, identity.base, ranks, console
@@ -125,8 +131,10 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         stream = Stream(streamed, streamed.loader(settled, spec, slots, limits.check), identity.rows)
         stream.go_on(progress.step, progress.stream)
     loader = stream.loader if stream is not None else datasets.training_loader(settled, spec, train, slots, total_rows)
+    sources = train[None].sources if None in train else ()  # of one task
     fence = Fence(run, os.environ.get(environment.TOKEN))
     meter, memory = make_meter(context, engine, task, ranks, console), MemoryMeter(ranks.device)
+    clock = Clock(stop_signals.deadline(), state_bytes=engine.state_bytes // ranks.world)
     return Session(
         run=run,
         attempt=attempt,
@@ -134,7 +142,7 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         ranks=ranks,
         console=console,
         track=tracking.trackers(recipe, run, ranks.first),
-        clock=Clock(stop_signals.deadline(), state_bytes=engine.state_bytes // ranks.world),
+        clock=clock,
         fence=fence,
         task=task,
         engine=engine,
@@ -143,13 +151,12 @@ def prepare(run: RunDir, recipe: Recipe, ranks: Ranks, console: Console) -> Sess
         memory=memory,
         profile=profile.asked_for(profile.Subject(run, attempt, ranks, console, engine.model, meter, memory)),
         loader=loader,
-        feed=Feed(task, loader, ranks.device, total_steps),
+        feed=Feed(task, loader, ranks.device, total_steps, streamed.sources if streamed is not None else sources),
         held_out=held_out,
         rows=rows,
         total_rows=total_rows if None in train else None,  # of several tasks each goes on with its next epoch
         total_steps=total_steps,
-        sources=any(one.sources for one in train.values()),
-        writer=Writer(run.checkpoints, identity, ranks, recipe.checkpoint.keep, fence),
+        writer=Writer(run.checkpoints, identity, ranks, recipe.checkpoint, fence, clock.leaves_less_than),
         identity=identity,
         progress=progress,
         saved=progress.step,
@@ -185,8 +192,8 @@ def rows_digest(streamed: Streamed | None, train: dict[TaskName, Dataset], recip
 
 def identify(context: RunContext, rows: str, ranks: Ranks) -> Identity:
     """`rows`: digest of the training rows."""
-    run, recipe, family = context.run, context.recipe, context.model_spec.family
-    digest = distributed.on_rank_0(ranks, "digest", lambda: base_model.digest(context.base, run.path / "base.json"))
+    recipe, family = context.recipe, context.model_spec.family
+    digest = base_digest.digest(context.base, ranks)
     tokenizer = distributed.on_rank_0(ranks, "tokenizer", lambda: family.digest(context.processor, recipe))
     versions = {name: version(name) for name in LIBRARIES}
     if family.chats:
@@ -194,12 +201,29 @@ def identify(context: RunContext, rows: str, ranks: Ranks) -> Identity:
     return Identity(digest, rows, tokenizer, versions)
 
 
-def build_engine(context: RunContext, ranks: Ranks, total_steps: int, console: Console) -> tuple[Engine, Learned[Any]]:
-    """The model with its adapter under the engine, and the task over it."""
+def restored_here(context: RunContext, verified: Verification, ranks: Ranks) -> frozenset[str]:
+    """Names of the weights that are not read from the base model's files, since a checkpoint of this run has them."""
+
+    def look() -> list[str]:
+        if attention_trial.is_ahead(context.run, context.recipe):
+            return []
+        return sorted(state.restored_by(verified.folders))
+
+    return frozenset(distributed.on_rank_0(ranks, "weights of checkpoints", look))
+
+
+def build_engine(
+    context: RunContext, ranks: Ranks, total_steps: int, restored: frozenset[str], console: Console
+) -> tuple[Engine, Learned[Any]]:
+    """The model with its adapter under the engine, and the task over it.
+
+    Args:
+        restored: names of weights that `restore` will set.
+    """
     recipe, spec = context.recipe, context.model_spec
     # transformers 5.23 cannot load wav2vec2 and Whisper straight into shards: each rank loads such models whole
-    keep_alive = None if spec.family.hears else deepspeed.sharded_loading(recipe, ranks)
-    model: Any = context.load_model(adapters.quantized(recipe.adapter))
+    shards = None if spec.family.hears else Shards.of(recipe, ranks)
+    model: Any = context.load_model(adapters.quantized(recipe.adapter), Places(shards, restored))
     limit = positions(model) if spec.family.limit == "positions" else None
     if limit is not None and recipe.data.row_tokens > limit:
         raise UserError(f"data.row_tokens {recipe.data.row_tokens} is more than the {limit} positions of the model")
@@ -207,12 +231,11 @@ def build_engine(context: RunContext, ranks: Ranks, total_steps: int, console: C
         console.say(note)
     task = context.task(model)
     rate_of = adapters.rate_of(recipe.train, recipe.adapter, adapters.head_modules(model, spec))
-    model = adapters.attach(model, recipe.adapter, spec, str(context.base), total_steps)
-    stop_signals.check()
-    model.train()
-    engine = Engine(model, recipe, ranks, rate_of)
-    del keep_alive
-    return engine, task
+    with shards.announced() if shards is not None else nullcontext():
+        model = adapters.attach(model, recipe.adapter, spec, str(context.base), total_steps)
+        stop_signals.check()
+        model.train()
+        return Engine(model, recipe, ranks, rate_of), task
 
 
 def tell_labels(context: RunContext, console: Console) -> None:

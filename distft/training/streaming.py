@@ -31,7 +31,8 @@ from distft.process.distributed import Ranks
 from distft.recipe.schema import Recipe
 from distft.run.folder import RunDir
 from distft.tasks.protocol import ModelSpec
-from distft.training.datasets import name_of, opened
+from distft.training.datasets import opened
+from distft.training.filling import name_of
 
 Check = Callable[[Sequence[Document]], None]
 
@@ -56,6 +57,11 @@ class Streamed:
     def _weights(self) -> list[float]:
         """None: all records of all sources are one."""
         return [part.source.weight for part in self.parts if part.source.weight is not None and len(self.parts) > 1]
+
+    @property
+    def sources(self) -> list[str]:
+        """Their names, if there are several."""
+        return [part.source.title for part in self.parts] if len(self.parts) > 1 else []
 
     @property
     def blocks(self) -> int:
@@ -103,12 +109,14 @@ def open_stream(context: RunContext, ranks: Ranks, console: Console) -> Streamed
     parts: list[Part] = []
     for source in sources_of(part, "train"):
         base = sum(before.documents.index.records for before in parts)
-        parts.append(open_source(own, name_of(part, "train", source), source, base, ranks, console))
+        parts.append(open_source(own, name_of(part, "train", source), source, (base, len(parts)), ranks, console))
     return Streamed(parts)
 
 
-def open_source(context: RunContext, name: str, source: Source, base: int, ranks: Ranks, console: Console) -> Part:
-    """One of the sources, see `open_stream`."""
+def open_source(
+    context: RunContext, name: str, source: Source, place: tuple[int, int], ranks: Ranks, console: Console
+) -> Part:
+    """One of the sources, see `open_stream`. `place`: records, and sources, before it."""
     cache, bad_list = context.recipe.data.cache, context.run.bad_records
     files, encoder = files_of(source), context.encoder(None, source)
     [part] = context.recipe.parts()
@@ -131,9 +139,9 @@ def open_source(context: RunContext, name: str, source: Source, base: int, ranks
     if bad:
         console.say(f"data.{name}: {bad:,} of them left out{' so far' if folder is None else ''}, see {bad_list}")
     if folder is None:
-        return Part(name, source, Encoded(index, source, encoder, base, console.say), key)
+        return Part(name, source, Encoded(index, source, encoder, *place, console.say), key)
     corpus = Corpus(*opened(context, part, "train", [Path(folder)]))
-    return Part(name, source, Prepared(index, source, corpus, base), key)
+    return Part(name, source, Prepared(index, source, corpus, *place), key)
 
 
 @dataclass
@@ -160,9 +168,15 @@ class Stream:
             cursors = [[replace(one, sizes="", ahead="") for one in own] for own in cursors]
         self.loader.seek(step, cursors if len(cursors[0]) == self.loader.sources else None)
 
-    def read(self, step: int) -> float:
-        """This rank's part of the epochs before a step."""
-        return self.loader.place(step).read / self.data.blocks
+    def figures(self, number: int) -> dict[str, float]:
+        """This rank's part of the epochs up to the end of a step, counted from 1, and of what the step took of each of
+        several sources."""
+        found = {"epochs": self.loader.place(number).read / self.data.blocks}
+        of, sizes = self.loader.given(number - 1)
+        for which, name in enumerate(self.data.sources):
+            found[f"source.{name}.documents"] = float((of == which).sum())
+            found[f"source.{name}.tokens"] = float(sizes[of == which].sum())
+        return found
 
     def where(self, step: int, run: RunDir, ranks: Ranks, console: Console) -> dict[str, Any]:
         """Where the lanes of all ranks are before a step. What any of them has left out is listed. Collective.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 
-from tests.chaos import corrupt
+from tests.chaos import corrupt, encoding
 from tests.chaos.plan import EARLY_PLACES, EXPORT, SAVE_PLACES, Configuration, Kill, Trial, trial
 from tests.chaos.trial import Ground
 
@@ -28,6 +29,12 @@ def test_kills_in_saves_and_out_of_them_leave_no_trace(ground: Ground) -> None:
     assert result.wrong == []
     assert result.killed == len(KILLS)
     assert result.lost > 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("nodes", "kills"), [(False, 3), (True, 2)])
+def test_kills_while_data_are_encoded_change_no_byte(tmp_path: Path, nodes: bool, kills: int) -> None:
+    assert encoding.trials(tmp_path, 1, kills, nodes) == (kills, [])
 
 
 def test_damage_is_found_and_the_checkpoint_before_is_used() -> None:

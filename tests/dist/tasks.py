@@ -347,7 +347,8 @@ def check_feed(name: str, session: Session) -> None:
     """Counts that are foreseen are those of the batches; a batch is made without a draw of a shared generator."""
     for step in range(STEPS):
         before = torch.get_rng_state(), np.random.get_state()[1].copy()
-        foreseen, fed = session.feed.step(step)
+        totals, fed = session.feed.step(step)
+        foreseen = totals.counts
         counts = distributed.sum_by_name(loop.sum_of_counts(session.task, fed))
         assert (foreseen is not None) == (name in FORESEEN), name
         assert foreseen is None or foreseen == counts, f"{name}: {foreseen} in place of {counts}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pyarrow
@@ -12,6 +13,7 @@ import pytest
 
 import distft.sample
 from distft.data.lanes import PART
+from distft.run.folder import RunDir
 from tests.dist import scenario
 from tests.dist.launch import run_ranks
 from tests.dist.recipe import RECIPE
@@ -90,6 +92,14 @@ def test_sources_with_weights(folder: Path) -> None:
     one, two = (scenario.samples(folder / f"mixed-{nproc}") for nproc in (1, 2))
     for step in range(1, STEPS + 1):
         assert [row for micro in one[step] for row in micro] == [row for micro in two[step] for row in micro]
+    for nproc in (1, 2):
+        for record in (one for one in RunDir(folder / f"mixed-{nproc}").records() if "loss" in one):
+            fed = [sample % (1 << PART) < 310 for micro in one[record["step"]] for row in micro for sample in row]
+            taken = [value for name, value in record.items() if re.fullmatch(r"source\..*\.documents", name)]
+            assert taken == [sum(fed), len(fed) - sum(fed)]
+            assert sum(value for name, value in record.items() if re.fullmatch(r"source\..*\.tokens", name)) > 0
+            of_sources = [value for name, value in record.items() if re.fullmatch(r"source\..*\.loss", name)]
+            assert min(of_sources) - 1e-5 <= record["loss"] <= max(of_sources) + 1e-5
     rows = [row for step in range(1, 17) for micro in one[step] for row in micro]  # 256
     assert sum(row[0] % (1 << PART) < 310 for row in rows) == 192
     assert all(len({sample % (1 << PART) < 310 for sample in row}) == 1 for row in rows)

@@ -82,4 +82,5 @@ def test_data_that_were_encoded_ahead_are_found(
     )
     assert all(f"warning: {twins}" in one.out for one in (first, again, shorter))
     assert stopped.code == 75
-    assert "stopped on request" in stopped.err
+    assert "stopped on request; what was encoded is kept" in stopped.err
+    assert "before the first step" not in stopped.err

@@ -62,6 +62,12 @@ def test_a_mixed_run_goes_on_after_a_kill_as_if_nothing_had_happened(mixed: Work
     steps = [record for record in records(whole) if "loss" in record]
     taken = {name: sum(step[f"source.{name}.documents"] for step in steps) for name in ("few", "chats")}
     assert taken["few"] > taken["chats"] > 0
+    again_steps = {record["step"]: record for record in records(run) if "loss" in record}
+    for step in steps:
+        of_sources = {name: step[f"source.{name}.loss"] for name in taken if step[f"source.{name}.documents"]}
+        assert min(of_sources.values()) - 1e-6 <= step["loss"] <= max(of_sources.values()) + 1e-6
+        again_of_sources = {name: again_steps[step["step"]][f"source.{name}.loss"] for name in of_sources}
+        assert again_of_sources == pytest.approx(of_sources, rel=1e-5)
     scored = [record for record in records(whole) if "eval_loss" in record]
     assert [record["step"] for record in scored] == [0, 12, 24]
     for record in scored:

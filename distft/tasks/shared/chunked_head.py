@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from distft.errors import first_line
-from distft.tasks.shared.chunked_loss import Head, Rescaling, losses, scores
+from distft.tasks.shared.chunked_loss import Head, Rescaling, losses, scores, sum_and_each
 from distft.tasks.shared.routers import settings_of
 
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # keys of configurations
@@ -60,6 +60,17 @@ class ChunkedHead:
     def sum_of_losses(self, call: Call) -> Any:
         """The model's output; `loss` has a gradient of the head too."""
         return self._run(call, lambda hidden: losses(self._head(), hidden, call.targets))
+
+    def sum_and_each(self, call: Call) -> tuple[Any, torch.Tensor]:
+        """As `sum_of_losses`, and each loss without gradients, fp32 [N]."""
+        found: list[torch.Tensor] = []
+
+        def compute(hidden: torch.Tensor) -> torch.Tensor:
+            total, each = sum_and_each(self._head(), hidden, call.targets)
+            found[:] = [each]
+            return total
+
+        return self._run(call, compute), found[0]
 
     def each_loss(self, call: Call) -> Any:
         """The model's output, with `loss` fp32 [N]. Of a head that is trained it is for use without gradients."""

@@ -82,8 +82,17 @@ def losses(head: Head, hidden: torch.Tensor, targets: torch.Tensor, *, each: boo
         hidden: [N, H], of the targets only; targets: int64 [N].
         each: fp32 [N]. A head that is trained gets no gradient from them, since it depends on all of theirs.
     """
-    weight, bias = (head.weight.detach(), head.bias) if each else (head.weight, head.bias)
-    found: torch.Tensor = _Losses.apply(hidden, weight, bias, targets, head, each)  # type: ignore[no-untyped-call]
+    if not each:
+        return sum_and_each(head, hidden, targets)[0]
+    found: torch.Tensor
+    found, _ = _Losses.apply(hidden, head.weight.detach(), head.bias, targets, head, True)  # type: ignore[no-untyped-call]
+    return found
+
+
+def sum_and_each(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Their sum, as `losses`, and each of them without gradients, fp32 [N]."""
+    found: tuple[torch.Tensor, torch.Tensor]
+    found = _Losses.apply(hidden, head.weight, head.bias, targets, head, False)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -119,7 +128,7 @@ class _Losses(torch.autograd.Function):
         targets: torch.Tensor,
         head: Head,
         each: bool,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         found, room = hidden.new_empty(len(hidden), dtype=torch.float32), head.room(hidden)
         ctx.made = made = _Gradients((hidden, weight, bias), ctx.needs_input_grad)
         for part in head.parts(len(hidden)):
@@ -128,7 +137,10 @@ class _Losses(torch.autograd.Function):
             found[part] = _to_probabilities(logits, targets[part])
             logits[torch.arange(len(logits), device=logits.device), targets[part]] -= 1.0
             made.add(part, head.rescaling.backward_(logits, bend), hidden, weight)
-        return found if each else found.sum()
+        if each:
+            return found, None
+        ctx.mark_non_differentiable(found)
+        return found.sum(), found
 
     @staticmethod
     def backward(ctx: Any, *outer: torch.Tensor) -> Any:

@@ -21,6 +21,12 @@ def scores_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return torch.stack((losses, (logits.argmax(-1) == targets).float()))
 
 
+def sum_and_each(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of the losses, and each of them without gradients, fp32 [N]. `logits`: fp32 [N, vocabulary]."""
+    each = functional.cross_entropy(logits.detach(), targets, reduction="none")
+    return functional.cross_entropy(logits, targets, reduction="sum"), each
+
+
 def score_tokens(scores: torch.Tensor, owners: torch.Tensor, documents: int) -> list[Outcome]:
     """One outcome a document.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 from unittest.mock import Mock
@@ -114,6 +115,16 @@ def test_prune_keeps_the_newest(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000010"]
     store.prune(store.committed(tmp_path), 5, newest)
     assert len(store.committed(tmp_path)) == 2
+
+
+def test_prune_keeps_what_is_young(tmp_path: Path) -> None:
+    for step, hours in ((1, 30.0), (2, 5.0), (3, 1.0), (4, 0.0)):
+        put(tmp_path, step)
+        when = time.time() - 3600 * hours
+        os.utime(store.folder_of(tmp_path, step) / store.MANIFEST, (when, when))
+    (store.folder_of(tmp_path, 3) / store.MANIFEST).unlink()  # damaged: no age helps it
+    store.prune(store.committed(tmp_path), 1, store.folder_of(tmp_path, 4), hours=24.0)
+    assert [store.step_of(folder) for folder in store.committed(tmp_path)] == [4, 2]
 
 
 @pytest.mark.parametrize("keep", [1, 2])

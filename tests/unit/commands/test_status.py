@@ -295,6 +295,14 @@ def test_a_start_that_never_began_has_no_empty_cells(tmp_path: Path) -> None:
     assert row[-3:] == ["0:00:09", "-", "killed"]
 
 
+@pytest.mark.parametrize(("state", "reason"), [("trained", None), ("held", "3 attempts in a row"), ("done", None)])
+def test_of_a_trained_run_it_says_what_is_missing(tmp_path: Path, state: Any, reason: str | None) -> None:
+    run = made(tmp_path / "x", state=state, reason=reason, trained=5)
+    said = called(run.path).output
+    assert (f"distft export {run.path} OUT" in said) == (state != "done")
+    assert (reason or "") in said
+
+
 def test_utilization_and_the_memory_of_the_worst_rank_are_shown(tmp_path: Path) -> None:
     run = made(tmp_path / "first", state="failed")
     worst = {"worst_memory_bytes": 5 * 2.0**30, "worst_memory_reserved_bytes": 6 * 2.0**30, "worst_memory_rank": 3}

@@ -96,6 +96,8 @@ def carry_out(order: dict[str, Any]) -> Any:
     from distft.run.commits import Repository
 
     hub.WAITS = (0.05, 0.05, 0.05)
+    hub.TIMEOUT = order.get("timeout", 30.0)
+    hub.SILENCE = 2 * hub.TIMEOUT
     os.environ.pop("HF_TOKEN", None)
     if (token := order.get("token")) is not None:
         os.environ["HF_TOKEN"] = token

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distft.data import encoding, sources
+from distft.data import encoding, parts, sources
 from distft.data.bad_records import Bad, BadRecords
 from distft.data.cache_writer import CacheWriter
 from distft.data.corpus import Corpus
@@ -71,7 +71,7 @@ def lines_of(number: int, bad: int = 0) -> list[str]:
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
     monkeypatch.setattr(encoding, "PART_BYTES", 1000)
-    monkeypatch.setattr(encoding, "_POLL", 0.001)
+    monkeypatch.setattr(parts, "_POLL", 0.001)
 
 
 @pytest.fixture
@@ -293,7 +293,7 @@ def test_stretches_hold_the_records_of_the_whole(tmp_path, name, how, start, end
 def test_what_cannot_be_cut_is_one_stretch(tmp_path):
     for name, content in [
         ("a.csv", b"a,b\n1,2\n"),
-        ("a.jsonl.gz", gzip.compress(b"{}\n{}\n")),
+        ("a.jsonl.gz", gzip.compress(b"{}\n{}\n", mtime=0)),
         ("a.json", b"[{},\n{}]"),
         ("b.jsonl", "{}\n{}\n".encode("utf-16")),
         ("c.jsonl", b""),

@@ -221,6 +221,19 @@ def test_a_connection_that_always_breaks_is_a_sentence(hub: Hub, client: Client,
     assert texts(client.order("load", name=name)) == [*"abc"]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "order"),
+    [("GET /api/datasets/org/silent$", "commit"), pytest.param("/tree/", "fetch", marks=pytest.mark.long)],
+)
+def test_a_hub_that_never_answers_is_a_sentence(hub: Hub, client: Client, pattern: str, order: str) -> None:
+    """The library asks for a list of files without any limit of time, and six times in half a minute."""
+    hub.commit("datasets/org/silent", {"train.jsonl": lines(*"abc")})
+    hub.fail(pattern, times=99, seconds=100.0)
+    told = client.error(order, name="org/silent", timeout=0.5)
+    assert "data 'org/silent' could not be downloaded: the hub does not answer (ReadTimeout); check HF_ENDPOINT" in told
+    assert len(hub.asked(pattern)) <= 6
+
+
 def test_a_stop_does_not_wait_for_a_download(hub: Hub, tmp_path: Path) -> None:
     hub.commit("models/org/slow", {f"{number}.safetensors": b"%d" % number * 50_000 for number in range(40)})
     hub.fail("GET .*safetensors", times=99, seconds=0.3)

@@ -24,6 +24,7 @@ CORPUS: Any = SimpleNamespace(
     document=lambda sample: Document({"tokens": np.full(sample + 1, sample)}, sample + 1, record=100 + sample),
     sizes=np.arange(1, 2 * ROWS + 1, dtype=np.int32),
     targets=np.arange(2 * ROWS, dtype=np.int32) ** 2,
+    first_documents=np.array([0, ROWS, 2 * ROWS]),
 )
 PAIRS = Rows(np.arange(0, 2 * ROWS + 1, 2), np.arange(2 * ROWS)[::-1].copy())  # two documents in every row
 
@@ -90,6 +91,12 @@ def test_packed_rows_sorted_within_a_step_come_by_the_squared_lengths_of_their_d
 def test_a_sorted_row_keeps_the_draws_of_its_place() -> None:
     for world in (1, 2):
         assert sorted(draws(world, sorts=True)) == sorted(draws(1))
+
+
+def test_a_document_knows_its_source() -> None:
+    [micro, *_] = loader(0, 1).step(0)
+    for ids, row in zip(micro.samples, loader(0, 1).documents(micro), strict=True):
+        assert [document.source for document in row] == [int(sample >= ROWS) for sample in ids]
 
 
 def test_micro_batches_of_a_time_are_neighbours_in_length() -> None:

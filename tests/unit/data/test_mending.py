@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distft.data import checksums, encoding, mending
+from distft.data import checksums, encoding, mending, parts
 from distft.data.checksums import Damaged, SummedFile, Sums, mark_of, sums_of
 from distft.data.corpus import Corpus
 from distft.data.records import Document, Encoded, Record
@@ -243,7 +243,7 @@ def test_a_part_that_is_damaged_before_it_is_appended_is_not_taken(
 ) -> None:
     whole = of_files(build(source, tmp_path / "at once"))
     monkeypatch.setattr(encoding, "PART_BYTES", 700)
-    append = encoding._append
+    append = parts._append
 
     def damaged(writer, place):  # type: ignore[no-untyped-def]
         if writer.parts == 2:
@@ -251,7 +251,7 @@ def test_a_part_that_is_damaged_before_it_is_appended_is_not_taken(
         append(writer, place)
 
     with monkeypatch.context() as patch:
-        patch.setattr(encoding, "_append", damaged)
+        patch.setattr(parts, "_append", damaged)
         with pytest.raises(UserError, match="is not what was written a moment ago; run the same command again"):
             build(source, tmp_path / "other")
     assert of_files(build(source, tmp_path / "other")) == whole

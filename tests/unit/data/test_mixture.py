@@ -28,6 +28,7 @@ def ingredient(rows: int, weight: float, seed: int = 0, batch: int | None = None
         document=lambda sample: Document({"tokens": np.full(3, sample)}, 3, record=sample),
         sizes=np.arange(1, rows + 1, dtype=np.int32),
         targets=np.arange(rows, dtype=np.int32) ** 2,
+        first_documents=np.array([0, rows]),
     )
     return Ingredient(corpus, Shuffle(corpus, one_per_row(rows), seed, batch), weight)
 

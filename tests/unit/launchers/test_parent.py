@@ -153,7 +153,7 @@ def test_before_its_first_checkpoint_a_run_takes_a_corrected_recipe(
     run.attempt_logs(1).mkdir(parents=True)
     run.write(dataclasses.replace(before, state="failed", attempts=[attempt()]))
     run.base.mkdir()
-    made = [run.labels, run.reference, run.path / "base.json", run.chart]
+    made = [run.labels, run.reference, run.chart]
     (run.path / "tensorboard").mkdir()
     for path in [*made, run.metrics]:
         path.write_text("{}\n")

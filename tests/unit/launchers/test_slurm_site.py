@@ -24,7 +24,7 @@ from launchers.slurm.script import Request
 from launchers.slurm.site import Site
 
 ROOT = Path(__file__).parents[3]
-EXAMPLES = int(os.environ.get("DISTFT_FUZZ", "50"))
+EXAMPLES = int(os.environ.get("DISTFT_FUZZ", "20"))
 PLAIN: dict[str, Any] = {
     "partition": "p", "account": "a", "qos": "q", "constraint": "c", "reservation": "r", "exclude": "n1",
     "memory": "1G", "time": "10", "activate": "/env", "interface": "eth0", "dependency": "afterok:1", "wckey": "w",
@@ -128,7 +128,7 @@ def test_no_value_changes_what_is_executed(
     assert_harmless(PLAIN, key, new, tmp_path_factory.mktemp("bash"))
 
 
-@settings(max_examples=max(50, EXAMPLES // 5), deadline=None, database=None)
+@settings(max_examples=max(20, EXAMPLES // 5), deadline=None, database=None)
 @given(key=st.sampled_from(keys(IMAGE)), new=NASTY, runtime=st.sampled_from(["pyxis", "apptainer"]))
 def test_no_value_of_a_container_does(
     tmp_path_factory: pytest.TempPathFactory, key: tuple[str, ...], new: str, runtime: str
@@ -137,7 +137,7 @@ def test_no_value_of_a_container_does(
     assert_harmless(values, ("container", *key), new, tmp_path_factory.mktemp("bash"))
 
 
-@settings(max_examples=max(50, EXAMPLES // 5), deadline=None, database=None)
+@settings(max_examples=max(20, EXAMPLES // 5), deadline=None, database=None)
 @given(name=NASTY)
 def test_names_of_variables_and_runs_are_names(name: str) -> None:
     for make in (
@@ -153,7 +153,7 @@ def test_names_of_variables_and_runs_are_names(name: str) -> None:
         assert re.fullmatch(r"[A-Za-z0-9._-]+", name)
 
 
-@settings(max_examples=max(50, EXAMPLES // 5), deadline=None, database=None)
+@settings(max_examples=max(20, EXAMPLES // 5), deadline=None, database=None)
 @given(part=NASTY)
 @example("a b")
 @example("$(touch MARK)")
@@ -167,7 +167,7 @@ def test_a_run_folder_is_refused_or_quoted(tmp_path_factory: pytest.TempPathFact
     execute(text, tmp_path_factory.mktemp("bash"))
 
 
-@settings(max_examples=max(50, EXAMPLES // 5), deadline=None, database=None)
+@settings(max_examples=max(20, EXAMPLES // 5), deadline=None, database=None)
 @given(new=NASTY)
 def test_a_time_of_the_command_line_is_checked(new: str) -> None:
     try:

@@ -15,7 +15,7 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from distft.errors import UserError
 from distft.model import adapters, base_model
-from distft.model.export import tied_target
+from distft.model.shared_weights import tied_target
 from distft.recipe.adapters import Adapter
 from distft.recipe.schema import Recipe, Train
 from distft.recipe.tasks import CausalLM, MultiTask

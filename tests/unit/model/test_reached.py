@@ -13,8 +13,9 @@ from pydantic import TypeAdapter
 from transformers import AutoConfig
 
 from distft.errors import UserError
-from distft.model.export import check_loads, untied_copies
+from distft.model.export import check_loads
 from distft.model.reached import Reached
+from distft.model.shared_weights import untied_copies
 from distft.recipe.adapters import Adapter
 from distft.tasks.multi_task import Shared
 

@@ -9,6 +9,7 @@ import pytest
 
 from distft.plan.devices import device
 from distft.plan.estimate import Estimator
+from distft.plan.host import PIECE, STRETCH
 from distft.plan.placement import pinned
 from distft.plan.prediction import GIB, Prediction
 from distft.plan.quantized import in_four_bits, size_of
@@ -66,12 +67,26 @@ def test_on_a_cpu_a_save_is_a_moment_of_the_ranks_memory(base: Path) -> None:
     assert found.host == found.peak.total
 
 
-def test_the_export_is_one_process_that_may_need_more_than_all_ranks(base: Path) -> None:
-    """In fp32 it reads files in bf16, or whatever they are in: this configuration does not say, so fp32."""
-    found = planned(base, world=1, adapter=LORA)
-    export = terms(found, "export")
-    assert export["file of weights"] + export["weights"] == (4 + 2) * ELEMENTS
-    assert found.node == sum(export.values()) > found.host
+def test_an_export_holds_an_adapter_or_pieces_of_the_model(base: Path) -> None:
+    from distft.model import bare, export_pieces
+
+    assert (STRETCH, PIECE) == (bare.STRETCH, export_pieces.PIECE_BYTES)
+    adapter = terms(planned(base, world=1, adapter=LORA), "export")
+    assert adapter["trained weights"] == 2 * 41_943_040
+    assert sum(adapter.values()) < 1 << 30
+    one, eight = (terms(planned(base, world=world), "export")["pieces"] for world in (1, 8))
+    assert one == 10 * STRETCH
+    assert 8 * one < eight < 1 << 30
+
+
+def test_an_export_of_fused_experts_loads_them_all() -> None:
+    """They are read in fp32 and held in bf16. An adapter beside them is written without."""
+    init = {"init": {"architecture": "mixtral", "config": {"num_hidden_layers": 1}}}
+    for adapter, bytes_each in (({"type": "none"}, 4 + 2), (LORA | {"targets": ["q_proj"]}, 0)):
+        made = recipe(model=init, adapter=adapter, train={"steps": 5, "global_batch": 8, "micro_batch": 1})
+        export = terms(Estimator(1, device("H100-80GB"), 96 * GIB).predict(made, 1), "export")
+        loaded = export.get("file of weights", 0) + export.get("weights", 0)
+        assert loaded == bytes_each * architecture_of(made).parameters
 
 
 def test_ranks_hold_the_model_in_host_memory_before_the_engine_takes_it(base: Path) -> None:

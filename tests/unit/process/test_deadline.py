@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 import pytest
 
+from distft.process import stop_signals
 from distft.process.deadline import Clock
 
 
@@ -22,6 +24,15 @@ def test_a_step_and_a_save_must_still_fit() -> None:
     assert not clock.out_of_time()
     clock.stepped(30.0)
     assert clock.out_of_time()
+
+
+def test_what_a_stop_or_the_end_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not Clock(None).leaves_less_than(1e9)
+    assert Clock(time.time() + 60).leaves_less_than(40.0)
+    assert not Clock(time.time() + 60).leaves_less_than(20.0)
+    monkeypatch.setattr(stop_signals, "_received", [(signal.SIGTERM, time.monotonic() - 5.0)])
+    assert Clock(None).leaves_less_than(15.0)
+    assert not Clock(time.time() + 3600).leaves_less_than(5.0)
 
 
 @pytest.mark.parametrize("hours", [-2, 2])

@@ -1,4 +1,5 @@
 import errno
+import mmap
 import os
 import signal
 import time
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from distft.errors import RunFailed, UserError
-from distft.process import forks
+from distft.process import forks, pulse
 from distft.process.forks import Forks
 
 
@@ -23,6 +24,19 @@ def wait_for_stop(check):
     while True:
         check()
         time.sleep(0.005)
+
+
+def test_a_child_counts_no_moves_and_waits_for_no_lock_of_its_parent(monkeypatch):
+    parent = pulse._Pulse()
+    parent._memory = mmap.mmap(-1, pulse.BYTES)
+    monkeypatch.setattr(pulse, "_pulse", parent)
+    with Forks() as running, parent._lock:  # as the thread that beats may hold it when it is forked
+        running.start(0, lambda check: pulse.moving())
+        deadline = time.monotonic() + 5.0
+        while len(running) and time.monotonic() < deadline:
+            assert [error for _, error in running.ended()] in ([], [None])
+        assert not len(running)
+    assert pulse.read_sign(parent._memory).moves == 0
 
 
 def test_what_a_child_raises_is_told_by_its_key():

@@ -21,6 +21,7 @@ from distft.data.sources import sources_of
 from distft.errors import UserError
 from distft.recipe.adapters import Layers
 from distft.recipe.changes import ALLOWABLE, HARMLESS, Difference, agree, check_allowed
+from distft.recipe.checkpoint import Checkpoint
 from distft.recipe.load import check_sizes, differences, dump, json_schema, load, load_resolved
 from distft.recipe.schema import Recipe
 from distft.recipe.section import Section
@@ -970,7 +971,7 @@ def test_schema_is_closed_titled_and_described() -> None:
     sections = {
         section
         for section in sections
-        if section.__module__ in {one.__module__ for one in (Recipe, Generation, Layers, DataSource)}
+        if section.__module__ in {one.__module__ for one in (Recipe, Generation, Layers, DataSource, Checkpoint)}
     }
     assert len(found) == len(sections)
     assert all(item["additionalProperties"] is False for item in found)

@@ -81,8 +81,9 @@ def settled(rows: Rows, count: int) -> list[int]:
 def test_each_step_is_given_its_own_rows_in_order() -> None:
     fed = made(Rows())
     assert [taken(fed, index) for index in range(4)] == [list(range(6 * i, 6 * i + 6)) for i in range(4)]
-    counts, rows = fed.step(4)
-    assert counts == {"tokens": 64}
+    totals, rows = fed.step(4)
+    assert totals.counts == {"tokens": 64}
+    assert totals.census == Rows().census(4)
     assert [one.last for one in rows] == [False, False, True]
     fed.close()
 
