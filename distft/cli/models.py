@@ -13,6 +13,12 @@ from distft.errors import UserError
 Ranks = Annotated[
     int | None, typer.Option(min=1, help="number of ranks on this machine; default: the number of GPUs, or 1")
 ]
+Shards = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="ranks that hold one model together; default: 1, or as many as it takes to fit in their memory"
+    ),
+]
 
 
 @app.command()
@@ -26,6 +32,7 @@ def predict(
     temperature: Annotated[float, typer.Option(min=0.0, help="of sampling; 0: always the most likely token")] = 0.0,
     base_only: Annotated[bool, typer.Option("--base-only", help="use the base model as before training")] = False,
     nproc: Ranks = None,
+    shards: Shards = None,
 ) -> None:
     """Predict with a trained run.
 
@@ -33,6 +40,8 @@ def predict(
     """
     if (prompt is None) == (source is None) or (source is None) != (output is None):
         raise UserError("give either --prompt TEXT, or --input FILE and --output FILE")
+    if prompt is not None and shards is not None:
+        raise UserError("--shards: give --input FILE and --output FILE; --prompt is answered by one process")
     from distft.inference import passes
     from distft.tasks.shared.generation import Decoding
 
@@ -40,7 +49,7 @@ def predict(
     if prompt is not None:
         print(passes.predict_one(run_dir, prompt, task, decoding, base_only))
     elif source is not None and output is not None:
-        lines = passes.predict_file(run_dir, source, output, task, decoding, base_only, nproc)
+        lines = passes.predict_file(run_dir, source, output, task, decoding, base_only, nproc, shards)
         if lines is not None:
             print(f"{lines} predictions in {output}")
 
@@ -51,6 +60,7 @@ def evaluate(
     data: Annotated[Path | None, typer.Option(help="file of labelled records; default: the held-out data")] = None,
     task: Annotated[str | None, typer.Option(help="name of the task, if the run has several; default: all")] = None,
     nproc: Ranks = None,
+    shards: Shards = None,
 ) -> None:
     """Evaluate a trained run.
 
@@ -59,7 +69,7 @@ def evaluate(
     from distft.inference import passes
     from distft.metrics import report
 
-    done = passes.evaluate_run(run_dir, data, task, nproc)
+    done = passes.evaluate_run(run_dir, data, task, nproc, shards)
     if done is not None:
         found, files = done
         report.show(data.name if data else "held-out data", found)

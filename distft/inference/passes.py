@@ -1,188 +1,93 @@
 """`distft predict` and `distft eval`: one pass over records by any number of ranks, resumable.
 
-The ranks share a folder and nothing else. Records are cut into parts of a fixed size; rank r does the parts r,
-r + world, ... that nobody has done yet, each a file that exists when it is whole. So a pass that was killed goes on
-where it was, with as many ranks as there are then, and what comes out does not depend on their number.
+The ranks share a folder and nothing else, unless several of them hold one model together (`groups`). Of W ranks or
+groups of ranks, number r does the parts r, r + W, ... that nobody has done yet.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from distft.checkpoint import store
 from distft.checkpoint.best import choose_checkpoint
 from distft.checkpoint.state import Stored
 from distft.data import sources
 from distft.data.bad_records import FILE, Bad, check, listing
-from distft.data.records import Broken, Record
-from distft.data.sources import Source
-from distft.errors import UserError
+from distft.data.records import Record
+from distft.errors import RunFailed, UserError
+from distft.inference.groups import check as check_groups
+from distft.inference.groups import joined
 from distft.inference.inputs import check_decoding, check_output, checked_part, column_of, part_of, source_like
+from distft.inference.parts import BAD, LEFT_OUT, Pass, begin, do_parts, has_begun
+from distft.inference.size import needed
 from distft.inference.workers import CHECKPOINT, STARTED_HERE, alone_in, rank_and_world, start_workers, wait_for
 from distft.metrics import report
 from distft.metrics.scores import Report, merged
 from distft.process.console import Console
 from distft.process.devices import gpus
+from distft.process.environment import SHARDS
 from distft.process.lifetime import die_with_parent
 from distft.recipe.schema import Recipe
 from distft.run.commits import recipe_of
-from distft.run.files import complete_file, write_atomically
+from distft.run.files import complete_file
 from distft.run.folder import RunDir
 from distft.tasks.shared.generation import Decoding
 
-PART = 256  # records
-LEFT_OUT = "left out"  # key of a record that the task makes nothing of, as in training
-BAD = "bad"  # key of a record that data.bad_records leaves out
-_ABOUT = "pass.json"
 
-
-@dataclass(frozen=True)
-class Pass:
-    """What is predicted with what.
-
-    Attributes:
-        sources: read one after the other.
-        answered: the records hold what is right (evaluation).
-        stored: the checkpoint; None: the base model, as before the run.
-        folder: of the parts.
-        held_out: the sources are those of the recipe, each with fields and a template of its own.
-    """
-
-    run: RunDir
-    recipe: Recipe
-    sources: Sequence[Source]
-    folder: Path
-    answered: bool
-    stored: Stored | None
-    part: str | None = None
-    decoding: Decoding = field(default_factory=Decoding)
-    held_out: bool = False
-
-    @cached_property
-    def about(self) -> str:
-        """What parts of another pass would differ in, as JSON."""
-        recipe, folder = self.recipe, self.stored and self.stored.folder
-        parts: dict[str, Any] = {
-            "source": [[sources.fingerprint(one), one.fields, one.template] for one in self.sources],
-            "checkpoint": folder and [str(folder), (folder / store.MANIFEST).read_text(encoding="utf-8")],
-            "decoding": asdict(self.decoding),
-            "options": [self.part, self.answered, PART, recipe.train.micro_batch],
-            "recipe": [section.model_dump(mode="json") for section in (recipe.task, recipe.model, recipe.data)],
-        }
-        return json.dumps(parts, sort_keys=True)
-
-    def records(self) -> Iterator[Record | Broken]:
-        for number, source in enumerate(self.sources):
-            for row in sources.read(source) if self.refuses else sources.read_leniently(source):
-                yield row if number == 0 or isinstance(row, Broken) else replace(row, source=number)
-
-    @property
-    def source(self) -> Source:
-        """All of them as one, for what is said of them."""
-        first, *others = self.sources
-        return replace(first, spec=" + ".join(one.name for one in self.sources)) if others else first
-
-    @property
-    def refuses(self) -> bool:
-        """Whether one bad record ends the pass."""
-        return self.answered and self.source.bad_budget is None
-
-    def file(self, number: int) -> Path:
-        return self.folder / f"{number:06d}.jsonl"
-
-
-def begin(work: Pass) -> None:
-    """Make the folder of the parts; parts of another pass are removed."""
-    about = work.about  # what is wrong with the input is said before anything is made
-    if not has_begun(work):
-        shutil.rmtree(work.folder, ignore_errors=True)
-        work.folder.mkdir(parents=True)
-        write_atomically(work.folder / _ABOUT, about)
-
-
-def has_begun(work: Pass) -> bool:
-    """Whether the folder is there, and of this pass."""
-    try:
-        return (work.folder / _ABOUT).read_text(encoding="utf-8") == work.about
-    except OSError:
-        return False
-
-
-def do_parts(work: Pass, console: Console, mine: Callable[[int], bool] = lambda number: True) -> int:
-    """The parts that are mine and not done yet. Returns the number of all parts."""
-    from distft.inference.predictor import Predictor
-
-    predictor = None
-    count = 0
-    records = work.records()
-    with console.bar("records", total=None) as bar:
-        while batch := list(itertools.islice(records, PART)):
-            number, count = count, count + 1
-            if not mine(number) or work.file(number).exists():
-                continue
-            predictor = predictor or Predictor(work.run.path, work.stored, work.part, work.decoding, work.held_out)
-            outcomes = predictor.outcomes(batch, work.answered, work.refuses)
-            if work.answered:
-                shown = [line_of(one, number * PART) for one in outcomes]
-            else:
-                shown = [predictor.answer(one) if isinstance(one, dict) else {"error": str(one)} for one in outcomes]
-            lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in shown]
-            write_atomically(work.file(number), "".join(lines))
-            bar.at(number * PART + len(batch), "")
-    return count
-
-
-def line_of(outcome: dict[str, Any] | str | Bad, offset: int) -> dict[str, Any]:
-    """What a part holds for a record that is to be scored. `offset`: index of the first record of the part."""
-    match outcome:
-        case Bad():
-            return {BAD: asdict(replace(outcome, record=offset + outcome.record))}
-        case str():
-            return {LEFT_OUT: outcome}
-    return outcome
-
-
-def carry_out(work: Pass, nproc: int | None, console: Console) -> int | None:
+def carry_out(work: Pass, nproc: int | None, console: Console, shards: int | None = None) -> int | None:
     """The whole pass. Returns the number of parts; None on a rank that is not to put them together.
 
     Args:
         nproc: ranks on this machine; None: one per GPU, as in training.
+        shards: how many ranks hold one model together; None: as many as it takes to fit in memory.
     """
     among = rank_and_world()
     if among is not None:
         die_with_parent()
-        return as_one_of_several(work, *among, console)
+        return as_one_of_several(work, *among, int(os.environ.get(SHARDS, shards or 1)), console)
+    ranks = nproc or max(gpus() or 1, shards or 1)
+    size = needed(work, ranks, console) if shards is None else shards
+    check_groups(size, ranks)
     begin(work)
-    if (ranks := nproc or gpus() or 1) > 1:
-        start_workers(ranks, work.part, work.stored.folder if work.stored is not None else None)
+    if ranks > 1:
+        start_workers(ranks, work.part, work.stored.folder if work.stored is not None else None, size)
     return do_parts(work, console)
 
 
-def as_one_of_several(work: Pass, rank: int, world: int, console: Console) -> int | None:
-    """A rank's share. Rank 0 of those that nobody looks after sees to it that all is done, if need be by itself."""
+def as_one_of_several(work: Pass, rank: int, world: int, shards: int, console: Console) -> int | None:
+    """A rank's share. Rank 0 of those that nobody looks after sees to it that all is done, if need be by itself.
+
+    Raises:
+        RunFailed: another rank of the same model has ended, or not all is done and the model is too large for one.
+    """
     if rank == 0:
         begin(work)
     elif not wait_for(lambda: has_begun(work)):
         return None  # rank 0 has put everything together long ago
-    count = do_parts(work, console, lambda number: number % world == rank)
+    groups = world // shards
+    with joined(rank, world, shards) as group:
+        count = do_parts(work, console, lambda number: number % groups == rank // shards, group)
     if rank > 0 or STARTED_HERE in os.environ:
         return None
     console.say(f"rank 0 of {world} has done its share and waits for the others")
-    wait_for(lambda: all(work.file(number).exists() for number in range(count)))
+    if not wait_for(lambda: all(work.file(number).exists() for number in range(count))) and shards > 1:
+        raise RunFailed("other ranks have not done their share; run the same command again, which goes on")
     return do_parts(work, console)
 
 
 def predict_file(
-    run_dir: Path, source: Path, out: Path, part: str | None, decoding: Decoding, base_only: bool, nproc: int | None
+    run_dir: Path,
+    source: Path,
+    out: Path,
+    part: str | None,
+    decoding: Decoding,
+    base_only: bool,
+    nproc: int | None,
+    shards: int | None,
 ) -> int | None:
     """Predict every record of `source` into `out`, a JSON object a line. Returns how many; None on other ranks."""
     run = RunDir(run_dir)
@@ -196,7 +101,7 @@ def predict_file(
     stored = None if base_only else checkpoint_of(run, recipe)
     work = Pass(run, recipe, [like], folder, False, stored, part, decoding)
     with alone_in(folder), while_it_trains(run):
-        count = carry_out(work, nproc, Console(rank_and_world() in (None, (0, 1))))
+        count = carry_out(work, nproc, Console(rank_and_world() in (None, (0, 1))), shards)
         if count is None:
             return None
         lines = put_together(work, count, out)
@@ -253,7 +158,7 @@ def predict_one(run_dir: Path, text: str, part: str | None, decoding: Decoding, 
 
 
 def evaluate_run(
-    run_dir: Path, data: Path | None, part: str | None, nproc: int | None
+    run_dir: Path, data: Path | None, part: str | None, nproc: int | None, shards: int | None
 ) -> tuple[Report, list[Path]] | None:
     """Scores of a run on `data`, or on its held-out data, and the files in which they are; None on other ranks.
 
@@ -281,7 +186,7 @@ def evaluate_run(
         folder = run.evaluations / f".{'-'.join(filter(None, [about, one]))}.parts"
         work = Pass(run, recipe, read, folder, True, stored, one, held_out=data is None)
         with alone_in(folder), while_it_trains(run):
-            count = carry_out(work, nproc, Console(rank_and_world() in (None, (0, 1))))
+            count = carry_out(work, nproc, Console(rank_and_world() in (None, (0, 1))), shards)
             if count is None:
                 continue
             reports[one or ""] = score(work, count, run.evaluations / f"{'-'.join(filter(None, [about, one]))}.{FILE}")

@@ -15,10 +15,12 @@ from distft.data.bad_records import Bad
 from distft.data.records import Broken, Document, Encoded, Encoder, Record
 from distft.data.sources import sources_of
 from distft.errors import UserError
+from distft.inference.groups import Group
 from distft.inference.inputs import checked_part, part_of, trained_on_texts
+from distft.inference.shared_model import load
 from distft.metrics.scores import Report
-from distft.model import adapters, export
 from distft.model.context import RunContext
+from distft.process.console import Console
 from distft.process.devices import local_rank, take_device
 from distft.recipe.schema import Recipe
 from distft.recipe.tasks import TaskName
@@ -47,6 +49,7 @@ class Predictor:
         stored: the checkpoint; None: leave the adapter and all training out.
         part: which of several tasks.
         held_out: records are those of the recipe's sources, and say of which.
+        group: the ranks that hold the model together with this one, and do the same.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Predictor:
         part: TaskName = None,
         decoding: Decoding | None = None,
         held_out: bool = False,
+        group: Group | None = None,
     ) -> None:
         # before the model: a base in 4 bits is loaded on the current device
         self._device = take_device(local_rank())
@@ -64,11 +68,10 @@ class Predictor:
         self.recipe = recipe_of(run)
         context = RunContext(run, self.recipe)
         part = checked_part(self.recipe, part)
-        if stored is None:
-            model = context.load_model().eval()
-        else:
-            model = export.load_trained(context, stored, adapters.quantized(self.recipe.adapter))
-        model = model.to(self._device).eval()
+        self._held = load(context, stored, group, self._device)
+        model = self._held.model
+        if group is not None and group.first and group.number == 0:
+            Console(True).say(self._held.how)
         read = sources_of(part_of(self.recipe, part), "eval") if held_out else [None]
         self._encoders = [self._ready(context.encoder(part, source)) for source in read]
         self._limit = source_positions(model) if context.model_spec.family.limit == "source" else None
@@ -77,10 +80,11 @@ class Predictor:
         recall(run, learned)
         self._task = task_of(learned, part)
         self._model: Any = view_of(model, part)
-        if self.recipe.engine.loss_chunk and isinstance(self._task, Scored):
+        if self._held.plain and self.recipe.engine.loss_chunk and isinstance(self._task, Scored):
             head = try_head(self.recipe, self._task, model, part, self._device)
             if isinstance(head, ChunkedHead):
                 self._task.head = head
+        self._held.attend()
         self._batch = rows_at_once(run, self.recipe)
 
     def outcomes(self, records: Sequence[Record | Broken], answered: bool, refuse: bool = False) -> list[Predicted]:
@@ -110,14 +114,27 @@ class Predictor:
             notes[index] = {NOTES: lost} if lost and not answered else {}
             if not encoded.documents:
                 wrong[index] = f"{record.where}: the record is empty after tokenization, so there is nothing to predict"
-        by_document: dict[int, Outcome] = {}
-        for batch in self._batches(documents):
-            with torch.inference_mode():
-                outcomes = self._task.predict(self._model, collated(self._task, [[d] for d in batch], self._device))
-            by_document.update(zip(map(id, batch), outcomes, strict=True))
+        by_document = self._predicted(self._batches(documents))
         for document in documents:  # those of a record in their order
             found.setdefault(document.record, []).append(by_document[id(document)])
         return [wrong[i] if i in wrong else {**self._task.join(found[i]), **notes[i]} for i in range(len(records))]
+
+    def _predicted(self, batches: Sequence[Sequence[Document]]) -> dict[int, Outcome]:
+        """Outcomes by the identity of their documents; those of other ranks too."""
+        found: list[tuple[int, list[Outcome]]] = []
+        for number, batch in self._held.share(enumerate(batches)):
+            with torch.inference_mode():
+                outcomes = self._task.predict(self._model, collated(self._task, [[d] for d in batch], self._device))
+            found.append((number, outcomes))
+        self._held.attend()
+        group = self._held.group
+        everyone = group.gathered(found) if group is not None and self._held.own_rows else [found]
+        return {
+            id(document): outcome
+            for rank in everyone
+            for number, outcomes in rank
+            for document, outcome in zip(batches[number], outcomes, strict=True)
+        }
 
     def _ready(self, encoder: Encoder) -> Encoder:
         if isinstance(encoder, CausalEncoder):

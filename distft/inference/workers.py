@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from distft.errors import UserError
+from distft.errors import RunFailed, UserError
 from distft.process import environment
 from distft.process.devices import allocator_settings
 from distft.process.interpreter import running
@@ -83,9 +85,16 @@ def alone_in(folder: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def start_workers(nproc: int, part: str | None, checkpoint: Path | None) -> None:
+def start_workers(nproc: int, part: str | None, checkpoint: Path | None, shards: int = 1) -> None:
     """This very command, several times; of several tasks for `part` alone. All use the checkpoint that is named: a run
-    that still trains makes others."""
+    that still trains makes others.
+
+    Args:
+        shards: how many of them hold a model together.
+
+    Raises:
+        RunFailed: one of them was killed.
+    """
     threads = max(1, (os.cpu_count() or 1) // nproc)
     common = {
         **allocator_settings(os.environ),
@@ -97,21 +106,41 @@ def start_workers(nproc: int, part: str | None, checkpoint: Path | None) -> None
     common.setdefault("OMP_NUM_THREADS", str(threads))
     if checkpoint is not None:
         common[CHECKPOINT] = str(checkpoint)
+    common[environment.SHARDS] = str(shards)
+    door = socket.create_server(("127.0.0.1", 0))  # where the ranks meet: rank 0 is given it, so the port stays ours
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(door.getsockname()[1])}
+    common[environment.LISTEN_FD] = str(door.fileno())
     command = [sys.executable, *running("distft", *sys.argv[1:], *(["--task", part] if part else []))]
-    ranks = [
-        subprocess.Popen(command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(nproc)
-    ]
+    with door:
+        ranks = [
+            subprocess.Popen(
+                command,
+                env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                pass_fds=[door.fileno()] if rank == 0 else [],
+            )
+            for rank in range(nproc)
+        ]
     try:
         while any(rank.poll() is None for rank in ranks):
-            if bad := [rank.returncode for rank in ranks if rank.poll() not in (None, 0)]:
-                raise SystemExit(bad[0])  # it has said why
+            check_codes([rank.poll() for rank in ranks])
             time.sleep(POLL_SECONDS)
     finally:
         for rank in ranks:
             rank.kill()
             rank.wait()
-    if bad := [rank.returncode for rank in ranks if rank.returncode]:
-        raise SystemExit(bad[0])
+    check_codes([rank.returncode for rank in ranks])
+
+
+def check_codes(codes: Sequence[int | None]) -> None:
+    """Raises RunFailed if a rank was killed, and SystemExit if one has failed and said why."""
+    killed = [(rank, -code) for rank, code in enumerate(codes) if code is not None and code < 0]
+    for rank, number in killed[:1]:
+        raise RunFailed(
+            f"rank {rank} was killed ({signal.Signals(number).name}; SIGKILL is what happens when memory runs out), "
+            "so all ranks have ended; run the same command again, which goes on where it was"
+        )
+    if bad := [code for code in codes if code]:
+        raise SystemExit(max(bad))  # of one that lost another it is 1
 
 
 def wait_for(happened: Callable[[], bool]) -> bool:

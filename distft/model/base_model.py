@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -196,10 +196,7 @@ def _load(
             with places.shards.announced() if places.shards is not None else nullcontext():
                 found = whole_loading.load(folder, recipe, spec, labels, quantized, chosen, dtype, places.nowhere)
     loaded, missing = found
-    may_lack = spec.trains_head or spec.family.may_lack_head
-    lost = sorted(name for name in missing if not (may_lack and is_head(loaded, name)))
-    if lost:
-        raise UserError(f"model.path: {folder} lacks weights, among them {', '.join(lost[:3])}; download it again")
+    check_missing(folder, loaded, missing, spec)
     renew({name: parameter for name, parameter in loaded.named_parameters() if name in missing}, recipe.train.seed)
     known = {id(parameter) for parameter in loaded.parameters()}
     spec.extend(loaded, labels)
@@ -234,21 +231,28 @@ def check_architecture(folder: Path, recipe: Recipe, spec: ModelSpec) -> None:
         )
 
 
+def check_missing(folder: Path, model: Any, missing: Collection[str], spec: ModelSpec) -> None:
+    """Raises UserError if a model folder lacks weights that are not made anew."""
+    may_lack = spec.trains_head or spec.family.may_lack_head
+    lost = sorted(name for name in missing if not (may_lack and is_head(model, name)))
+    if lost:
+        raise UserError(f"model.path: {folder} lacks weights, among them {', '.join(lost[:3])}; download it again")
+
+
 def is_head(model: Any, name: str) -> bool:
     """Whether a parameter is beside the transformer proper. A pooler serves the head alone, wherever it stands."""
     return not name.startswith(f"{model.base_model_prefix}.") or ".pooler." in name
 
 
 def renew(parameters: dict[str, torch.nn.Parameter], seed: int) -> None:
-    """Fresh weights as BERT has them: normal with a deviation of 0.02, no bias, norms of one.
-
-    Not by transformers: what it makes depends on how many ranks share the weights.
-    """
+    """Not by transformers: what it makes depends on how many ranks share the weights."""
     for name, parameter in parameters.items():
-        shape = torch.Size(getattr(parameter, "ds_shape", parameter.shape))
-        digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-        source = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        value = torch.full(shape, 0.0 if name.endswith("bias") else 1.0)
-        if len(shape) > 1:
-            value.normal_(0.0, 0.02, generator=source)
-        fill(parameter, value)
+        fill(parameter, fresh(name, torch.Size(getattr(parameter, "ds_shape", parameter.shape)), seed))
+
+
+def fresh(name: str, shape: torch.Size, seed: int) -> torch.Tensor:
+    """A new weight as BERT has it, in fp32: normal with a deviation of 0.02, no bias, norms of one."""
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    source = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    value = torch.full(shape, 0.0 if name.endswith("bias") else 1.0)
+    return value.normal_(0.0, 0.02, generator=source) if len(shape) > 1 else value

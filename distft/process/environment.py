@@ -33,6 +33,7 @@ OUTPUT = "DISTFT_OUTPUT"  # FIRST-LAST: the bytes of the job's output that this 
 # From `predict`, `eval` and `submit --check` to their ranks.
 PASS = "DISTFT_PASS"  # the parent puts the parts together
 CHECKPOINT = "DISTFT_CHECKPOINT"  # the checkpoint that the parent chose
+SHARDS = "DISTFT_SHARDS"  # how many ranks hold one model together
 CHECK = "DISTFT_CHECK"  # folder in which the ranks of a diagnostic job meet
 
 FAILPOINT = "DISTFT_FAILPOINT"  # tests only: RANK:PLACE at which a rank is killed

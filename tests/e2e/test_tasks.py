@@ -93,6 +93,68 @@ def test_recipe(trained: Trained, command: Here, tmp_path: Path, name: str) -> N
     loaded_by_transformers(made.run / "final" / trial.exported, trial)
 
 
+QUICK = ("token-classification", "dpo")  # with a CRF; by gathering and by tensor parallelism
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.long) for n in TRIALS])
+def test_two_ranks_that_hold_the_model_together_tell_the_same(
+    trained: Trained, command: Here, tmp_path: Path, name: str
+) -> None:
+    trial, run = TRIALS[name], trained(name).run
+    source, told, scores = write(tmp_path / "asked.jsonl", trial.asked), [], []
+    for number, options in enumerate(((), ("--nproc", "2", "--shards", "2"))):
+        out = tmp_path / f"{number}.jsonl"
+        ended = command("predict", run, "--input", source, "--output", out, *trial.options, *options)
+        assert ended.code == 0, ended.err
+        assert ("2 ranks hold the model together" in ended.err) == bool(options)
+        told.append(read(out))
+        assert command("eval", run, *options).code == 0
+        scores.append(json.loads((run / "evaluations" / "eval.json").read_text())["scores"])
+    assert scores[1] == pytest.approx(scores[0], abs=1e-5)
+    for alone, together in zip(*told, strict=True):
+        assert together.keys() == alone.keys()
+        for key, value in alone.items():
+            assert together[key] == (pytest.approx(value, abs=1e-5) if numbers_in(value) else value), key
+
+
+def numbers_in(value: Any) -> bool:
+    """Whether it is a number, or a table of numbers."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    return all(isinstance(one, float) for one in inner)
+
+
+def test_a_rank_of_several_that_hold_a_model_dies_and_the_same_command_goes_on(
+    trained: Trained, command: Here, tmp_path: Path
+) -> None:
+    made = trained("sequence-classification")
+    source = write(
+        tmp_path / "in.jsonl", [{"text": f"The brakes of bike {number} are quiet."} for number in range(4000)]
+    )
+    out, expected = tmp_path / "out.jsonl", tmp_path / "expected.jsonl"
+    again = ("predict", made.run, "--input", source, "--output", out, "--nproc", "2", "--shards", "2")
+    parts = tmp_path / ".out.jsonl.parts"
+    with made.place.start(*again) as first:
+        until(lambda: len(list(parts.glob("*.jsonl"))) >= 2, "two parts")
+        ranks = psutil.Process(first.pid).children()
+        ranks[1].kill()
+        ended = first.end()
+    assert ended.code == 1
+    assert ended.sentence.startswith("rank 1 was killed (SIGKILL")
+    assert not any(rank.is_running() for rank in ranks)
+    done = sorted(parts.glob("*.jsonl"))
+    assert 2 <= len(done) < 16
+    mark_first_line(done[0])  # what is done is not done again
+    ended = made.place.run(*again)
+    assert ended.code == 0, ended.err
+    assert command("predict", made.run, "--input", source, "--output", expected).code == 0
+    assert [one.get("label") for one in read(out)] == [None, *(one["label"] for one in read(expected)[1:])]
+
+
+def test_groups_must_come_out_even(trained: Trained, command: Here) -> None:
+    ended = command("eval", trained("sequence-classification").run, "--nproc", "3", "--shards", "2")
+    assert (ended.code, ended.sentence) == (2, "--shards 2: 3 ranks do not make groups of 2; give another --nproc")
+
+
 def in_the_run(run: Path, names: Iterable[str]) -> dict[str, float]:
     """The same scores as they were in training, after the step that was exported."""
     step = json.loads((run / "final" / "distft.json").read_text())["step"]

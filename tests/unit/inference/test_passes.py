@@ -12,7 +12,8 @@ from distft.data.bad_records import Bad
 from distft.data.sources import Source
 from distft.errors import UserError
 from distft.inference import predictor
-from distft.inference.passes import Pass, line_of, score
+from distft.inference.parts import Pass, line_of
+from distft.inference.passes import score
 from distft.metrics.scores import Report
 from distft.run.folder import RunDir
 from tests.unit.recipes import recipe

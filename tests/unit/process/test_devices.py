@@ -152,7 +152,8 @@ def test_predict_starts_a_rank_per_gpu(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setattr(passes, "begin", lambda work: None)
-    monkeypatch.setattr(passes, "start_workers", lambda nproc, part, checkpoint: found.append(nproc))
+    monkeypatch.setattr(passes, "needed", lambda work, ranks, console: 1)
+    monkeypatch.setattr(passes, "start_workers", lambda nproc, part, checkpoint, shards: found.append(nproc))
     monkeypatch.setattr(passes, "do_parts", lambda work, console: 1)
     assert passes.carry_out(Work(), asked, Console(False)) == 1  # type: ignore[arg-type]
     assert found == started
